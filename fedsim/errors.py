@@ -1,0 +1,58 @@
+"""Errors that are answers: each names what was found, what is allowed, and where."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+
+class FedsimError(Exception):
+    """Base class of every error this package raises on purpose."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with what the user gave us, printed as ``file:line: key: message``."""
+
+    message: str
+    key: str | None = None
+    file: str | None = None
+    line: int | None = None
+
+    def __str__(self) -> str:
+        where = self.file or ""
+        if self.file and self.line:
+            where += f":{self.line}"
+        return ": ".join(part for part in (where, self.key, self.message) if part)
+
+
+class InputError(FedsimError):
+    """The scenario, the command line, or a file they name is wrong (exit code 2).
+
+    `key` is the dotted key relative to whoever raises it (a data set says ``path``; the scenario
+    reader turns that into ``data.path`` and adds file and line).
+    """
+
+    def __init__(self, message: str | Iterable[Problem], key: str | None = None, file: str | None = None) -> None:
+        self.problems = [Problem(message, key, file)] if isinstance(message, str) else list(message)
+        super().__init__("\n".join(str(p) for p in self.problems))
+
+    def under(self, prefix: str) -> InputError:
+        """The same problems with `prefix` put before each key that has no file of its own."""
+        return InputError(replace(p, key=f"{prefix}.{p.key}" if p.key else prefix) for p in self.problems)
+
+
+class RunError(FedsimError):
+    """The run itself failed (exit code 1); what was recorded stays readable."""
+
+
+def nearest(name: object, allowed: Sequence[str]) -> str:
+    """`` (did you mean 'x'?)`` for the nearest allowed name, or nothing."""
+    close = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.6)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def unknown(what: str, name: object, allowed: Sequence[str]) -> str:
+    """The message for a name that is not one of `allowed`."""
+    return f"unknown {what} {name!r}{nearest(name, allowed)}; allowed: {', '.join(allowed)}"

@@ -1,0 +1,106 @@
+"""Random numbers as a pure function of a key: (seed, purpose, client, round, step, ...).
+
+Nothing here has state. A draw depends on its key alone, so results do not depend on how clients are sharded, chunked or
+ordered, nor on what was drawn before; resuming a run needs no generator to be restored. Keys are 64-bit and are mixed with
+the SplitMix64 finalizer (Steele, Lea & Flood 2014), vectorised over numpy arrays.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Keys = npt.NDArray[np.uint64]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_M1 = np.uint64(0xBF58476D1CE4E5B9)
+_M2 = np.uint64(0x94D049BB133111EB)
+_FEISTEL_ROUNDS = 6
+
+
+def _mix(z: Keys) -> Keys:
+    """SplitMix64's finalizer: a bijection of 64-bit words whose every output bit depends on every input bit."""
+    z = (z ^ (z >> np.uint64(30))) * _M1
+    z = (z ^ (z >> np.uint64(27))) * _M2
+    return z ^ (z >> np.uint64(31))
+
+
+def key(seed: int, purpose: str, *parts: Any) -> Keys:
+    """Keys for `purpose`, one per element of the broadcast `parts` (client, round, step, ...; integers or integer arrays).
+
+    The order of the parts matters; ``key(s, p, a, b) == fold(key(s, p, a), b)``.
+    """
+    start = np.array([(seed % 2**64) ^ (zlib.crc32(purpose.encode()) << 20)], dtype=np.uint64)
+    return fold(_mix(start + _GOLDEN), *parts)
+
+
+def fold(keys: Keys, *parts: Any) -> Keys:
+    """Derive further keys from `keys` by one or more integer parts (arrays broadcast)."""
+    with np.errstate(over="ignore"):
+        for part in parts:
+            word = np.asarray(part).astype(np.int64).view(np.uint64) if np.ndim(part) else np.uint64(int(part) % 2**64)
+            keys = _mix((keys ^ word) * _M2 + _GOLDEN)
+    return keys
+
+
+def uniform(keys: Keys) -> Floats:
+    """One number in [0, 1) per key, 53 bits."""
+    return (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def normal(keys: Keys) -> Floats:
+    """One standard normal number per key (Box-Muller)."""
+    u = 1.0 - uniform(fold(keys, 1))
+    return np.asarray(np.sqrt(-2.0 * np.log(u)) * np.cos(2.0 * np.pi * uniform(fold(keys, 2))))
+
+
+def integers(keys: Keys, high: Any) -> Ints:
+    """One integer in [0, high) per key; `high` below 2**32 may be an array."""
+    with np.errstate(over="ignore"):
+        return (((keys >> np.uint64(32)) * np.asarray(high).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
+
+
+def permute(keys: Keys, positions: Ints, size: Any) -> Ints:
+    """Where a keyed random permutation of ``range(size)`` sends `positions` (all arrays broadcast; positions < size).
+
+    A generalised Feistel network over Z_a x Z_b with ``a * b >= size`` and cycle walking (Black & Rogaway 2002): shuffles
+    and draws without replacement cost one evaluation per element drawn, whatever the size of the set, and need no memory.
+    """
+    size = np.asarray(size, dtype=np.uint64)
+    a = np.ceil(np.sqrt(size.astype(np.float64))).astype(np.uint64)
+    a = np.maximum(a, np.uint64(1))
+    b = np.maximum((size + a - np.uint64(1)) // a, np.uint64(1))
+    keys, value, size, a, b = np.broadcast_arrays(keys, np.asarray(positions).astype(np.uint64), size, a, b)
+    value = _feistel(keys, value, a, b)
+    outside = value >= size
+    while outside.any():  # cycle walking: apply again until back inside; each pass leaves only a small share
+        value[outside] = _feistel(keys[outside], value[outside], a[outside], b[outside])
+        outside = value >= size
+    return value.astype(np.int64)
+
+
+def _feistel(keys: Keys, value: Keys, a: Keys, b: Keys) -> Keys:
+    left, right = value // b, value % b
+    with np.errstate(over="ignore"):
+        for i in range(_FEISTEL_ROUNDS):
+            salt = keys + np.uint64(i) * _GOLDEN
+            if i % 2 == 0:
+                left = (left + _scale(_mix(salt ^ (right * _M1)), a)) % a
+            else:
+                right = (right + _scale(_mix(salt ^ (left * _M1)), b)) % b
+    return np.asarray(left * b + right)
+
+
+def _scale(words: Keys, high: Keys) -> Keys:
+    return ((words >> np.uint64(32)) * high) >> np.uint64(32)
+
+
+def generator(seed: int, purpose: str, *parts: int) -> np.random.Generator:
+    """A numpy generator keyed the same way, for one-off draws with a rich distribution (partitions, graphs, cohorts)."""
+    words = key(seed, purpose, *parts)
+    return np.random.Generator(np.random.Philox(key=int(words[0])))

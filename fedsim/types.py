@@ -1,0 +1,44 @@
+"""The vocabulary of the package: states, messages, constrained numbers, and helpers that reduce the last axis.
+
+Every tensor an algorithm touches has shape ``[..., d]``: the last axis is the ``d`` parameters, leading axes are clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+State = dict[str, Tensor]
+"""What a server, a node or a client keeps: names to tensors whose last axis is ``d`` (or 1 for a scalar per client)."""
+
+Message = dict[str, Tensor]
+"""What travels; same form as a State, one to one with a Flower ArrayRecord."""
+
+Aggregate = Callable[..., Tensor]
+"""``aggregate(values[, weights])``: ``[m, d]`` with weights ``[m]`` gives ``[d]``; with a mixing matrix ``[n, m]``, ``[n, d]``."""
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(gt=0)]
+
+
+def norm(v: Tensor) -> Tensor:
+    """Euclidean norm over the last axis, kept as an axis of length 1: ``[..., d] -> [..., 1]``."""
+    return torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+
+
+def dot(u: Tensor, v: Tensor) -> Tensor:
+    """Inner product over the last axis: ``[..., d], [..., d] -> [..., 1]``."""
+    return (u * v).sum(dim=-1, keepdim=True)
+
+
+def clip_norm(v: Tensor, bound: float) -> Tensor:
+    """Scale each row down to Euclidean norm `bound`; shorter rows are unchanged. ``[..., d] -> [..., d]``."""
+    return v * (bound / norm(v).clamp_min(1e-12)).clamp(max=1.0)
