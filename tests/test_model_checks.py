@@ -1,0 +1,188 @@
+"""What is refused as a model, and somebody's own models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedsim.errors import InputError
+from fedsim.losses import loss_function, predictions
+from fedsim.models import build_model, flatten, refuse_batch_statistics
+
+F32, F64 = torch.float32, torch.float64
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.b.weight = self.a.weight
+
+
+def frozen() -> nn.Module:
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    module[0].bias.requires_grad_(False)
+    return module
+
+
+def holding(p: Tensor) -> nn.Module:
+    module = nn.Linear(3, 2)
+    module.register_parameter("extra", nn.Parameter(p, requires_grad=p.is_floating_point() or p.is_complex()))
+    return module
+
+
+REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
+    (lambda: nn.BatchNorm1d(3), "the module \\(BatchNorm1d\\) .* use GroupNorm or LayerNorm"),
+    (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.BatchNorm2d(2))), "'1.0' \\(BatchNorm2d\\)"),
+    (lambda: nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False)), "'0' \\(BatchNorm2d\\)"),
+    (lambda: nn.Sequential(nn.BatchNorm3d(2)), "BatchNorm3d"),
+    (lambda: nn.Sequential(nn.SyncBatchNorm(2)), "SyncBatchNorm"),
+    (lambda: nn.Sequential(nn.InstanceNorm2d(2, track_running_stats=True)), "'0' \\(InstanceNorm2d\\)"),
+    (lambda: nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)), "'1' \\(Dropout\\) has dropout 0.5.*set it to 0"),
+    (lambda: nn.Sequential(nn.Linear(3, 2), nn.AlphaDropout(0.1)), "AlphaDropout"),
+    (lambda: nn.LSTM(3, 2, num_layers=2, dropout=0.2), "the module \\(LSTM\\) has dropout 0.2"),
+    (lambda: nn.TransformerEncoderLayer(4, 2, 8), "has dropout 0.1"),
+    (lambda: nn.Sequential(nn.LazyLinear(3)), "'weight' of sub-module '0' \\(LazyLinear\\) is not initialised"),
+    (lambda: nn.Linear(3, 2, device="meta"), "not initialised"),
+    (Tied, "'weight' of sub-module 'b' .* shares its memory with parameter 'weight' of sub-module 'a'"),
+    (frozen, "'bias' of sub-module '0' \\(Linear\\) is frozen"),
+    (lambda: nn.Sequential(nn.Flatten(), nn.ReLU()), "Sequential has no trainable parameters"),
+    (lambda: holding(torch.zeros(2, dtype=torch.complex64)), "'extra' of the module \\(Linear\\) is complex64"),
+    (lambda: holding(torch.zeros(2, dtype=torch.int64)), "'extra' .* is int64"),
+]
+
+
+@pytest.mark.parametrize("make,message", REFUSED)
+def test_refused_modules(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        refuse_batch_statistics(make())
+    assert caught.value.problems[0].key == "name"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.0), nn.LayerNorm(2)),
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4)),
+        lambda: nn.LSTM(3, 2, num_layers=2),
+        lambda: nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0),
+        lambda: (lambda layer: nn.Sequential(layer, nn.ReLU(), layer))(nn.Linear(3, 3)),  # one layer used twice
+    ],
+)
+def test_accepted_modules(make: Callable[[], nn.Module]) -> None:
+    refuse_batch_statistics(make())
+
+
+OWN = """
+import torch, torch.nn.functional as F
+from dataclasses import dataclass
+from torch import nn
+from fedsim.errors import InputError
+from fedsim.models import Model
+
+def plain(width, input_shape, num_outputs):
+    return nn.Sequential(nn.Flatten(), nn.Linear(input_shape[0], width), nn.Tanh(), nn.Linear(width, num_outputs))
+
+def fixed(**kwargs):
+    assert not kwargs, kwargs
+    return nn.Linear(6, 3)
+
+class Net(nn.Module):
+    def __init__(self, num_outputs):
+        super().__init__()
+        self.layer = nn.Linear(6, num_outputs)
+        self.register_buffer("scale", torch.tensor([2.0]))
+    def forward(self, x):
+        return self.layer(x) * self.scale
+
+@dataclass(frozen=True)
+class Own(Model):
+    width: int
+    def build(self, input_shape, num_outputs):
+        return plain(self.width, input_shape, num_outputs)
+
+class Counting(Net):
+    def forward(self, x):
+        self.scale += 1
+        return self.layer(x)
+
+class Centred(Net):
+    def forward(self, x):
+        return self.layer(x - x.mean(0))
+
+class Dropping(Net):
+    def forward(self, x):
+        return self.layer(F.dropout(x, 0.5, self.training))
+
+class Single(Net):
+    def forward(self, x):
+        return self.layer(x.float())
+
+def squared(outputs, targets):
+    return (outputs - F.one_hot(targets, outputs.shape[-1])).square().sum(-1)
+
+def normed(): return nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
+def number(): return 3
+def broken(): raise KeyError("x")
+def picky(depth): raise InputError("found 0, allowed: 1 or more", key="depth")
+"""
+
+
+@pytest.fixture(name="own")
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "fedsim_test_own_models.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "fedsim_test_own_models"
+
+
+@pytest.mark.parametrize("factory,keys", [("plain", {"width": 5}), ("fixed", {}), ("Net", {}), ("Own", {"width": 5})])
+def test_somebodys_own_model(own: str, factory: str, keys: dict[str, Any]) -> None:
+    section = {"name": f"{own}:{factory}", **keys}
+    module, loss = build_model(section, (6,), 3, 0, F64)
+    assert loss == "cross_entropy"
+    assert module(torch.zeros(2, 6, dtype=F64)).shape == (2, 3)
+    assert torch.equal(flatten(module), flatten(build_model(section, (6,), 3, 0, F64)[0]))
+    assert not torch.equal(flatten(module), flatten(build_model(section, (6,), 3, 1, F64)[0]))
+
+
+def test_somebodys_own_loss(own: str) -> None:
+    _, name = build_model({"name": f"{own}:Net", "loss": f"{own}:squared"}, (6,), 3, 0, F32)
+    assert name == f"{own}:squared"
+    outputs, targets = torch.tensor([[0.0, 2.0, 0.0]]), torch.tensor([1])
+    assert loss_function(name)(outputs, targets).tolist() == [1.0]
+    assert predictions(outputs, name).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "factory,keys,key,message",
+    [
+        ("plain", {"widht": 5}, "widht", "unknown key of '.*plain' 'widht' .did you mean 'width'"),
+        ("plain", {}, "name", "failed: TypeError: .* 'width'"),
+        ("Own", {"width": "5"}, "width", "found '5'"),
+        ("Own", {}, "width", "missing"),
+        ("number", {}, "name", "must return a torch.nn.Module, found int"),
+        ("broken", {}, "name", "failed: KeyError: 'x'"),
+        ("picky", {"depth": 0}, "depth", "^depth: found 0"),
+        ("normed", {}, "name", "'1' \\(BatchNorm1d\\)"),
+        ("Counting", {}, "name", "buffer 'scale' changes"),
+        ("Centred", {}, "name", "another output alone than in a batch"),
+        ("Dropping", {}, "name", "another output alone than in a batch"),
+        ("Single", {}, "name", "cannot take inputs \\[b, 6\\]: RuntimeError"),
+    ],
+)
+def test_somebodys_own_mistake(own: str, factory: str, keys: dict[str, Any], key: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        build_model({"name": f"{own}:{factory}", **keys}, (6,), 3, 0, F64)
+    assert caught.value.problems[0].key == key
+
+
+def test_somebodys_own_model_must_fit_the_data(own: str) -> None:
+    with pytest.raises(InputError, match="must give outputs \\[4, 7\\] for 4 samples, found \\[4, 3\\]"):
+        build_model({"name": f"{own}:fixed"}, (6,), 7, 0, F32)
+    with pytest.raises(InputError, match="cannot take inputs \\[b, 5\\]"):
+        build_model({"name": f"{own}:fixed"}, (5,), 3, 0, F32)
