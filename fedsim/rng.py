@@ -20,7 +20,10 @@ Floats = npt.NDArray[np.float64]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
 _M2 = np.uint64(0x94D049BB133111EB)
-_FEISTEL_ROUNDS = 6
+_FEISTEL_ROUNDS = 8
+_SMALL = np.uint64(
+    32
+)  # below this size 8 rounds leave some orders of the set visibly rarer; three times as many do not
 
 
 def _mix(z: Keys) -> Keys:
@@ -76,18 +79,27 @@ def permute(keys: Keys, positions: Ints, size: Any) -> Ints:
     a = np.maximum(a, np.uint64(1))
     b = np.maximum((size + a - np.uint64(1)) // a, np.uint64(1))
     keys, value, size, a, b = np.broadcast_arrays(keys, np.asarray(positions).astype(np.uint64), size, a, b)
-    value = _feistel(keys, value, a, b)
+    value = _shuffle(keys, value, a, b, size)
     outside = value >= size
     while outside.any():  # cycle walking: apply again until back inside; each pass leaves only a small share
-        value[outside] = _feistel(keys[outside], value[outside], a[outside], b[outside])
+        value[outside] = _shuffle(keys[outside], value[outside], a[outside], b[outside], size[outside])
         outside = value >= size
     return value.astype(np.int64)
 
 
-def _feistel(keys: Keys, value: Keys, a: Keys, b: Keys) -> Keys:
+def _shuffle(keys: Keys, value: Keys, a: Keys, b: Keys, size: Keys) -> Keys:
+    value = _feistel(keys, value, a, b, range(_FEISTEL_ROUNDS))
+    small = size < _SMALL
+    if small.any():
+        extra = range(_FEISTEL_ROUNDS, 3 * _FEISTEL_ROUNDS)
+        value[small] = _feistel(keys[small], value[small], a[small], b[small], extra)
+    return value
+
+
+def _feistel(keys: Keys, value: Keys, a: Keys, b: Keys, rounds: range) -> Keys:
     left, right = value // b, value % b
     with np.errstate(over="ignore"):
-        for i in range(_FEISTEL_ROUNDS):
+        for i in rounds:
             salt = keys + np.uint64(i) * _GOLDEN
             if i % 2 == 0:
                 left = (left + _scale(_mix(salt ^ (right * _M1)), a)) % a

@@ -6,7 +6,7 @@ Every tensor an algorithm touches has shape ``[..., d]``: the last axis is the `
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -27,6 +27,8 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
+BatchSize = Count | Literal["full"]
+"""Samples per local step; ``full`` is all the client has."""
 
 
 def norm(v: Tensor) -> Tensor:

@@ -1,0 +1,26 @@
+"""fedsim: federated and decentralized learning, simulated. One scenario file describes a run; `run` runs it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fedsim.registry import register
+
+if TYPE_CHECKING:
+    from fedsim.config import load
+    from fedsim.simulation import run
+    from fedsim.sweeps import sweep
+
+__version__ = "0.1.0"
+__all__ = ["load", "register", "run", "sweep"]
+
+_HOME = {"load": "fedsim.config", "run": "fedsim.simulation", "sweep": "fedsim.sweeps"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch and friends only when they are needed: ``fedsim --help`` has to be quick."""
+    if name in _HOME:
+        import importlib
+
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'fedsim' has no attribute '{name}'")

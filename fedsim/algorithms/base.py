@@ -1,0 +1,195 @@
+"""What an algorithm is: arithmetic on the last axis, in seven small methods.
+
+Every tensor has shape ``[..., d]``; leading axes are clients. The same lines serve one client, a shard and all nodes of a
+graph. In code ``delta = x_local - x_received``, so descent is ``+ delta``.
+
+Conventions fixed once for all algorithms: `clip` bounds each minibatch gradient before anything is added to it; correction terms come
+next; weight decay is added last, as ``weight_decay * x``; momentum accumulates that sum and starts from zero in every round.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.schedules import Decaying, LocalWork, LrDecay, Work
+from fedsim.registry import Part
+from fedsim.task import Oracle
+from fedsim.types import Aggregate, BatchSize, Count, Decay, Message, NonNegative, Positive, State, clip_norm
+
+
+@dataclass(frozen=True)
+class Effort:
+    """The local work behind each row's message: `steps` done and the learning rate used, both ``[m, 1]``."""
+
+    steps: Tensor
+    lr: Tensor
+
+
+@dataclass(frozen=True)
+class Round:
+    """What `combine` may know of a round.
+
+    `weights` ``[m, 1]`` are the aggregation weights (None for gossip, where a mixing matrix aggregates); `importance` ``[m, 1]`` are
+    the p_i of these clients in the global objective (they sum to 1 over all `num_clients`); `steps` and `lr` ``[m, 1]`` tell the local work.
+    """
+
+    number: int
+    num_clients: int
+    importance: Tensor
+    steps: Tensor
+    lr: Tensor
+    weights: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm(Part, ABC):
+    """Base class of every algorithm; its fields are its YAML keys.
+
+    Parameters
+    ----------
+    lr : local learning rate.
+    local_steps, local_epochs : local work per round, one of the two (default: one step). A number, a list (one per client), or
+        ``{uniform: [lo, hi]}``.
+    batch_size : samples per local step, or ``full`` for the client's whole data.
+    momentum : heavy-ball momentum of the local solver, reset every round.
+    weight_decay : L2 coefficient added to every local step.
+    clip : bound on the norm of each minibatch gradient.
+    lr_decay : factor per round, or a schedule (see `LrDecay`).
+    """
+
+    setting: ClassVar[Literal["server", "gossip"]]
+    lr: Positive = 0.1
+    local_steps: LocalWork | None = None
+    local_epochs: LocalWork | None = None
+    batch_size: BatchSize = 32
+    momentum: Decay = 0.0
+    weight_decay: NonNegative = 0.0
+    clip: Positive | None = None
+    lr_decay: Decaying = LrDecay(exponential=1.0)  # noqa: RUF009 - frozen
+
+    # --- what an algorithm may define ---------------------------------------------------------------------------------
+
+    def init(self, params: Tensor) -> State:
+        """State of the server, ``params [d]``, or of all nodes of a graph, ``params [n, d]``."""
+        return {"x": params}
+
+    def init_client(self, params: Tensor) -> State:  # noqa: ARG002
+        """What a client keeps between rounds, as rows ``[m, d]`` (or ``[m, 1]``); `params` ``[m, d]`` gives shape and device."""
+        return {}
+
+    def broadcast(self, state: State) -> Message:
+        """What clients receive."""
+        return {"x": state["x"]}
+
+    def direction(self, oracle: Oracle, x: Tensor, received: Message, client: State) -> Tensor:  # noqa: ARG002
+        """The descent direction of one local step (what most papers change): the minibatch gradient."""
+        return self.gradient(oracle, x)
+
+    def local_step(self, oracle: Oracle, local: State, received: Message, client: State) -> State:
+        """``v = momentum v + direction + weight_decay x;  x = x - lr v``."""
+        x = local["x"]
+        v = self.direction(oracle, x, received, client)
+        if self.weight_decay > 0:
+            v = torch.add(v, x, alpha=self.weight_decay)
+        if self.momentum > 0:
+            v = torch.add(v, local["v"], alpha=self.momentum) if "v" in local else v
+            return {**local, "x": torch.addcmul(x, v, oracle.lr, value=-1.0), "v": v}
+        return {**local, "x": torch.addcmul(x, v, oracle.lr, value=-1.0)}
+
+    @abstractmethod
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
+        """What a client reports after its local work, and what it keeps."""
+
+    @abstractmethod
+    def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
+        """The next state, from the messages of the round's clients: at the server, or at every node of a graph."""
+
+    def start(self, received: Message, client: State) -> State:  # noqa: ARG002
+        """What local work starts from."""
+        return {"x": received["x"]}
+
+    def payload(self, message: Message) -> Message:
+        """The part of a message that crosses the network (for counting bytes)."""
+        return message
+
+    def check(self, num_clients: int) -> None:
+        """Raise InputError where the keys do not fit together or do not fit the scenario."""
+
+    # --- shared by all -------------------------------------------------------------------------------------------------
+
+    def gradient(self, oracle: Oracle, x: Tensor) -> Tensor:
+        """The minibatch gradient at `x`, clipped where `clip` says so."""
+        g = oracle.grad(x)
+        return g if self.clip is None else clip_norm(g, self.clip)
+
+    def work(self) -> tuple[Work, bool]:
+        """The local work and whether it counts epochs."""
+        if self.local_epochs is not None:
+            return self.local_epochs, True
+        return self.local_steps or Work(fixed=1), False
+
+    def lr_at(self, rounds: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Local learning rate of rounds 1, 2, ..."""
+        return self.lr * self.lr_decay.factor(np.asarray(rounds) - 1)
+
+    def step_weight_sum(self, steps: Tensor) -> Tensor:
+        """||a_i||_1: the sum of the weights with which a round's directions enter ``(x - y_K) / lr``.
+
+        Without momentum it is the number of steps; with momentum r, sum_{j=1..K} (1 - r^j) / (1 - r) (FedNova, arXiv 2007.07481).
+        """
+        if self.momentum == 0:
+            return steps
+        r = self.momentum
+        return (steps - r * (1 - r**steps) / (1 - r)) / (1 - r)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerAlgorithm(Algorithm):
+    """A server broadcasts, clients report ``delta``, the server steps along their weighted mean.
+
+    Parameters
+    ----------
+    server_lr : the server's step along the aggregated delta.
+    weighting : ``samples`` weighs clients by their share of the data, ``uniform`` alike.
+    """
+
+    setting: ClassVar[Literal["server", "gossip"]] = "server"
+    server_lr: Positive = 1.0
+    weighting: Literal["samples", "uniform"] = "samples"
+
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:  # noqa: ARG002
+        return {"delta": local["x"] - received["x"]}, client
+
+    def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:  # noqa: ARG002
+        """``x = x + server_lr * sum_i w_i delta_i``"""
+        return {**state, "x": state["x"] + self.server_lr * aggregate(messages["delta"])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GossipAlgorithm(Algorithm):
+    """Nodes of a graph mix what their neighbours send; there is no server."""
+
+    setting: ClassVar[Literal["server", "gossip"]] = "gossip"
+    indicators: ClassVar[Mapping[str, Literal["sporadic", "always"]]] = {"compute": "sporadic", "links": "sporadic"}
+    """Whether the scenario's compute and link probabilities decide who computes and which links fire, or everything always does."""
+
+    needs_symmetric: ClassVar[bool] = False
+    """Whether the mixing matrix must be symmetric, so that a directed graph is refused."""
+
+    def period(self, compute_probability: npt.NDArray[np.float64]) -> int:  # noqa: ARG002
+        """Links are used in every `period`-th round only."""
+        return 1
+
+
+__all__ = [
+    "Aggregate", "Algorithm", "Count", "Decay", "Effort", "GossipAlgorithm", "Message", "NonNegative", "Oracle",
+    "Positive", "Round", "ServerAlgorithm", "State",
+]  # fmt: skip

@@ -1,0 +1,115 @@
+"""DSpodFL (arXiv 2402.03448 v4, ICLR 2025, Eq. 2 to 4 and Algorithm 1) and the methods it contains.
+
+Nodes compute sporadically (v_i) and links fire sporadically (vhat_ij). Gradient and mixing both use the old parameters: combine while
+adapting, not adapt then combine. The realised matrix is ``p_ij = r_ij vhat_ij``, ``p_ii = 1 - sum_j r_ij vhat_ij`` with R the mixing matrix of the
+physical graph (Metropolis by default), so every realised P is symmetric and doubly stochastic and the network average moves by gradients alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from fedsim.algorithms.base import Aggregate, Effort, GossipAlgorithm, Message, Round, State
+from fedsim.registry import register
+from fedsim.types import BatchSize
+
+_ALWAYS: Mapping[str, Literal["sporadic", "always"]] = {"compute": "always", "links": "always"}
+
+
+@register.algorithm("dspodfl")
+@dataclass(frozen=True, kw_only=True)
+class DSpodFL(GossipAlgorithm):
+    """``x_i = sum_j p_ij x_j + delta_i``, with ``delta_i = - v_i lr g_i(x_i)`` for one local step.
+
+    `compute` and `links` of the participation give the probabilities d_i and b_ij. More than one local step is our extension:
+    delta_i is then the whole local change.
+    """
+
+    needs_symmetric: ClassVar[bool] = True
+
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:  # noqa: ARG002
+        return {"x": received["x"], "delta": local["x"] - received["x"]}, client
+
+    def payload(self, message: Message) -> Message:
+        return {"x": message["x"]}
+
+    def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:  # noqa: ARG002
+        return {**state, "x": aggregate(messages["x"]).add_(messages["delta"])}
+
+
+@register.algorithm("dgd")
+@dataclass(frozen=True, kw_only=True)
+class DGD(DSpodFL):
+    """Decentralized gradient descent: DSpodFL with every node computing and every link used, ``x_i = sum_j w_ij x_j - lr g_i(x_i)``.
+
+    Full gradients by default. Compute and link probabilities, if a scenario gives any, only enter the delay metric.
+    """
+
+    batch_size: BatchSize = "full"
+    indicators: ClassVar[Mapping[str, Literal["sporadic", "always"]]] = _ALWAYS
+    needs_symmetric: ClassVar[bool] = False
+
+
+@register.algorithm("dpsgd")
+@dataclass(frozen=True, kw_only=True)
+class DPSGD(DSpodFL):
+    """D-PSGD (Lian et al., arXiv 1705.09056, Algorithm 1): DGD with minibatch gradients."""
+
+    indicators: ClassVar[Mapping[str, Literal["sporadic", "always"]]] = _ALWAYS
+    needs_symmetric: ClassVar[bool] = False
+
+
+@register.algorithm("randomized_gossip")
+@dataclass(frozen=True, kw_only=True)
+class RandomizedGossip(DSpodFL):
+    """DSpodFL's case "sporadic aggregations" (RG): every node computes, links fire with their probabilities."""
+
+    indicators: ClassVar[Mapping[str, Literal["sporadic", "always"]]] = {"compute": "always", "links": "sporadic"}
+
+
+@register.algorithm("sporadic_sgd")
+@dataclass(frozen=True, kw_only=True)
+class SporadicSGD(DSpodFL):
+    """DSpodFL's case "sporadic SGDs": nodes compute with their probabilities, every link is used."""
+
+    indicators: ClassVar[Mapping[str, Literal["sporadic", "always"]]] = {"compute": "sporadic", "links": "always"}
+
+
+@register.algorithm("periodic_gossip")
+@dataclass(frozen=True, kw_only=True)
+class PeriodicGossip(DSpodFL):
+    """DFedAvg as the DSpodFL paper runs it: every node computes in every round, all links are used in every D-th.
+
+    ``every: auto`` is the paper's D = ceil((1/m) sum_i 1/d_i). For several local steps and then one mixing as one round see `dfedavg`.
+    """
+
+    every: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    indicators: ClassVar[Mapping[str, Literal["sporadic", "always"]]] = _ALWAYS
+    needs_symmetric: ClassVar[bool] = False
+
+    def period(self, compute_probability: npt.NDArray[np.float64]) -> int:
+        if self.every == "auto":
+            return math.ceil(float((1.0 / compute_probability).mean()) - 1e-9)
+        return self.every
+
+
+@register.algorithm("dfedavg")
+@dataclass(frozen=True, kw_only=True)
+class DFedAvg(GossipAlgorithm):
+    """DFedAvg (Sun et al., arXiv 2104.11375): K local steps, momentum optional, then one mixing: ``x_i = sum_j w_ij (x_j + delta_j)``.
+
+    With one local step this is adapt then combine (ATC), which differs from DGD in the order.
+    """
+
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:  # noqa: ARG002
+        return {"x": local["x"]}, client
+
+    def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:  # noqa: ARG002
+        return {**state, "x": aggregate(messages["x"])}

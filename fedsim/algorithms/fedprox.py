@@ -1,0 +1,26 @@
+"""FedProx (arXiv 1812.06127, Algorithm 2): FedAvg with a proximal term in the local objective.
+
+The paper's unequal local work is ``local_epochs: {uniform: [1, 20]}`` or the ``stragglers`` of the participation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fedsim.algorithms.base import Message, NonNegative, Oracle, State
+from fedsim.algorithms.fedavg import FedAvg
+from fedsim.registry import register
+
+
+@register.algorithm("fedprox")
+@dataclass(frozen=True, kw_only=True)
+class FedProx(FedAvg):
+    """``direction = g(x) + mu (x - x_received)``; the paper tunes mu in {0.001, 0.01, 0.1, 0.5, 1} and has no default."""
+
+    mu: NonNegative = 0.01
+
+    def direction(self, oracle: Oracle, x: torch.Tensor, received: Message, client: State) -> torch.Tensor:  # noqa: ARG002
+        g = self.gradient(oracle, x)
+        return g if self.mu == 0 else torch.add(g, x - received["x"], alpha=self.mu)

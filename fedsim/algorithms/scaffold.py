@@ -1,0 +1,60 @@
+"""SCAFFOLD (arXiv 1910.06378, Algorithm 1) with control variates, option II (default) or option I.
+
+Option II divides by the learning rate actually used and, with local momentum, by ||a_i||_1 instead of the number of steps, so that c_i
+stays a weighted mean of gradients; the paper has no momentum. The control variates are weighted with the clients' importance p_i (1/M for
+equal sizes), so that the fixed point is the minimiser of sum_i p_i f_i; the paper's uniform objective is ``weighting: uniform``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Round, ServerAlgorithm, State
+from fedsim.registry import register
+
+
+@register.algorithm("scaffold")
+@dataclass(frozen=True, kw_only=True)
+class Scaffold(ServerAlgorithm):
+    """``direction = g_i(y) - c_i + c``
+
+    ``c_i+ = c_i - c + (x - y_K) / (K lr)`` (option II) or the minibatch gradient at x (option I; of the first local minibatch);
+    ``x = x + server_lr * sum_S w_i delta_i``,  ``c = c + sum_S p_i (c_i+ - c_i)`` = |S|/M times the cohort's mean for uniform p.
+    Upload and download are 2 d.
+    """
+
+    option: Literal[1, 2] = 2
+
+    def init(self, params: torch.Tensor) -> State:
+        return {"x": params, "c": torch.zeros_like(params)}
+
+    def init_client(self, params: torch.Tensor) -> State:
+        return {"c": torch.zeros_like(params)}
+
+    def broadcast(self, state: State) -> Message:
+        return {"x": state["x"], "c": state["c"]}
+
+    def direction(self, oracle: Oracle, x: torch.Tensor, received: Message, client: State) -> torch.Tensor:
+        return self.gradient(oracle, x) - client["c"] + received["c"]
+
+    def local_step(self, oracle: Oracle, local: State, received: Message, client: State) -> State:
+        after = super().local_step(oracle, local, received, client)
+        if self.option == 1 and "g" not in local:  # the first local step evaluates the gradient at x itself
+            after["g"] = self.gradient(oracle, local["x"]) + self.weight_decay * local["x"]
+        return after
+
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
+        delta = local["x"] - received["x"]
+        if self.option == 1:
+            c = local.get("g", client["c"])
+        else:
+            per_step = effort.lr * self.step_weight_sum(effort.steps).clamp_min(1.0)
+            c = client["c"] - received["c"] - delta / per_step
+        return {"delta": delta, "c": c - client["c"]}, {"c": c}
+
+    def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
+        moved = super().combine(state, messages, round, aggregate)
+        return {**moved, "c": state["c"] + (round.importance * messages["c"]).sum(-2)}

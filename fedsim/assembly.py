@@ -1,0 +1,150 @@
+"""From a checked scenario to the objects a run is made of: data, model, objective, network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedsim.algorithms.base import GossipAlgorithm
+from fedsim.algorithms.schedules import Work
+from fedsim.config import Scenario
+from fedsim.data import Dataset, Quadratic
+from fedsim.errors import InputError
+from fedsim.gossip import Network, build_network
+from fedsim.models import build_model
+from fedsim.partition import assign_partition, label_counts
+from fedsim.registry import lookup
+from fedsim.supervised import SupervisedTask
+from fedsim.task import QuadraticTask, Task
+from fedsim.topology import build_topology
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Everything a run needs, built and checked. `counts` ``[clients, labels]`` is the partition's table (None without labels)."""
+
+    task: Task
+    network: Network | None
+    device: torch.device
+    dtype: torch.dtype
+    counts: np.ndarray[Any, Any] | None
+    layout: Mapping[str, str]
+    """Names and shapes of the model's parameters in the flat vector, as JSON strings for file metadata."""
+
+
+def assemble(scenario: Scenario) -> Assembly:
+    """Load the data, divide it, build model and graph.
+
+    Raises
+    ------
+    InputError
+        Anything that only shows once data, model and graph are there, with file, line and dotted key.
+    """
+    try:
+        return _assemble(scenario)
+    except InputError as error:
+        raise scenario.document.locate(error) from None
+
+
+def _assemble(s: Scenario) -> Assembly:
+    device, dtype = choose_device(s.run.device), getattr(torch, s.run.dtype)
+    with _section("data"):
+        data = s.dataset.load(s.clients, s.seed, s.base)
+    counts, layout = None, {}
+    task: Task
+    if isinstance(data, Quadratic):
+        if s.partition is not None:
+            raise InputError("a quadratic problem is already divided: remove the key", key="data.partition")
+        task = QuadraticTask(data, s.seed, device, dtype)
+        layout = {"layout": json.dumps([["x", [task.dim]]])}
+    else:
+        task, counts, layout = _supervised(s, data, device, dtype)
+    with _section("algorithm"):
+        s.algorithm.check(task.num_clients)
+        for key in ("local_steps", "local_epochs"):
+            _check_work(getattr(s.algorithm, key), key, task.num_clients)
+    with _section("participation"):
+        s.participation.check(task.num_clients)
+    network = None
+    if s.topology is not None and isinstance(s.algorithm, GossipAlgorithm):
+        with _section("topology"):
+            topology, weights = build_topology(s.topology, task.num_clients, s.seed, s.base)
+            network = build_network(topology, weights, s.algorithm)
+        _check_laws(s, network, task.num_clients)
+    return Assembly(task, network, device, dtype, counts, layout)
+
+
+def _supervised(
+    s: Scenario, data: Dataset, device: torch.device, dtype: torch.dtype
+) -> tuple[Task, Any, dict[str, str]]:
+    clients = s.clients or (len(data.clients) if data.clients is not None else None)
+    if clients is None:
+        raise InputError("missing; allowed: the number of clients to divide the data among", key="data.clients")
+    with _section("data.partition"):
+        rows = assign_partition(s.partition, data, clients, s.seed)
+    with _section("model"):
+        assert s.model is not None
+        module, loss_name = build_model(s.model, tuple(data.train_x.shape[1:]), data.num_classes, s.seed, dtype)
+    task = SupervisedTask(
+        data, rows, module, loss_name, lookup("loss", loss_name), s.seed, device, dtype, s.run.eval_samples
+    )
+    counts = None if data.num_classes is None else label_counts(data.train_y.numpy(), rows, data.num_classes)
+    shapes = task.kernel.layout
+    layout = [[n, list(shape)] for n, shape in zip(shapes.names, shapes.shapes, strict=True)]
+    return task, counts, {"layout": json.dumps(layout), "loss": loss_name}
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the first GPU where there is one.
+
+    Raises
+    ------
+    InputError
+        A GPU was asked for that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"found {name}, but PyTorch sees {torch.cuda.device_count()} CUDA devices; allowed: auto, cpu",
+            key="run.device",
+        )
+    return device
+
+
+class _section:
+    """Puts the section's name before the keys of problems raised inside."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, InputError):
+            raise error.under(self.name) from None
+
+
+def _check_work(work: Work | None, key: str, clients: int) -> None:
+    if work is not None and work.per_client is not None and len(work.per_client) != clients:
+        raise InputError(
+            f"found a list of {len(work.per_client)} numbers, allowed: {clients} (one per client)", key=key
+        )
+
+
+def _check_laws(s: Scenario, network: Network, nodes: int) -> None:
+    """Lists of probabilities have the right length."""
+    for key, purpose, counts in (
+        ("compute", "node", [nodes]),
+        ("links", "link", [len(m.links) for m in network.mixings]),
+    ):
+        for count in counts:
+            with _section(f"participation.{key}"):
+                getattr(s.participation, key).draw(count, s.seed, purpose, 1)

@@ -1,0 +1,1 @@
+"""Where clients are computed: every backend dispatches jobs and collects messages."""

@@ -1,0 +1,270 @@
+"""The command line. Everything heavy is imported inside the commands, so that ``fedsim --help`` is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from fedsim.errors import FedsimError, InputError
+
+if TYPE_CHECKING:
+    from fedsim.simulation import Progress
+
+app = typer.Typer(
+    help="Simulate federated and decentralized learning: one scenario file, thousands of clients.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ScenarioFile = Annotated[str, typer.Argument(help="scenario file (YAML)", metavar="SCENARIO")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="override a key: key.path=value", metavar="KEY=VALUE")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="where results go")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as one JSON object")]
+
+
+@app.command()
+def run(
+    scenario: ScenarioFile, settings: Settings = None, out: Out = None, resume: Resume = False, as_json: AsJson = False
+) -> None:
+    """Run a scenario; results go to a run directory."""
+    from fedsim.config import load
+    from fedsim.simulation import run as simulate
+
+    checked = load(scenario, settings)
+    with _progress(checked.name, checked.run.rounds, quiet=as_json) as progress:
+        result = simulate(checked, out, resume, progress)
+    last = result.metrics.iloc[-1].to_dict()
+    if as_json:
+        print(json.dumps({"dir": str(result.dir), "metrics": {k: None if v != v else v for k, v in last.items()}}))
+    else:
+        _console().print(f"[bold]{result.dir}[/bold]: {_line(last)}")
+
+
+@app.command()
+def plan(scenario: ScenarioFile, settings: Settings = None, as_json: AsJson = False) -> None:
+    """Say what a scenario would do: sizes, memory, bytes per round, graph checks. Runs nothing."""
+    from fedsim.config import load
+    from fedsim.planning import plan as make_plan
+
+    sections = make_plan(load(scenario, settings))
+    if as_json:
+        print(json.dumps(sections))
+        return
+    for title, rows in sections.items():
+        _table(title, [(k, _text(v)) for k, v in rows.items()])
+
+
+@app.command()
+def sweep(
+    sweep_file: Annotated[str, typer.Argument(help="sweep file (YAML)", metavar="SWEEP")],
+    settings: Settings = None,
+    out: Out = None,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the variations of a scenario one after another and compare them."""
+    from fedsim.sweeps import Point, summary
+    from fedsim.sweeps import sweep as run_sweep
+
+    def started(point: Point, index: int, count: int) -> Progress | None:
+        if not as_json:
+            _console().print(f"[{index + 1}/{count}] {point.label}", highlight=False)
+        return None
+
+    outcomes = run_sweep(sweep_file, out, resume, settings, started)
+    rows = summary(outcomes)
+    if as_json:
+        print(json.dumps(rows))
+    else:
+        keys = ["run", *[k for k in ("round", "test_accuracy", "node_accuracy", "train_loss", "delay_total", "bytes_sent", "error")
+                         if any(r.get(k) is not None for r in rows)]]  # fmt: skip
+        _table(str(outcomes[0].dir.parent), [tuple(_text(r.get(k, "")) for k in keys) for r in rows], keys)
+    if any(o.error for o in outcomes):
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(help="run directories, or folders of them", metavar="DIR...")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="the HTML file (default: report.html in the first DIR)")
+    ] = None,
+) -> None:
+    """Make one self-contained HTML page with figures; several runs are compared."""
+    from fedsim.report import write_report
+
+    _console().print(f"[bold]{write_report(directories, out)}[/bold]")
+
+
+@app.command()
+def topology(
+    what: Annotated[
+        str, typer.Argument(help="a graph's name, a graph file, or a scenario", metavar="NAME|FILE|SCENARIO")
+    ],
+    nodes: Annotated[int | None, typer.Option("--nodes", "-n", help="number of nodes (for a name)")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="a key of the graph or the scenario: key=value")
+    ] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="mixing weights")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="where the picture goes (PNG, SVG or PDF)")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Spectral gap, diameter, degrees of a graph, and a picture."""
+    from fedsim.planning import describe_topology
+
+    facts, graph = describe_topology(what, nodes, settings or [], weights)
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        _table(str(facts.get("name", what)), [(k, _text(v)) for k, v in facts.items() if k != "name"])
+    if out is not None or not as_json:
+        from fedsim.figures.topology import topology_figure
+
+        place = out or Path(f"{Path(what).stem}.png")
+        try:
+            topology_figure(graph, str(facts.get("name", what))).savefig(place, dpi=150)
+        except (OSError, ValueError) as error:
+            raise InputError(f"--out: the picture cannot be written to {place}: {error}") from None
+        if not as_json:
+            _console().print(f"picture: [bold]{place}[/bold]")
+
+
+@app.command()
+def check(
+    algorithm: Annotated[str, typer.Argument(help="a registered name or PKG.MOD:CLASS")],
+    settings: Annotated[list[str] | None, typer.Option("--set", help="a key of the algorithm: key=value")] = None,
+) -> None:
+    """Run the contract tests on an algorithm: stacked = sharded = single, same seed same numbers, and so on."""
+    from fedsim.contract import check_algorithm
+
+    results = check_algorithm(algorithm, settings or [])
+    rows = [("passed" if r.passed else "FAILED", r.name, r.detail) for r in results]
+    _table(algorithm, rows, ["", "law", "detail"])
+    if not all(r.passed for r in results):
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_parts(
+    kind: Annotated[str | None, typer.Argument(help="algorithms, datasets, models, graphs, ...")] = None,
+) -> None:
+    """List what scenarios can name."""
+    from fedsim.errors import unknown
+    from fedsim.registry import kinds, lookup, names
+
+    plurals = {_plural(k): k for k in kinds()}
+    plurals["topologies"] = "graph"
+    if kind is not None and kind not in plurals:
+        raise InputError(unknown("kind", kind, list(plurals)))
+    for plural, single in plurals.items():
+        if kind == plural or (kind is None and plural != "topologies"):
+            _table(plural, [(name, _first_line(lookup(single, name))) for name in names(single)])
+
+
+@app.command()
+def schema() -> None:
+    """Print the scenario's JSON Schema, for editors."""
+    from fedsim.schema import scenario_schema
+
+    print(json.dumps(scenario_schema(), indent=2))
+
+
+def main() -> NoReturn:
+    """Entry point: exit code 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted."""
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        sys.exit(2)
+    except FedsimError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; a checkpoint was written, --resume continues", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _table(title: str, rows: list[tuple[str, ...]], header: list[str] | None = None) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE if header else None, show_header=bool(header), highlight=False
+    )
+    for i in range(len(rows[0]) if rows else 1):
+        table.add_column(header[i] if header else "", overflow="fold", style="cyan" if i == 0 and not header else None)
+    for row in rows:
+        table.add_row(*[v.replace("[", "\\[") for v in row])
+    _console().print(table)
+
+
+@contextmanager
+def _progress(name: str, rounds: int, quiet: bool) -> Iterator[Progress | None]:
+    """A progress bar on standard error with the latest metrics."""
+    if quiet:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[last]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(name, total=rounds, last="")
+
+        def update(done: int, row: Any) -> None:
+            bar.update(task, completed=done, **({"last": _line(row)} if row else {}))
+
+        yield update
+
+
+def _line(row: Any) -> str:
+    keys = ("round", "test_accuracy", "node_accuracy", "test_loss", "train_loss", "optimum_distance", "delay_total")
+    return "  ".join(f"{k} {_text(row[k])}" for k in keys if row.get(k) is not None)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_text(v) for v in value)
+    return "" if value is None else str(value)
+
+
+def _plural(kind: str) -> str:
+    return {"loss": "losses", "mixing": "weights", "participation": "participations"}.get(kind, kind + "s")
+
+
+def _first_line(part: Callable[..., Any]) -> str:
+    return (part.__doc__ or "").strip().split("\n")[0].replace("``", "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,304 @@
+"""Scenario files: what a run is, checked before anything is computed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedsim.aggregators import Aggregator, Mean
+from fedsim.algorithms.base import Algorithm
+from fedsim.data import DatasetPart
+from fedsim.errors import InputError, Problem, unknown
+from fedsim.participation import Participation
+from fedsim.parts import dump_part, make_part, part_from
+from fedsim.registry import lookup
+from fedsim.types import Count
+from fedsim.yaml_files import Document, override, read_yaml
+
+SECTIONS = (
+    "name", "seed", "data", "model", "algorithm", "topology", "participation", "aggregator", "run", "backend",
+)  # fmt: skip
+_OWN_DATA_KEYS = ("dataset", "clients", "partition")
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class RunSection(BaseModel):
+    """How long a run is and what it records."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    rounds: Count = Field(100, description="rounds (combines) to run")
+    eval_every: Count = Field(10, description="evaluate in every that many rounds, besides round 0 and the last")
+    dtype: Literal["float32", "float64"] = "float32"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    trace: bool = Field(False, description="record the realised schedule in trace.jsonl")
+    eval_samples: Count | None = Field(
+        None, description="evaluate on a fixed random sample of that many rows (default: all)"
+    )
+    chunk_rows: Count | None = Field(
+        None, description="clients computed together (default: what fits the cache or the GPU)"
+    )
+    threads: Count | None = Field(None, description="CPU threads (default: PyTorch's own choice)")
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="write a checkpoint that often")
+
+
+class BackendSection(BaseModel):
+    """Where clients are computed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    name: Literal["vectorized"] = "vectorized"
+
+
+class Heading(BaseModel):
+    """The keys of a scenario that are not sections."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    name: Annotated[str, Field(pattern=_NAME, max_length=100)] = "scenario"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A checked scenario. `partition`, `model` and `topology` stay mappings: what they mean depends on the data."""
+
+    name: str
+    seed: int
+    dataset: DatasetPart
+    clients: int | None
+    partition: dict[str, Any] | None
+    model: dict[str, Any] | None
+    algorithm: Algorithm
+    topology: dict[str, Any] | None
+    participation: Participation
+    aggregator: Aggregator
+    run: RunSection
+    backend: BackendSection
+    document: Document
+
+    @property
+    def base(self) -> Path:
+        """The folder that relative paths are relative to."""
+        return self.document.base
+
+    def resolved(self) -> dict[str, Any]:
+        """The scenario with every default written out and paths absolute: running it again gives the same numbers."""
+        raw = self.document.values
+        data = {"dataset": raw["data"]["dataset"], **dump_part(self.dataset)}
+        if self.clients is not None:
+            data["clients"] = self.clients
+        if self.partition is not None:
+            data["partition"] = self.partition
+        mode = raw.get("participation", {}).get("mode") or _default_mode(self.algorithm)
+        sections: dict[str, Any] = {
+            "name": self.name,
+            "seed": self.seed,
+            "data": _absolute(data, self.base),
+            "model": self.model,
+            "algorithm": {"name": raw["algorithm"]["name"], **dump_part(self.algorithm)},
+            "topology": _absolute(self.topology, self.base) if self.topology else None,
+            "participation": {"mode": mode, **dump_part(self.participation)},
+            "aggregator": {"name": raw.get("aggregator", {}).get("name", "mean"), **dump_part(self.aggregator)},
+            "run": self.run.model_dump(exclude_none=True),
+            "backend": self.backend.model_dump(),
+        }
+        return {k: v for k, v in sections.items() if v is not None}
+
+    def hash(self) -> str:
+        """Eight hex digits of what decides the numbers."""
+        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()[:8]
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.resolved(), sort_keys=False, width=120)
+
+
+def load(path: str | Path, settings: list[str] | None = None) -> Scenario:
+    """Read and check a scenario file, with ``key.path=value`` overrides.
+
+    Raises
+    ------
+    InputError
+        One problem per offending key, with file, line, dotted key, what was found and what is allowed.
+    """
+    document = override(read_yaml(path), settings or [])
+    return parse(document)
+
+
+def parse(document: Document | Mapping[str, Any]) -> Scenario:
+    """Check a scenario given as a document or as nested mappings."""
+    if not isinstance(document, Document):
+        document = Document(dict(document))
+    for folder in (str(document.base.resolve()), str(Path.cwd())):
+        if folder not in sys.path:  # so that 'my_module:MyAlgorithm' beside the scenario is found
+            sys.path.append(folder)
+    try:
+        return _parse(document)
+    except InputError as error:
+        raise document.locate(error) from None
+
+
+def _parse(document: Document) -> Scenario:
+    raw, problems = document.values, []  # type: ignore[var-annotated]
+    problems += [Problem(unknown("key", k, SECTIONS), str(k)) for k in raw if k not in SECTIONS]
+    for name in SECTIONS[2:]:
+        if name in raw and not isinstance(raw[name], dict):
+            problems.append(Problem(f"found {raw[name]!r}, allowed: a mapping", name))
+    problems += [
+        Problem("missing; every scenario needs this section", name) for name in ("data", "algorithm") if name not in raw
+    ]
+    if problems:
+        raise InputError(problems)
+
+    def section(name: str, build: Callable[[], Any]) -> Any:
+        try:
+            return build()
+        except InputError as error:
+            problems.extend((error.under(name) if name else error).problems)
+            return None
+
+    data = raw["data"]
+    heading = section("", lambda: make_part(Heading, {k: raw[k] for k in ("name", "seed") if k in raw}))
+    dataset = section(
+        "data",
+        lambda: part_from("dataset", "dataset", {k: v for k, v in data.items() if k not in ("clients", "partition")}),
+    )
+    clients = (
+        section("data", lambda: make_part(_Clients, {"clients": data.get("clients")})).clients
+        if _is_count(data)
+        else None
+    )
+    if not _is_count(data):
+        problems.append(Problem(f"found {data['clients']!r}, allowed: a whole number above 0", "data.clients"))
+    partition = section("data.partition", lambda: _named("partition", "scheme", data.get("partition")))
+    model = section("model", lambda: _named("model", "name", raw.get("model")))
+    algorithm = section("algorithm", lambda: part_from("algorithm", "name", raw["algorithm"]))
+    topology = section("topology", lambda: _graph(raw.get("topology")))
+    mode = raw.get("participation") or {}
+    if algorithm is not None and not isinstance(algorithm, Algorithm):
+        problems.append(Problem(f"{raw['algorithm']['name']!r} is not a fedsim Algorithm", "algorithm.name"))
+        algorithm = None
+    if "mode" not in mode and algorithm is not None:
+        mode = {"mode": _default_mode(algorithm), **mode}
+    participation = section("participation", lambda: part_from("participation", "mode", mode)) if mode else None
+    aggregator = section(
+        "aggregator", lambda: part_from("aggregator", "name", {"name": "mean", **raw.get("aggregator", {})})
+    )
+    run = section("run", lambda: make_part(RunSection, raw.get("run", {})))
+    backend = section("backend", lambda: make_part(BackendSection, raw.get("backend", {})))
+    if problems:
+        raise InputError(problems)
+    scenario = Scenario(
+        heading.name,
+        heading.seed,
+        dataset,
+        clients,
+        partition,
+        model,
+        algorithm,
+        topology,
+        participation,
+        aggregator,
+        run,
+        backend,
+        document,
+    )
+    problems += _crosscheck(scenario)
+    if problems:
+        raise InputError(problems)
+    return scenario
+
+
+class _Clients(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    clients: Count | None = None
+
+
+def _is_count(data: dict[str, Any]) -> bool:
+    value = data.get("clients")
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
+
+
+def _named(kind: str, discriminator: str, section: Any) -> dict[str, Any] | None:
+    """A section whose part is built later, from the data; its keys are checked now where they are known."""
+    if section is None:
+        return None
+    if not isinstance(section, dict):
+        raise InputError(f"found {section!r}, allowed: a mapping with the key '{discriminator}'")
+    if ":" in str(section.get(discriminator, "")):
+        try:
+            lookup(kind, section[discriminator])
+        except InputError as error:
+            raise error.under(discriminator) from None
+        return dict(section)
+    return (
+        {discriminator: section[discriminator], **dump_part(part_from(kind, discriminator, section))}
+        if discriminator in section
+        else part_from(kind, discriminator, section)
+    )
+
+
+def _graph(section: dict[str, Any] | None) -> dict[str, Any] | None:
+    if section is None:
+        return None
+    weights = {k: v for k, v in section.items() if k == "weights"}
+    named = _named("graph", "graph", {k: v for k, v in section.items() if k != "weights"})
+    if weights:
+        try:
+            lookup("mixing", weights["weights"])
+        except InputError as error:
+            raise error.under("weights") from None
+    return {**(named or {}), **weights}
+
+
+def _default_mode(algorithm: Algorithm) -> str:
+    return "gossip" if algorithm.setting == "gossip" else "synchronous"
+
+
+def _crosscheck(s: Scenario) -> list[Problem]:
+    """Sections that do not fit together."""
+    found: list[Problem] = []
+    name = s.document.values["algorithm"]["name"]
+    if s.algorithm.local_steps is not None and s.algorithm.local_epochs is not None:
+        found.append(
+            Problem("found both 'local_steps' and 'local_epochs', allowed: one of the two", "algorithm.local_epochs")
+        )
+    if s.algorithm.setting != s.participation.setting:
+        mode = _default_mode(s.algorithm)
+        found.append(
+            Problem(f"'{name}' is a {s.algorithm.setting} algorithm, allowed: mode {mode}", "participation.mode")
+        )
+    if s.algorithm.setting == "gossip" and s.topology is None:
+        found.append(Problem(f"missing; '{name}' runs on a graph, e.g. topology: {{graph: ring}}", "topology"))
+    if s.algorithm.setting == "server" and s.topology is not None:
+        found.append(
+            Problem(
+                f"'{name}' has a server and uses no graph: remove the section or choose a gossip algorithm", "topology"
+            )
+        )
+    if s.algorithm.setting == "gossip" and not isinstance(s.aggregator, Mean):
+        found.append(Problem("gossip mixes with a matrix, allowed: mean", "aggregator.name"))
+    quadratic = s.document.values["data"]["dataset"] == "quadratic"
+    if quadratic and s.model is not None:
+        found.append(Problem("a quadratic problem has no model: remove the section", "model"))
+    if not quadratic and s.model is None:
+        found.append(Problem("missing; e.g. model: {name: linear}", "model"))
+    return found
+
+
+def _absolute(section: dict[str, Any], base: Path) -> dict[str, Any]:
+    """The section with its `path` and `file` keys absolute."""
+
+    def fix(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: fix(k, v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [fix(key, v) for v in value]
+        return str((base / value).resolve()) if key in ("path", "file") and isinstance(value, str) else value
+
+    return {k: fix(k, v) for k, v in section.items()}

@@ -1,0 +1,247 @@
+"""The one loop: for each event of the participation, dispatch jobs or collect messages, combine, record."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsim.aggregators import MixingMatrix, message_bytes
+from fedsim.algorithms.base import Round
+from fedsim.assembly import Assembly, assemble
+from fedsim.backends.base import Backend
+from fedsim.backends.vectorized import Vectorized
+from fedsim.config import Scenario, load, parse
+from fedsim.errors import RunError
+from fedsim.participation import Arrival, Dispatch
+from fedsim.results import Recorder, Run, open_directory, save_checkpoint, save_params
+from fedsim.types import Aggregate, Message, State
+from fedsim.worker import Job, Worker
+
+Progress = Callable[[int, Mapping[str, Any] | None], None]
+"""Called after every round with its number and, where it was evaluated, its metrics."""
+
+
+@dataclass
+class Totals:
+    """What accumulates over a run, part of every checkpoint."""
+
+    time: float = 0.0
+    wall: float = 0.0
+    bytes_sent: int = 0
+    gradients: int = 0
+    delay_processing: float = 0.0
+    delay_transmission: float = 0.0
+
+
+def run(
+    scenario: Scenario | str | Path | Mapping[str, Any],
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Run a scenario and return its run directory.
+
+    Parameters
+    ----------
+    scenario : a `Scenario`, a path to a file, or the nested mappings of one.
+    out : the run directory; default ``runs/<name>-<hash of the resolved scenario>``.
+    resume : continue from the directory's checkpoint; the numbers are those of an unbroken run.
+    progress : called after every round.
+
+    Raises
+    ------
+    InputError
+        The scenario is wrong.
+    RunError
+        The run failed, e.g. diverged; what was recorded stays readable.
+    KeyboardInterrupt
+        Interrupted (Ctrl-C or SIGTERM); a checkpoint was written.
+    """
+    if isinstance(scenario, (str, Path)):
+        scenario = load(scenario)
+    elif not isinstance(scenario, Scenario):
+        scenario = parse(scenario)
+    if scenario.run.threads is not None:
+        torch.set_num_threads(scenario.run.threads)
+    assembly = assemble(scenario)
+    folder = Path(out) if out is not None else Path("runs") / f"{scenario.name}-{scenario.hash()}"
+    return Simulation(scenario, assembly, folder, resume).run(progress)
+
+
+@dataclass
+class Simulation:
+    """One run: state, totals, and where they are recorded."""
+
+    scenario: Scenario
+    assembly: Assembly
+    folder: Path
+    resume: bool = False
+    state: State = field(init=False)
+    totals: Totals = field(init=False, default_factory=Totals)
+    round: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        task, algorithm = self.assembly.task, self.scenario.algorithm
+        self.backend: Backend = Vectorized(Worker(task, algorithm, self.scenario.run.chunk_rows))
+        initial = task.initial()
+        if self.assembly.network is not None:
+            initial = initial.expand(task.num_clients, -1).clone()
+        self.state = algorithm.init(initial)
+        saved = open_directory(self.folder, self.scenario.to_yaml(), self.resume, self.scenario.run.trace)
+        if saved is not None:
+            self.round, self.totals = saved["round"], Totals(**saved["totals"])
+            self.state = {k: v.to(task.device) for k, v in saved["state"].items()}
+            self.backend.load(saved["clients"])
+        self._write_topology()
+
+    def run(self, progress: Progress | None = None) -> Run:
+        """Run to the last round."""
+        s, task = self.scenario, self.assembly.task
+        recorder = Recorder(self.folder, s.run.trace)
+        started = last_checkpoint = time.monotonic()
+        before = self.totals.wall
+        try:
+            with _stop_requested() as stop:
+                if self.round == 0:
+                    self._evaluate(recorder, progress)
+                events = s.participation.events(task, s.algorithm, s.seed, self.round, self.assembly.network)
+                for event in events:
+                    if self.round >= s.run.rounds:
+                        break
+                    if isinstance(event, Dispatch):
+                        self._dispatch(event)
+                        continue
+                    self._combine(event, recorder)
+                    now = time.monotonic()
+                    self.totals.wall = before + now - started
+                    if self.round % s.run.eval_every == 0 or self.round == s.run.rounds:
+                        self._evaluate(recorder, progress)
+                    elif progress is not None:
+                        progress(self.round, None)
+                    stopping = stop() and self.round < s.run.rounds
+                    if stopping or now - last_checkpoint > s.run.checkpoint_seconds:
+                        recorder.flush()
+                        self._checkpoint()
+                        last_checkpoint = now
+                    if stopping:
+                        raise KeyboardInterrupt
+        finally:
+            recorder.close()
+        self._checkpoint()
+        save_params(self.folder, self.state["x"], self.assembly.layout)
+        return Run(self.folder)
+
+    # --- one event ----------------------------------------------------------------------------------------------------
+
+    def _dispatch(self, event: Dispatch) -> None:
+        received = self.scenario.algorithm.broadcast(self.state)
+        self.backend.dispatch(Job(event.clients, event.rounds, event.steps, received))
+        if self.assembly.network is None:
+            self.totals.bytes_sent += len(event.clients) * message_bytes(received)
+
+    def _combine(self, event: Arrival, recorder: Recorder) -> None:
+        task, algorithm = self.assembly.task, self.scenario.algorithm
+        messages = self.backend.collect(event.clients)
+        weights = None if event.weights is None else self._column(event.weights)
+        info = Round(
+            number=event.number,
+            num_clients=task.num_clients,
+            importance=self._column(task.importance[event.clients]),
+            steps=self._column(event.steps),
+            lr=self._column(algorithm.lr_at(event.rounds)),
+            weights=weights,
+        )
+        self.state = algorithm.combine(self.state, messages, info, self._aggregate(event.mixing, weights))
+        self._count(event, messages)
+        self.round = event.number
+        if self.scenario.run.trace:
+            recorder.trace({"round": event.number, "time": event.time, **event.trace})
+
+    def _aggregate(self, mixing: Any, weights: Tensor | None) -> Aggregate:
+        """A server's aggregator with this round's weights, or a graph's mixing matrix."""
+        if isinstance(mixing, MixingMatrix):
+            return mixing
+        aggregator = self.scenario.aggregator
+        assert weights is not None
+        default = weights.squeeze(-1)
+        return lambda values, given=None: aggregator(values, default if given is None else given)
+
+    def _count(self, event: Arrival, messages: Message) -> None:
+        task, algorithm, totals = self.assembly.task, self.scenario.algorithm, self.totals
+        _, epochs = algorithm.work()
+        totals.bytes_sent += event.sends * message_bytes(algorithm.payload(messages))
+        totals.gradients += int(task.samples_per_step(event.clients, event.steps, algorithm.batch_size, epochs).sum())
+        totals.time = event.time
+        if event.delays is not None:
+            totals.delay_processing += event.delays[0]
+            totals.delay_transmission += event.delays[1]
+
+    # --- recording ----------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, recorder: Recorder, progress: Progress | None) -> None:
+        totals, x = self.totals, self.state["x"]
+        gossip = self.assembly.network is not None
+        centre = x.mean(0) if gossip else x
+        row: dict[str, Any] = {"round": self.round, "time": totals.time, "wall": round(totals.wall, 6)}
+        row |= self.assembly.task.evaluate(centre)
+        if gossip:
+            accuracy = self.assembly.task.node_accuracy(x)
+            if accuracy is not None:
+                row["node_accuracy"] = accuracy
+            row["consensus_distance"] = float((x - centre).pow_(2).sum(-1).mean())
+            row["delay_processing"], row["delay_transmission"] = totals.delay_processing, totals.delay_transmission
+            row["delay_total"] = totals.delay_processing + totals.delay_transmission
+        row["bytes_sent"], row["gradients"] = totals.bytes_sent, totals.gradients
+        recorder.metrics(row)
+        if progress is not None:
+            progress(self.round, row)
+        if not bool(torch.isfinite(centre).all()):
+            raise RunError(
+                f"the run diverged: parameters are not finite at round {self.round}; lower algorithm.lr or set algorithm.clip. "
+                f"What was recorded up to here is in {self.folder}"
+            )
+
+    def _checkpoint(self) -> None:
+        progress = {"round": self.round, "totals": asdict(self.totals)}
+        save_checkpoint(self.folder, progress, self.state, self.backend.save())
+
+    def _write_topology(self) -> None:
+        if self.assembly.network is not None:
+            import networkx as nx
+
+            nx.write_graphml(self.assembly.network.topology.graphs[0], self.folder / "topology.graphml")
+
+    def _column(self, values: Any) -> Tensor:
+        return torch.as_tensor(values, dtype=self.assembly.dtype, device=self.assembly.device).unsqueeze(1)
+
+
+@contextmanager
+def _stop_requested() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C or SIGTERM lets the round end (so that a checkpoint can be written), the second one ends at once."""
+    requested = False
+
+    def note(number: int, frame: Any) -> None:  # noqa: ARG001
+        nonlocal requested
+        if requested:
+            raise KeyboardInterrupt
+        requested = True
+
+    previous = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                previous[number] = signal.signal(number, note)
+            except ValueError:  # not in the main thread: interrupts arrive elsewhere
+                break
+        yield lambda: requested
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

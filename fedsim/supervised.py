@@ -1,0 +1,166 @@
+"""Supervised learning as a task: one data tensor on the device, clients as index lists into it, minibatches by index."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fedsim import rng
+from fedsim.data import Dataset
+from fedsim.models import flatten, predictions
+from fedsim.stacked import Kernel, Loss, build_kernel
+from fedsim.task import Ints, Oracle, Plan, Task, index_lists
+from fedsim.types import BatchSize
+
+_EVAL_FLOATS = 32 * 2**20  # outputs of one evaluation chunk: 128 MiB in float32
+_EVAL_SAMPLES = 1000
+
+
+class SupervisedTask(Task):
+    """f_i = mean loss of one model over client i's samples."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        rows: list[Ints],
+        module: nn.Module,
+        loss_name: str,
+        loss: Loss,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        eval_samples: int | None = None,
+    ) -> None:
+        self.device, self.dtype, self.seed = device, dtype, seed
+        self.inputs, self.targets = self._place(dataset.train_x, dataset.train_y)
+        test_inputs, test_targets = self._place(dataset.test_x, dataset.test_y)
+        self.indices, self.offsets = index_lists(rows)
+        self.num_clients = len(rows)
+        self.sizes = np.diff(self.offsets)
+        self.importance = self.sizes / self.sizes.sum()
+        self.loss_name, self.loss, self.is_classification = loss_name, loss, dataset.num_classes is not None
+        self.kernel: Kernel = build_kernel(module.to(device), loss, device, self.inputs[0])
+        self._initial = flatten(module).to(device=device, dtype=dtype)
+        self.dim = len(self._initial)
+        self.metrics = ("train_loss", "test_loss", *(("test_accuracy",) if self.is_classification else ()))
+        self._train_rows = _subset(self.indices, eval_samples, seed, "train")
+        test_rows = _subset(np.arange(len(test_inputs)), eval_samples, seed, "test")
+        every_row = len(test_rows) == len(test_inputs)
+        self.test_inputs = test_inputs if every_row else test_inputs[torch.as_tensor(test_rows)]
+        self.test_targets = test_targets if every_row else test_targets[torch.as_tensor(test_rows)]
+
+    def initial(self) -> Tensor:
+        return self._initial.clone()
+
+    def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Plan:
+        sizes = self.sizes[clients]
+        full = batch_size == "full"
+        width = int(sizes.max() if full else min(int(batch_size), int(sizes.max())))
+        positions, valid = self._positions(clients, rounds, int(steps.max()), width, full, epochs)
+        index = self.indices[self.offsets[clients][:, None, None] + positions]
+        return _SupervisedPlan(self, torch.as_tensor(index, device=self.device), self._weights(valid))
+
+    def evaluate(self, params: Tensor) -> dict[str, float]:
+        result = {"train_loss": self._score(params, self.inputs, self.targets, self._train_rows)[0]}
+        result["test_loss"], accuracy = self._score(params, self.test_inputs, self.test_targets, None)
+        if self.is_classification:
+            result["test_accuracy"] = accuracy
+        return result
+
+    def node_accuracy(self, params: Tensor) -> float | None:
+        if not self.is_classification:
+            return None
+        width = self._width()
+        models = max(1, min(len(params), _EVAL_FLOATS // (min(_EVAL_SAMPLES, len(self.test_inputs)) * width)))
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        for rows in params.split(models):
+            for inputs, targets in zip(
+                self.test_inputs.split(_EVAL_SAMPLES), self.test_targets.split(_EVAL_SAMPLES), strict=True
+            ):
+                guesses = predictions(self.kernel.outputs(rows, inputs), self.loss_name)
+                correct += (guesses == targets).sum()
+        return float(correct) / (len(params) * len(self.test_inputs))
+
+    def _place(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.to(device=self.device, dtype=self.dtype)
+        return x, y.to(device=self.device, dtype=self.dtype if y.is_floating_point() else None)
+
+    def _positions(
+        self, clients: Ints, rounds: Ints, steps: int, width: int, full: bool, epochs: bool
+    ) -> tuple[Ints, npt.NDArray[np.bool_]]:
+        """Which of its own samples each client takes: positions and whether they count, ``[m, steps, width]``."""
+        size = self.sizes[clients][:, None, None]
+        step, slot = np.arange(steps)[None, :, None], np.arange(width)[None, None, :]
+        if full:
+            valid = np.broadcast_to(slot < size, (len(clients), steps, width))
+            return np.where(valid, slot, 0), valid
+        if epochs:
+            per_epoch = -(-size // width)
+            epoch, position = step // per_epoch, (step % per_epoch) * width + slot
+        else:
+            epoch, position = step, np.broadcast_to(slot, (1, 1, width))
+        valid = np.broadcast_to(position < size, (len(clients), steps, width))
+        keys = rng.key(self.seed, "batch", clients[:, None, None], rounds[:, None, None], epoch)
+        return rng.permute(keys, np.minimum(position, size - 1), size), valid
+
+    def _weights(self, valid: npt.NDArray[np.bool_]) -> Tensor | float:
+        """1 / (samples of the minibatch) for samples that count, as one number where every minibatch is whole."""
+        if valid.all():
+            return 1.0 / valid.shape[-1]
+        counts = np.maximum(valid.sum(-1, keepdims=True), 1)
+        return torch.as_tensor(valid / counts, dtype=self.dtype, device=self.device)
+
+    def _score(self, params: Tensor, inputs: Tensor, targets: Tensor, rows: Ints | None) -> tuple[float, float]:
+        """Mean loss and accuracy of one model over `rows` of the inputs (all of them for None)."""
+        index = None if rows is None else torch.as_tensor(rows, device=self.device)
+        count = len(inputs) if index is None else len(index)
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        for start in range(0, count, _EVAL_SAMPLES):
+            part = slice(start, start + _EVAL_SAMPLES)
+            x = inputs[part] if index is None else inputs.index_select(0, index[part])
+            y = targets[part] if index is None else targets.index_select(0, index[part])
+            out = self.kernel.outputs(params.unsqueeze(0), x)[0]
+            loss += self.loss(out, y).sum(dtype=torch.float64)
+            if self.is_classification:
+                correct += (predictions(out, self.loss_name) == y).sum()
+        return float(loss) / count, float(correct) / count
+
+    def _width(self) -> int:
+        return int(self.kernel.outputs(self._initial.unsqueeze(0), self.test_inputs[:1]).shape[-1])
+
+
+class _SupervisedPlan(Plan):
+    def __init__(self, task: SupervisedTask, index: Tensor, weights: Tensor | float) -> None:
+        self.task, self.index, self.weights = task, index, weights
+
+    def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
+        index = self.index[:count, step]
+        flat = index.reshape(-1)  # index_select on a flat index is several times faster than fancy indexing
+        inputs = self.task.inputs.index_select(0, flat).unflatten(0, index.shape)
+        targets = self.task.targets.index_select(0, flat).unflatten(0, index.shape)
+        weights = self.weights[:count, step] if isinstance(self.weights, Tensor) else self.weights
+        return _SupervisedOracle(self.task.kernel, inputs, targets, weights, lr)
+
+
+class _SupervisedOracle(Oracle):
+    def __init__(self, kernel: Kernel, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
+        super().__init__(lr)
+        self.kernel, self.inputs, self.targets, self.weights = kernel, inputs, targets, weights
+
+    def grad(self, x: Tensor) -> Tensor:
+        return self.kernel.grad(x, self.inputs, self.targets, self.weights)
+
+    def per_sample_grad(self, x: Tensor) -> Tensor:
+        grads = self.kernel.per_sample_grad(x, self.inputs, self.targets)
+        return grads * (self.weights > 0).unsqueeze(-1) if isinstance(self.weights, Tensor) else grads
+
+
+def _subset(rows: Ints, limit: int | None, seed: int, purpose: str) -> Ints:
+    """All rows, or a seeded sample of `limit` of them, in a fixed order."""
+    if limit is None or limit >= len(rows):
+        return np.sort(rows)
+    chosen = rng.generator(seed, "eval_" + purpose).choice(len(rows), size=limit, replace=False)
+    return np.sort(rows[chosen])

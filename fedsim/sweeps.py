@@ -1,0 +1,163 @@
+"""Sweeps: one scenario, many variations, run one after another, each in its own run directory."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedsim.config import Scenario, parse
+from fedsim.errors import FedsimError, InputError, Problem
+from fedsim.parts import make_part
+from fedsim.results import Run, read_jsonl
+from fedsim.simulation import Progress, run
+from fedsim.yaml_files import Document, override, read_yaml, set_path
+
+
+class SweepFile(BaseModel):
+    """A sweep: every case times every point of the grid.
+
+    `set` changes the scenario for all of them; `cases` maps a label to changes; `grid` maps a dotted key to a list of values.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "sweep"
+    scenario: Annotated[str, Field(description="scenario file, relative to the sweep file")]
+    set: dict[str, Any] = Field(default_factory=dict)
+    cases: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep: its folder name, the changes that make it, and the checked scenario."""
+
+    label: str
+    changes: dict[str, Any]
+    scenario: Scenario
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a point: its run, or the error that ended it."""
+
+    point: Point
+    dir: Path
+    run: Run | None
+    error: str | None = None
+
+
+def points(path: str | Path, settings: list[str] | None = None) -> tuple[str, list[Point]]:
+    """The sweep's name and its runs, all scenarios checked before the first one runs.
+
+    Raises
+    ------
+    InputError
+        The sweep file, its scenario or one of the variations is wrong.
+    """
+    document = read_yaml(path)
+    try:
+        sweep_file = make_part(SweepFile, document.values)
+    except InputError as error:
+        raise document.locate(error) from None
+    base = override(read_yaml(document.base / sweep_file.scenario), settings or [])
+    found: list[Point] = []
+    problems: list[Problem] = []
+    cases = sweep_file.cases or {"": None}
+    for case, changes in cases.items():
+        for values in itertools.product(*sweep_file.grid.values()):
+            chosen = dict(zip(sweep_file.grid, values, strict=True))
+            every = {**sweep_file.set, **(changes or {}), **chosen}
+            label = _label(case, chosen)
+            try:
+                found.append(
+                    Point(
+                        label,
+                        {**({"case": case} if case else {}), **chosen},
+                        _variant(base, every, f"{sweep_file.name}-{label}"),
+                    )
+                )
+            except InputError as error:
+                problems += [Problem(f"in '{label}': {p}", file=str(path)) for p in error.problems]
+    if problems:
+        raise InputError(problems)
+    labels = [p.label for p in found]
+    for label in set(labels):
+        if labels.count(label) > 1:
+            raise InputError(f"two runs are called '{label}': make the cases' or values' names differ", file=str(path))
+    return sweep_file.name, found
+
+
+def sweep(
+    path: str | Path,
+    out: str | Path | None = None,
+    resume: bool = False,
+    settings: list[str] | None = None,
+    started: Callable[[Point, int, int], Progress | None] | None = None,
+) -> list[Outcome]:
+    """Run a sweep file; with `resume`, finished runs are kept and unfinished ones continued.
+
+    A run that fails (diverges, say) is noted and the others go on. `started` is called before each run and may return its progress callback.
+    """
+    name, todo = points(path, settings)
+    folder = Path(out) if out is not None else Path("sweeps") / name
+    outcomes = []
+    for i, point in enumerate(todo):
+        progress = started(point, i, len(todo)) if started else None
+        place = folder / point.label
+        finished = resume and (place / "params.safetensors").exists() and _same_scenario(place, point.scenario)
+        try:
+            done = Run(place) if finished else run(point.scenario, place, resume=resume, progress=progress)
+            outcomes.append(Outcome(point, place, done))
+        except InputError:
+            raise
+        except FedsimError as error:
+            outcomes.append(Outcome(point, place, None, str(error)))
+        _write_summary(folder, name, outcomes)
+    return outcomes
+
+
+def summary(outcomes: list[Outcome]) -> list[dict[str, Any]]:
+    """One row per run: what was varied and its last metrics."""
+    rows = []
+    for o in outcomes:
+        metrics = read_jsonl(o.dir / "metrics.jsonl") if (o.dir / "metrics.jsonl").exists() else []
+        last = metrics[-1] if metrics else {}
+        rows.append({"run": o.point.label, **o.point.changes, **last, "error": o.error})
+    return rows
+
+
+def _variant(base: Document, changes: dict[str, Any], name: str) -> Scenario:
+    document = override(base, [])
+    for key, value in {"name": name, **changes}.items():
+        set_path(document.values, tuple(key.split(".")), value)
+    return parse(document)
+
+
+def _label(case: str, chosen: dict[str, Any]) -> str:
+    parts = ([case] if case else []) + [f"{k.split('.')[-1]}={_text(v)}" for k, v in chosen.items()]
+    return re.sub(r"[^A-Za-z0-9._=-]+", "-", "_".join(parts) or "run").strip("-")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _same_scenario(place: Path, scenario: Scenario) -> bool:
+    recorded = place / "scenario.yaml"
+    return recorded.exists() and recorded.read_text(encoding="utf-8") == scenario.to_yaml()
+
+
+def _write_summary(folder: Path, name: str, outcomes: list[Outcome]) -> None:
+    import pandas as pd
+
+    rows = summary(outcomes)
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(folder / "summary.csv", index=False)
+    (folder / "sweep.json").write_text(json.dumps({"name": name, "runs": rows}, indent=2) + "\n", encoding="utf-8")

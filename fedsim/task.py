@@ -1,0 +1,186 @@
+"""What is minimised: per-client objectives behind one gradient oracle. The only place that knows models have layers.
+
+A task turns (clients, rounds, steps) into a `Plan` of minibatches; ``plan.oracle(k, count)`` is the stochastic first-order
+oracle of local step `k` for the plan's first `count` rows. Which samples a minibatch holds depends on
+(seed, client, round, step) alone, so it is the same for one client, a shard or all of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedsim import rng
+from fedsim.data import Quadratic
+from fedsim.types import BatchSize
+
+Ints = npt.NDArray[np.int64]
+
+
+class Oracle(ABC):
+    """A stochastic first-order oracle: one minibatch per row, and the learning rate each row uses at this step."""
+
+    def __init__(self, lr: Tensor) -> None:
+        self.lr = lr
+        """Learning rate per row, ``[m, 1]``."""
+
+    @abstractmethod
+    def grad(self, x: Tensor) -> Tensor:
+        """Mean gradient over each row's minibatch, ``[m, d] -> [m, d]``; calling it again uses the same samples."""
+
+    @abstractmethod
+    def per_sample_grad(self, x: Tensor) -> Tensor:
+        """Gradient of every sample, ``[m, d] -> [m, b, d]``; rows with fewer than `b` samples end in zeros."""
+
+
+class Plan(ABC):
+    """The minibatches of some clients for one stretch of local work; rows are sorted by falling number of steps."""
+
+    @abstractmethod
+    def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
+        """The oracle of local step `step` for the first `count` rows."""
+
+
+class Task(ABC):
+    """Per-client objectives f_i over parameters ``[d]``, with data on `device`."""
+
+    dim: int
+    num_clients: int
+    sizes: Ints
+    """Samples per client, ``[n]`` (1 where a client's gradient is exact)."""
+    importance: npt.NDArray[np.float64]
+    """p_i, ``[n]``, sums to 1: what the global objective sum_i p_i f_i weighs clients with (sample share by default)."""
+    device: torch.device
+    dtype: torch.dtype
+    metrics: tuple[str, ...]
+    """Names that `evaluate` returns."""
+    row_bytes: int = 0
+    """Working memory of one row's minibatch besides parameters, for sizing chunks."""
+
+    @abstractmethod
+    def initial(self) -> Tensor:
+        """Initial parameters ``[d]``."""
+
+    @abstractmethod
+    def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Plan:
+        """Minibatches for ``steps[i]`` local steps of ``clients[i]`` in its round ``rounds[i]``; all ``[m]``, steps falling.
+
+        With `epochs` a client walks through its shuffled samples, epoch after epoch, the last minibatch of an epoch being
+        what is left; without, every step draws a fresh minibatch without replacement.
+        """
+
+    @abstractmethod
+    def evaluate(self, params: Tensor) -> dict[str, float]:
+        """Metrics of one model ``[d]``: ``train_loss`` and, where there are test data, ``test_loss`` (and ``test_accuracy``)."""
+
+    @cached_property
+    def cumulative_importance(self) -> npt.NDArray[np.float64]:
+        """Running sums of `importance`, for drawing clients in proportion to it."""
+        return np.cumsum(self.importance)
+
+    def node_accuracy(self, params: Tensor) -> float | None:  # noqa: ARG002 - overridden where there is an accuracy
+        """Mean over the rows of ``[n, d]`` of each model's own test accuracy; None where there is no accuracy."""
+        return None
+
+    def steps_per_epoch(self, clients: Ints, batch_size: BatchSize) -> Ints:
+        """Minibatches in one pass over each client's samples, ``[m]``."""
+        if batch_size == "full":
+            return np.ones(len(clients), dtype=np.int64)
+        return -(-self.sizes[clients] // batch_size)
+
+    def samples_per_step(self, clients: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Ints:
+        """Sample gradients that ``steps[i]`` steps evaluate, ``[m]``."""
+        size = self.sizes[clients]
+        if batch_size == "full":
+            return steps * size
+        if not epochs:
+            return steps * np.minimum(size, batch_size)
+        per_epoch = self.steps_per_epoch(clients, batch_size)
+        whole, rest = steps // per_epoch, steps % per_epoch
+        return whole * size + rest * np.minimum(size, batch_size)
+
+
+class QuadraticTask(Task):
+    """f_i(x) = 1/2 (x - b_i)^T A_i (x - b_i), exact gradients, optionally with Gaussian noise of a given std per coordinate."""
+
+    metrics = ("train_loss", "optimum_distance")
+
+    def __init__(self, data: Quadratic, seed: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.A = torch.as_tensor(data.A, dtype=dtype, device=device)
+        self.b = torch.as_tensor(data.b, dtype=dtype, device=device)
+        self.num_clients, self.dim = self.b.shape
+        self.sizes = np.ones(self.num_clients, dtype=np.int64)
+        self.importance = np.asarray(data.p, dtype=np.float64)
+        self.seed, self.noise, self.device, self.dtype = seed, data.noise, device, dtype
+        self._x0 = torch.as_tensor(data.x0, dtype=dtype, device=device)
+        self._p = torch.as_tensor(self.importance, dtype=dtype, device=device)
+        self._optimum = self._minimiser()
+
+    def initial(self) -> Tensor:
+        return self._x0.clone()
+
+    def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Plan:  # noqa: ARG002
+        return _QuadraticPlan(self, clients, rounds)
+
+    def gradient(self, x: Tensor, rows: Tensor) -> Tensor:
+        """A_i (x_i - b_i), ``[m, d]``."""
+        return self._times(self.A[rows], x - self.b[rows])
+
+    def evaluate(self, params: Tensor) -> dict[str, float]:
+        gap = params - self.b
+        losses = 0.5 * (gap * self._times(self.A, gap)).sum(-1)
+        result = {"train_loss": float(self._p @ losses)}
+        if self._optimum is not None:
+            result["optimum_distance"] = float(torch.linalg.vector_norm(params - self._optimum))
+        return result
+
+    def _times(self, A: Tensor, v: Tensor) -> Tensor:
+        return A * v if A.dim() == 2 else torch.einsum("mij,mj->mi", A, v)
+
+    def _minimiser(self) -> Tensor | None:
+        """argmin sum_i p_i f_i, where the mean of the A_i is invertible."""
+        p = self._p.view(-1, *[1] * (self.A.dim() - 1))
+        mean_A, mean_Ab = (p * self.A).sum(0), (self._p.unsqueeze(1) * self._times(self.A, self.b)).sum(0)
+        if mean_A.dim() == 1:
+            return mean_Ab / mean_A if bool((mean_A > 0).all()) else None
+        solution, info = torch.linalg.solve_ex(mean_A, mean_Ab)
+        return solution if int(info) == 0 and bool(torch.isfinite(solution).all()) else None
+
+
+class _QuadraticPlan(Plan):
+    def __init__(self, task: QuadraticTask, clients: Ints, rounds: Ints) -> None:
+        self.task, self.clients, self.rounds = task, clients, rounds
+        self.rows = torch.as_tensor(clients, device=task.device)
+
+    def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
+        noise = None
+        if self.task.noise > 0:
+            keys = rng.key(self.task.seed, "noise", self.clients[:count, None], self.rounds[:count, None], step)
+            draws = rng.normal(rng.fold(keys, np.arange(self.task.dim)[None, :]))
+            noise = torch.as_tensor(self.task.noise * draws, dtype=self.task.dtype, device=self.task.device)
+        return _QuadraticOracle(self.task, self.rows[:count], noise, lr)
+
+
+class _QuadraticOracle(Oracle):
+    def __init__(self, task: QuadraticTask, rows: Tensor, noise: Tensor | None, lr: Tensor) -> None:
+        super().__init__(lr)
+        self.task, self.rows, self.noise = task, rows, noise
+
+    def grad(self, x: Tensor) -> Tensor:
+        g = self.task.gradient(x, self.rows)
+        return g if self.noise is None else g + self.noise
+
+    def per_sample_grad(self, x: Tensor) -> Tensor:
+        return self.grad(x).unsqueeze(1)
+
+
+def index_lists(rows: Sequence[Ints]) -> tuple[Ints, Ints]:
+    """Clients' row lists as one array and its offsets ``[n + 1]``: client i owns ``flat[offsets[i]:offsets[i + 1]]``."""
+    lengths = np.fromiter((len(r) for r in rows), dtype=np.int64, count=len(rows))
+    return np.concatenate(rows).astype(np.int64), np.concatenate([[0], np.cumsum(lengths)])
