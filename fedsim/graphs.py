@@ -197,7 +197,7 @@ class Torus(_Rectangle):
         rows, cols = self.shape(n)
         right = ((i, i - i % cols + (i + 1) % cols) for i in range(n))
         down = ((i, (i + cols) % n) for i in range(n))
-        return _lattice(_graph(n, [*right, *down]), rows, cols)
+        return _lattice(_graph(n, [*right, *down], layout="torus"), rows, cols)
 
 
 @register.graph("hypercube")
@@ -240,8 +240,7 @@ class OnePeerExponential(Generated):
 
     def draws(self, n: int, seed: int) -> list[nx.Graph[Any]]:  # noqa: ARG002
         hops = [1 << k for k in range(_log2(n, "one_peer_exponential"))]
-        step = [_graph(n, ((i, (i + h) % n) for i in range(n)), directed=True, layout="circular") for h in hops]
-        return [tidy(graph) for graph in step]
+        return [tidy(_graph(n, ((i, (i + h) % n) for i in range(n)), True, "circular")) for h in hops]
 
 
 @register.graph("k_regular")

@@ -9,18 +9,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ArgsKwargs
 
 from fedsim import rng
-from fedsim.errors import InputError, Problem, unknown
+from fedsim.errors import InputError
 from fedsim.graph_files import read_graph, tidy
 from fedsim.graphs import Graph
+from fedsim.parts import make_part
 from fedsim.registry import lookup, names, register
 from fedsim.types import Count
 
@@ -134,36 +132,6 @@ class Sequence(Graph):
         return built
 
 
-def part_of(kind: type[Any], fields: Mapping[str, Any]) -> Any:
-    """An instance of the dataclass `kind` from the keys of a scenario.
-
-    Raises
-    ------
-    InputError
-        One problem per wrong key, with what was found and what is allowed.
-    """
-    allowed = [f.name for f in fields_of(kind)]
-    problems = [
-        Problem(unknown("key", key, ["graph", "weights", *allowed]), key) for key in fields if key not in allowed
-    ]
-    try:
-        if not problems:
-            # Strict pydantic dataclasses refuse a mapping, but fill an empty instance from keyword arguments.
-            blank = object.__new__(kind)
-            return TypeAdapter(kind).validator.validate_python(ArgsKwargs((), dict(fields)), self_instance=blank)
-    except ValidationError as error:
-        for e in error.errors():
-            key = ".".join(str(step) for step in e["loc"])
-            missing = e["type"] in ("missing", "missing_argument", "missing_keyword_only_argument")
-            problems.append(Problem("missing; it is required" if missing else _explain(e), key))
-    raise InputError(problems)
-
-
-def _explain(error: Any) -> str:
-    """What was found and what pydantic would have accepted ("Input should be greater than 0" -> "greater than 0")."""
-    return f"found {error['input']!r}, allowed: {str(error['msg']).removeprefix('Input should be ')}"
-
-
 def _build(section: Mapping[str, Any], n: int | None, seed: int) -> tuple[list[nx.Graph[Any]], int]:
     """The graphs of one section (paths absolute), and for how many rounds each stays."""
     fields = {key: value for key, value in section.items() if key != "graph"}
@@ -172,7 +140,7 @@ def _build(section: Mapping[str, Any], n: int | None, seed: int) -> tuple[list[n
     except InputError as error:
         raise error.under("graph") from None
     if isinstance(kind, type) and issubclass(kind, Graph):
-        part = part_of(kind, fields)
+        part = make_part(kind, fields)
         return part.build(n, seed), getattr(part, "every", 1)
     return _call(str(section["graph"]), kind, n, seed, fields), 1
 
