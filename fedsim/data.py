@@ -139,7 +139,8 @@ class _Named(DatasetPart):
                 f"no test*.parquet in {self.path}; allowed: a folder with train*.parquet and test*.parquet", "path"
             )
         train, test = (files.read_images(sources[s], *self.columns, keys=("path", "path")) for s in ("train", "test"))
-        train, test = (Split(s.x, s.y, self.classes) for s in (train, test))
+        train, test = targets(train, test, "classification", self.classes)
+        assert test is not None
         name = self.hub.rpartition("/")[2]
         return _dataset(name, train, test, self.normalize, self.limit, top=255.0, stats=self.stats)
 
@@ -226,10 +227,12 @@ class Hub(_General):
     test_split: str = "test"
 
     def load(self, clients: int | None, seed: int, base: Path) -> Dataset:  # noqa: ARG002
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.hub):
+        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.hub):
             raise InputError(f"found {self.hub!r}; allowed: owner/name", key="hub")
         names = (self.train_split,) if self.test_fraction is not None else (self.train_split, self.test_split)
         sources = files.sources(self.path, base, self.hub, self.subset, names)
+        if self.test_split in names and self.test_split not in sources and self.test_split != "test":
+            raise InputError(f"no {self.test_split}*.parquet in {self.path}", key="test_split")
         splits = [
             files.read_columns(s, self.x_column, self.y_column, ("x_column", "y_column")) for s in sources.values()
         ]

@@ -246,10 +246,10 @@ def read_table(
         if column not in columns or column == target:
             allowed = [c for c in columns if c != target]
             raise InputError(unknown(f"feature column of {name}", column, allowed), key=keys[0])
-    if not chosen or not len(frame):
-        raise InputError(
-            f"{name} has {len(frame)} rows and {len(chosen)} feature columns; at least 1 of each is needed"
-        )
+    if not chosen:
+        raise InputError(f"{name} has no feature columns; at least 1 is needed", key=keys[0])
+    if not len(frame):
+        raise InputError(f"{name} has no rows")
     arrays = []
     for column in chosen:
         values = frame[column]
