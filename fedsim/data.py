@@ -139,10 +139,10 @@ class _Named(DatasetPart):
                 f"no test*.parquet in {self.path}; allowed: a folder with train*.parquet and test*.parquet", "path"
             )
         train, test = (files.read_images(sources[s], *self.columns, keys=("path", "path")) for s in ("train", "test"))
-        train, test = targets(train, test, "classification", self.classes)
-        assert test is not None
+        train, checked = targets(train, test, "classification", self.classes)
+        assert checked is not None
         name = self.hub.rpartition("/")[2]
-        return _dataset(name, train, test, self.normalize, self.limit, top=255.0, stats=self.stats)
+        return _dataset(name, train, checked, self.normalize, self.limit, top=255.0, stats=self.stats)
 
 
 @register.dataset("mnist")

@@ -111,9 +111,14 @@ def scaled(train: Array, test: Array, mode: Normalize, top: float | None, stats:
 
 
 def _finite(y: Array) -> None:
-    import pandas
+    if y.dtype.kind in "iub":
+        return
+    if y.dtype.kind == "f":
+        bad = ~np.isfinite(y)
+    else:
+        import pandas
 
-    bad = ~np.isfinite(y) if y.dtype.kind == "f" else np.asarray(pandas.isna(y))
+        bad = np.asarray(pandas.isna(y))
     if bad.any():
         row = int(np.argwhere(bad)[0][0])
         raise InputError(f"the target of row {row} is {y[row]}; allowed: no missing or infinite values")
