@@ -85,11 +85,14 @@ def _supervised(
     clients = s.clients or (len(data.clients) if data.clients is not None else None)
     if clients is None:
         raise InputError("missing; allowed: the number of clients to divide the data among", key="data.clients")
-    with _section("data.partition"):
+    with _section("data"):
         rows = assign_partition(s.partition, data, clients, s.seed)
     with _section("model"):
         assert s.model is not None
-        module, loss_name = build_model(s.model, tuple(data.train_x.shape[1:]), data.num_classes, s.seed, dtype)
+        targets = int(data.train_y.shape[1]) if data.train_y.dim() > 1 else 1
+        module, loss_name = build_model(
+            s.model, tuple(data.train_x.shape[1:]), data.num_classes, s.seed, dtype, targets
+        )
     task = SupervisedTask(
         data, rows, module, loss_name, lookup("loss", loss_name), s.seed, device, dtype, s.run.eval_samples
     )

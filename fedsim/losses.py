@@ -50,6 +50,24 @@ def mse(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets.reshape(outputs.shape).to(outputs.dtype)).square().mean(-1)
 
 
+def _cross_entropy_gradient(outputs: Tensor, targets: Tensor) -> Tensor:
+    """softmax(outputs) - onehot(target)"""
+    gradient = torch.softmax(outputs, -1)
+    return gradient.scatter_add_(-1, targets.unsqueeze(-1), gradient.new_full((len(targets), 1), -1.0))
+
+
+def _multi_margin_gradient(outputs: Tensor, targets: Tensor) -> Tensor:
+    """1/k for every class inside the margin, minus their sum at the target."""
+    own = targets.unsqueeze(-1)
+    inside = (outputs > outputs.gather(-1, own) - 1).to(outputs.dtype).scatter_(-1, own, 0.0)
+    return inside.scatter_(-1, own, -inside.sum(-1, keepdim=True)).div_(outputs.shape[-1])
+
+
+CLOSED_GRADIENTS: dict[Loss, Loss] = {cross_entropy: _cross_entropy_gradient, multi_margin: _multi_margin_gradient}
+"""Gradients ``[N, k]`` of per-sample losses by the outputs, for the losses used most: a call of autograd costs a small
+model as much as its matrix products. Other losses go through autograd."""
+
+
 def loss_function(name: str) -> Loss:
     """The loss called `name` (registered, or ``pkg.mod:function``); InputError with key ``loss`` if none is."""
     try:

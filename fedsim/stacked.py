@@ -1,26 +1,25 @@
 """Gradients of many models at once: parameters ``[m, d]``, one minibatch per row, gradients ``[m, d]``.
 
-Three ways, chosen by what the model is made of (never by timing, so that a run's numbers do not depend on the machine's mood):
+Three ways, chosen by what the model is made of (never by timing, so that a run's numbers do
+not depend on the machine's mood):
 
-* a plain chain of Linear layers and pointwise activations runs as batched matrix products whose backward writes each weight
-  gradient straight into its place in the flat ``[m, d]`` result (`ChainKernel`);
+* a plain chain of Linear layers and pointwise activations runs as batched matrix products whose backward writes
+  each weight gradient straight into its place in the flat ``[m, d]`` result (`ChainKernel`);
 * other models run under ``torch.func.vmap`` with one ordinary backward of the summed losses (`VmapKernel`);
-* convolutions on a CPU, and models that vmap cannot take, run row by row (`RowKernel`): grouped convolutions are slower there.
+* convolutions on a CPU, and models that vmap cannot take, run row by row (`RowKernel`): grouped convolutions
+  are slower there.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from fedsim.losses import CLOSED_GRADIENTS, Loss
 from fedsim.models import Layout, layout, views
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 _POINTWISE = (
     nn.ReLU,
@@ -49,7 +48,8 @@ class Kernel(ABC):
     def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
         """Gradient of ``sum_j weights[i, j] * loss(model(x_i; inputs[i, j]), targets[i, j])`` for every row i.
 
-        x ``[m, d]``, inputs ``[m, b, ...]``, targets ``[m, b, ...]``, weights ``[m, b]`` or one number for all -> ``[m, d]``.
+        x ``[m, d]``, inputs ``[m, b, ...]``, targets ``[m, b, ...]``, weights ``[m, b]`` or one number for all
+        -> ``[m, d]``.
         """
 
     @abstractmethod
@@ -95,8 +95,8 @@ class RowKernel(Kernel):
 
 
 class VmapKernel(Kernel):
-    """``vmap`` over the forward, then one ordinary backward of the summed losses: clients are independent, so that is each
-    client's own gradient."""
+    """``vmap`` over the forward, then one ordinary backward of the summed losses: clients are independent, so that is
+    each client's own gradient."""
 
     def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
         leaves = self._leaves(x)
@@ -121,21 +121,61 @@ class ChainKernel(Kernel):
 
     def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
         result = torch.empty_like(x)
-        params, grads = iter(views(x, self.layout).values()), iter(views(result, self.layout).values())
-        # Autograd only has to know that there is something to differentiate: weight gradients go into `result` directly.
-        wanted = torch.zeros((), dtype=x.dtype, device=x.device, requires_grad=True)
-        h = inputs.flatten(2)
+        if len(x) == 1:  # plain matrix products have less overhead than batches of one
+            weights = weights[0] if isinstance(weights, Tensor) else weights
+            self._grad(x[0], inputs[0].flatten(1), targets[0], weights, result[0])
+        else:
+            self._grad(x, inputs.flatten(2), targets, weights, result)
+        return result
+
+    def _grad(self, x: Tensor, h: Tensor, targets: Tensor, weights: Tensor | float, result: Tensor) -> None:
+        """Forward, then backward into `result`, for x ``[m, d]`` and h ``[m, b, k]``, or without the leading axis."""
+        params, grads = list(views(x, self.layout).values()), list(views(result, self.layout).values())
+        linear, product = (torch.addmm, torch.mm) if x.dim() == 1 else (torch.baddbmm, torch.bmm)
+        tape, at = [], 0
         for layer in self.chain:
             if isinstance(layer, nn.Linear):
-                bias = layer.bias is not None
-                weight, d_weight = next(params), next(grads)
-                h = _StackedLinear.apply(
-                    h, weight, next(params) if bias else None, d_weight, next(grads) if bias else None, wanted
-                )
+                tape.append((h, h))
+                if layer.bias is None:
+                    h, at = product(h, params[at].mT), at + 1
+                else:
+                    h, at = linear(params[at + 1].unsqueeze(-2), h, params[at].mT), at + 2
             else:
-                h = layer(h)
-        self._total(h, targets, weights).backward()  # type: ignore[no-untyped-call]
-        return result
+                before = h if isinstance(layer, nn.ReLU) else h.requires_grad_()
+                after = layer(before)
+                tape.append((before, after))
+                h = after.detach()
+        dh = self._loss_grad(h, targets, weights)
+        for i in range(len(self.chain) - 1, -1, -1):
+            layer, (before, after) = self.chain[i], tape[i]
+            if isinstance(layer, nn.ReLU):
+                dh = dh * (after > 0)
+                continue
+            if not isinstance(layer, nn.Linear):
+                (dh,) = torch.autograd.grad(after, before, dh)
+                continue
+            if layer.bias is not None:
+                at -= 1
+                torch.sum(dh, -2, out=grads[at])
+            at -= 1
+            # Weight gradients go straight into their place in the flat result.
+            if h.shape[-2] == 1:  # one sample: an outer product, 4 times as fast by broadcasting
+                torch.mul(dh.mT, before.detach(), out=grads[at])
+            else:
+                product(dh.mT, before.detach(), out=grads[at])
+            if i > 0:  # nobody needs the gradient of the inputs
+                dh = product(dh, params[at])
+
+    def _loss_grad(self, out: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
+        flat = out.view(-1, out.shape[-1])
+        targets = targets.reshape(len(flat), *targets.shape[out.dim() - 1 :])
+        closed = CLOSED_GRADIENTS.get(self.loss)
+        if closed is not None:
+            scale = weights.reshape(-1, 1) if isinstance(weights, Tensor) else weights
+            return closed(flat, targets).mul_(scale).view_as(out)
+        losses = self.loss(flat.requires_grad_(), targets)
+        scale = weights.flatten() if isinstance(weights, Tensor) else torch.full_like(losses, weights)
+        return torch.autograd.grad(losses, flat, scale)[0].view_as(out)
 
     @torch.no_grad()
     def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
@@ -155,40 +195,8 @@ class ChainKernel(Kernel):
         return h
 
 
-class _StackedLinear(torch.autograd.Function):
-    """``y_i = h_i W_i^T + b_i`` for every row i; the backward writes dW and db into the tensors it was given."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        h: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        d_weight: Tensor,
-        d_bias: Tensor | None,
-        _wanted: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(h, weight)
-        ctx.into = (d_weight, d_bias)
-        if bias is None:
-            return torch.bmm(h, weight.transpose(1, 2))
-        return torch.baddbmm(bias.unsqueeze(1), h, weight.transpose(1, 2))
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        h, weight = ctx.saved_tensors
-        d_weight, d_bias = ctx.into
-        if h.shape[1] == 1:  # one sample: an outer product, 4 times as fast by broadcasting as by a matrix product
-            torch.mul(dy.transpose(1, 2), h, out=d_weight)
-        else:
-            torch.bmm(dy.transpose(1, 2), h, out=d_weight)
-        if d_bias is not None:
-            torch.sum(dy, 1, out=d_bias)
-        return (torch.bmm(dy, weight) if ctx.needs_input_grad[0] else None), None, None, None, None, None
-
-
 def build_kernel(module: nn.Module, loss: Loss, device: torch.device, sample: Tensor) -> Kernel:
-    """The kernel for `module` on `device`; `sample` is one input ``[...]``, used to find out whether vmap can take the model."""
+    """The kernel for `module` on `device`; one input `sample` ``[...]`` shows whether vmap can take the model."""
     if _is_chain(module, sample.dim()):
         assert isinstance(module, nn.Sequential)
         return ChainKernel(module, loss)

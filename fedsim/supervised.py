@@ -1,4 +1,4 @@
-"""Supervised learning as a task: one data tensor on the device, clients as index lists into it, minibatches by index."""
+"""Supervised learning as a task: one data tensor on the device, clients as index lists, minibatches by index."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from fedsim import rng
 from fedsim.data import Dataset
+from fedsim.losses import Loss
 from fedsim.models import flatten, predictions
-from fedsim.stacked import Kernel, Loss, build_kernel
+from fedsim.stacked import Kernel, build_kernel
 from fedsim.task import Ints, Oracle, Plan, Task, index_lists
 from fedsim.types import BatchSize
 
@@ -60,7 +61,8 @@ class SupervisedTask(Task):
         width = int(sizes.max() if full else min(int(batch_size), int(sizes.max())))
         positions, valid = self._positions(clients, rounds, int(steps.max()), width, full, epochs)
         index = self.indices[self.offsets[clients][:, None, None] + positions]
-        return _SupervisedPlan(self, torch.as_tensor(index, device=self.device), self._weights(valid))
+        rows = torch.as_tensor(index, device=self.device)
+        return _SupervisedPlan(self, rows, self.targets[rows], self._weights(valid))
 
     def evaluate(self, params: Tensor) -> dict[str, float]:
         result = {"train_loss": self._score(params, self.inputs, self.targets, self._train_rows)[0]}
@@ -133,16 +135,15 @@ class SupervisedTask(Task):
 
 
 class _SupervisedPlan(Plan):
-    def __init__(self, task: SupervisedTask, index: Tensor, weights: Tensor | float) -> None:
-        self.task, self.index, self.weights = task, index, weights
+    def __init__(self, task: SupervisedTask, index: Tensor, targets: Tensor, weights: Tensor | float) -> None:
+        self.task, self.index, self.targets, self.weights = task, index, targets, weights
 
     def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
         index = self.index[:count, step]
-        flat = index.reshape(-1)  # index_select on a flat index is several times faster than fancy indexing
-        inputs = self.task.inputs.index_select(0, flat).unflatten(0, index.shape)
-        targets = self.task.targets.index_select(0, flat).unflatten(0, index.shape)
+        # index_select on a flat index is several times faster than fancy indexing
+        inputs = self.task.inputs.index_select(0, index.reshape(-1)).unflatten(0, index.shape)
         weights = self.weights[:count, step] if isinstance(self.weights, Tensor) else self.weights
-        return _SupervisedOracle(self.task.kernel, inputs, targets, weights, lr)
+        return _SupervisedOracle(self.task.kernel, inputs, self.targets[:count, step], weights, lr)
 
 
 class _SupervisedOracle(Oracle):

@@ -21,7 +21,7 @@ _GPU_SHARE = 0.25  # of the memory that is free when the run starts
 
 @dataclass(frozen=True)
 class Job:
-    """Local work to be done: ``steps[i]`` steps of client ``clients[i]`` in its round ``rounds[i]`` from what it `received`.
+    """Local work to be done: ``steps[i]`` steps of client ``clients[i]`` in its round ``rounds[i]``.
 
     `received` holds ``[d]`` tensors where all clients got the same, ``[m, d]`` where each got its own.
     """
@@ -33,7 +33,7 @@ class Job:
 
 
 class ClientStore:
-    """What clients keep between rounds. Only clients that ever worked take memory; a million registered ones cost an index."""
+    """What clients keep between rounds. Only clients that ever worked take memory; a million others cost an index."""
 
     def __init__(self, algorithm: Algorithm, initial: Tensor, num_clients: int) -> None:
         self._fresh = {k: v[0] for k, v in algorithm.init_client(initial.unsqueeze(0)).items()}
@@ -117,7 +117,7 @@ class Worker:
 
     def _chunk(self, job: Job) -> Message:
         """Local work of one chunk (rows sorted by falling steps): all its steps before the next chunk starts."""
-        work, epochs = self.algorithm.work()
+        _, epochs = self.algorithm.work()
         client = self.store.gather(job.clients)
         lr = self._column(self.algorithm.lr_at(job.rounds))
         m, most = len(job.clients), int(job.steps.max(initial=0))
@@ -129,16 +129,15 @@ class Worker:
                 job.clients[:busy], job.rounds[:busy], job.steps[:busy], self.algorithm.batch_size, epochs
             )
         finished: list[Message] = []
-        end = m
-        for step in range(most + 1):
-            count = int((job.steps > step).sum())
+        working = (job.steps[None, :] > np.arange(most + 1)[:, None]).sum(1).tolist()  # rows that take step 0, 1, ...
+        received, kept, rates, end = job.received, client, lr, m
+        for step, count in enumerate(working):
             if count < end:  # rows count..end have done all their steps
                 finished.insert(0, self._finish(job, slice(count, end), local, client, lr))
-                local, end = _head(local, count), count
+                local, kept, rates, end = _head(local, count), _head(client, count), lr[:count], count
+                received = {k: v[:count] if v.dim() > 1 else v for k, v in job.received.items()}
             if count and plan is not None:
-                oracle = plan.oracle(step, count, lr[:count])
-                received, kept = _head_rows(job.received, count), _head(client, count)
-                local = self.algorithm.local_step(oracle, local, received, kept)
+                local = self.algorithm.local_step(plan.oracle(step, count, rates), local, received, kept)
         return finished[0] if len(finished) == 1 else {k: torch.cat([f[k] for f in finished]) for k in finished[0]}
 
     def _finish(self, job: Job, rows: slice, local: State, client: State, lr: Tensor) -> Message:
@@ -173,7 +172,3 @@ def _select(job: Job, rows: Ints, index: Tensor) -> Job:
 
 def _head(rows: State, count: int) -> State:
     return {k: v[:count] for k, v in rows.items()}
-
-
-def _head_rows(message: Message, count: int) -> Message:
-    return {k: v[:count] if v.dim() > 1 else v for k, v in message.items()}

@@ -24,6 +24,8 @@ from fedsim.registry import Part
 from fedsim.task import Oracle
 from fedsim.types import Aggregate, BatchSize, Count, Decay, Message, NonNegative, Positive, State, clip_norm
 
+_ONE_STEP = Work(fixed=1)
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -134,7 +136,7 @@ class Algorithm(Part, ABC):
         """The local work and whether it counts epochs."""
         if self.local_epochs is not None:
             return self.local_epochs, True
-        return self.local_steps or Work(fixed=1), False
+        return self.local_steps or _ONE_STEP, False
 
     def lr_at(self, rounds: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Local learning rate of rounds 1, 2, ..."""
