@@ -178,7 +178,7 @@ def last_axis_only(bench: Bench) -> str:
 
 
 def right_form(bench: Bench) -> str:
-    """States and messages are dicts of tensors ``[..., d]`` or ``[..., 1]`` of the parameters' dtype; states have ``x``."""
+    """States and messages are dicts of tensors ``[..., d]`` or ``[..., 1]`` of the parameters' dtype."""
     a, task = bench.algorithm, bench.task(0.0)
     rows = (CLIENTS,) if bench.gossip else ()
     x = task.initial()

@@ -1,0 +1,100 @@
+"""What many tests share: small quadratic problems on disk, and running a scenario in a fresh directory."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedsim
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class QuadraticProblem:
+    """f_i(x) = 1/2 (x - b_i)^T A_i (x - b_i): A ``[n, d, d]`` or ``[n, d]``, b ``[n, d]``, x0 ``[d]``, p ``[n]``."""
+
+    A: Array
+    b: Array
+    x0: Array
+    p: Array
+    file: Path
+
+    @property
+    def n(self) -> int:
+        return len(self.b)
+
+    @property
+    def d(self) -> int:
+        return self.b.shape[1]
+
+    def grad(self, i: int, x: Array) -> Array:
+        return self.A[i] @ (x - self.b[i]) if self.A.ndim == 3 else self.A[i] * (x - self.b[i])
+
+    def optimum(self, p: Array | None = None) -> Array:
+        """argmin sum_i p_i f_i, solved directly."""
+        p = self.p if p is None else p
+        A = self.A if self.A.ndim == 3 else np.stack([np.diag(a) for a in self.A])
+        return np.linalg.solve(
+            sum(p[i] * A[i] for i in range(self.n)), sum(p[i] * A[i] @ self.b[i] for i in range(self.n))
+        )
+
+    def section(self, **more: Any) -> dict[str, Any]:
+        """The scenario's ``data:``."""
+        return {"dataset": "quadratic", "file": str(self.file), **more}
+
+
+@pytest.fixture
+def quadratic(tmp_path: Path) -> Callable[..., QuadraticProblem]:
+    """``quadratic(n, d, dense=..., importance=..., seed=...)`` makes a problem with curvatures of 0.5 to 2."""
+    numbers = count()
+
+    def make(
+        n: int = 5, d: int = 4, dense: bool = True, importance: bool = False, seed: int = 0, **arrays: Any
+    ) -> QuadraticProblem:
+        random = np.random.default_rng(seed)
+        A = random.uniform(0.5, 2.0, (n, d))
+        if dense:
+            turns = [np.linalg.qr(random.standard_normal((d, d)))[0] for _ in range(n)]
+            A = np.stack([q @ np.diag(a) @ q.T for q, a in zip(turns, A, strict=True)])
+            A = (A + A.transpose(0, 2, 1)) / 2
+        made = {"A": A, "b": 2.0 * random.standard_normal((n, d)), "x0": random.standard_normal(d)}
+        if importance:
+            made["p"] = random.uniform(1.0, 4.0, n)
+        made |= {k: np.asarray(v, dtype=float) for k, v in arrays.items()}
+        file = tmp_path / f"quadratic-{next(numbers)}.npz"
+        np.savez(file, **made)
+        p = made.get("p", np.ones(len(made["b"])))
+        x0 = made.get("x0", np.zeros(made["b"].shape[1]))
+        return QuadraticProblem(made["A"], made["b"], x0, p / p.sum(), file)
+
+    return make
+
+
+@pytest.fixture
+def run_scenario(tmp_path: Path) -> Callable[..., Any]:
+    """``run_scenario(data=..., algorithm=..., ...)``: a run in float64 on the CPU with a trace, evaluated at its ends."""
+    numbers = count()
+
+    def run(**sections: Any) -> Any:
+        settings = {
+            "dtype": "float64",
+            "device": "cpu",
+            "trace": True,
+            "eval_every": 1_000_000,
+            **sections.pop("run", {}),
+        }
+        return fedsim.run({**sections, "run": settings}, out=tmp_path / f"run-{next(numbers)}")
+
+    return run
