@@ -29,7 +29,7 @@ from fedsim.types import Message, State
 from fedsim.yaml_files import Document, override
 
 ROUNDS = 4
-DESCENT_ROUNDS = 200
+DESCENT_ROUNDS = 100
 TOLERANCE = 1e-12
 _SHARDS: Mapping[str, list[list[int]]] = {
     "in two shards": [[0, 2, 3, 5], [1, 4]],
@@ -185,6 +185,7 @@ def right_form(bench: Bench) -> str:
     _form("init", a.init(bench.initial(task)), rows)
     _form("broadcast", a.broadcast(a.init(bench.initial(task))), rows)
     _form("init_client", a.init_client(x.unsqueeze(0)), (1,))
+    _one_client(bench)
     state: State = {}
     for what, tensors in bench.simulate(EVERYBODY, 2, bench.noise, full=True):
         state = tensors if what.endswith("state") else state
@@ -198,6 +199,22 @@ def right_form(bench: Bench) -> str:
         found = f"shape {list(state['x'].shape)}" if "x" in state else f"keys {list(state)}"
         raise LawBrokenError(f"the state has {found}, allowed: 'x' of shape {[*rows, DIMENSION]}, the parameters")
     return f"state {', '.join(state)}"
+
+
+def _one_client(bench: Bench) -> None:
+    """What the methods of the client's half return."""
+    a, x = bench.algorithm, bench.task(0.0).initial().unsqueeze(0)
+    received, kept = {k: v.reshape(1, -1) for k, v in a.broadcast(a.init(x)).items()}, a.init_client(x)
+    one = torch.ones((1, 1), dtype=torch.float64)
+    local = a.start(received, kept)
+    _form("start", local, (1,))
+    local = a.local_step(ExactOracle(bench, slice(0, 1), a.lr * one), local, received, kept)
+    _form("local_step", local, (1,))
+    result = a.message(local, received, kept, Effort(one, a.lr * one))
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise LawBrokenError(f"message gave {type(result).__name__}, allowed: a pair, what is sent and what is kept")
+    for what, tensors in zip(("message, sent", "message, kept"), result, strict=True):
+        _form(what, tensors, (1,))
 
 
 def yaml_round_trip(bench: Bench) -> str:
@@ -236,7 +253,7 @@ def descends(bench: Bench) -> str:
 
 
 LAWS: Mapping[str, Callable[[Bench], str]] = {
-    "dicts of tensors [..., d] or [..., 1]": right_form,
+    "form of states and messages": right_form,
     "inputs are not mutated": inputs_untouched,
     "stacked = sharded = single": same_in_shards,
     "arithmetic on the last axis": last_axis_only,

@@ -114,10 +114,10 @@ class Bench:
                     sent = worker.run(Job(clients[rows], np.full(len(rows), number), steps[rows], mine))
                     for k, v in sent.items():
                         messages.setdefault(k, v.new_full((len(clients), v.shape[-1]), torch.nan))[index] = v
-            yield f"round {number}, message", messages
+            yield f"round {number}, message", _clone(messages)
             info, aggregate = self.round(number, clients, steps)
             state = self.algorithm.combine(state, messages, info, aggregate)
-            yield f"round {number}, state", state
+            yield f"round {number}, state", _clone(state)
         kept = [(shard, worker.store.gather(np.asarray(shard))) for worker, shard in zip(workers, shards, strict=True)]
         order = torch.as_tensor(np.argsort(np.concatenate([shard for shard, _ in kept])))
         yield "what clients keep", {k: torch.cat([rows[k] for _, rows in kept])[order] for k in kept[0][1]}
@@ -144,6 +144,11 @@ def _accepts(algorithm: Algorithm, work: Work) -> bool:
     except InputError:
         return False
     return True
+
+
+def _clone(tensors: State) -> State:
+    """A copy, so that a method that works in place does not rewrite what came out before."""
+    return {k: v.clone() for k, v in tensors.items()}
 
 
 def _column(values: Any) -> Tensor:

@@ -84,7 +84,7 @@ def quadratic(tmp_path: Path) -> Callable[..., QuadraticProblem]:
 
 @pytest.fixture
 def run_scenario(tmp_path: Path) -> Callable[..., Any]:
-    """``run_scenario(data=..., algorithm=..., ...)``: a run in float64 on the CPU with a trace, evaluated at its ends."""
+    """``run_scenario(data=..., algorithm=..., ...)``: a run in float64 on the CPU, traced, with few evaluations."""
     numbers = count()
 
     def run(**sections: Any) -> Any:

@@ -18,7 +18,7 @@ Trace = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Local:
-    """The local solver: SGD with momentum (zero at the start of each round), weight decay, clipping, a rate per round."""
+    """The local solver: SGD with momentum (from zero each round), weight decay, clipping, a rate per round."""
 
     lr: float
     momentum: float = 0.0
