@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -39,16 +39,23 @@ def run(
 ) -> None:
     """Run a scenario; results go to a run directory."""
     from fedsim.config import load
+    from fedsim.results import read_jsonl
     from fedsim.simulation import run as simulate
 
     checked = load(scenario, settings)
-    with _progress(checked.name, checked.run.rounds, quiet=as_json) as progress:
+    with _interruptible(), _progress(checked.name, checked.run.rounds, quiet=as_json) as progress:
         result = simulate(checked, out, resume, progress)
-    last = result.metrics.iloc[-1].to_dict()
+    last = read_jsonl(result.dir / "metrics.jsonl")[-1]
     if as_json:
-        print(json.dumps({"dir": str(result.dir), "metrics": {k: None if v != v else v for k, v in last.items()}}))
-    else:
-        _console().print(f"[bold]{result.dir}[/bold]: {_line(last)}")
+        print(json.dumps({"dir": str(result.dir), "resumed_at": result.resumed_at, "metrics": last}))
+        return
+    if result.resumed_at >= checked.run.rounds:
+        _console().print("already finished, nothing to do")
+    elif resume:
+        _console().print(
+            f"resumed at round {result.resumed_at}" if result.resumed_at else "nothing to resume, started anew"
+        )
+    _console().print(f"[bold]{result.dir}[/bold]: {_line(last)}")
 
 
 @app.command()
@@ -82,16 +89,20 @@ def sweep(
             _console().print(f"[{index + 1}/{count}] {point.label}", highlight=False)
         return None
 
-    outcomes = run_sweep(sweep_file, out, resume, settings, started)
+    with _interruptible():
+        outcomes = run_sweep(sweep_file, out, resume, settings, started)
     rows = summary(outcomes)
     if as_json:
         print(json.dumps(rows))
     else:
-        keys = ["run", *[k for k in ("round", "test_accuracy", "node_accuracy", "train_loss", "delay_total", "bytes_sent", "error")
-                         if any(r.get(k) is not None for r in rows)]]  # fmt: skip
+        last = ("round", "test_accuracy", "node_accuracy", "train_loss", "delay_total", "bytes_sent", "error")
+        keys = ["run", *[k for k in last if any(r.get(k) is not None for r in rows)]]
         _table(str(outcomes[0].dir.parent), [tuple(_text(r.get(k, "")) for k in keys) for r in rows], keys)
-    if any(o.error for o in outcomes):
-        raise typer.Exit(1)
+    failed = {o.point.label: o.error for o in outcomes if o.error is not None}
+    for label, error in failed.items():
+        print(f"{label}: {error}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(2 if any(isinstance(error, InputError) for error in failed.values()) else 1)
 
 
 @app.command()
@@ -188,16 +199,28 @@ def main() -> NoReturn:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         sys.exit(2)
-    except FedsimError as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; a checkpoint was written, --resume continues", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except (FedsimError, OSError) as error:  # OSError: a full disk, say
+        print(error, file=sys.stderr)
+        sys.exit(1)
     sys.exit(0)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the command with exit code 130 and say what was saved."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        saved = (
+            f"{error}, --resume continues"
+            if str(error)
+            else "--resume continues from the last checkpoint, if there is one"
+        )
+        print(f"interrupted: {saved}", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def _console() -> Any:
@@ -206,7 +229,7 @@ def _console() -> Any:
     return Console()
 
 
-def _table(title: str, rows: list[tuple[str, ...]], header: list[str] | None = None) -> None:
+def _table(title: str, rows: Sequence[tuple[str, ...]], header: list[str] | None = None) -> None:
     from rich import box
     from rich.table import Table
 
@@ -240,7 +263,9 @@ def _progress(name: str, rounds: int, quiet: bool) -> Iterator[Progress | None]:
         task = bar.add_task(name, total=rounds, last="")
 
         def update(done: int, row: Any) -> None:
-            bar.update(task, completed=done, **({"last": _line(row)} if row else {}))
+            bar.update(task, completed=done)
+            if row:
+                bar.update(task, last=_line(row))
 
         yield update
 

@@ -27,7 +27,7 @@ SECTIONS = (
     "name", "seed", "data", "model", "algorithm", "topology", "participation", "aggregator", "run", "backend",
 )  # fmt: skip
 _OWN_DATA_KEYS = ("dataset", "clients", "partition")
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._=-]*$"
 
 
 class RunSection(BaseModel):
@@ -45,8 +45,14 @@ class RunSection(BaseModel):
     chunk_rows: Count | None = Field(
         None, description="clients computed together (default: what fits the cache or the GPU)"
     )
-    threads: Count | None = Field(None, description="CPU threads (default: PyTorch's own choice)")
+    threads: Annotated[int, Field(gt=0, le=1024)] | None = Field(
+        None, description="CPU threads (default: PyTorch's own choice)"
+    )
     checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="write a checkpoint that often")
+
+    def evaluates(self, round: int) -> bool:
+        """Whether metrics are recorded after `round` rounds."""
+        return round % self.eval_every == 0 or round == self.rounds
 
 
 class BackendSection(BaseModel):
@@ -60,7 +66,7 @@ class Heading(BaseModel):
     """The keys of a scenario that are not sections."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    name: Annotated[str, Field(pattern=_NAME, max_length=100)] = "scenario"
+    name: Annotated[str, Field(pattern=NAME, max_length=200)] = "scenario"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
@@ -144,11 +150,12 @@ def parse(document: Document | Mapping[str, Any]) -> Scenario:
 
 
 def _parse(document: Document) -> Scenario:
-    raw, problems = document.values, []  # type: ignore[var-annotated]
-    problems += [Problem(unknown("key", k, SECTIONS), str(k)) for k in raw if k not in SECTIONS]
+    raw = document.values
+    problems = [Problem(unknown("key", k, SECTIONS), str(k)) for k in raw if k not in SECTIONS]
     for name in SECTIONS[2:]:
         if name in raw and not isinstance(raw[name], dict):
-            problems.append(Problem(f"found {raw[name]!r}, allowed: a mapping", name))
+            found = "nothing" if raw[name] is None else repr(raw[name])
+            problems.append(Problem(f"found {found}, allowed: a mapping", name))
     problems += [
         Problem("missing; every scenario needs this section", name) for name in ("data", "algorithm") if name not in raw
     ]
@@ -180,12 +187,11 @@ def _parse(document: Document) -> Scenario:
     algorithm = section("algorithm", lambda: part_from("algorithm", "name", raw["algorithm"]))
     topology = section("topology", lambda: _graph(raw.get("topology")))
     mode = raw.get("participation") or {}
-    if algorithm is not None and not isinstance(algorithm, Algorithm):
-        problems.append(Problem(f"{raw['algorithm']['name']!r} is not a fedsim Algorithm", "algorithm.name"))
-        algorithm = None
-    if "mode" not in mode and algorithm is not None:
-        mode = {"mode": _default_mode(algorithm), **mode}
-    participation = section("participation", lambda: part_from("participation", "mode", mode)) if mode else None
+    if (
+        "mode" not in mode
+    ):  # which one it is depends on the algorithm; where that is wrong, the keys are checked next time
+        mode = {"mode": _default_mode(algorithm), **mode} if algorithm is not None else {"mode": "synchronous"}
+    participation = section("participation", lambda: part_from("participation", "mode", mode))
     aggregator = section(
         "aggregator", lambda: part_from("aggregator", "name", {"name": "mean", **raw.get("aggregator", {})})
     )

@@ -14,14 +14,16 @@ from fedsim.types import Count, Positive, Probability
 
 Floats = npt.NDArray[np.float64]
 _PAIR = Field(min_length=2, max_length=2)
+_FORMS = "allowed: a probability, a list of them, uniform, {uniform: [lo, hi]}, {beta: [a, b]} or {bimodal: mu}"
 
 
 class Law(BaseModel):
-    """A probability per node or per link: a number, a list, or drawn once from a distribution (or again every `redraw_every` rounds).
+    """A probability per node or link: a number, a list, or drawn once (or again every `redraw_every` rounds).
 
-    ``0.5`` · ``[0.1, 0.9, ...]`` · ``{beta: [a, b]}`` · ``uniform`` = U(0, 1] · ``{uniform: [lo, hi]}`` · ``{bimodal: mu, std: 0.1}``, the
-    DSpodFL paper's 1/2 (N[0,1](mu, 0.01) + N[0,1](1 - mu, 0.01)) with 0.01 read as the variance, truncated to [0, 1].
-    Drawn values are raised to at least `floor`: delays grow with 1 / probability, which draws near 0 would make meaningless.
+    ``0.5`` · ``[0.1, 0.9, ...]`` · ``{beta: [a, b]}`` · ``uniform`` = U(0, 1] · ``{uniform: [lo, hi]}`` ·
+    ``{bimodal: mu, std: 0.1}``, the DSpodFL paper's 1/2 (N[0,1](mu, 0.01) + N[0,1](1 - mu, 0.01)) with 0.01 read as the
+    variance, truncated to [0, 1]. Drawn values are raised to at least `floor`: delays grow with 1 / probability, which
+    draws near 0 would make meaningless.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -38,9 +40,7 @@ class Law(BaseModel):
     def _one(self) -> Law:
         kinds = ("fixed", "per_item", "beta", "uniform", "bimodal")
         if sum(getattr(self, k) is not None for k in kinds) != 1:
-            raise ValueError(
-                "allowed: a probability, a list of them, uniform, {uniform: [lo, hi]}, {beta: [a, b]} or {bimodal: mu}"
-            )
+            raise ValueError(_FORMS)
         if self.uniform and self.uniform[0] > self.uniform[1]:
             raise ValueError(f"found uniform: {self.uniform}, allowed: [lo, hi] with lo <= hi")
         if self.redraw_every and (self.fixed is not None or self.per_item is not None):
@@ -68,7 +68,7 @@ class Law(BaseModel):
             return np.asarray(self.per_item)
         generator = rng.generator(seed, "law_" + purpose, self.epoch(round))
         if self.beta is not None:
-            values = generator.beta(*self.beta, size=count)
+            values = generator.beta(self.beta[0], self.beta[1], size=count)
         elif self.uniform is not None:
             values = self.uniform[0] + (self.uniform[1] - self.uniform[0]) * (1.0 - generator.random(count))
         else:
@@ -93,10 +93,14 @@ def _bimodal(mu: float, std: float, count: int, generator: np.random.Generator) 
 
 def _short_forms(value: Any) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return {"fixed": float(value)}
+        return {"fixed": value}
     if isinstance(value, list):
-        return {"per_item": [float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value]}
-    return {"uniform": [0.0, 1.0]} if value == "uniform" else value
+        return {"per_item": value}
+    if value == "uniform":
+        return {"uniform": [0.0, 1.0]}
+    if not isinstance(value, (dict, Law)):
+        raise ValueError(_FORMS)
+    return value
 
 
 ProbabilityLaw = Annotated[Law, BeforeValidator(_short_forms, json_schema_input_type=float | list[float] | str | Law)]

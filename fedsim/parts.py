@@ -3,33 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Mapping
-from typing import Any, TypeVar, get_type_hints
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fedsim.errors import InputError, Problem, nearest
-from fedsim.registry import lookup, names
+from fedsim.registry import load_object, lookup, names
 
 P = TypeVar("P")
 
+_BASE = {  # what a part of each kind inherits, loaded on first use like the parts themselves
+    "algorithm": "fedsim.algorithms.base:Algorithm",
+    "dataset": "fedsim.data:DatasetPart",
+    "partition": "fedsim.partition:Partition",
+    "model": "fedsim.models:Model",
+    "graph": "fedsim.graphs:Graph",
+    "aggregator": "fedsim.aggregators:Aggregator",
+    "participation": "fedsim.participation:Participation",
+}
 
-@functools.cache
+
+_models: dict[type[Any], type[BaseModel]] = {}
+
+
 def fields_model(part: type[Any]) -> type[BaseModel]:
-    """A strict pydantic model with the fields of a registered dataclass (pydantic's own strict dataclasses refuse mappings)."""
-    if issubclass(part, BaseModel):
-        return part
+    """A strict pydantic model with the fields of a registered dataclass, made once.
+
+    Pydantic's own strict dataclasses refuse mappings.
+    """
+    if part not in _models:
+        _models[part] = part if issubclass(part, BaseModel) else _make_model(part)
+    return _models[part]
+
+
+def _make_model(part: type[Any]) -> type[BaseModel]:
     hints = get_type_hints(part, include_extras=True)
     fields: dict[str, Any] = {}
     for f in dataclasses.fields(part):
         if f.init:
-            made = f.default_factory is not dataclasses.MISSING
-            default = (
-                Field(default_factory=f.default_factory)
-                if made
-                else (... if f.default is dataclasses.MISSING else f.default)
-            )
+            default: Any = ... if f.default is dataclasses.MISSING else f.default
+            if f.default_factory is not dataclasses.MISSING:
+                default = Field(default_factory=f.default_factory)
             fields[f.name] = (hints[f.name], default)
     config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, protected_namespaces=())
     return create_model(part.__name__, __config__=config, __doc__=part.__doc__, **fields)
@@ -51,11 +67,7 @@ def make_part(part: type[P], values: Mapping[str, Any]) -> P:
         One problem per offending key: unknown (with the nearest valid name), missing, of a wrong type or out of range.
     """
     allowed = keys_of(part)
-    problems = [
-        Problem(f"unknown key{nearest(k, allowed)}; allowed: {', '.join(allowed) or 'no keys'}", str(k))
-        for k in values
-        if k not in allowed
-    ]
+    problems = [Problem(_unknown_key(k, allowed), str(k)) for k in values if k not in allowed]
     known = {k: v for k, v in values.items() if k in allowed}
     try:
         checked = fields_model(part).model_validate(known)
@@ -65,9 +77,11 @@ def make_part(part: type[P], values: Mapping[str, Any]) -> P:
             else part(**{k: getattr(checked, k) for k in type(checked).model_fields})
         )
     except ValidationError as error:
-        raise InputError([*problems, *explain(error, known)]) from None
+        raise InputError([*problems, *explain(error, known, part)]) from None
     except InputError as error:
         raise InputError([*problems, *error.problems]) from None
+    except (TypeError, ValueError) as error:  # of somebody's own class: an abstract method, a check of its own
+        raise InputError(f"'{part.__name__}' cannot be made: {error}") from error
     if problems:
         raise InputError(problems)
     return made
@@ -77,12 +91,15 @@ def part_from(kind: str, discriminator: str, section: Mapping[str, Any]) -> Any:
     """The registered part that ``section[discriminator]`` names, built from the section's other keys."""
     if discriminator not in section:
         raise InputError(f"missing; allowed: {', '.join(names(kind))}", key=discriminator)
+    name, base = section[discriminator], load_object(_BASE[kind])
     try:
-        part = lookup(kind, section[discriminator])
+        part = lookup(kind, name)
     except InputError as error:
         raise error.under(discriminator) from None
-    if not (isinstance(part, type) and dataclasses.is_dataclass(part)):
-        raise InputError(f"'{section[discriminator]}' is not a dataclass, so its keys are unknown", key=discriminator)
+    if not (isinstance(part, type) and issubclass(part, base) and dataclasses.is_dataclass(part)):
+        what = "a class" if isinstance(part, type) else type(part).__name__
+        message = f"'{name}' is {what}, allowed: a dataclass that inherits {_BASE[kind].replace(':', '.')}"
+        raise InputError(message, key=discriminator)
     return make_part(part, {k: v for k, v in section.items() if k != discriminator})
 
 
@@ -93,34 +110,80 @@ def dump_part(part: Any) -> dict[str, Any]:
     return {k: v for k, v in values.items() if v is not None}
 
 
-def explain(error: ValidationError, values: Any) -> list[Problem]:
+def explain(error: ValidationError, values: Any, part: type[Any]) -> list[Problem]:
     """One problem per offending key: what was found and what is allowed."""
     messages: dict[str, list[str]] = {}
     found: dict[str, Any] = {}
     for item in error.errors(include_url=False):
         key = _dotted(item["loc"], values, keep_last=item["type"] in ("missing", "extra_forbidden"))
-        messages.setdefault(key, []).append(_allowed(item))
-        found.setdefault(key, None if item["type"] == "missing" else _at(values, key, item["input"]))
-    return [
-        Problem(
-            "; or ".join(dict.fromkeys(m))
-            if m == ["missing"]
-            else f"found {_short(found[k])}, {' or '.join(dict.fromkeys(m))}",
-            k or None,
-        )
-        for k, m in messages.items()
-    ]
+        messages.setdefault(key, []).append(_allowed(item, part))
+        found.setdefault(key, _at(values, key, item["input"]))
+    # Of a union, pydantic reports every member that does not fit; the one that got furthest is the one that was meant.
+    deepest = [k for k in messages if not any(other.startswith(f"{k}.") for other in messages)]
+    return [Problem(_sentence(found[k], list(dict.fromkeys(messages[k]))), k or None) for k in deepest]
 
 
-def _allowed(item: Any) -> str:
+_ALLOWED = {  # pydantic's error types in the words of a scenario
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_too_long": "at most {max_length} characters",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "list_type": "a list",
+    "too_short": "a list of at least {min_length} item(s)",
+    "too_long": "a list of at most {max_length} item(s)",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "greater than or equal to {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "less than or equal to {le:g}",
+    "literal_error": "{expected}",
+}
+
+
+def _allowed(item: Any, part: type[Any]) -> str:
+    """``allowed: ...``, or a sentence that says all there is to say."""
     if item["type"] == "missing":
-        return "missing"
+        return "missing; this key is required"
     if item["type"] == "extra_forbidden":
-        return "which is an unknown key here"
-    text = str(item["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    if text.startswith("Input should be "):
-        text = "allowed: " + text.removeprefix("Input should be ")
-    return text
+        return _unknown_key(item["loc"][-1], _nested_keys(part, item["loc"][0]))
+    if item["type"] in _ALLOWED:
+        words = _ALLOWED[item["type"]].format(**item.get("ctx", {}))
+        options = re.findall(r"'([^']*)'", words) if item["type"] == "literal_error" else []
+        return f"allowed: {words}{nearest(item['input'], options)}"
+    return str(item["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+
+
+def _sentence(found: Any, messages: list[str]) -> str:
+    choices = [m.removeprefix("allowed: ") for m in messages if m.startswith("allowed: ")]
+    said = [m for m in messages if not m.startswith("allowed: ")]
+    if choices:
+        said.insert(0, f"found {_short(found)}, allowed: {' or '.join(choices)}")
+    elif not said[0].startswith(("found", "missing", "unknown")):
+        said[0] = f"found {_short(found)}, {said[0]}"
+    return "; ".join(said)
+
+
+def _unknown_key(key: object, allowed: Sequence[str]) -> str:
+    return f"unknown key{nearest(key, allowed)}; allowed: {', '.join(allowed) or 'no keys'}"
+
+
+def _nested_keys(part: type[Any], key: Any) -> list[str]:
+    """Keys of the mappings that a part's key takes (a law, a schedule)."""
+
+    def models(annotation: Any) -> Iterator[type[BaseModel]]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield annotation
+        for inner in get_args(annotation):
+            yield from models(inner)
+
+    return list(
+        dict.fromkeys(k for m in models(fields_model(part).model_fields[key].annotation) for k in m.model_fields)
+    )
 
 
 def _dotted(loc: tuple[Any, ...], values: Any, keep_last: bool) -> str:

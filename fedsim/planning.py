@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from fedsim import rng
 from fedsim.aggregators import message_bytes
 from fedsim.algorithms.base import Effort, GossipAlgorithm
 from fedsim.assembly import Assembly, assemble
@@ -26,7 +25,10 @@ Rows = dict[str, Any]
 
 
 def plan(scenario: Scenario) -> dict[str, Rows]:
-    """Sections of facts about a run: data, model, work, network, memory. Loads the data and builds the graph; trains nothing."""
+    """Sections of facts about a run: data, model, work, network, memory.
+
+    Loads the data and builds the graph; trains nothing.
+    """
     a = assemble(scenario)
     event = _first_round(scenario, a)
     sections = {"scenario": _scenario(scenario), "data": _data(a), "work": _work(scenario, a, event)}
@@ -51,12 +53,10 @@ def describe_topology(what: str, nodes: int | None, settings: list[str], weights
         scenario = parse(document)
         if scenario.topology is None:
             raise InputError("this scenario has a server and no topology", file=what)
-        network = assemble(scenario).network
-        assert network is not None
-        return {
-            "name": f"{scenario.name}: {scenario.topology['graph']}",
-            **_network(scenario, assemble(scenario)),
-        }, network.topology.graphs[0]
+        assembly = assemble(scenario)
+        assert assembly.network is not None
+        facts = {"name": f"{scenario.name}: {scenario.topology['graph']}", **_network(scenario, assembly)}
+        return facts, assembly.network.topology.graphs[0]
     section: Rows = (
         {"graph": "file", "path": str(path.resolve())} if path.exists() and path.is_file() else {"graph": what}
     )
@@ -174,7 +174,7 @@ def _messages(s: Scenario, a: Assembly, event: Arrival) -> Rows:
 
 
 def _memory(s: Scenario, a: Assembly, event: Arrival) -> Rows:
-    item = rng.np.dtype(s.run.dtype).itemsize
+    item = np.dtype(s.run.dtype).itemsize
     model = a.task.dim * item
     kept = len(s.algorithm.init_client(a.task.initial().unsqueeze(0)))
     rows: Rows = {"one model": _size(model), "messages of a round": _size(len(event.clients) * model)}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -18,26 +17,32 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fedsim.errors import InputError, RunError
+from fedsim.config import Scenario
+from fedsim.errors import InputError, Problem, RunError
 
+_MAY_DIFFER = ("run.rounds", "run.checkpoint_seconds")
+"""Keys of a resumed scenario that may differ from the recorded one's: more rounds, other checkpoints."""
+
+_SAME = "--resume continues the same scenario (run.rounds may grow): give another --out, or leave --resume out"
 _PACKAGES = ("fedsim", "torch", "numpy", "scipy", "networkx", "datasets", "flwr-datasets", "scikit-learn")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished or interrupted run.
+    """A finished run.
 
     Attributes
     ----------
     dir : the run directory.
-    finished : False where the run was interrupted.
+    resumed_at : the round it was continued from; 0 where it began at the beginning.
     """
 
     dir: Path
-    finished: bool = True
+    resumed_at: int = 0
 
     @cached_property
     def metrics(self) -> Any:
@@ -89,34 +94,40 @@ class Recorder:
                 file.close()
 
 
-def open_directory(folder: Path, scenario_yaml: str, resume: bool, trace: bool) -> dict[str, Any] | None:
-    """Make `folder` ready for a run; with `resume`, return the checkpoint (None where there is none) and cut what was recorded after it.
+def open_directory(folder: Path, scenario: Scenario, resume: bool) -> dict[str, Any] | None:
+    """Make `folder` ready for a run; with `resume`, return the checkpoint, or None where there is none.
+
+    What was recorded after the checkpoint is cut off: the resumed run records it again.
+    A run may be resumed with more rounds, and with other keys of `RunSection` that do not change its numbers.
 
     Raises
     ------
     InputError
-        To be resumed, but it holds another scenario; or not to be resumed, but it holds an unfinished run's checkpoint of another scenario.
+        The folder cannot be written to; to be resumed, but it holds another scenario, or more rounds.
+    RunError
+        The checkpoint is damaged.
     """
-    recorded = folder / "scenario.yaml"
-    if resume and recorded.exists() and recorded.read_text(encoding="utf-8") != scenario_yaml:
-        changed = _first_difference(recorded.read_text(encoding="utf-8"), scenario_yaml)
-        raise InputError(
-            f"--resume: {folder} holds a run of another scenario ({changed}); give another --out, or run without --resume"
-        )
-    checkpoint = load_checkpoint(folder) if resume else None
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(parents=True)
-    if checkpoint is None:
-        for name in ("metrics.jsonl", "trace.jsonl", "params.safetensors", "topology.graphml", "report.html"):
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-    else:
-        for name in ("metrics.jsonl", "trace.jsonl"):
-            _cut(folder / name, checkpoint["round"])
-    _write_atomically(recorded, scenario_yaml)
-    _write_atomically(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
-    if not trace:
-        (folder / "trace.jsonl").unlink(missing_ok=True)
+    checkpoint = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if resume:
+            _check_same(folder, scenario)
+            checkpoint = load_checkpoint(folder)
+        if checkpoint is None:
+            _clear(folder)
+        else:
+            done = checkpoint["round"]
+            _check_rounds(folder, done, scenario)
+            _cut(folder / "metrics.jsonl", lambda number: number <= done and scenario.run.evaluates(number))
+            _cut(folder / "trace.jsonl", lambda number: number <= done)
+            if done < scenario.run.rounds:
+                (folder / "params.safetensors").unlink(missing_ok=True)
+        if not scenario.run.trace:
+            (folder / "trace.jsonl").unlink(missing_ok=True)
+        _write_atomically(folder / "scenario.yaml", scenario.to_yaml())
+        _write_atomically(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot be used as run directory: {error.strerror}", file=str(folder)) from None
     return checkpoint
 
 
@@ -212,21 +223,57 @@ def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
             return
 
 
-def _cut(path: Path, last_round: int) -> None:
-    """Drop rows after `last_round`: the resumed run records them again."""
+def _cut(path: Path, keep: Callable[[int], bool]) -> None:
+    """Drop rows that the resumed run records again, or never would have."""
     if path.exists():
-        kept = [line for row, line in _rows(path) if row["round"] <= last_round]
+        kept = [line for row, line in _rows(path) if keep(row["round"])]
         _write_atomically(path, "".join(line + "\n" for line in kept))
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run left."""
+    for name in ("metrics.jsonl", "trace.jsonl", "params.safetensors", "topology.graphml", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("checkpoint", "checkpoint.new", "checkpoint.old"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _check_same(folder: Path, scenario: Scenario) -> None:
+    """The run in `folder` has this scenario, but for keys that do not change its numbers."""
+    recorded = folder / "scenario.yaml"
+    if not recorded.exists():
+        return
+    try:
+        old = _flat(yaml.safe_load(recorded.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(
+            "is not the YAML that fedsim wrote; --resume cannot continue this run", None, str(recorded)
+        ) from error
+    new = _flat(yaml.safe_load(scenario.to_yaml()))
+    problems = [
+        Problem(f"found {new.get(key)!r}, but the run in {folder} has {old.get(key)!r}; {_SAME}", key)
+        for key in {**new, **old}
+        if key not in _MAY_DIFFER and new.get(key) != old.get(key)
+    ]
+    if problems:
+        raise scenario.document.locate(InputError(problems))
+
+
+def _check_rounds(folder: Path, done: int, scenario: Scenario) -> None:
+    if done > scenario.run.rounds:
+        found = f"found {scenario.run.rounds}, but the run in {folder} is at round {done}"
+        message = f"{found}; allowed with --resume: at least {done}"
+        raise scenario.document.locate(InputError(message, key="run.rounds"))
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
+    if not isinstance(values, dict):
+        return {prefix.removesuffix("."): values}
+    return {k: v for key, value in values.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
 
 
 def _write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".new")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
-
-
-def _first_difference(old: str, new: str) -> str:
-    for a, b in zip(old.splitlines(), new.splitlines(), strict=False):
-        if a != b:
-            return f"there '{a.strip()}', here '{b.strip()}'"
-    return "one has more keys"

@@ -11,11 +11,11 @@ from fedsim.config import BackendSection, Heading, RunSection
 from fedsim.parts import fields_model
 from fedsim.registry import lookup, names
 
-_SECTIONS = {  # section: (kind of part, discriminator, may it be left out, keys that every part of the section has besides its own)
-    "model": ("model", "name", {}),
-    "algorithm": ("algorithm", "name", {}),
-    "participation": ("participation", "mode", {}),
-    "aggregator": ("aggregator", "name", {}),
+_SECTIONS = {  # section: (kind of part, the key that names it)
+    "model": ("model", "name"),
+    "algorithm": ("algorithm", "name"),
+    "participation": ("participation", "mode"),
+    "aggregator": ("aggregator", "name"),
 }
 
 
@@ -32,7 +32,7 @@ def scenario_schema() -> dict[str, Any]:
     properties = {
         **_plain(Heading, definitions)["properties"],
         "data": data,
-        **{s: _alternatives(kind, key, definitions, extra) for s, (kind, key, extra) in _SECTIONS.items()},
+        **{s: _alternatives(kind, key, definitions) for s, (kind, key) in _SECTIONS.items()},
         "topology": topology,
         "run": _plain(RunSection, definitions),
         "backend": _plain(BackendSection, definitions),

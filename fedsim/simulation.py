@@ -21,6 +21,7 @@ from fedsim.backends.vectorized import Vectorized
 from fedsim.config import Scenario, load, parse
 from fedsim.errors import RunError
 from fedsim.participation import Arrival, Dispatch
+from fedsim.partition_table import write_partition
 from fedsim.results import Recorder, Run, open_directory, save_checkpoint, save_params
 from fedsim.types import Aggregate, Message, State
 from fedsim.worker import Job, Worker
@@ -95,19 +96,19 @@ class Simulation:
         if self.assembly.network is not None:
             initial = initial.expand(task.num_clients, -1).clone()
         self.state = algorithm.init(initial)
-        saved = open_directory(self.folder, self.scenario.to_yaml(), self.resume, self.scenario.run.trace)
+        saved = open_directory(self.folder, self.scenario, self.resume)
         if saved is not None:
             self.round, self.totals = saved["round"], Totals(**saved["totals"])
             self.state = {k: v.to(task.device) for k, v in saved["state"].items()}
             self.backend.load(saved["clients"])
-        self._write_topology()
+        self._write_inputs()
 
     def run(self, progress: Progress | None = None) -> Run:
         """Run to the last round."""
         s, task = self.scenario, self.assembly.task
         recorder = Recorder(self.folder, s.run.trace)
         started = last_checkpoint = time.monotonic()
-        before = self.totals.wall
+        before, resumed_at = self.totals.wall, self.round
         try:
             with _stop_requested() as stop:
                 if self.round == 0:
@@ -122,7 +123,7 @@ class Simulation:
                     self._combine(event, recorder)
                     now = time.monotonic()
                     self.totals.wall = before + now - started
-                    if self.round % s.run.eval_every == 0 or self.round == s.run.rounds:
+                    if s.run.evaluates(self.round):
                         self._evaluate(recorder, progress)
                     elif progress is not None:
                         progress(self.round, None)
@@ -132,12 +133,12 @@ class Simulation:
                         self._checkpoint()
                         last_checkpoint = now
                     if stopping:
-                        raise KeyboardInterrupt
+                        raise KeyboardInterrupt(f"a checkpoint of round {self.round} is in {self.folder}")
         finally:
             recorder.close()
         self._checkpoint()
         save_params(self.folder, self.state["x"], self.assembly.layout)
-        return Run(self.folder)
+        return Run(self.folder, resumed_at)
 
     # --- one event ----------------------------------------------------------------------------------------------------
 
@@ -205,15 +206,16 @@ class Simulation:
             progress(self.round, row)
         if not bool(torch.isfinite(centre).all()):
             raise RunError(
-                f"the run diverged: parameters are not finite at round {self.round}; lower algorithm.lr or set algorithm.clip. "
-                f"What was recorded up to here is in {self.folder}"
+                f"the run diverged: parameters are not finite at round {self.round}; lower algorithm.lr or set "
+                f"algorithm.clip. What was recorded up to here is in {self.folder}"
             )
 
     def _checkpoint(self) -> None:
         progress = {"round": self.round, "totals": asdict(self.totals)}
         save_checkpoint(self.folder, progress, self.state, self.backend.save())
 
-    def _write_topology(self) -> None:
+    def _write_inputs(self) -> None:
+        write_partition(self.folder, self.assembly.counts, self.assembly.task.sizes)
         if self.assembly.network is not None:
             import networkx as nx
 
@@ -225,7 +227,7 @@ class Simulation:
 
 @contextmanager
 def _stop_requested() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C or SIGTERM lets the round end (so that a checkpoint can be written), the second one ends at once."""
+    """The first Ctrl-C or SIGTERM lets the round end, so that a checkpoint can be written; the second ends at once."""
     requested = False
 
     def note(number: int, frame: Any) -> None:  # noqa: ARG001

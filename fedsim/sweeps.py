@@ -5,29 +5,30 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedsim.config import Scenario, parse
+from fedsim.config import NAME, Scenario, parse
 from fedsim.errors import FedsimError, InputError, Problem
 from fedsim.parts import make_part
 from fedsim.results import Run, read_jsonl
 from fedsim.simulation import Progress, run
-from fedsim.yaml_files import Document, override, read_yaml, set_path
+from fedsim.yaml_files import Document, Source, change, override, read_yaml
 
 
 class SweepFile(BaseModel):
     """A sweep: every case times every point of the grid.
 
-    `set` changes the scenario for all of them; `cases` maps a label to changes; `grid` maps a dotted key to a list of values.
+    `set` changes the scenario for all of them; `cases` maps a label to changes; `grid` maps a dotted key to a list of
+    values.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "sweep"
+    name: Annotated[str, Field(pattern=NAME, max_length=100)] = "sweep"
     scenario: Annotated[str, Field(description="scenario file, relative to the sweep file")]
     set: dict[str, Any] = Field(default_factory=dict)
     cases: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
@@ -50,7 +51,7 @@ class Outcome:
     point: Point
     dir: Path
     run: Run | None
-    error: str | None = None
+    error: FedsimError | None = None
 
 
 def points(path: str | Path, settings: list[str] | None = None) -> tuple[str, list[Point]]:
@@ -66,31 +67,28 @@ def points(path: str | Path, settings: list[str] | None = None) -> tuple[str, li
         sweep_file = make_part(SweepFile, document.values)
     except InputError as error:
         raise document.locate(error) from None
-    base = override(read_yaml(document.base / sweep_file.scenario), settings or [])
+    base = _base(document, sweep_file.scenario, settings or [])
     found: list[Point] = []
-    problems: list[Problem] = []
-    cases = sweep_file.cases or {"": None}
-    for case, changes in cases.items():
+    wrong: dict[Problem, list[str]] = {}
+    for case, changes in (sweep_file.cases or {"": None}).items():
         for values in itertools.product(*sweep_file.grid.values()):
             chosen = dict(zip(sweep_file.grid, values, strict=True))
-            every = {**sweep_file.set, **(changes or {}), **chosen}
             label = _label(case, chosen)
+            every = (("set", sweep_file.set), (f"cases.{case}", changes or {}), ("grid", chosen))
             try:
-                found.append(
-                    Point(
-                        label,
-                        {**({"case": case} if case else {}), **chosen},
-                        _variant(base, every, f"{sweep_file.name}-{label}"),
-                    )
-                )
+                scenario = _variant(base, document, {"name": f"{sweep_file.name}-{label}"}, every)
             except InputError as error:
-                problems += [Problem(f"in '{label}': {p}", file=str(path)) for p in error.problems]
-    if problems:
-        raise InputError(problems)
+                for problem in error.problems:
+                    wrong.setdefault(problem, []).append(label)
+                continue
+            found.append(Point(label, {**({"case": case} if case else {}), **chosen}, scenario))
     labels = [p.label for p in found]
-    for label in set(labels):
-        if labels.count(label) > 1:
-            raise InputError(f"two runs are called '{label}': make the cases' or values' names differ", file=str(path))
+    for label in sorted({label for label in labels if labels.count(label) > 1}):
+        message = f"two runs are called '{label}': make the cases' or values' names differ"
+        key = "grid" if sweep_file.grid else "cases"
+        wrong[Problem(message, key, str(path), document.lines.get(key))] = []
+    if wrong:
+        raise InputError(replace(p, message=p.message + _where(labels)) for p, labels in wrong.items())
     return sweep_file.name, found
 
 
@@ -103,7 +101,8 @@ def sweep(
 ) -> list[Outcome]:
     """Run a sweep file; with `resume`, finished runs are kept and unfinished ones continued.
 
-    A run that fails (diverges, say) is noted and the others go on. `started` is called before each run and may return its progress callback.
+    A run that fails (diverges, say, or has data too few for its clients) is noted and the others go on. `started` is
+    called before each run and may return its progress callback.
     """
     name, todo = points(path, settings)
     folder = Path(out) if out is not None else Path("sweeps") / name
@@ -115,10 +114,8 @@ def sweep(
         try:
             done = Run(place) if finished else run(point.scenario, place, resume=resume, progress=progress)
             outcomes.append(Outcome(point, place, done))
-        except InputError:
-            raise
         except FedsimError as error:
-            outcomes.append(Outcome(point, place, None, str(error)))
+            outcomes.append(Outcome(point, place, None, error))
         _write_summary(folder, name, outcomes)
     return outcomes
 
@@ -129,20 +126,41 @@ def summary(outcomes: list[Outcome]) -> list[dict[str, Any]]:
     for o in outcomes:
         metrics = read_jsonl(o.dir / "metrics.jsonl") if (o.dir / "metrics.jsonl").exists() else []
         last = metrics[-1] if metrics else {}
-        rows.append({"run": o.point.label, **o.point.changes, **last, "error": o.error})
+        rows.append({"run": o.point.label, **o.point.changes, **last, "error": str(o.error) if o.error else None})
     return rows
 
 
-def _variant(base: Document, changes: dict[str, Any], name: str) -> Scenario:
-    document = override(base, [])
-    for key, value in {"name": name, **changes}.items():
-        set_path(document.values, tuple(key.split(".")), value)
+def _base(sweep_file: Document, scenario: str, settings: list[str]) -> Document:
+    """The scenario that a sweep varies."""
+    file = sweep_file.base / scenario
+    if not file.is_file():
+        raise sweep_file.locate(InputError(f"found no file {file}; allowed: a scenario file", key="scenario"))
+    return override(read_yaml(file), settings)
+
+
+def _variant(
+    base: Document, sweep_file: Document, heading: dict[str, Any], every: Iterable[tuple[str, dict[str, Any]]]
+) -> Scenario:
+    """The scenario with a point's changes; what is wrong with a change is located in the sweep file."""
+    document = base
+    for key, value in heading.items():
+        document = change(document, key, value, (str(sweep_file.file), None))
+    for where, changes in every:
+        for key, value in changes.items():
+            source: Source = (str(sweep_file.file), sweep_file.lines.get(f"{where}.{key}"))
+            document = change(document, key, value, source)
     return parse(document)
+
+
+def _where(labels: list[str]) -> str:
+    """In which runs a problem is, for the end of its message."""
+    shown = [f"'{label}'" for label in labels[:3]] + ([f"{len(labels) - 3} more"] if len(labels) > 3 else [])
+    return f" (in {', '.join(shown)})" if shown else ""
 
 
 def _label(case: str, chosen: dict[str, Any]) -> str:
     parts = ([case] if case else []) + [f"{k.split('.')[-1]}={_text(v)}" for k, v in chosen.items()]
-    return re.sub(r"[^A-Za-z0-9._=-]+", "-", "_".join(parts) or "run").strip("-")
+    return re.sub(r"[^A-Za-z0-9._=-]+", "-", "_".join(parts)).strip("-.") or "run"
 
 
 def _text(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,40 +12,48 @@ import yaml
 
 from fedsim.errors import InputError, Problem
 
-Lines = dict[tuple[str, ...], int]
+Lines = dict[str, int]
+"""Dotted key (list items by their number) to line."""
+
+Source = tuple[str, int | None]
+"""The file, or ``--set``, that a value came from, and its line."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers and booleans: ``1e-3`` is a number (PyYAML reads a string), ``on`` and ``no`` are strings."""
+    """YAML 1.2's scalars: ``1e-3`` is a number, which PyYAML takes for text; ``on`` and ``2020-01-01`` are text."""
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node))
+    return int(text, 0) if text[:2] in ("0x", "0o") else int(text)  # 010 is ten, not PyYAML's eight
+
+
+_SCALARS = {  # in this order: 10 stays an integer
+    "tag:yaml.org,2002:int": (r"^([-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$", "-+0123456789"),
+    "tag:yaml.org,2002:float": (
+        r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$",
+        "-+0123456789.",
+    ),
+    "tag:yaml.org,2002:bool": (r"^(true|True|TRUE|false|False|FALSE)$", "tTfF"),
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-# Integers are looked for before floats, so that 10 stays an integer.
-for _resolvers in _Loader.yaml_implicit_resolvers.values():
-    _resolvers.sort(key=lambda r: r[0] != "tag:yaml.org,2002:int")
+_Loader.yaml_implicit_resolvers = {
+    first: kept
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    if (kept := [r for r in resolvers if r[0] not in (*_SCALARS, "tag:yaml.org,2002:timestamp")])
+}
+for _tag, (_pattern, _first) in _SCALARS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list(_first))
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 @dataclass(frozen=True)
 class Document:
-    """A YAML mapping, the file it came from, the line of each key, and which keys ``--set`` gave."""
+    """A YAML mapping, the file it came from, the line of each key, and where keys changed later came from."""
 
     values: dict[str, Any]
     file: Path | None = None
     lines: Lines = field(default_factory=dict)
-    overridden: frozenset[tuple[str, ...]] = frozenset()
+    changed: Mapping[str, Source] = field(default_factory=dict)
 
     @property
     def base(self) -> Path:
@@ -58,12 +67,22 @@ class Document:
     def _locate(self, problem: Problem) -> Problem:
         if problem.file is not None:
             return problem
-        path = tuple(problem.key.split(".")) if problem.key else ()
-        if any(path[: len(o)] == o for o in self.overridden):
-            return replace(problem, file="--set")
-        while path and path not in self.lines:
-            path = path[:-1]
-        return replace(problem, file=str(self.file) if self.file else None, line=self.lines.get(path))
+        file, line = self._source(problem.key or "")
+        return replace(problem, file=file, line=line)
+
+    def _source(self, key: str) -> tuple[str | None, int | None]:
+        """Where the value of `key` came from; of a key that is not there, its nearest parent's place."""
+        file = str(self.file) if self.file else None
+        inner = next((source for changed, source in self.changed.items() if changed.startswith(key + ".")), None)
+        while key:
+            if key in self.changed:
+                return self.changed[key]
+            if key in self.lines:
+                return file, self.lines[key]
+            if inner is not None:
+                return inner
+            key = key.rpartition(".")[0]
+        return file, None
 
 
 def read_yaml(path: str | Path) -> Document:
@@ -90,64 +109,81 @@ def read_yaml(path: str | Path) -> Document:
                 f"found {'nothing' if node is None else 'no mapping'}, allowed: keys and values", file=str(file)
             )
         lines: Lines = {}
-        _walk(node, (), lines, file)
-        values = _Loader(text).construct_document(yaml.compose(text, Loader=_Loader))
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        problem = Problem(
-            f"not valid YAML: {error.problem or error.context}", None, str(file), mark.line + 1 if mark else None
-        )
-        raise InputError([problem]) from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"not valid YAML: {error}", file=str(file)) from None
+        _walk(node, "", lines, file)
+        values = _Loader(text).construct_document(node)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason, line = _reason(error, text)
+        raise InputError([Problem(f"not valid YAML: {reason}", None, str(file), line)]) from None
     return Document(values, file, lines)
 
 
 def override(document: Document, settings: list[str]) -> Document:
     """The document with ``key.path=value`` settings applied; values are YAML."""
-    values, overridden = _copy(document.values), set(document.overridden)
     for setting in settings:
         dotted, equals, text = setting.partition("=")
-        path = tuple(dotted.strip().split("."))
-        if not equals or not all(path):
-            raise InputError(f"--set: found {setting!r}, allowed: key.path=value, e.g. --set run.rounds=20")
+        dotted = dotted.strip()
+        if not equals or not all(dotted.split(".")):
+            raise InputError(f"found {setting!r}, allowed: key.path=value, e.g. --set run.rounds=20", file="--set")
         try:
             value = _Loader(text).get_single_data()
-        except yaml.YAMLError as error:
-            raise InputError(f"--set {dotted}: {text!r} is not valid YAML: {error}") from None
-        set_path(values, path, value)
-        overridden.add(path)
-    return replace(document, values=values, overridden=frozenset(overridden))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise InputError(f"{text!r} is not valid YAML: {_reason(error, text)[0]}", dotted, "--set") from None
+        document = change(document, dotted, value, ("--set", None))
+    return document
 
 
-def set_path(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Set ``values[path[0]][path[1]]... = value``, making mappings on the way."""
-    inner = values
+def change(document: Document, dotted: str, value: Any, source: Source) -> Document:
+    """The document with one value replaced, mappings made on the way; `source` is where the value came from.
+
+    Raises
+    ------
+    InputError
+        A key on the way holds something that is not a mapping.
+    """
+    values = _copy(document.values)
+    inner, path = values, dotted.split(".")
     for i, key in enumerate(path[:-1]):
-        if not isinstance(inner.get(key), dict):
-            if inner.get(key) is not None:
-                raise InputError(
-                    f"--set: '{'.'.join(path[: i + 1])}' is {inner[key]!r}, not a mapping with a key '{path[i + 1]}'"
-                )
+        if inner.get(key) is None:
             inner[key] = {}
+        if not isinstance(inner[key], dict):
+            message = f"'{'.'.join(path[: i + 1])}' is {inner[key]!r}, not a mapping with a key '{path[i + 1]}'"
+            raise InputError([Problem(message, dotted, *source)])
         inner = inner[key]
     inner[path[-1]] = value
+    lines = {k: n for k, n in document.lines.items() if not f"{k}.".startswith(f"{dotted}.")}
+    kept = {k: s for k, s in document.changed.items() if not f"{k}.".startswith(f"{dotted}.")}
+    return replace(document, values=values, lines=lines, changed={**kept, dotted: source})
 
 
-def _walk(node: yaml.Node, path: tuple[str, ...], lines: Lines, file: Path) -> None:
+def _walk(node: yaml.Node, path: str, lines: Lines, file: Path) -> None:
+    """Note the line of every key and list item; refuse keys that are there twice."""
+    prefix = f"{path}." if path else ""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            here = (*path, str(key.value))
+            here = f"{prefix}{key.value}"
             line = key.start_mark.line + 1
             if here in lines:
                 message = f"found twice, here and in line {lines[here]}; allowed: each key once"
-                raise InputError([Problem(message, ".".join(here), str(file), line)])
+                raise InputError([Problem(message, here, str(file), line)])
             lines[here] = line
             _walk(value, here, lines, file)
     elif isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
-            lines[(*path, str(i))] = value.start_mark.line + 1
-            _walk(value, (*path, str(i)), lines, file)
+            lines[f"{prefix}{i}"] = value.start_mark.line + 1
+            _walk(value, f"{prefix}{i}", lines, file)
+
+
+def _reason(error: Exception, text: str) -> tuple[str, int | None]:
+    """What PyYAML complains about, in one line, and the line it is in."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply, or an alias inside its own anchor", None
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        reason = ", ".join(part for part in (error.context, error.problem) if part)
+        return reason, mark.line + 1 if mark else None
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"the character {chr(error.character)!r} is not allowed", text.count("\n", 0, error.position) + 1
+    return str(error).splitlines()[0], None
 
 
 def _copy(value: Any) -> Any:

@@ -188,7 +188,7 @@ BAD: list[tuple[dict[str, Any], tuple[int, ...], int | None, str, str]] = [
     ({"name": "math:no_such"}, (4,), 3, "name", "unknown attribute"),
     ({"name": "math:pi"}, (4,), 3, "name", "is float, not a callable"),
     ({"name": "mlp", "hiden": [3]}, (4,), 3, "hiden", "did you mean 'hidden'"),
-    ({"name": "mlp", "hidden": 3}, (4,), 3, "hidden", "found 3, allowed: a valid list"),
+    ({"name": "mlp", "hidden": 3}, (4,), 3, "hidden", "found 3, allowed: a list"),
     ({"name": "mlp", "hidden": [3, 0]}, (4,), 3, "hidden.1", "found 0, allowed: greater than 0"),
     ({"name": "mlp", "hidden": [True]}, (4,), 3, "hidden.0", "found True"),
     ({"name": "mlp", "hidden": ["8"]}, (4,), 3, "hidden.0", "found '8'"),

@@ -13,13 +13,15 @@ from fedsim import rng
 from fedsim.types import Count, Positive
 
 Ints = npt.NDArray[np.int64]
+_FORMS = "allowed: a whole number above 0, a list with one per client, or {uniform: [lo, hi]}"
 
 
 class LrDecay(BaseModel):
     """Learning rate of round t = 0, 1, ...: ``lr`` times a factor.
 
-    ``lr_decay: 0.99`` is exponential, 0.99^t. Mappings: ``{step: 0.1, every: 30}``, ``{inverse: 0.01}`` = 1 / (1 + 0.01 t),
-    ``{inverse_sqrt: 0.01}`` = 1 / sqrt(1 + 0.01 t), ``{cosine: 500, floor: 0.0}`` = from 1 to `floor` over 500 rounds.
+    ``lr_decay: 0.99`` is exponential, 0.99^t. Mappings: ``{step: 0.1, every: 30}``, ``{inverse: 0.01}`` = 1 / (1 + 0.01
+    t), ``{inverse_sqrt: 0.01}`` = 1 / sqrt(1 + 0.01 t), ``{cosine: 500, floor: 0.0}`` = from 1 to `floor` over 500
+    rounds.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -63,15 +65,21 @@ class LrDecay(BaseModel):
 
 
 def _number_is_exponential(value: Any) -> Any:
-    return {"exponential": float(value)} if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return {"exponential": value}
+    if not isinstance(value, (dict, LrDecay)):
+        raise ValueError("allowed: a factor per round above 0 and at most 1, or a mapping, e.g. {step: 0.1, every: 30}")
+    return value
 
 
 Decaying = Annotated[LrDecay, BeforeValidator(_number_is_exponential, json_schema_input_type=float | LrDecay)]
 
 
 class Work(BaseModel):
-    """Local steps or epochs: a number, a list with one number per client, or ``{uniform: [lo, hi]}``, drawn anew for every
-    client and round (both ends included; FedNova's and FedProx's unequal local work)."""
+    """Local steps or epochs: a number, a list with one number per client, or ``{uniform: [lo, hi]}``.
+
+    The last is drawn anew for every client and round (both ends included; FedNova's and FedProx's unequal local work).
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     fixed: Count | None = None
@@ -81,7 +89,7 @@ class Work(BaseModel):
     @model_validator(mode="after")
     def _one(self) -> Work:
         if sum(v is not None for v in (self.fixed, self.per_client, self.uniform)) != 1:
-            raise ValueError("allowed: a number, a list with one number per client, or {uniform: [lo, hi]}")
+            raise ValueError(_FORMS)
         if self.uniform and self.uniform[0] > self.uniform[1]:
             raise ValueError(f"found uniform: {self.uniform}, allowed: [lo, hi] with lo <= hi")
         return self
@@ -104,7 +112,11 @@ class Work(BaseModel):
 def _plain_work(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return {"fixed": value}
-    return {"per_client": value} if isinstance(value, list) else value
+    if isinstance(value, list):
+        return {"per_client": value}
+    if not isinstance(value, (dict, Work)):
+        raise ValueError(_FORMS)
+    return value
 
 
 LocalWork = Annotated[Work, BeforeValidator(_plain_work, json_schema_input_type=int | list[int] | Work)]
