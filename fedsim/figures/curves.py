@@ -1,0 +1,163 @@
+"""Curves of a metric against rounds, time, bytes or work: one panel, or a grid of small multiples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Floats = npt.NDArray[np.float64]
+Dashes = Literal["-", "--", "-."]
+
+INK = "#41464d"
+"""The colour of all text and lines that are not data; a page may put its own text colour in its place."""
+
+BAND = "band: lowest to highest over seeds, line: mean"
+OPEN_END = "dotted, ends in \N{MULTIPLICATION SIGN}: unfinished run"
+
+# Told apart by colour-blind eyes, on white and on black.
+_COLOURS = ("#2f7ebc", "#e07b00", "#0f9d76", "#cf4b7d", "#8a6fd1", "#a5822f", "#3fb0d6", "#8a8f96")
+_STYLES: tuple[Dashes, ...] = ("-", "--", "-.")
+_MOST_POINTS = 1500
+_LEGEND_ROWS = 30
+
+
+@dataclass(frozen=True)
+class Line:
+    """``x, y [points]`` of a group of runs (`group` decides its colour), the band around it, or one unfinished run."""
+
+    group: int
+    x: Floats
+    y: Floats
+    low: Floats | None = None
+    high: Floats | None = None
+    unfinished: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes. `unit` scales the ticks of `x` (``B`` gives MB); `log` is the scale of `y`."""
+
+    name: str
+    xlabel: str
+    ylabel: str
+    lines: Sequence[Line]
+    unit: str | None = None
+    log: bool = False
+
+
+def style(group: int, groups: int) -> tuple[str, Dashes]:
+    """Colour (``#rrggbb``) and line style of a group; a gradient where there are more groups than styles."""
+    if groups <= len(_COLOURS) * len(_STYLES):
+        return _COLOURS[group % len(_COLOURS)], _STYLES[group // len(_COLOURS)]
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return to_hex(colormaps["turbo"](0.08 + 0.84 * group / (groups - 1))), "-"
+
+
+def panel_figure(panel: Panel, groups: int) -> Figure:
+    """One panel without legend, on a transparent ground. No pyplot state: save it with ``figure.savefig``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.5, 2.5), layout="constrained", facecolor="none")
+    _draw(figure.add_subplot(), panel, groups)
+    return figure
+
+
+def grid_figure(rows: Sequence[Sequence[Panel]], labels: Sequence[str], title: str = "") -> Figure:
+    """Panels in rows with one legend for all. No pyplot state: save it with ``figure.savefig``."""
+    from matplotlib.figure import Figure
+
+    width = max(len(row) for row in rows)
+    entries = _entries(rows, labels)
+    columns = max(1, min(len(entries), int(3.2 * width * 12 / (8 + max(len(e.get_label()) for e in entries)))))
+    extra = 0.25 * -(-len(entries) // columns)
+    size = (max(3.2 * width, 4.5), 2.4 * len(rows) + extra + (0.3 if title else 0))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), width, squeeze=False)
+    for i, row in enumerate(rows):
+        for k in range(width):
+            if k < len(row):
+                _draw(axes[i][k], row[k], len(labels))
+            else:
+                axes[i][k].set_visible(False)
+    figure.legend(handles=entries, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+    if title:
+        figure.suptitle(_plain(title), fontsize=11)
+    return figure
+
+
+def _draw(axes: Any, panel: Panel, groups: int) -> None:
+    from matplotlib.ticker import AutoLocator, EngFormatter, LogLocator, MaxNLocator
+
+    for line in panel.lines:
+        colour, dashes = style(line.group, groups)
+        x, y, low, high = _thin(line)
+        if panel.log:  # a logarithm has no place for zero
+            y = np.where(y > 0, y, np.nan)
+        if low is not None and high is not None:
+            axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+        short = len(x) < 3
+        if line.unfinished:
+            axes.plot(x, y, ":", color=colour, linewidth=1.4, marker="." if short else "")
+            axes.plot(x[-1:], y[-1:], "x", color=colour, markersize=6)
+        else:
+            axes.plot(x, y, dashes, color=colour, linewidth=1.5, marker="." if short else "")
+    if panel.log:
+        axes.set_yscale("log", nonpositive="mask")
+        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        axes.yaxis.set_minor_locator(LogLocator(subs=(), numticks=6))
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    if panel.unit is None:
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=panel.xlabel == "round"))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4) if panel.lines else AutoLocator())
+        axes.xaxis.set_major_formatter(EngFormatter(unit=panel.unit, sep=" " if panel.unit else ""))
+    axes.set_xlabel(_plain(panel.xlabel), fontsize=9, color=INK)
+    axes.set_ylabel(_plain(panel.ylabel), fontsize=9, color=INK)
+    axes.set_facecolor("none")
+    axes.tick_params(which="both", labelsize=8, colors=INK)
+    axes.grid(color="#80858c", alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+
+
+def _entries(rows: Sequence[Sequence[Panel]], labels: Sequence[str]) -> list[Any]:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    lines = [line for row in rows for panel in row for line in panel.lines]
+    shown = sorted({line.group for line in lines})
+    entries: list[Any] = []
+    for group in shown[:_LEGEND_ROWS]:
+        colour, dashes = style(group, len(labels))
+        entries.append(Line2D([], [], color=colour, linestyle=dashes, label=_plain(labels[group])))
+    if len(shown) > _LEGEND_ROWS:
+        entries.append(Line2D([], [], linestyle="", label=f"and {len(shown) - _LEGEND_ROWS} more"))
+    if any(line.low is not None for line in lines):
+        entries.append(Patch(color=INK, alpha=0.25, linewidth=0, label=BAND))
+    if any(line.unfinished for line in lines):
+        entries.append(Line2D([], [], color=INK, linestyle=":", marker="x", label=OPEN_END))
+    return entries
+
+
+def _thin(line: Line) -> tuple[Floats, Floats, Floats | None, Floats | None]:
+    """Every k-th point and the last one, so that a long run does not make a page of megabytes."""
+    count = len(line.x)
+    keep = np.unique(np.append(np.arange(0, count, max(1, -(-count // _MOST_POINTS))), count - 1))
+    low, high = (None if v is None else v[keep] for v in (line.low, line.high))
+    return line.x[keep], line.y[keep], low, high
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib neither reads as a formula nor hides (a legend leaves out labels that begin with _)."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
