@@ -16,6 +16,7 @@ from fedsim.config import Scenario
 from fedsim.data import Dataset, Quadratic
 from fedsim.errors import InputError
 from fedsim.gossip import Network, build_network
+from fedsim.mixing import is_symmetric
 from fedsim.models import build_model
 from fedsim.partition import assign_partition, label_counts
 from fedsim.registry import lookup
@@ -151,3 +152,18 @@ def _check_laws(s: Scenario, network: Network, nodes: int) -> None:
         for count in counts:
             with _section(f"participation.{key}"):
                 getattr(s.participation, key).draw(count, s.seed, purpose, 1)
+    _check_links(s, network)
+
+
+def _check_links(s: Scenario, network: Network) -> None:
+    """Links that fire sporadically keep the network average only where both directions weigh the same."""
+    assert isinstance(s.algorithm, GossipAlgorithm)
+    if s.algorithm.indicators["links"] == "always" or all(is_symmetric(m.matrix) for m in network.mixings):
+        return
+    links = s.participation.links  # type: ignore[attr-defined]
+    if any((links.draw(len(m.links), s.seed, "link", 1) < 1).any() for m in network.mixings):
+        raise InputError(
+            "found link probabilities below 1 with asymmetric mixing weights (a directed graph): while a link is idle "
+            "the columns do not sum to 1 and the network average drifts; allowed: 1, or an undirected graph",
+            key="participation.links",
+        )

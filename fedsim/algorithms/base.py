@@ -170,6 +170,12 @@ class ServerAlgorithm(Algorithm):
     def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:  # noqa: ARG002
         return {"delta": local["x"] - received["x"]}, client
 
+    def importance(self, round: Round) -> Tensor:
+        """p_i ``[m, 1]`` of the round's clients in the objective: their share, or 1 / M for ``weighting: uniform``."""
+        if self.weighting == "samples":
+            return round.importance
+        return torch.full_like(round.importance, 1.0 / round.num_clients)
+
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:  # noqa: ARG002
         """``x = x + server_lr * sum_i w_i delta_i``"""
         return {**state, "x": state["x"] + self.server_lr * aggregate(messages["delta"])}

@@ -20,6 +20,7 @@ from fedsim.algorithms.base import Aggregate, Effort, GossipAlgorithm, Message, 
 from fedsim.registry import register
 from fedsim.types import BatchSize
 
+_FLOOR = 1e-3  # as in the probability laws: a node that never computes must not make the period infinite
 _ALWAYS: Mapping[str, Literal["sporadic", "always"]] = {"compute": "always", "links": "always"}
 
 
@@ -96,7 +97,7 @@ class PeriodicGossip(DSpodFL):
 
     def period(self, compute_probability: npt.NDArray[np.float64]) -> int:
         if self.every == "auto":
-            return math.ceil(float((1.0 / compute_probability).mean()) - 1e-9)
+            return math.ceil(float((1.0 / np.maximum(compute_probability, _FLOOR)).mean()) - 1e-9)
         return self.every
 
 

@@ -39,6 +39,6 @@ class FedDyn(ServerAlgorithm):
         return {"delta": delta}, {"g": client["g"] - self.alpha * delta}
 
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
-        h = state["h"] - self.alpha * (round.importance * messages["delta"]).sum(-2)
+        h = state["h"] - self.alpha * (self.importance(round) * messages["delta"]).sum(-2)
         moved = super().combine(state, messages, round, aggregate)
         return {"x": moved["x"] - h / self.alpha, "h": h}

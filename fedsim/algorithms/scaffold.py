@@ -57,4 +57,4 @@ class Scaffold(ServerAlgorithm):
 
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         moved = super().combine(state, messages, round, aggregate)
-        return {**moved, "c": state["c"] + (round.importance * messages["c"]).sum(-2)}
+        return {**moved, "c": state["c"] + (self.importance(round) * messages["c"]).sum(-2)}
