@@ -49,9 +49,9 @@ _X: dict[str, tuple[str, str | None]] = {
     "time": ("virtual time", "s"),
     "bytes_sent": ("bytes sent", "B"),
     "gradients": ("sample gradients", ""),
-    "delay_total": ("total delay", ""),
-    "delay_processing": ("processing delay", ""),
-    "delay_transmission": ("transmission delay", ""),
+    "delay_total": ("total delay", None),
+    "delay_processing": ("processing delay", None),
+    "delay_transmission": ("transmission delay", None),
 }
 _AXES = ("round", "time", "bytes_sent", "gradients")
 _DELAYS = ("delay_total", "delay_processing", "delay_transmission")
@@ -270,8 +270,11 @@ def number(value: float, key: str = "") -> str:
 
 
 def spread(mean: float, std: float, key: str = "") -> str:
-    """``mean ± std``; the mean alone where there is no spread to speak of."""
-    return number(mean, key) if not std > 0 else f"{number(mean, key)} \N{PLUS-MINUS SIGN} {number(std, key)}"
+    """``mean ± std``; the mean alone for one run, and for a cost that all seeds share."""
+    if not math.isfinite(std) or (std == 0 and key not in _QUALITY):
+        return number(mean, key)
+    shown = number(std, key) if key in BEST_IS_LARGEST or std == 0 else number(float(f"{std:.2g}"), key)
+    return f"{number(mean, key)} \N{PLUS-MINUS SIGN} {shown}"
 
 
 def _bytes(count: float) -> str:
@@ -338,10 +341,12 @@ def _panels(name: str, rows: Sequence[Sequence[Panel]], groups: Sequence[Group])
         entries.append(Markup(swatch("", ":", marker=True) + escape(OPEN_END)))
     plain = len(groups) == 1 and len(entries) == 1
     legend = tag("div", join(tag("span", e) for e in entries), "legend")
-    pictures = [
-        inline_svg(panel_figure(p, len(groups)), f"{name}-{p.name}", f"{p.ylabel} against {p.xlabel}") for p in drawn
-    ]
-    return ["" if plain else legend, tag("div", join(pictures), "panels")]
+
+    def picture(panel: Panel) -> Markup:
+        alt = f"{panel.ylabel} against {panel.xlabel}"
+        return inline_svg(panel_figure(panel, len(groups)), f"{name}-{panel.name}", alt)
+
+    return ["" if plain else legend, *(tag("div", join(map(picture, row)), "panels") for row in rows)]
 
 
 # --- what it was run with ---------------------------------------------------------------------------------------------

@@ -214,7 +214,24 @@ def read_run(folder: Path) -> Record:
     planned = planned.get("rounds") if isinstance(planned, dict) else None
     reached = isinstance(planned, int) and bool(rows) and rows[-1]["round"] >= planned
     finished = bool(rows) and (reached or (folder / "params.safetensors").exists())
-    return Record(folder, document.values, text, rows, finished, tuple(notes), _sweep_error(folder))
+    return Record(
+        folder,
+        document.values,
+        text,
+        rows,
+        finished,
+        tuple(notes),
+        sweep_errors(folder.resolve().parent).get(folder.resolve().name),
+    )
+
+
+def sweep_errors(folder: Path) -> dict[str, str]:
+    """What ended the runs of a sweep that failed, by the names of their folders; nothing where no sweep is."""
+    try:
+        runs = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["runs"]
+        return {str(run["run"]): str(run["error"]) for run in runs if run.get("error")}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 def group_runs(runs: Sequence[Record]) -> tuple[list[Group], list[str]]:
@@ -223,7 +240,8 @@ def group_runs(runs: Sequence[Record]) -> tuple[list[Group], list[str]]:
     for run in runs:
         same = {key: value for key, value in run.scenario.items() if key not in ("name", "seed")}
         members.setdefault(json.dumps(same, sort_keys=True, default=str), []).append(run)
-    settings = [dict(_flatten(json.loads(key))) for key in members]
+    kept = [{k: v for k, v in group[0].scenario.items() if k not in ("name", "seed")} for group in members.values()]
+    settings = [dict(_flatten(scenario)) for scenario in kept]
     keys = list(dict.fromkeys(key for one in settings for key in one))
     differing = [key for key in keys if len({one.get(key) for one in settings}) > 1]
     if len(settings) == 1:
@@ -265,7 +283,7 @@ def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
         if isinstance(value, Mapping) and value:
             yield from _flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
@@ -303,15 +321,6 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         listed = ", ".join(map(str, broken[:5])) + (", ..." if len(broken) > 5 else "")
         notes.append(f"metrics.jsonl is damaged: {len(broken)} of {len(lines)} lines are left out (line {listed})")
     return rows, notes
-
-
-def _sweep_error(folder: Path) -> str | None:
-    """What the sweep around a run noted as its end."""
-    try:
-        runs = json.loads((folder.resolve().parent / "sweep.json").read_text(encoding="utf-8"))["runs"]
-        return next((str(r["error"]) for r in runs if r["run"] == folder.resolve().name and r.get("error")), None)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None  # no sweep, or one that says nothing about its runs
 
 
 def _number(value: Any) -> float:

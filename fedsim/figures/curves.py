@@ -18,7 +18,7 @@ Dashes = Literal["-", "--", "-."]
 INK = "#41464d"
 """The colour of all text and lines that are not data; a page may put its own text colour in its place."""
 
-BAND = "band: lowest to highest over seeds, line: mean"
+BAND = "line: mean over seeds, band: lowest to highest; both end where the first seed ends"
 OPEN_END = "dotted, ends in \N{MULTIPLICATION SIGN}: unfinished run"
 
 # Told apart by colour-blind eyes, on white and on black.
@@ -95,7 +95,7 @@ def grid_figure(rows: Sequence[Sequence[Panel]], labels: Sequence[str], title: s
 
 
 def _draw(axes: Any, panel: Panel, groups: int) -> None:
-    from matplotlib.ticker import AutoLocator, EngFormatter, LogLocator, MaxNLocator
+    from matplotlib.ticker import AutoLocator, EngFormatter, MaxNLocator
 
     for line in panel.lines:
         colour, dashes = style(line.group, groups)
@@ -112,8 +112,7 @@ def _draw(axes: Any, panel: Panel, groups: int) -> None:
             axes.plot(x, y, dashes, color=colour, linewidth=1.5, marker="." if short else "")
     if panel.log:
         axes.set_yscale("log", nonpositive="mask")
-        axes.yaxis.set_major_locator(LogLocator(numticks=6))
-        axes.yaxis.set_minor_locator(LogLocator(subs=(), numticks=6))
+        _log_ticks(axes)
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5))
     if panel.unit is None:
@@ -128,6 +127,19 @@ def _draw(axes: Any, panel: Panel, groups: int) -> None:
     axes.grid(color="#80858c", alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
+
+
+def _log_ticks(axes: Any) -> None:
+    """Powers of ten where there are some to see, else numbers between them, so that no axis is without."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    low, high = axes.get_ylim()
+    axes.yaxis.set_minor_locator(NullLocator())
+    if high > 100 * low:
+        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        return
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8) if high > 5 * low else MaxNLocator(4))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
 
 
 def _entries(rows: Sequence[Sequence[Panel]], labels: Sequence[str]) -> list[Any]:
