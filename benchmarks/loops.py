@@ -1,6 +1,7 @@
 """The named alternative: what a careful person writes without a simulator, one PyTorch module and optimiser per client.
 
-Data are sliced from one tensor (no DataLoader, which would be several times slower), modules are reused, nothing is copied needlessly.
+Data are sliced from one tensor (no DataLoader, which would be several times slower), modules are reused, nothing is
+copied needlessly.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 class ClientLoop:
     """Clients of a server, one after the other: load the global model, train, add up the result."""
 
-    def __init__(self, model: nn.Module, inputs: Tensor, targets: Tensor, rows: list[Tensor], lr: float, batch: int) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Tensor, targets: Tensor, rows: list[Tensor], lr: float, batch: int
+    ) -> None:
         self.model, self.inputs, self.targets, self.rows, self.batch = model, inputs, targets, rows, batch
         self.x = parameters_to_vector(model.parameters()).detach().clone()
         self.optimiser = torch.optim.SGD(model.parameters(), lr=lr)
@@ -39,7 +42,14 @@ class NodeLoop:
     """Nodes of a graph, one module each: a gradient step each, then one dense mixing of all parameter vectors."""
 
     def __init__(
-        self, model: nn.Module, inputs: Tensor, targets: Tensor, rows: list[Tensor], lr: float, batch: int, mixing: Tensor
+        self,
+        model: nn.Module,
+        inputs: Tensor,
+        targets: Tensor,
+        rows: list[Tensor],
+        lr: float,
+        batch: int,
+        mixing: Tensor,
     ) -> None:
         self.models = [copy.deepcopy(model) for _ in rows]
         self.optimisers = [torch.optim.SGD(m.parameters(), lr=lr) for m in self.models]

@@ -2,8 +2,8 @@
 
     python benchmarks/speed.py [--threads 2] [--repeats 7] [case ...]
 
-Whole rounds of the engine are timed: drawing minibatches, local steps, combining, counting (no evaluation). The two sides take turns, so that a
-machine whose speed drifts slows both. Data are random numbers of MNIST's shape: only speed is measured here.
+Whole rounds of the engine are timed: drawing minibatches, local steps, combining, counting (no evaluation). The two sides
+take turns, so that a machine whose speed drifts slows both. Data are random numbers of MNIST's shape: only speed counts.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from loops import ClientLoop, NodeLoop
 
+from fedsim.assembly import assemble
 from fedsim.config import parse
 from fedsim.participation import Dispatch
 from fedsim.results import Recorder
 from fedsim.simulation import Simulation
-from fedsim.assembly import assemble
 
 
 def made_data(folder: Path, samples: int, shape: tuple[int, ...]) -> Path:
@@ -65,7 +65,9 @@ class Engine:
         return NodeLoop(*parts, torch.as_tensor(self.assembly.network.mixings[0].matrix.toarray(), dtype=torch.float32))
 
 
-def alternate(a: Callable[[], None], b: Callable[[], None], rounds: tuple[int, int], repeats: int) -> tuple[float, float, float]:
+def alternate(
+    a: Callable[[], None], b: Callable[[], None], rounds: tuple[int, int], repeats: int
+) -> tuple[float, float, float]:
     """Median seconds per round of each, and the median of the pairwise ratios b / a."""
 
     def timed(f: Callable[[], None], n: int) -> float:
@@ -76,7 +78,11 @@ def alternate(a: Callable[[], None], b: Callable[[], None], rounds: tuple[int, i
 
     timed(a, max(2, rounds[0] // 5)), timed(b, max(1, rounds[1] // 5))
     pairs = [(timed(a, rounds[0]), timed(b, rounds[1])) for _ in range(repeats)]
-    return statistics.median(p[0] for p in pairs), statistics.median(p[1] for p in pairs), statistics.median(p[1] / p[0] for p in pairs)
+    return (
+        statistics.median(p[0] for p in pairs),
+        statistics.median(p[1] for p in pairs),
+        statistics.median(p[1] / p[0] for p in pairs),
+    )
 
 
 def gemm_rate(repeats: int = 9) -> float:
@@ -90,7 +96,9 @@ def gemm_rate(repeats: int = 9) -> float:
     return 2 * 2048**3 / statistics.median(times)
 
 
-def sections(clients: int, model: dict[str, object], file: Path, gossip: bool, batch: int, lr: float) -> dict[str, object]:
+def sections(
+    clients: int, model: dict[str, object], file: Path, gossip: bool, batch: int, lr: float
+) -> dict[str, object]:
     common = {"data": {"dataset": "npz", "path": str(file), "clients": clients}, "model": model, "name": "speed"}
     if gossip:
         algorithm = {"name": "dpsgd", "lr": lr, "batch_size": batch}
@@ -118,12 +126,16 @@ def main() -> None:
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads, {options.repeats} repeats, medians")
-    print(f"{'case':22} {'fedsim ms/round':>16} {'loop ms/round':>14} {'ratio':>7} {'client-steps/s':>15} {'of GEMM':>8}")
+    print(
+        f"{'case':22} {'fedsim ms/round':>16} {'loop ms/round':>14} {'ratio':>7} {'client-steps/s':>15} {'of GEMM':>8}"
+    )
     for name in options.case or CASES:
         clients, samples, shape, model, gossip, batch, rounds = CASES[name]
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
-            engine = Engine(sections(clients, model, made_data(folder, clients * samples, shape), gossip, batch, 0.01), folder)
+            engine = Engine(
+                sections(clients, model, made_data(folder, clients * samples, shape), gossip, batch, 0.01), folder
+            )
             loop = engine.loop(0.01, batch)
             rate = gemm_rate()
             ours, theirs, ratio = alternate(engine.round, loop.round, rounds, options.repeats)
@@ -132,7 +144,10 @@ def main() -> None:
             share = 4 * engine.assembly.task.dim * (clients * batch if gossip else clients * samples) / ours / rate
             engine.recorder.close()
             gemm = f"{share:8.0%}" if "cnn" not in name else f"{'':8}"
-            print(f"{name:22} {ours * 1e3:16.2f} {theirs * 1e3:14.2f} {ratio:6.1f}x {steps / ours:15,.0f} {gemm}", flush=True)
+            print(
+                f"{name:22} {ours * 1e3:16.2f} {theirs * 1e3:14.2f} {ratio:6.1f}x {steps / ours:15,.0f} {gemm}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
