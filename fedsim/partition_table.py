@@ -59,7 +59,7 @@ def read_partition(path: Path) -> tuple[Ints, Ints | None]:
     rows = np.empty((len(lines) - 1, len(header)), dtype=np.int64)
     for number, line in enumerate(lines[1:]):
         try:
-            rows[number] = [int(cell) for cell in line.split(",")]
+            rows[number, :] = np.array([int(cell) for cell in line.split(",")], dtype=np.int64).reshape(len(header))
         except (ValueError, OverflowError):
             message = f"found {line[:60]!r}, allowed: {len(header)} whole numbers"
             raise InputError([Problem(message, None, str(path), number + 2)]) from None

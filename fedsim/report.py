@@ -18,7 +18,7 @@ from fedsim.errors import InputError
 from fedsim.figures.curves import BAND, OPEN_END, Line, Panel, grid_figure, panel_figure, style
 from fedsim.page import Markup, details, escape, inline_svg, join, notes, page, swatch, table, tag
 from fedsim.report_setting import environments, partitions, topologies
-from fedsim.run_groups import BEST_IS_LARGEST, Group, Record, find_runs, group_runs
+from fedsim.run_groups import BEST_IS_LARGEST, Group, Record, find_runs, group_runs, sweep_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,7 +71,8 @@ _MANY_GROUPS = 6
 
 FINAL_AND_BEST = (
     "Final is the last evaluation. Best is the best evaluation of the whole run (largest accuracy, smallest loss or "
-    "distance): it looks at the test set to choose its round and is never worse than final."
+    "distance): it picks its round afterwards, for test metrics by looking at the test set, and is never worse than "
+    "final."
 )
 
 
@@ -111,10 +112,11 @@ def make_page(runs: Sequence[Record], figures: Path, title: str) -> str:
         return buffer.getvalue()
 
     groups, differing = group_runs(runs)
+    warnings = [*_never_started(runs), *_notes(runs, groups)]
     body: list[object] = [
         tag("h1", title),
         tag("p", _subtitle(runs, groups), "soft"),
-        notes(list(_notes(runs, groups))),
+        notes(warnings),
     ]
     body += _results(groups, differing) if len(runs) > 1 else _one_result(runs[0])
     for name, heading, lead, rows in _figures(groups):
@@ -172,6 +174,16 @@ def _notes(runs: Sequence[Record], groups: Sequence[Group]) -> Iterator[str]:
         yield "Privacy: epsilon covers each run by itself, not the choice of its hyperparameters or of the best run."
 
 
+def _never_started(runs: Sequence[Record]) -> Iterator[str]:
+    """Runs of the same sweeps that failed before they had a folder."""
+    here = {run.dir.resolve() for run in runs}
+    if len(runs) > 1:
+        for parent in dict.fromkeys(run.dir.parent for run in runs):
+            for name, error in sweep_errors(parent).items():
+                if (parent / name).resolve() not in here:
+                    yield f"{parent / name}: not in this report: {error}"
+
+
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
@@ -226,7 +238,7 @@ def _differences(groups: Sequence[Group], differing: Sequence[str]) -> Markup:
     if len(groups) > _MANY_GROUPS:
         lines = [[g.label, *(g.settings.get(key, "") for key in differing)] for g in groups]
         return table(["group", *differing], lines)
-    labels = [_name(g, i, len(groups)) for i, g in enumerate(groups)]
+    labels = [_name(g, i, len(groups), state=False) for i, g in enumerate(groups)]
     return table(["key", *labels], [[key, *(g.settings.get(key, "") for g in groups)] for key in differing])
 
 
@@ -235,7 +247,7 @@ def _runs_table(groups: Sequence[Group]) -> list[object]:
     header = ["run", "group", "seed", "status", "round", *(f"{name}, final" for _, name in metrics)]
     rows = [
         [
-            str(run.dir), _name(group, i, len(groups)), str(run.seed),
+            str(run.dir), _name(group, i, len(groups), state=False), str(run.seed),
             run.status if run.finished else tag("span", run.status, "mark"), str(run.round),
             *(number(run.final(key), key) for key, _ in metrics),
         ]
@@ -248,12 +260,11 @@ def _present(names: dict[str, str], groups: Sequence[Group]) -> list[tuple[str, 
     return [(key, name) for key, name in names.items() if any(group.has(key) for group in groups)]
 
 
-def _name(group: Group, index: int, groups: int) -> Markup:
-    state = "" if group.status == "finished" else Markup(f" ({tag('span', group.status, 'mark')})")
-    return Markup(
-        swatch(*style(index, groups)).replace("<svg", '<svg width="22" height="8"', 1)
-        + f" {escape(group.label)}{state}"
-    )
+def _name(group: Group, index: int, groups: int, state: bool = True) -> Markup:
+    """A group's label with its colour, and, with `state`, what is unfinished about it."""
+    mark = f" ({tag('span', group.status, 'mark')})" if state and group.status != "finished" else ""
+    piece = swatch(*style(index, groups)).replace("<svg", '<svg width="22" height="8"', 1)
+    return Markup(f"{piece} {escape(group.label)}{mark}")
 
 
 def number(value: float, key: str = "") -> str:

@@ -65,7 +65,7 @@ def topologies(groups: Sequence[Group], save: Save) -> list[object]:
         except InputError as error:
             parts.append(notes([str(error)]))
             continue
-        columns.append((", ".join(group.label for group in members) if len(groups) > 1 else "", facts))
+        columns.append(("; ".join(group.label for group in members) if len(groups) > 1 else "", facts))
         pictures += [_whose(members, len(groups)), image(png, "the graph", "tall")]
     keys = list(dict.fromkeys(key for _, facts in columns for key in facts))
     if keys:
@@ -126,7 +126,7 @@ def _whose(members: Sequence[Group], groups: int) -> Markup:
     if groups == 1:
         return tag("p", others.strip(), "soft") if others else Markup("")
     return Markup(
-        tag("h3", ", ".join(group.label for group in members)) + (tag("p", others.strip(), "soft") if others else "")
+        tag("h3", "; ".join(group.label for group in members)) + (tag("p", others.strip(), "soft") if others else "")
     )
 
 
