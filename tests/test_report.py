@@ -1,0 +1,463 @@
+"""The report: real small runs, every number and figure in the page, groups over seeds, damage, errors."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+import pytest
+
+import fedsim
+from fedsim.errors import InputError
+from fedsim.figures.curves import BAND, OPEN_END, Line, Panel, grid_figure, panel_figure
+from fedsim.page import inline_svg
+from fedsim.partition_table import read_partition, write_partition
+from fedsim.report import number, spread, write_report
+from fedsim.run_groups import find_runs, group_runs, mean_std
+
+PNG = b"\x89PNG"
+SERVER = {
+    "name": "server",
+    "data": {"dataset": "digits", "clients": 8, "partition": {"scheme": "dirichlet", "alpha": 0.5}},
+    "model": {"name": "linear"},
+    "algorithm": {"name": "fedavg", "lr": 0.5, "local_steps": 2, "batch_size": 8},
+    "participation": {"mode": "synchronous", "fraction": 0.5},
+    "run": {"rounds": 6, "eval_every": 2},
+}
+GOSSIP = {
+    "name": "gossip",
+    "data": SERVER["data"],
+    "model": {"name": "svm"},
+    "algorithm": {"name": "dspodfl", "lr": 0.05, "batch_size": 8},
+    "topology": {"graph": "ring"},
+    "participation": {"mode": "gossip", "compute": 0.5, "links": 0.5},
+    "run": {"rounds": 8, "eval_every": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Run directories made once: three seeds of a server run, one of another algorithm, one of gossip, a quadratic."""
+    root = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1, 2):
+        fedsim.run({**SERVER, "seed": seed}, root / f"server{seed}")
+    prox = {**SERVER, "algorithm": {**SERVER["algorithm"], "name": "fedprox", "mu": 0.1}}
+    fedsim.run(prox, root / "prox")
+    fedsim.run(GOSSIP, root / "gossip")
+    rng = np.random.default_rng(0)
+    np.savez(root / "q.npz", A=rng.uniform(1, 3, (4, 3)), b=rng.normal(size=(4, 3)))
+    quadratic = {
+        "name": "quad",
+        "data": {"dataset": "quadratic", "file": str(root / "q.npz")},
+        "algorithm": {"name": "scaffold", "lr": 0.1, "local_steps": 2, "batch_size": "full"},
+        "run": {"rounds": 5, "dtype": "float64"},
+    }
+    fedsim.run(quadratic, root / "quad")
+    return root
+
+
+@pytest.fixture
+def runs(recorded, tmp_path):
+    """A copy that a test may damage."""
+    shutil.copytree(recorded, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def page_of(*folders: Path) -> str:
+    return write_report(list(folders), folders[0] / "page" / "report.html").read_text(encoding="utf-8")
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def words(page: str) -> str:
+    """The page as read, without pictures and markup."""
+    page = re.sub(r"<svg.*?</svg>", " ", page, flags=re.S)
+    return html.unescape(" ".join(re.sub(r"<[^>]*>", " ", page).split()))
+
+
+def cut_short(folder: Path, lines: int) -> None:
+    """What an interrupted run leaves behind."""
+    kept = (folder / "metrics.jsonl").read_text().splitlines()[:lines]
+    (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in kept))
+    (folder / "params.safetensors").unlink()
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_run_shows_final_and_best_apart(runs):
+    rows = metrics(runs / "server0")
+    rows[1]["test_accuracy"] = 0.98765  # better than the last round
+    (runs / "server0" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    text = words(page_of(runs / "server0"))
+    final = rows[-1]
+    assert f"test accuracy {final['test_accuracy']:.4f} 0.9877 2" in text
+    lowest = min(rows, key=lambda r: r["test_loss"])
+    assert f"test loss {final['test_loss']:.4g} {lowest['test_loss']:.4g} {lowest['round']}" in text
+    assert f"rounds 6 virtual time (s) {final['time']:.4g}" in text
+    assert f"bytes sent {final['bytes_sent'] / 1e3:.4g} kB" in text
+    assert f"sample gradients {final['gradients']:,}" in text
+    assert "seed 0, finished" in text
+    assert "consensus" not in text
+
+
+def test_one_run_draws_accuracy_and_losses_against_everything(runs):
+    page = page_of(runs / "server0")
+    drawn = re.findall(r'<svg role="img" aria-label="([^"]*)"', page)
+    expected = [
+        f"{y} against {x}"
+        for y in ("test accuracy", "test loss", "train loss")
+        for x in ("round", "virtual time", "bytes sent", "sample gradients")
+    ]
+    assert drawn == expected
+    folder = runs / "server0" / "page" / "figures"
+    assert sorted(p.name for p in folder.iterdir()) == ["partition.png", "progress.png"]
+    assert all(p.read_bytes().startswith(PNG) for p in folder.iterdir())
+
+
+def test_gossip_shows_nodes_delays_and_the_graph(runs):
+    page = page_of(runs / "gossip")
+    text, last = words(page), metrics(runs / "gossip")[-1]
+    drawn = re.findall(r'<svg role="img" aria-label="([^"]*)"', page)
+    for y in ("node accuracy", "consensus distance"):
+        assert f"{y} against bytes sent" in drawn
+    for y in ("test accuracy", "node accuracy"):
+        for x in ("total delay", "processing delay", "transmission delay"):
+            assert f"{y} against {x}" in drawn
+    assert f"consensus distance {last['consensus_distance']:.4g}" in text
+    assert f"processing delay {last['delay_processing']:.4g}" in text
+    assert f"total delay {last['delay_total']:.4g}" in text
+    gap = 1 - (1 / 3 + 2 / 3 * np.cos(2 * np.pi / 8))  # of a ring of 8 with weights 1/3
+    assert "nodes 8 edges 8 directed no connected yes degree min 2 degree mean 2 degree max 2" in text
+    assert f"diameter 4 spectral gap {gap:.4g}" in text
+    assert {"topology.png", "gossip.png", "delay.png"} <= {p.name for p in (runs / "gossip/page/figures").iterdir()}
+
+
+def test_quadratic_shows_the_distance_to_the_optimum_and_no_partition(runs):
+    page = page_of(runs / "quad")
+    assert f"distance to the optimum {metrics(runs / 'quad')[-1]['optimum_distance']:.4g}" in words(page)
+    assert "Partition of the data" not in page
+    assert not (runs / "quad" / "partition.csv").exists()
+
+
+def test_the_page_needs_nothing_else_and_is_the_same_again(runs):
+    page = page_of(runs / "gossip", runs / "server0")
+    namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall(r'https?://[^"\s<>)]+', page)) <= namespaces
+    assert "<script" not in page
+    assert "<link" not in page
+    assert all(src.startswith("data:image/png;base64,") for src in re.findall(r'src="([^"]*)"', page))
+    ids = re.findall(r'<clipPath id="([^"]*)"', page)
+    assert len(ids) == len(set(ids)) > 10
+    assert page == page_of(runs / "gossip", runs / "server0")
+
+
+def test_the_default_place_is_the_first_directory(runs):
+    assert write_report([runs / "server0", runs / "prox"]) == runs / "server0" / "report.html"
+    assert (runs / "server0" / "figures" / "progress.png").exists()
+
+
+# --- several runs -----------------------------------------------------------------------------------------------------
+
+
+def test_seeds_are_one_group_with_numpys_mean_and_std(runs):
+    page = page_of(*(runs / f"server{seed}" for seed in (0, 1, 2)), runs / "prox")
+    text = words(page)
+    finals = [metrics(runs / f"server{seed}")[-1]["test_accuracy"] for seed in (0, 1, 2)]
+    bests = [max(row["test_accuracy"] for row in metrics(runs / f"server{seed}")) for seed in (0, 1, 2)]
+    cells = " ".join(f"{np.mean(v):.4f} ± {np.std(v, ddof=1):.4f}" for v in (finals, bests))
+    assert f"fedavg 3 {cells}" in text
+    prox = metrics(runs / "prox")
+    assert f"fedprox 1 {prox[-1]['test_accuracy']:.4f} {max(r['test_accuracy'] for r in prox):.4f}" in text
+    assert "sample standard deviation (k - 1) over k seeds" in text
+    assert "4 runs in 2 groups" in text
+    assert BAND in text
+    assert "algorithm.mu 0.1" in text
+    assert "algorithm.lr" not in text.split("What differs")[1].split("Progress")[0]
+
+
+def test_the_band_is_the_mean_and_the_extremes_at_each_round(runs):
+    (group,), differing = group_runs(find_runs([runs / f"server{seed}" for seed in (0, 1, 2)]))
+    assert differing == []
+    values = np.array([[row["test_loss"] for row in metrics(runs / f"server{seed}")] for seed in (0, 1, 2)])
+    x, mean, low, high = group.band("round", "test_loss")
+    np.testing.assert_array_equal(x, [0, 2, 4, 6])
+    np.testing.assert_allclose(mean, values.mean(0), rtol=1e-15)
+    np.testing.assert_array_equal(low, values.min(0))
+    np.testing.assert_array_equal(high, values.max(0))
+
+
+def test_the_band_interpolates_where_seeds_were_evaluated_elsewhere(runs):
+    for seed, times in ((0, [0, 1, 2, 3]), (1, [0, 2, 4, 6])):
+        rows = [{"round": i, "time": t, "train_loss": 10.0 * t} for i, t in enumerate(times)]
+        (runs / f"server{seed}" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (group,), _ = group_runs(find_runs([runs / "server0", runs / "server1"]))
+    x, mean, low, high = group.band("time", "train_loss")
+    np.testing.assert_array_equal(x, [0, 1, 2, 3])  # up to where the first one ends
+    for curve in (mean, low, high):
+        np.testing.assert_allclose(curve, 10 * x)
+
+
+def test_groups_are_named_by_the_fewest_keys_that_tell_them_apart(runs):
+    for name, alpha, mu in (("a", 0.1, 0.5), ("b", 0.1, 1.0), ("c", 1.0, 0.5)):
+        folder = runs / "made" / name
+        folder.mkdir(parents=True)
+        shutil.copy(runs / "prox" / "metrics.jsonl", folder)
+        (folder / "scenario.yaml").write_text(f"data: {{alpha: {alpha}}}\nalgorithm: {{name: fedprox, mu: {mu}}}\n")
+    groups, differing = group_runs(find_runs([runs / "made", runs / "server0"]))
+    labels = ["fedprox, alpha=0.1, mu=0.5", "fedprox, alpha=0.1, mu=1.0", "fedprox, alpha=1.0, mu=0.5"]
+    assert [g.label for g in groups[:3]] == labels
+    assert groups[3].label.startswith("fedavg")
+    assert {"data.alpha", "algorithm.mu", "algorithm.name"} <= set(differing)
+
+
+def test_gossip_and_server_runs_stand_side_by_side(runs):
+    text = words(page_of(runs))
+    assert "6 runs in 4 groups" in text
+    assert "node accuracy, final" in text
+    assert "distance to the optimum" in text
+    assert "Graph" in text
+
+
+def test_a_sweep_folder_is_all_its_runs_and_its_failures(runs):
+    errors = [
+        {"run": "prox", "error": None},
+        {"run": "gone", "error": "alpha <too> small"},
+        {"run": "server1", "error": "diverged"},
+    ]
+    (runs / "sweep.json").write_text(json.dumps({"name": "my sweep", "runs": errors}))
+    cut_short(runs / "server1", 2)
+    place = write_report([runs])
+    text = words(place.read_text())
+    assert place == runs / "report.html"
+    assert text.startswith("my sweep")
+    assert "gone: not in this report: alpha <too> small" in text
+    assert "unfinished: round 2 of 6; diverged" in text
+
+
+def test_the_same_seed_twice_is_said(runs):
+    shutil.copytree(runs / "server0", runs / "again")
+    text = words(page_of(runs / "server0", runs / "again", runs / "server0"))
+    assert "2 runs in 1 group" in text
+    assert "seed 0 is there more than once" in text
+
+
+# --- unfinished and damaged runs --------------------------------------------------------------------------------------
+
+
+def test_an_unfinished_run_is_marked(runs):
+    cut_short(runs / "server0", 2)
+    assert "unfinished: round 2 of 6" in words(page_of(runs / "server0"))
+    assert '<span class="mark">unfinished: round 2 of 6</span>' in page_of(runs / "server0")
+
+
+def test_an_unfinished_seed_is_drawn_but_not_averaged(runs):
+    cut_short(runs / "server2", 2)
+    page = page_of(*(runs / f"server{seed}" for seed in (0, 1, 2)))
+    text = words(page)
+    finals = [metrics(runs / f"server{seed}")[-1]["test_accuracy"] for seed in (0, 1)]
+    assert f"(1 of 3 unfinished, left out) 2 {np.mean(finals):.4f} ± {np.std(finals, ddof=1):.4f}" in text.replace(
+        " )", ")"
+    ).replace("( ", "(")
+    assert OPEN_END in text
+    assert "server2: unfinished: round 2 of 6" in text
+
+
+def test_a_run_that_has_not_evaluated_yet(runs):
+    (runs / "server0" / "metrics.jsonl").write_text("")
+    (runs / "server0" / "params.safetensors").unlink()
+    text = words(page_of(runs / "server0"))
+    assert "metrics.jsonl is empty" in text
+    assert "unfinished: round 0 of 6" in text
+
+
+def test_a_diverged_run_says_so(runs):
+    cut_short(runs / "server0", 2)
+    with (runs / "server0" / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 3, "time": 3.0, "train_loss": null, "test_loss": null, "test_accuracy": 0.1}\n')
+    text = words(page_of(runs / "server0"))
+    assert "unfinished: round 3 of 6; its loss is no longer finite" in text
+    assert "test loss –" in text
+
+
+@pytest.mark.parametrize(
+    ("place", "broken", "note"),
+    [
+        ("end", '{"round": 7, "ti', "metrics.jsonl:5 was cut short"),
+        ("middle", "junk", "metrics.jsonl is damaged: 1 of 5 lines are left out (line 3)"),
+        ("middle", "[1, 2]", "metrics.jsonl is damaged: 1 of 5 lines are left out (line 3)"),
+        ("middle", '{"time": 1.0}', "metrics.jsonl is damaged: 1 of 5 lines are left out (line 3)"),
+    ],
+)
+def test_broken_lines_are_left_out_and_said(runs, place, broken, note):
+    path = runs / "server0" / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    lines.insert(4 if place == "end" else 2, broken)
+    path.write_text("\n".join(lines))
+    text = words(page_of(runs / "server0"))
+    assert note in text
+    assert "rounds 6" in text
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "environment.json", "topology.graphml", "partition.csv"])
+def test_a_missing_file_is_a_note(runs, name):
+    (runs / "gossip" / name).unlink()
+    assert f"{name} is missing" in words(page_of(runs / "gossip"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "note"),
+    [
+        ("environment.json", "{", "environment.json cannot be read"),
+        ("topology.graphml", "<graphml", "topology.graphml: cannot be read as graphml"),
+        ("partition.csv", "client,samples,0\n0,5,x\n", "partition.csv:2: found '0,5,x', allowed: 3 whole numbers"),
+    ],
+)
+def test_a_damaged_file_is_a_note(runs, name, content, note):
+    (runs / "gossip" / name).write_text(content)
+    assert note in words(page_of(runs / "gossip"))
+
+
+def test_names_from_files_are_text_never_markup(runs):
+    evil = '<script>alert("1")</script>$\\frac{'
+    for run in ("server0", "gossip"):
+        path = runs / run / "scenario.yaml"
+        text = path.read_text().replace(f"name: {run.rstrip('0')}", f"name: {json.dumps(evil)}", 1)
+        path.write_text(text.replace("name: fedavg", f"name: {json.dumps(evil)}"))
+        (runs / run / "environment.json").write_text(json.dumps({evil: evil}))
+    graph = nx.read_graphml(runs / "gossip" / "topology.graphml")
+    nx.set_node_attributes(graph, evil, "label")
+    nx.write_graphml(graph, runs / "gossip" / "topology.graphml")
+    rows = metrics(runs / "server0")
+    (runs / "server0" / "metrics.jsonl").write_text(
+        "".join(json.dumps({**r, evil: 1.0 + r["round"]}) + "\n" for r in rows)
+    )
+    page = page_of(runs / "server0", runs / "gossip")
+    assert "<script" not in page
+    assert html.escape(evil) in page
+    assert "script" not in page_of(runs / "server0").replace("&lt;script", "").replace("&lt;/script", "")
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda d: d / "none", "no such folder; allowed: a run directory"),
+        (lambda d: d / "q.npz", "is a file; allowed: a run directory"),
+        (lambda d: d / "server0" / "checkpoint", "holds no run; allowed"),
+        (lambda d: _write(d / "server0" / "scenario.yaml", "a: ["), "not valid YAML"),
+        (lambda d: _write(d / "server0" / "metrics.jsonl", b"\xff\xfe"), "cannot be read as UTF-8 text"),
+        (lambda d: _remove(d / "server0" / "scenario.yaml"), "scenario.yaml: no such file"),
+    ],
+)
+def test_bad_directories_are_input_errors(runs, prepare, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        write_report([prepare(runs)])
+
+
+def test_a_page_that_cannot_be_written_is_an_input_error(runs):
+    with pytest.raises(InputError, match="found the folder"):
+        write_report([runs / "server0"], runs)
+    with pytest.raises(InputError, match="cannot be written"):
+        write_report([runs / "server0"], runs / "q.npz" / "report.html")
+
+
+def _write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path.parent
+
+
+def _remove(path: Path) -> Path:
+    path.unlink()
+    return path.parent
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_partition_of_a_run_is_the_one_it_trained_on(runs):
+    samples, counts = read_partition(runs / "server0" / "partition.csv")
+    assert counts.shape == (8, 10)
+    np.testing.assert_array_equal(counts.sum(1), samples)
+    assert samples.sum() == 1438  # four fifths of 1797 digits
+    text = words(page_of(runs / "server0"))
+    assert "8 clients, 1,438 training samples" in text
+    row = " ".join(str(c) for c in counts[3] if c)
+    assert f"3 {samples[3]} {row} 4" in text
+
+
+def test_many_clients_are_quantiles(runs):
+    sizes = np.arange(1, 102)
+    write_partition(runs / "server0", np.column_stack([sizes, 2 * sizes]), 3 * sizes)
+    text = words(page_of(runs / "server0"))
+    assert "smallest 3 2 0.6667" in text
+    assert "median 153 2 0.6667" in text
+    assert "largest 303 2 0.6667" in text
+    assert "Table: samples of each client" not in text
+
+
+def test_partition_without_labels_keeps_sizes(tmp_path):
+    write_partition(tmp_path, None, np.array([4, 7]))
+    samples, counts = read_partition(tmp_path / "partition.csv")
+    assert samples.tolist() == [4, 7]
+    assert counts is None
+    write_partition(tmp_path, None, np.ones(3, dtype=int))  # nothing was divided
+    assert not (tmp_path / "partition.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "client,samples\n", "a,b\n1,2\n", "client,samples\n0\n", "client,samples\n0,9" + "9" * 30]
+)
+def test_a_partition_that_is_no_table(tmp_path, content):
+    (tmp_path / "partition.csv").write_text(content)
+    with pytest.raises(InputError, match=r"partition.csv:[12]: found"):
+        read_partition(tmp_path / "partition.csv")
+
+
+def test_mean_and_std_are_numpys():
+    values = [0.1, 0.4, 0.9]
+    assert mean_std(values) == (np.mean(values), np.std(values, ddof=1))
+    mean, std = mean_std([2.0])
+    assert mean == 2.0
+    assert np.isnan(std)
+
+
+@pytest.mark.parametrize(
+    ("value", "key", "text"),
+    [
+        (0.5, "test_accuracy", "0.5000"), (1234567, "gradients", "1,234,567"), (1.5e6, "bytes_sent", "1.5 MB"),
+        (12, "bytes_sent", "12 B"), (float("nan"), "", "–"), (0.00012346, "", "0.0001235"),
+    ],
+)  # fmt: skip
+def test_numbers(value, key, text):
+    assert number(float(value), key) == text
+
+
+def test_spread_shows_zero_for_a_metric_and_hides_it_for_a_cost():
+    assert spread(0.5, 0.0, "test_accuracy") == "0.5000 ± 0.0000"
+    assert spread(30.0, 0.0, "round") == "30"
+    assert spread(1.23456, 0.0345678, "test_loss") == "1.235 ± 0.035"
+
+
+def test_an_axis_over_less_than_a_decade_has_numbers():
+    line = Line(0, np.arange(3.0), np.array([0.021, 0.024, 0.028]))
+    svg = inline_svg(panel_figure(Panel("p", "round", "distance", [line], log=True), 1), "p", "alt")
+    assert re.search(r">0\.02\d*<", svg)
+
+
+def test_the_grid_has_one_legend_for_all_and_hides_nothing():
+    lines = [Line(i, np.arange(3.0), np.arange(3.0) + i) for i in range(3)]
+    labels = ["_hidden", "$math{", "plain"]
+    figure = grid_figure([[Panel("a", "round", "y", lines)], [Panel("b", "round", "y", lines[:1])] * 2], labels)
+    (legend,) = figure.legends
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["_hidden", r"\$math{", "plain"]
+    figure.canvas.draw()  # a label read as a formula would fail here
