@@ -259,15 +259,20 @@ def _progress(name: str, rounds: int, quiet: bool) -> Iterator[Progress | None]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[last]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=rounds, last="")
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task(name, total=rounds, last="")
 
-        def update(done: int, row: Any) -> None:
-            bar.update(task, completed=done)
-            if row:
-                bar.update(task, last=_line(row))
+    def update(done: int, row: Any) -> None:
+        bar.start()  # not earlier: a run that cannot begin shows no bar
+        bar.update(task, completed=done)
+        if row:
+            bar.update(task, last=_line(row))
 
+    try:
         yield update
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def _line(row: Any) -> str:

@@ -90,6 +90,7 @@ class Source:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         import datasets
 
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs as an error is raised, too
         try:
             if self.hub:
                 every: Mapping[str, Any] = datasets.load_dataset(self.hub, self.subset)

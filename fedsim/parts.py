@@ -90,7 +90,9 @@ def make_part(part: type[P], values: Mapping[str, Any]) -> P:
 def part_from(kind: str, discriminator: str, section: Mapping[str, Any]) -> Any:
     """The registered part that ``section[discriminator]`` names, built from the section's other keys."""
     if discriminator not in section:
-        raise InputError(f"missing; allowed: {', '.join(names(kind))}", key=discriminator)
+        problems = [Problem(f"missing; allowed: {', '.join(names(kind))}", discriminator)]
+        problems += [Problem(f"unknown key{hint}", str(k)) for k in section if (hint := nearest(k, [discriminator]))]
+        raise InputError(problems)
     name, base = section[discriminator], load_object(_BASE[kind])
     try:
         part = lookup(kind, name)

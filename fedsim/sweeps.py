@@ -154,8 +154,9 @@ def _variant(
 
 def _where(labels: list[str]) -> str:
     """In which runs a problem is, for the end of its message."""
-    shown = [f"'{label}'" for label in labels[:3]] + ([f"{len(labels) - 3} more"] if len(labels) > 3 else [])
-    return f" (in {', '.join(shown)})" if shown else ""
+    shown = ", ".join(f"'{label}'" for label in labels[:3])
+    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+    return f" (in {shown}{more})" if shown else ""
 
 
 def _label(case: str, chosen: dict[str, Any]) -> str:
