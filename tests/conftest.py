@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import fedsim
+
+torch.set_num_threads(1)  # the problems are small: several threads would mostly wait for each other
 
 Array = np.ndarray[Any, Any]
 
