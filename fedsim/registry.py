@@ -26,7 +26,7 @@ _HOME = {
     "graph": "fedsim.topology",
     "mixing": "fedsim.mixing",
     "aggregator": "fedsim.aggregators",
-    "participation": "fedsim.participation",
+    "participation": "fedsim.modes",
 }
 _parts: dict[str, dict[str, Any]] = {kind: {} for kind in _HOME}
 

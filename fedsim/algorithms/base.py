@@ -39,7 +39,7 @@ class Effort:
 class Round:
     """What `combine` may know of a round.
 
-    `weights` ``[m, 1]`` are the aggregation weights (None for gossip, where a mixing matrix aggregates); `importance` ``[m, 1]`` are
+    `weights` ``[m, 1]`` are the aggregation weights (None for gossip, where a mixing matrix aggregates); `staleness` ``[m, 1]`` counts combines since each client pulled; `importance` ``[m, 1]`` are
     the p_i of these clients in the global objective (they sum to 1 over all `num_clients`); `steps` and `lr` ``[m, 1]`` tell the local work.
     """
 
@@ -49,6 +49,7 @@ class Round:
     steps: Tensor
     lr: Tensor
     weights: Tensor | None = None
+    staleness: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +165,10 @@ class ServerAlgorithm(Algorithm):
     """
 
     setting: ClassVar[Literal["server", "gossip"]] = "server"
+    modes: ClassVar[tuple[str, ...]] = ("synchronous", "asynchronous", "fedbuff", "fixed_interval")
+    modes_reason: ClassVar[str] = ""
+    """Participation modes under which the algorithm makes sense, and why not the others."""
+
     server_lr: Positive = 1.0
     weighting: Literal["samples", "uniform"] = "samples"
 

@@ -8,6 +8,7 @@ instead scales alpha per client. ``weighting: uniform`` is the paper's objective
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -23,6 +24,10 @@ class FedDyn(ServerAlgorithm):
     ``g_i = g_i - alpha (y_K - x)``;  server: ``h = h - alpha sum_S p_i (y_i - x)``,  ``x = sum_S w_i y_i - h / alpha``.
     """
 
+    modes: ClassVar[tuple[str, ...]] = ("synchronous",)
+    modes_reason: ClassVar[str] = (
+        "the server's h balances one common round; under a clock clients work from different models"
+    )
     alpha: Positive = 0.01
 
     def init(self, params: torch.Tensor) -> State:

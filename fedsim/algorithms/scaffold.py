@@ -8,7 +8,7 @@ equal sizes), so that the fixed point is the minimiser of sum_i p_i f_i; the pap
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -26,6 +26,10 @@ class Scaffold(ServerAlgorithm):
     Upload and download are 2 d.
     """
 
+    modes: ClassVar[tuple[str, ...]] = ("synchronous",)
+    modes_reason: ClassVar[str] = (
+        "the control variates are corrections for one common model; under a clock clients work from different ones"
+    )
     option: Literal[1, 2] = 2
 
     def init(self, params: torch.Tensor) -> State:
