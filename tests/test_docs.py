@@ -81,7 +81,7 @@ def items(page: Path) -> list[Item]:
     for block in blocks(page):
         if block.language in ("bash", "console"):
             lines = [line.split("  #")[0].strip() for line in block.text.splitlines()]
-            if re.match(r"(PYTHONPATH=\. )?fedsim\b", lines[0]):
+            if re.match(r"fedsim\b", lines[0]):
                 found += [Item(block, line) for line in lines if line]
         elif block.language == "python" or block.is_scenario or block.file:
             found.append(Item(block))
