@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 
 from fedsim import losses
@@ -19,7 +18,6 @@ from fedsim.supervised import SupervisedTask
 from fedsim.task import QuadraticTask
 
 CPU = torch.device("cpu")
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def chain(*layers: nn.Module) -> nn.Sequential:
