@@ -27,7 +27,10 @@ from fedsim.topology import build_topology
 
 @dataclass(frozen=True)
 class Assembly:
-    """Everything a run needs, built and checked. `counts` ``[clients, labels]`` is the partition's table (None without labels)."""
+    """Everything a run needs, built and checked.
+
+    `counts` ``[clients, labels]`` is the partition's table (None without labels).
+    """
 
     task: Task
     network: Network | None

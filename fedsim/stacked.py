@@ -64,7 +64,8 @@ class Kernel(ABC):
             return self.loss(out, target.unsqueeze(0)).sum()
 
         per_sample = vmap(torch.func.grad(one), in_dims=(None, 0, 0))
-        return vmap(per_sample)(x, inputs, targets)
+        result: Tensor = vmap(per_sample)(x, inputs, targets)
+        return result
 
     def _leaves(self, x: Tensor) -> dict[str, Tensor]:
         return {name: v.detach().requires_grad_() for name, v in views(x, self.layout).items()}
