@@ -2,8 +2,9 @@
 
     python benchmarks/speed.py [--threads 2] [--repeats 7] [case ...]
 
-Whole rounds of the engine are timed: drawing minibatches, local steps, combining, counting (no evaluation). The two sides
-take turns, so that a machine whose speed drifts slows both. Data are random numbers of MNIST's shape: only speed counts.
+Whole rounds of the engine are timed: drawing minibatches, local steps, combining, counting (no evaluation). The two
+sides take turns, so that a machine whose speed drifts slows both. Data are random numbers of MNIST's shape: only speed
+counts.
 """
 
 from __future__ import annotations

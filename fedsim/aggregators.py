@@ -40,7 +40,7 @@ class Mean(Aggregator):
 @register.aggregator("median")
 @dataclass(frozen=True)
 class Median(Aggregator):
-    """Coordinate-wise median (Yin et al., arXiv 1803.01498), unweighted; the mean of the two middle values for even m."""
+    """Coordinate-wise median, unweighted, for even m the mean of the middle two (Yin et al., arXiv 1803.01498)."""
 
     def __call__(self, values: Tensor, weights: Tensor) -> Tensor:  # noqa: ARG002
         ordered = values.sort(dim=0).values
@@ -51,8 +51,11 @@ class Median(Aggregator):
 @register.aggregator("trimmed_mean")
 @dataclass(frozen=True)
 class TrimmedMean(Aggregator):
-    """Coordinate-wise trimmed mean (Yin et al., arXiv 1803.01498): per coordinate the floor(trim * m) largest and smallest values are
-    dropped and the weights of the others renormalised; ``trim: 0`` is the mean for weights that sum to 1."""
+    """Coordinate-wise trimmed mean (Yin et al., arXiv 1803.01498).
+
+    Per coordinate the floor(trim * m) largest and smallest values are dropped and the weights of the others
+    renormalised; ``trim: 0`` is the mean for weights that sum to 1.
+    """
 
     trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
 
@@ -88,7 +91,8 @@ class MixingMatrix:
 class BaseMixing:
     """The mixing matrix R of a physical graph, from which every round's realised matrix is made.
 
-    `links` ``[E, 2]`` are the graph's links (undirected: i < j, both directions fire together; directed: source, target).
+    `links` ``[E, 2]`` are the graph's links (undirected: i < j, both directions fire together; directed: source,
+    target).
     """
 
     def __init__(self, matrix: sparse.csr_array, directed: bool) -> None:
@@ -111,7 +115,10 @@ class BaseMixing:
         self.degrees = np.bincount(self.entry_rows, minlength=self.n)
 
     def realised(self, fired: npt.NDArray[np.bool_]) -> sparse.csr_array:
-        """``p_ij = r_ij`` where link ij fired, ``p_ii = 1 - sum_j p_ij``: what an idle link would have carried stays at home."""
+        """``p_ij = r_ij`` where link ij fired, ``p_ii = 1 - sum_j p_ij``.
+
+        What an idle link would have carried stays at home.
+        """
         if fired.all():
             return self.matrix
         data, keep = self._data.copy(), np.ones(len(self._data), dtype=bool)

@@ -30,7 +30,10 @@ from fedsim.types import Message
 
 @dataclass(frozen=True)
 class Assembly:
-    """Everything a run needs, built and checked. `counts` ``[clients, labels]`` is the partition's table (None without labels)."""
+    """Everything a run needs, built and checked.
+
+    `counts` ``[clients, labels]`` is the partition's table (None without labels).
+    """
 
     task: Task
     network: Network | None

@@ -1,12 +1,14 @@
-"""Participation on a virtual clock: asynchronous, fedbuff and fixed_interval (FedFix) as schedules for any algorithm that makes sense under them.
+"""Participation on a virtual clock: asynchronous, fedbuff, fixed_interval (FedFix); schedules for any fitting algorithm.
 
-The framework of arXiv 2206.10189: ``x = x + server_lr * sum_i omega_i delta_i``, delta_i against the model that was sent to i, weights not
-renormalised over who arrives. `weights` chooses d_i, the weight of a contribution that arrives:
+The framework of arXiv 2206.10189: ``x = x + server_lr * sum_i omega_i delta_i``, delta_i against the model that was sent to
+i, weights not renormalised over who arrives. `weights` chooses d_i, the weight of a contribution that arrives:
 
-* ``debiased``: d_i such that a client's mean weight per combine is p_i, from the closed forms for constant durations: (sum_j 1/tau_j) tau_i p_i when every
-  arrival is combined by itself, ceil(tau_i / window) p_i for FedFix;
-* ``estimated``: d_i = p_i / (share of the run's combines in which i delivers), for random durations and FedBuff; the schedule of the whole run is made first;
-* ``identical``: 1 (asynchronous), 1/n (fixed_interval), 1/buffer (fedbuff): then the optimum of a surrogate is found, where fast clients weigh more.
+* ``debiased``: d_i such that a client's mean weight per combine is p_i, from the closed forms for constant durations:
+  (sum_j 1/tau_j) tau_i p_i when every arrival is combined by itself, ceil(tau_i / window) p_i for FedFix;
+* ``estimated``: d_i = p_i / (share of combines in which i delivers), for random durations and for FedBuff, counted in a
+  schedule that is made before the run;
+* ``identical``: 1 (asynchronous), 1/n (fixed_interval), 1/buffer (fedbuff): then the optimum of a surrogate is found, where
+  fast clients weigh more.
 """
 
 from __future__ import annotations
@@ -95,8 +97,8 @@ class Clocked(Participation):
         """The schedule, without end."""
 
     @abstractmethod
-    def arrival_weights(self, n: int, p: Floats, tau: Floats | None, rates: Floats | None) -> Floats:
-        """d_i of every client ``[n]``, from importance, constant durations in ticks (None if they vary) or rates of delivery."""
+    def arrival_weights(self, n: int, p: Floats, tau: Ints | None, rates: Floats | None) -> Floats:
+        """d_i of every client ``[n]`` from importance and constant durations in ticks or rates of delivery (None: unused)."""
 
     def events(
         self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
@@ -173,12 +175,12 @@ class _Work:
 @register.participation("asynchronous")
 @dataclass(frozen=True, kw_only=True)
 class Asynchronous(Clocked):
-    """Every arrival is combined by itself and its client restarts at once (asynchronous FedAvg; FedAsync with `fedasync`)."""
+    """Every arrival is combined by itself and its client restarts at once (asynchronous FedAvg)."""
 
     def steps(self, n: int, duration: Duration, seed: int) -> Iterator[Step]:  # noqa: ARG002
         return schedule.asynchronous(n, duration)
 
-    def arrival_weights(self, n: int, p: Floats, tau: Floats | None, rates: Floats | None) -> Floats:
+    def arrival_weights(self, n: int, p: Floats, tau: Ints | None, rates: Floats | None) -> Floats:
         if tau is not None:
             return np.asarray((1.0 / tau).sum() * tau * p)
         return np.ones(n) if rates is None else p / np.maximum(rates, 1e-12)
@@ -187,14 +189,17 @@ class Asynchronous(Clocked):
 @register.participation("fixed_interval")
 @dataclass(frozen=True, kw_only=True)
 class FixedInterval(Clocked):
-    """FedFix (arXiv 2206.10189): a combine every `window` seconds of whatever has arrived. With a window of the slowest client it is FedAvg."""
+    """FedFix (arXiv 2206.10189): a combine every `window` seconds of what has arrived.
+
+    With a window of the slowest client it is FedAvg.
+    """
 
     window: Positive
 
     def steps(self, n: int, duration: Duration, seed: int) -> Iterator[Step]:  # noqa: ARG002
         return schedule.fixed_interval(n, duration, self._ticks())
 
-    def arrival_weights(self, n: int, p: Floats, tau: Floats | None, rates: Floats | None) -> Floats:
+    def arrival_weights(self, n: int, p: Floats, tau: Ints | None, rates: Floats | None) -> Floats:
         if tau is not None:
             return np.asarray(-(-tau // self._ticks()) * p)
         return np.full(n, 1.0 / n) if rates is None else p / np.maximum(rates, 1e-12)
@@ -212,8 +217,9 @@ class FedBuff(Clocked):
     ----------
     buffer : results per combine.
     concurrency : clients at work at any time (default: all).
-    restart : ``immediately``, whoever finishes is replaced at once by a random idle client (the paper); ``barrier``, who has delivered waits for the buffer to
-        fill and all of its clients restart together (the closed variant in FedFix's code; all clients are at work).
+    restart : ``immediately``, whoever finishes is replaced at once by a random idle client (the paper); ``barrier``, who
+        has delivered waits for the buffer to fill and all of its clients restart together (the closed variant in FedFix's
+        code; all clients are at work).
     reduce : ``mean`` divides by `buffer` (the paper), ``sum`` does not (FLSim's default); for ``weights: identical``.
     """
 
@@ -241,7 +247,7 @@ class FedBuff(Clocked):
             return schedule.barrier(n, duration, self.buffer)
         return schedule.buffered(n, duration, self.buffer, self.concurrency or n, rng.generator(seed, "fedbuff"))
 
-    def arrival_weights(self, n: int, p: Floats, tau: Floats | None, rates: Floats | None) -> Floats:  # noqa: ARG002
+    def arrival_weights(self, n: int, p: Floats, tau: Ints | None, rates: Floats | None) -> Floats:  # noqa: ARG002
         if rates is not None:
             return p / np.maximum(rates, 1e-12)
         return np.full(n, 1.0 / self.buffer if self.reduce == "mean" else 1.0)

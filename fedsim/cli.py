@@ -144,7 +144,7 @@ def topology(
 
         place = out or Path(f"{Path(what).stem}.png")
         try:
-            topology_figure(graph, str(facts.get("name", what))).savefig(place, dpi=150)
+            topology_figure(graph, str(facts.get("name", what))).savefig(place, dpi=150, bbox_inches="tight")
         except (OSError, ValueError) as error:
             raise InputError(f"--out: the picture cannot be written to {place}: {error}") from None
         if not as_json:

@@ -28,7 +28,9 @@ from fedsim.yaml_files import Document, override, read_yaml
 SECTIONS = (
     "name", "seed", "data", "model", "algorithm", "topology", "participation", "system", "aggregator", "run", "backend",
 )  # fmt: skip
-_OWN_DATA_KEYS = ("dataset", "clients", "partition")
+_MODES = {"server": "synchronous", "gossip": "gossip"}
+"""The participation mode of a setting where a scenario names none."""
+
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._=-]*$"
 
 
@@ -105,7 +107,7 @@ class Scenario:
             data["clients"] = self.clients
         if self.partition is not None:
             data["partition"] = self.partition
-        mode = raw.get("participation", {}).get("mode") or _default_mode(self.algorithm)
+        mode = raw.get("participation", {}).get("mode") or _MODES[self.algorithm.setting]
         sections: dict[str, Any] = {
             "name": self.name,
             "seed": self.seed,
@@ -145,9 +147,9 @@ def parse(document: Document | Mapping[str, Any]) -> Scenario:
     """Check a scenario given as a document or as nested mappings."""
     if not isinstance(document, Document):
         document = Document(dict(document))
-    for folder in (str(document.base.resolve()), str(Path.cwd())):
-        if folder not in sys.path:  # so that 'my_module:MyAlgorithm' beside the scenario is found
-            sys.path.append(folder)
+    folder = str(document.base.resolve())
+    if folder not in sys.path:  # so that 'my_module:MyAlgorithm' beside the scenario is found
+        sys.path.append(folder)
     try:
         return _parse(document)
     except InputError as error:
@@ -192,11 +194,11 @@ def _parse(document: Document) -> Scenario:
     algorithm = section("algorithm", lambda: part_from("algorithm", "name", raw["algorithm"]))
     topology = section("topology", lambda: _graph(raw.get("topology")))
     mode = raw.get("participation") or {}
-    if (
-        "mode" not in mode
-    ):  # which one it is depends on the algorithm; where that is wrong, the keys are checked next time
-        mode = {"mode": _default_mode(algorithm), **mode} if algorithm is not None else {"mode": "synchronous"}
-    participation = section("participation", lambda: part_from("participation", "mode", mode))
+    if "mode" not in mode and (setting := _setting(raw["algorithm"])):
+        mode = {"mode": _MODES[setting], **mode}
+    participation = (
+        section("participation", lambda: part_from("participation", "mode", mode)) if "mode" in mode else None
+    )
     aggregator = section(
         "aggregator", lambda: part_from("aggregator", "name", {"name": "mean", **raw.get("aggregator", {})})
     )
@@ -205,6 +207,7 @@ def _parse(document: Document) -> Scenario:
     backend = section("backend", lambda: make_part(BackendSection, raw.get("backend", {})))
     if problems:
         raise InputError(problems)
+    assert participation is not None
     scenario = Scenario(
         heading.name,
         heading.seed,
@@ -269,8 +272,12 @@ def _graph(section: dict[str, Any] | None) -> dict[str, Any] | None:
     return {**(named or {}), **weights}
 
 
-def _default_mode(algorithm: Algorithm) -> str:
-    return "gossip" if algorithm.setting == "gossip" else "synchronous"
+def _setting(algorithm: Mapping[str, Any]) -> str | None:
+    """Where an algorithm runs, also when something is wrong with its keys."""
+    try:
+        return getattr(lookup("algorithm", algorithm.get("name")), "setting", None)
+    except InputError:
+        return None
 
 
 def _crosscheck(s: Scenario) -> list[Problem]:
@@ -282,7 +289,7 @@ def _crosscheck(s: Scenario) -> list[Problem]:
             Problem("found both 'local_steps' and 'local_epochs', allowed: one of the two", "algorithm.local_epochs")
         )
     if s.algorithm.setting != s.participation.setting:
-        mode = _default_mode(s.algorithm)
+        mode = _MODES[s.algorithm.setting]
         found.append(
             Problem(f"'{name}' is a {s.algorithm.setting} algorithm, allowed: mode {mode}", "participation.mode")
         )

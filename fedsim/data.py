@@ -148,6 +148,8 @@ class _Named(DatasetPart):
 @register.dataset("mnist")
 @dataclass(frozen=True)
 class Mnist(_Named):
+    """MNIST (hub name ylecun/mnist): 60,000 + 10,000 grey images of 28 x 28, 10 digits."""
+
     hub = "ylecun/mnist"
     columns = ("image", "label")
     classes = 10
@@ -157,6 +159,8 @@ class Mnist(_Named):
 @register.dataset("fashion_mnist")
 @dataclass(frozen=True)
 class FashionMnist(_Named):
+    """Fashion-MNIST (hub name zalando-datasets/fashion_mnist): 60,000 + 10,000 grey images of 28 x 28, 10 articles."""
+
     hub = "zalando-datasets/fashion_mnist"
     columns = ("image", "label")
     classes = 10
@@ -166,6 +170,8 @@ class FashionMnist(_Named):
 @register.dataset("cifar10")
 @dataclass(frozen=True)
 class Cifar10(_Named):
+    """CIFAR-10 (hub name uoft-cs/cifar10): 50,000 + 10,000 colour images of 32 x 32, 10 classes."""
+
     hub = "uoft-cs/cifar10"
     columns = ("img", "label")
     classes = 10
@@ -175,6 +181,8 @@ class Cifar10(_Named):
 @register.dataset("cifar100")
 @dataclass(frozen=True)
 class Cifar100(_Named):
+    """CIFAR-100 (hub name uoft-cs/cifar100): 50,000 + 10,000 colour images of 32 x 32, 100 fine classes."""
+
     hub = "uoft-cs/cifar100"
     columns = ("img", "fine_label")
     classes = 100

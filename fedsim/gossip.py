@@ -1,4 +1,7 @@
-"""Gossip participation: sporadic computation and links on a graph, and DSpodFL's delay metric (arXiv 2402.03448, section 5)."""
+"""Gossip participation: sporadic computation and links on a graph, and DSpodFL's delay metric.
+
+Source of both: arXiv 2402.03448 (the metric: section 5).
+"""
 
 from __future__ import annotations
 
@@ -44,14 +47,15 @@ class Gossip(Participation):
     compute : probability d_i that node i computes in a round.
     links : probability b_ij that a link is used in a round, both ways at once (a directed edge by itself).
 
-    Algorithms that always compute or always communicate (DGD, randomized gossip, ...) use these for the delay metric only.
+    Algorithms that always compute or always communicate (DGD, randomized gossip, ...) use these for the delay metric
+    only.
     """
 
     setting: ClassVar[Literal["server", "gossip"]] = "gossip"
     compute: ProbabilityLaw = _ONE
     links: ProbabilityLaw = _ONE
 
-    def events(  # noqa: ARG002
+    def events(
         self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
     ) -> Iterator[Event]:
         assert isinstance(algorithm, GossipAlgorithm)
@@ -94,7 +98,8 @@ class Gossip(Participation):
         return draws[nodes_key], draws[links_key]
 
     def _delays(self, base: BaseMixing, units: Any, fires: Bools, d: Floats, b: Floats) -> tuple[float, float]:
-        """(tau_proc, tau_trans) of one iteration, normalised: a round in which everybody computes once and every link fires costs 1 + 1.
+        """(tau_proc, tau_trans) of one iteration, normalised: a round in which everybody computes once and every link
+        fires costs 1 + 1.
 
         Several local steps count as that many computations.
         """
@@ -124,17 +129,19 @@ def build_network(topology: Topology, weights: str, algorithm: GossipAlgorithm) 
     for graph in topology.graphs:
         matrix = mixing_matrix(graph, weights)
         name = type(algorithm).__name__
+        found = "a directed graph" if topology.directed else "asymmetric weights"
         if algorithm.needs_symmetric and not is_symmetric(matrix):
             raise InputError(
-                f"{name} needs symmetric mixing weights on an undirected graph: links fire in both directions at once, and an idle link's "
-                f"weight stays at home; found {'a directed graph' if topology.directed else 'asymmetric weights'}. "
+                f"{name} needs symmetric mixing weights on an undirected graph: links fire in both directions at once, "
+                f"and an idle link's weight stays at home; found {found}. "
                 "Allowed: an undirected graph with metropolis, max_degree or lazy weights",
                 key="graph" if topology.directed else "weights",
             )
         if not is_doubly_stochastic(matrix):
             raise InputError(
-                f"{name} averages over the network only with a doubly stochastic mixing matrix; found '{weights}' weights whose columns do not "
-                "sum to 1 on this graph, which would weigh well-connected nodes more. Allowed: metropolis, max_degree, lazy",
+                f"{name} averages over the network only with a doubly stochastic mixing matrix; found '{weights}' "
+                "weights whose columns do not sum to 1 on this graph, which would weigh well-connected nodes more. "
+                "Allowed: metropolis, max_degree, lazy",
                 key="weights",
             )
         mixings.append(BaseMixing(matrix, topology.directed))

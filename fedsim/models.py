@@ -231,7 +231,7 @@ def views(flat: Tensor, layout: Layout) -> dict[str, Tensor]:
         raise ValueError(f"found {flat.shape[-1]} parameters, the model has {layout.total}")
     lead = flat.shape[:-1]
     return {
-        name: flat.narrow(-1, offset, size).view(*lead, *shape)
+        name: flat.narrow(-1, offset, size).view((*lead, *shape))
         for name, shape, size, offset in zip(layout.names, layout.shapes, layout.sizes, layout.offsets, strict=True)
     }
 

@@ -1,7 +1,7 @@
 """Who works, when and how much: participation modes turn a scenario into events of the simulation loop.
 
-An event is either a `Dispatch` (clients start local work from the current model) or an `Arrival` (these clients' results are combined:
-one round). Modes draw from keys alone, so any round can be reproduced without the ones before it.
+An event is either a `Dispatch` (clients start local work from the current model) or an `Arrival` (these clients'
+results are combined: one round). Modes draw from keys alone, so any round can be reproduced without the ones before it.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ class Dispatch:
     rounds: Ints
     steps: Ints
     jobs: Ints | None = None
-    """Serial numbers of the jobs, where a client may have several that are not combined yet (None: the clients' own numbers)."""
+    """Serial numbers of the jobs where a client may have several not combined yet (None: the clients' own numbers)."""
 
 
 @dataclass(frozen=True)
 class Arrival:
     """The results of `clients` are combined: round `number` ends at virtual second `time`.
 
-    `weights` ``[m]`` aggregate at a server; `mixing` is the realised matrix of a gossip round. `delays` are DSpodFL's (processing, transmission)
-    of this round, `sends` the number of messages that cross a link, `trace` what is recorded of the realised schedule.
+    `weights` ``[m]`` aggregate at a server; `mixing` is the realised matrix of a gossip round. `delays` are DSpodFL's
+    (processing, transmission) of this round, `sends` the number of messages that cross a link, `trace` what is recorded
+    of the realised schedule.
     """
 
     number: int
@@ -84,10 +85,13 @@ class Synchronous(Participation):
 
     Parameters
     ----------
-    fraction, clients_per_round : cohort size, one of the two (default: everybody). A fraction of n clients is round(fraction * n), at least 1.
-    sampling : ``uniform`` without replacement, exactly the cohort size; ``bernoulli``, each client with probability `fraction`, drawn again if nobody
-        is; ``weighted``, with replacement with probability p_i and weight 1 / cohort size per draw (Li et al., arXiv 1907.02189, scheme I: unbiased).
-    stragglers : share of each cohort that does only part of its work, uniform between 1 and all but one unit (FedProx, arXiv 1812.06127).
+    fraction, clients_per_round : cohort size, one of the two (default: everybody). A fraction of n clients is
+        round(fraction * n), at least 1.
+    sampling : ``uniform`` without replacement, exactly the cohort size; ``bernoulli``, each client with probability
+        `fraction`, drawn again if nobody is; ``weighted``, with replacement with probability p_i and weight 1 / cohort
+        size per draw (Li et al., arXiv 1907.02189, scheme I: unbiased).
+    stragglers : share of each cohort that does only part of its work, uniform between 1 and all but one unit (FedProx,
+        arXiv 1812.06127).
     straggler_policy : ``partial`` uses what stragglers did (FedProx), ``drop`` leaves them out (the paper's FedAvg).
     """
 
@@ -115,7 +119,7 @@ class Synchronous(Participation):
             return self.clients_per_round
         return n if self.fraction is None else max(1, round(self.fraction * n))
 
-    def events(  # noqa: ARG002
+    def events(
         self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
     ) -> Iterator[Event]:
         assert isinstance(algorithm, ServerAlgorithm)

@@ -13,6 +13,7 @@ from fedsim.errors import InputError, Problem
 Ints = npt.NDArray[np.int64]
 
 FILE = "partition.csv"
+_BLOCK = 10_000
 
 
 def write_partition(folder: Path, counts: npt.NDArray[Any] | None, sizes: npt.NDArray[Any]) -> None:
@@ -28,12 +29,16 @@ def write_partition(folder: Path, counts: npt.NDArray[Any] | None, sizes: npt.ND
     if counts is None and sizes.max(initial=0) <= 1:
         (folder / FILE).unlink(missing_ok=True)
         return
-    columns = np.empty((len(sizes), 0)) if counts is None else np.asarray(counts)
-    samples = sizes if counts is None else columns.sum(axis=1)
-    header = ",".join(["client", "samples", *map(str, range(columns.shape[1]))])
-    table = np.column_stack([np.arange(len(samples)), samples, columns]).astype(np.int64)
-    lines = "\n".join(",".join(map(str, row)) for row in table.tolist())
-    (folder / FILE).write_text(f"{header}\n{lines}\n", encoding="utf-8")
+    labels = 0 if counts is None else counts.shape[1]
+    with (folder / FILE).open("w", encoding="utf-8") as file:
+        file.write(",".join(["client", "samples", *map(str, range(labels))]) + "\n")
+        for start in range(0, len(sizes), _BLOCK):  # a million clients as Python's numbers would fill the memory
+            part = slice(start, start + _BLOCK)
+            samples = sizes[part] if counts is None else counts[part].sum(axis=1)
+            held = samples[:, None] if counts is None else np.column_stack([samples, counts[part]])
+            file.writelines(
+                f"{start + i},{','.join(map(str, row))}\n" for i, row in enumerate(held.astype(np.int64).tolist())
+            )
 
 
 def read_partition(path: Path) -> tuple[Ints, Ints | None]:

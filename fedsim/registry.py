@@ -7,7 +7,9 @@ A registered part is a frozen dataclass whose fields are its YAML keys, or (mode
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict
@@ -88,7 +90,9 @@ def lookup(kind: str, name: object) -> Any:
 
 
 def load_object(path: str) -> Any:
-    """Import ``pkg.mod:Attr``."""
+    """Import ``pkg.mod:Attr``; modules in the working directory are found too."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     module_name, _, attribute = path.partition(":")
     try:
         module = importlib.import_module(module_name)

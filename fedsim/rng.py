@@ -1,8 +1,8 @@
 """Random numbers as a pure function of a key: (seed, purpose, client, round, step, ...).
 
 Nothing here has state. A draw depends on its key alone, so results do not depend on how clients are sharded, chunked or
-ordered, nor on what was drawn before; resuming a run needs no generator to be restored. Keys are 64-bit and are mixed with
-the SplitMix64 finalizer (Steele, Lea & Flood 2014), vectorised over numpy arrays.
+ordered, nor on what was drawn before; resuming a run needs no generator to be restored. Keys are 64-bit and are mixed
+with the SplitMix64 finalizer (Steele, Lea & Flood 2014), vectorised over numpy arrays.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _mix(z: Keys) -> Keys:
 
 
 def key(seed: int, purpose: str, *parts: Any) -> Keys:
-    """Keys for `purpose`, one per element of the broadcast `parts` (client, round, step, ...; integers or integer arrays).
+    """Keys for `purpose`, one per element of the broadcast `parts` (client, round, step, ...; integers or arrays).
 
     The order of the parts matters; ``key(s, p, a, b) == fold(key(s, p, a), b)``.
     """
@@ -71,8 +71,9 @@ def integers(keys: Keys, high: Any) -> Ints:
 def permute(keys: Keys, positions: Ints, size: Any) -> Ints:
     """Where a keyed random permutation of ``range(size)`` sends `positions` (all arrays broadcast; positions < size).
 
-    A generalised Feistel network over Z_a x Z_b with ``a * b >= size`` and cycle walking (Black & Rogaway 2002): shuffles
-    and draws without replacement cost one evaluation per element drawn, whatever the size of the set, and need no memory.
+    A generalised Feistel network over Z_a x Z_b with ``a * b >= size`` and cycle walking (Black & Rogaway 2002):
+    shuffles and draws without replacement cost one evaluation per element drawn, whatever the size of the set, and need
+    no memory.
     """
     size = np.asarray(size, dtype=np.uint64)
     a = np.ceil(np.sqrt(size.astype(np.float64))).astype(np.uint64)
@@ -113,7 +114,7 @@ def _scale(words: Keys, high: Keys) -> Keys:
 
 
 def generator(seed: int, purpose: str, *parts: int) -> np.random.Generator:
-    """A numpy generator keyed the same way, for one-off draws with a rich distribution (partitions, graphs, cohorts)."""
+    """A numpy generator keyed the same way, for one-off draws with rich distributions (partitions, graphs, cohorts)."""
     words = key(seed, purpose, *parts)
     return np.random.Generator(np.random.Philox(key=int(words[0])))
 

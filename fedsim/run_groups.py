@@ -187,7 +187,10 @@ def find_runs(directories: Sequence[Path]) -> list[Record]:
         if not directory.is_dir():
             what = "is a file" if directory.exists() else "no such folder"
             raise InputError(f"{what}; allowed: a run directory, or a folder of them", file=str(directory))
-        places = list(_walk(directory, _DEPTH))
+        try:
+            places = list(_walk(directory, _DEPTH))
+        except OSError as error:
+            raise InputError(f"cannot be read: {error}", file=str(directory)) from None
         if not places:
             raise InputError(
                 "holds no run; allowed: a run directory (with scenario.yaml and metrics.jsonl), or a folder of them",

@@ -1,7 +1,7 @@
 """Who works when under a virtual clock: generators of events in integer ticks, without any training.
 
-All clients start at time 0. A job is one stretch of local work of one client; jobs carry serial numbers, and ties are broken by time, then
-client. A client that delivers pulls the model that its own delivery has already entered.
+All clients start at time 0. A job is one stretch of local work of one client; jobs carry serial numbers, and ties are broken
+by client. A client that delivers pulls the model that its own delivery has already entered.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ def asynchronous(n: int, duration: Duration) -> Iterator[Step]:
 
 
 def fixed_interval(n: int, duration: Duration, window: int) -> Iterator[Step]:
-    """FedFix (arXiv 2206.10189): combine at every multiple of `window` ticks what has arrived; who delivered waits for that moment and restarts then.
+    """FedFix (arXiv 2206.10189): combine at every multiple of `window` ticks what has arrived.
 
-    Clients are never interrupted; a window in which nobody delivers is a combine of nothing.
+    Who has finished waits for that moment and restarts then. Clients are never interrupted; a window in which nobody delivers is a combine of nothing.
     """
     state = _Clients(n, duration)
     yield state.start(0, list(range(n)))
@@ -103,7 +103,7 @@ def fixed_interval(n: int, duration: Duration, window: int) -> Iterator[Step]:
 
 
 def barrier(n: int, duration: Duration, size: int) -> Iterator[Step]:
-    """The closed variant of FedBuff in FedFix's code: who has delivered waits until `size` clients have, then all of those restart together."""
+    """FedBuff's closed variant in FedFix's code: who has delivered waits until `size` have, then all of those restart."""
     state = _Clients(n, duration)
     yield state.start(0, list(range(n)))
     while True:
@@ -115,10 +115,9 @@ def barrier(n: int, duration: Duration, size: int) -> Iterator[Step]:
 
 
 def buffered(n: int, duration: Duration, size: int, concurrency: int, random: np.random.Generator) -> Iterator[Step]:
-    """FedBuff (arXiv 2106.06639): `concurrency` clients work at any time; whoever finishes is replaced at once by a random idle client
-    (itself, if all others are at work), and every `size` results are combined.
+    """FedBuff (arXiv 2106.06639): `concurrency` clients work at any time, and every `size` results are combined.
 
-    A client may be in a buffer more than once.
+    Whoever finishes is replaced at once by a random idle client (itself, if all others are at work). A client may be in a buffer more than once.
     """
     state = _Clients(n, duration)
     order = random.permutation(n).tolist()
@@ -139,7 +138,7 @@ def buffered(n: int, duration: Duration, size: int, concurrency: int, random: np
         yield state.start(tick, [c])
 
 
-def participation_rates(steps: Iterator[Step], n: int, rounds: int) -> np.ndarray:  # type: ignore[type-arg]
+def participation_rates(steps: Iterator[Step], n: int, rounds: int) -> np.ndarray:
     """Share of the first `rounds` combines in which each client delivers (counting repeated deliveries), ``[n]``."""
     counts = np.zeros(n)
     seen = 0

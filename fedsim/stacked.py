@@ -64,7 +64,8 @@ class Kernel(ABC):
             return self.loss(out, target.unsqueeze(0)).sum()
 
         per_sample = vmap(torch.func.grad(one), in_dims=(None, 0, 0))
-        return vmap(per_sample)(x, inputs, targets)
+        result: Tensor = vmap(per_sample)(x, inputs, targets)
+        return result
 
     def _leaves(self, x: Tensor) -> dict[str, Tensor]:
         return {name: v.detach().requires_grad_() for name, v in views(x, self.layout).items()}
@@ -100,15 +101,19 @@ class VmapKernel(Kernel):
 
     def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
         leaves = self._leaves(x)
-        out = vmap(lambda p, batch: functional_call(self.module, p, (batch,)))(leaves, inputs)
+        out = self.forward(leaves, inputs)
         result = torch.empty_like(x)
         self._scatter(result, torch.autograd.grad(self._total(out, targets, weights), list(leaves.values())))
         return result
 
     @torch.no_grad()
     def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
-        call = vmap(lambda p, batch: functional_call(self.module, p, (batch,)), in_dims=(0, None))
-        result: Tensor = call(views(x, self.layout), inputs)
+        return self.forward(views(x, self.layout), inputs, shared=True)
+
+    def forward(self, params: dict[str, Tensor], inputs: Tensor, shared: bool = False) -> Tensor:
+        """Outputs ``[m, b, k]`` on inputs ``[m, b, ...]``, or `shared` ones ``[b, ...]``."""
+        call = vmap(lambda p, batch: functional_call(self.module, p, (batch,)), in_dims=(0, None if shared else 0))
+        result: Tensor = call(params, inputs)
         return result
 
 
@@ -206,6 +211,7 @@ def build_kernel(module: nn.Module, loss: Loss, device: torch.device, sample: Te
     rows = torch.cat([p.detach().flatten() for p in module.parameters()]).expand(2, -1)
     try:
         kernel.outputs(rows, sample.unsqueeze(0))
+        kernel.forward(views(rows, kernel.layout), torch.stack([sample, sample]).unsqueeze(1))
     except (
         RuntimeError,
         ValueError,
@@ -219,8 +225,15 @@ def _is_chain(module: nn.Module, input_dims: int) -> bool:
     if type(module) is not nn.Sequential or (input_dims > 1 and not isinstance(module[0], nn.Flatten)):
         return False
     layers = list(module)
-    inside = [layer for layer in layers if not (isinstance(layer, nn.Flatten) and layer.start_dim == 1)]
+    inside = [
+        layer for layer in layers if not (isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (1, -1))
+    ]
     flatten_first = all(isinstance(layer, nn.Flatten) for layer in layers[: len(layers) - len(inside)])
     linears = [layer for layer in inside if type(layer) is nn.Linear]
-    plain = all(type(layer) is nn.Linear or type(layer) in _POINTWISE for layer in inside)
+    plain = all(type(layer) is nn.Linear or (type(layer) in _POINTWISE and not _in_place(layer)) for layer in inside)
     return flatten_first and plain and len(set(map(id, linears))) == len(linears) > 0
+
+
+def _in_place(layer: nn.Module) -> bool:
+    """Whether the layer overwrites what its own gradient needs (that of ReLU only needs the result)."""
+    return bool(getattr(layer, "inplace", False)) and not isinstance(layer, nn.ReLU)

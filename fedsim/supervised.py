@@ -77,9 +77,9 @@ class SupervisedTask(Task):
         width = self._width()
         models = max(1, min(len(params), _EVAL_FLOATS // (min(_EVAL_SAMPLES, len(self.test_inputs)) * width)))
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for rows in params.split(models):
+        for rows in torch.split(params, models):
             for inputs, targets in zip(
-                self.test_inputs.split(_EVAL_SAMPLES), self.test_targets.split(_EVAL_SAMPLES), strict=True
+                torch.split(self.test_inputs, _EVAL_SAMPLES), torch.split(self.test_targets, _EVAL_SAMPLES), strict=True
             ):
                 guesses = predictions(self.kernel.outputs(rows, inputs), self.loss_name)
                 correct += (guesses == targets).sum()
@@ -110,7 +110,7 @@ class SupervisedTask(Task):
     def _weights(self, valid: npt.NDArray[np.bool_]) -> Tensor | float:
         """1 / (samples of the minibatch) for samples that count, as one number where every minibatch is whole."""
         if valid.all():
-            return 1.0 / valid.shape[-1]
+            return 1.0 / int(valid.shape[-1])
         counts = np.maximum(valid.sum(-1, keepdims=True), 1)
         return torch.as_tensor(valid / counts, dtype=self.dtype, device=self.device)
 
@@ -141,7 +141,7 @@ class _SupervisedPlan(Plan):
     def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
         index = self.index[:count, step]
         # index_select on a flat index is several times faster than fancy indexing
-        inputs = self.task.inputs.index_select(0, index.reshape(-1)).unflatten(0, index.shape)
+        inputs = self.task.inputs.index_select(0, index.reshape(-1)).view(*index.shape, *self.task.inputs.shape[1:])
         weights = self.weights[:count, step] if isinstance(self.weights, Tensor) else self.weights
         return _SupervisedOracle(self.task.kernel, inputs, self.targets[:count, step], weights, lr)
 

@@ -1,7 +1,7 @@
 """How long things take: the speed of devices and links, in seconds of simulated time.
 
-Every law is a quantile function of one uniform number, keyed by (seed, client) for what a client keeps for good and by (seed, client, job)
-for what varies from job to job, so that schedules can be made in any order.
+Every law is a quantile function of one uniform number, keyed by (seed, client) for what a client keeps for good and by
+(seed, client, job) for what varies from job to job, so that schedules can be made in any order.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from fractions import Fraction
 from statistics import NormalDist
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
 
 from fedsim import rng
@@ -28,13 +29,13 @@ class _Section(BaseModel):
 class Law(_Section):
     """A law of one non-negative number per client (or per job)."""
 
-    def quantile(self, u: float) -> float:
+    def quantile(self, u: float) -> float:  # noqa: ARG002
         """The value below which a share `u` in [0, 1) of the draws lies."""
         raise InputError(f"'{type(self).__name__}' gives one number per client and cannot vary from job to job")
 
     def per_client(self, n: int, seed: int, purpose: str) -> list[Fraction | float]:
         """One value for each of `n` clients, for good."""
-        return [self.quantile(u) for u in rng.uniform(rng.key(seed, purpose, rng.np.arange(n))).tolist()]
+        return [self.quantile(u) for u in rng.uniform(rng.key(seed, purpose, np.arange(n))).tolist()]
 
 
 class Fixed(Law):
@@ -51,7 +52,7 @@ class Fixed(Law):
 
 
 class Linear(Law):
-    """FedFix's "F-X" (arXiv 2206.10189): client i of n has ``slowest - (slowest - fastest) i / (n - 1)``; F-80 is 1.0 to 0.2."""
+    """FedFix's "F-X": client i of n has ``slowest - (slowest - fastest) i / (n - 1)``; F-80 is 1.0 to 0.2."""
 
     model: Literal["linear"]
     slowest: Positive = 1.0
@@ -148,7 +149,7 @@ class Pareto(Law):
     cap: Positive
 
     def quantile(self, u: float) -> float:
-        return min(self.cap, self.low * (1.0 - u) ** (-1.0 / self.alpha))
+        return min(self.cap, self.low * math.pow(1.0 - u, -1.0 / self.alpha))
 
 
 def _number(value: Any) -> Any:
@@ -179,8 +180,8 @@ class Network(_Section):
 class SystemSection(_Section):
     """The system model of a scenario.
 
-    `compute` seconds of local work, for a whole round's work or, with ``per: step``, for each local step; `jitter` seconds added to each job, drawn anew;
-    `network` latency and bandwidth of the link to the server.
+    `compute` seconds of local work, for a whole round's work or, with ``per: step``, for each local step; `jitter` seconds
+    added to each job, drawn anew; `network` latency and bandwidth of the link to the server.
     """
 
     compute: AnyLaw = Fixed(value=1.0)

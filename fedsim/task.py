@@ -1,7 +1,7 @@
 """What is minimised: per-client objectives behind one gradient oracle. The only place that knows models have layers.
 
-A task turns (clients, rounds, steps) into a `Plan` of minibatches; ``plan.oracle(k, count)`` is the stochastic first-order
-oracle of local step `k` for the plan's first `count` rows. Which samples a minibatch holds depends on
+A task turns (clients, rounds, steps) into a `Plan` of minibatches; ``plan.oracle(k, count)`` is the stochastic
+first-order oracle of local step `k` for the plan's first `count` rows. Which samples a minibatch holds depends on
 (seed, client, round, step) alone, so it is the same for one client, a shard or all of them.
 """
 
@@ -55,7 +55,7 @@ class Task(ABC):
     sizes: Ints
     """Samples per client, ``[n]`` (1 where a client's gradient is exact)."""
     importance: npt.NDArray[np.float64]
-    """p_i, ``[n]``, sums to 1: what the global objective sum_i p_i f_i weighs clients with (sample share by default)."""
+    """p_i, ``[n]``, sums to 1: what the global objective sum_i p_i f_i weighs clients with (default: sample share)."""
     device: torch.device
     dtype: torch.dtype
     metrics: tuple[str, ...]
@@ -69,15 +69,17 @@ class Task(ABC):
 
     @abstractmethod
     def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Plan:
-        """Minibatches for ``steps[i]`` local steps of ``clients[i]`` in its round ``rounds[i]``; all ``[m]``, steps falling.
+        """Minibatches for ``steps[i]`` local steps of ``clients[i]`` in its round ``rounds[i]``.
 
-        With `epochs` a client walks through its shuffled samples, epoch after epoch, the last minibatch of an epoch being
-        what is left; without, every step draws a fresh minibatch without replacement.
+        All are ``[m]``, steps falling.
+
+        With `epochs` a client walks through its shuffled samples, epoch after epoch, the last minibatch of an epoch
+        being what is left; without, every step draws a fresh minibatch without replacement.
         """
 
     @abstractmethod
     def evaluate(self, params: Tensor) -> dict[str, float]:
-        """Metrics of one model ``[d]``: ``train_loss`` and, where there are test data, ``test_loss`` (and ``test_accuracy``)."""
+        """Metrics of one model ``[d]``: ``train_loss`` and, with test data, ``test_loss`` (and ``test_accuracy``)."""
 
     @cached_property
     def cumulative_importance(self) -> npt.NDArray[np.float64]:
@@ -107,7 +109,7 @@ class Task(ABC):
 
 
 class QuadraticTask(Task):
-    """f_i(x) = 1/2 (x - b_i)^T A_i (x - b_i), exact gradients, optionally with Gaussian noise of a given std per coordinate."""
+    """f_i(x) = 1/2 (x - b_i)^T A_i (x - b_i): exact gradients, or with Gaussian noise of a given std per coordinate."""
 
     metrics = ("train_loss", "optimum_distance")
 
@@ -181,6 +183,6 @@ class _QuadraticOracle(Oracle):
 
 
 def index_lists(rows: Sequence[Ints]) -> tuple[Ints, Ints]:
-    """Clients' row lists as one array and its offsets ``[n + 1]``: client i owns ``flat[offsets[i]:offsets[i + 1]]``."""
+    """Clients' row lists as one array and its offsets ``[n + 1]``: client i has ``flat[offsets[i]:offsets[i + 1]]``."""
     lengths = np.fromiter((len(r) for r in rows), dtype=np.int64, count=len(rows))
     return np.concatenate(rows).astype(np.int64), np.concatenate([[0], np.cumsum(lengths)])

@@ -1,6 +1,7 @@
 """The vocabulary of the package: states, messages, constrained numbers, and helpers that reduce the last axis.
 
-Every tensor an algorithm touches has shape ``[..., d]``: the last axis is the ``d`` parameters, leading axes are clients.
+Every tensor an algorithm touches has shape ``[..., d]``: the last axis is the ``d`` parameters, leading axes are
+clients.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Message = dict[str, Tensor]
 """What travels; same form as a State, one to one with a Flower ArrayRecord."""
 
 Aggregate = Callable[..., Tensor]
-"""``aggregate(values[, weights])``: ``[m, d]`` with weights ``[m]`` gives ``[d]``; with a mixing matrix ``[n, m]``, ``[n, d]``."""
+"""``aggregate(values[, weights])``: ``[m, d]`` with weights ``[m]`` gives ``[d]``, with ``[n, m]`` ``[n, d]``."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -33,7 +34,8 @@ BatchSize = Count | Literal["full"]
 
 def norm(v: Tensor) -> Tensor:
     """Euclidean norm over the last axis, kept as an axis of length 1: ``[..., d] -> [..., 1]``."""
-    return torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    result: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    return result
 
 
 def dot(u: Tensor, v: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -157,7 +158,7 @@ class Worker:
             self.store.scatter(job.clients[rows], after)
         return {k: v.expand(len(steps), -1) for k, v in message.items()}
 
-    def _column(self, values: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+    def _column(self, values: npt.NDArray[np.generic]) -> Tensor:
         return torch.as_tensor(values, dtype=self.initial.dtype, device=self.initial.device).unsqueeze(1)
 
 

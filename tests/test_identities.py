@@ -285,9 +285,10 @@ def test_one_epoch_of_full_batches_is_one_step(run_scenario: Make) -> None:
 # --- delays (arXiv 2402.03448, section 5) ---------------------------------------------------------
 
 D = [0.9, 0.3, 0.05, 1.0, 0.6, 0.2]
-EDGES = [(0, 1), (0, 2), (0, 3), (0, 4), (0, 5)]  # the star's links in ascending order
+EDGES = [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]  # a path: nodes of one and of two neighbours
 B = [0.5, 0.1, 1.0, 0.7, 0.02]
 LAWS = {"compute": D, "links": B}
+PATH = {"graph": "path"}
 
 
 def delays(trace: list[dict[str, Any]]) -> tuple[float, float]:
@@ -310,7 +311,7 @@ def delays(trace: list[dict[str, Any]]) -> tuple[float, float]:
 
 def test_dgd_costs_two_per_round(spread: Make) -> None:
     for laws in ({}, LAWS, {"compute": BETA, "links": BETA}):
-        last = spread("dgd", 30, laws).metrics.iloc[-1]
+        last = spread("dgd", 30, laws, PATH).metrics.iloc[-1]
         assert last["delay_processing"] == pytest.approx(30, abs=1e-12)
         assert last["delay_transmission"] == pytest.approx(30, abs=1e-12)
         assert last["delay_total"] == pytest.approx(60, abs=1e-12)
@@ -318,7 +319,7 @@ def test_dgd_costs_two_per_round(spread: Make) -> None:
 
 @pytest.mark.parametrize("name", ["dspodfl", "randomized_gossip", "sporadic_sgd", "periodic_gossip", "dfedavg"])
 def test_delays_follow_from_the_trace(spread: Make, name: str) -> None:
-    run = spread(name, 40, LAWS)
+    run = spread(name, 40, LAWS, PATH)
     processing, transmission = delays(run.trace)
     last = run.metrics.iloc[-1]
     assert last["delay_processing"] == pytest.approx(processing, abs=1e-12)
@@ -330,7 +331,7 @@ def test_delays_follow_from_the_trace(spread: Make, name: str) -> None:
 
 def test_delays_of_the_special_cases(spread: Make) -> None:
     last = {
-        name: spread(name, 30, LAWS).metrics.iloc[-1]
+        name: spread(name, 30, LAWS, PATH).metrics.iloc[-1]
         for name in ("randomized_gossip", "sporadic_sgd", "periodic_gossip")
     }
     assert last["randomized_gossip"]["delay_processing"] == pytest.approx(30, abs=1e-12)
@@ -343,4 +344,6 @@ def test_delays_of_the_special_cases(spread: Make) -> None:
 
 
 def test_several_local_steps_cost_that_many_computations(spread: Make) -> None:
-    assert spread("dgd", 10, LAWS, local_steps=3).metrics["delay_processing"].iloc[-1] == pytest.approx(30, abs=1e-12)
+    assert spread("dgd", 10, LAWS, PATH, local_steps=3).metrics["delay_processing"].iloc[-1] == pytest.approx(
+        30, abs=1e-12
+    )

@@ -1,10 +1,11 @@
 """What an algorithm is: arithmetic on the last axis, in seven small methods.
 
-Every tensor has shape ``[..., d]``; leading axes are clients. The same lines serve one client, a shard and all nodes of a
-graph. In code ``delta = x_local - x_received``, so descent is ``+ delta``.
+Every tensor has shape ``[..., d]``; leading axes are clients. The same lines serve one client, a shard and all nodes of
+a graph. In code ``delta = x_local - x_received``, so descent is ``+ delta``.
 
-Conventions fixed once for all algorithms: `clip` bounds each minibatch gradient before anything is added to it; correction terms come
-next; weight decay is added last, as ``weight_decay * x``; momentum accumulates that sum and starts from zero in every round.
+Conventions fixed once for all algorithms: `clip` bounds each minibatch gradient before anything is added to it;
+correction terms come next; weight decay is added last, as ``weight_decay * x``; momentum accumulates that sum and
+starts from zero in every round.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ class Effort:
 class Round:
     """What `combine` may know of a round.
 
-    `weights` ``[m, 1]`` are the aggregation weights (None for gossip, where a mixing matrix aggregates); `staleness` ``[m, 1]`` counts combines since each client pulled; `importance` ``[m, 1]`` are
-    the p_i of these clients in the global objective (they sum to 1 over all `num_clients`); `steps` and `lr` ``[m, 1]`` tell the local work.
+    `weights` ``[m, 1]`` are the aggregation weights (None for gossip, where a mixing matrix aggregates); `importance`
+    ``[m, 1]`` are the p_i of these clients in the global objective (they sum to 1 over all `num_clients`); `steps` and
+    `lr` ``[m, 1]`` tell the local work; `staleness` ``[m, 1]`` counts combines since each client pulled its model.
     """
 
     number: int
@@ -59,8 +61,8 @@ class Algorithm(Part, ABC):
     Parameters
     ----------
     lr : local learning rate.
-    local_steps, local_epochs : local work per round, one of the two (default: one step). A number, a list (one per client), or
-        ``{uniform: [lo, hi]}``.
+    local_steps, local_epochs : local work per round, one of the two (default: one step). A number, a list (one per
+        client), or ``{uniform: [lo, hi]}``.
     batch_size : samples per local step, or ``full`` for the client's whole data.
     momentum : heavy-ball momentum of the local solver, reset every round.
     weight_decay : L2 coefficient added to every local step.
@@ -85,7 +87,10 @@ class Algorithm(Part, ABC):
         return {"x": params}
 
     def init_client(self, params: Tensor) -> State:  # noqa: ARG002
-        """What a client keeps between rounds, as rows ``[m, d]`` (or ``[m, 1]``); `params` ``[m, d]`` gives shape and device."""
+        """What a client keeps between rounds, as rows ``[m, d]`` (or ``[m, 1]``).
+
+        `params` ``[m, d]`` gives shape and device.
+        """
         return {}
 
     def broadcast(self, state: State) -> Message:
@@ -126,7 +131,7 @@ class Algorithm(Part, ABC):
     def check(self, num_clients: int) -> None:
         """Raise InputError where the keys do not fit together or do not fit the scenario."""
 
-    # --- shared by all -------------------------------------------------------------------------------------------------
+    # --- shared by all ------------------------------------------------------------------------------------------------
 
     def gradient(self, oracle: Oracle, x: Tensor) -> Tensor:
         """The minibatch gradient at `x`, clipped where `clip` says so."""
@@ -146,7 +151,8 @@ class Algorithm(Part, ABC):
     def step_weight_sum(self, steps: Tensor) -> Tensor:
         """||a_i||_1: the sum of the weights with which a round's directions enter ``(x - y_K) / lr``.
 
-        Without momentum it is the number of steps; with momentum r, sum_{j=1..K} (1 - r^j) / (1 - r) (FedNova, arXiv 2007.07481).
+        Without momentum it is the number of steps; with momentum r, sum_{j=1..K} (1 - r^j) / (1 - r) (FedNova, arXiv
+        2007.07481).
         """
         if self.momentum == 0:
             return steps
@@ -192,7 +198,7 @@ class GossipAlgorithm(Algorithm):
 
     setting: ClassVar[Literal["server", "gossip"]] = "gossip"
     indicators: ClassVar[Mapping[str, Literal["sporadic", "always"]]] = {"compute": "sporadic", "links": "sporadic"}
-    """Whether the scenario's compute and link probabilities decide who computes and which links fire, or everything always does."""
+    """Whether the scenario's probabilities decide who computes and which links fire, or everything always does."""
 
     needs_symmetric: ClassVar[bool] = False
     """Whether the mixing matrix must be symmetric, so that a directed graph is refused."""

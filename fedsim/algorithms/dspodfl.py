@@ -1,8 +1,9 @@
 """DSpodFL (arXiv 2402.03448 v4, ICLR 2025, Eq. 2 to 4 and Algorithm 1) and the methods it contains.
 
-Nodes compute sporadically (v_i) and links fire sporadically (vhat_ij). Gradient and mixing both use the old parameters: combine while
-adapting, not adapt then combine. The realised matrix is ``p_ij = r_ij vhat_ij``, ``p_ii = 1 - sum_j r_ij vhat_ij`` with R the mixing matrix of the
-physical graph (Metropolis by default), so every realised P is symmetric and doubly stochastic and the network average moves by gradients alone.
+Nodes compute sporadically (v_i) and links fire sporadically (vhat_ij). Gradient and mixing both use the old
+parameters: combine while adapting, not adapt then combine. The realised matrix is ``p_ij = r_ij vhat_ij``,
+``p_ii = 1 - sum_j r_ij vhat_ij`` with R the mixing matrix of the physical graph (Metropolis by default), so every
+realised P is symmetric and doubly stochastic and the network average moves by gradients alone.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _ALWAYS: Mapping[str, Literal["sporadic", "always"]] = {"compute": "always", "li
 class DSpodFL(GossipAlgorithm):
     """``x_i = sum_j p_ij x_j + delta_i``, with ``delta_i = - v_i lr g_i(x_i)`` for one local step.
 
-    `compute` and `links` of the participation give the probabilities d_i and b_ij. More than one local step is our extension:
-    delta_i is then the whole local change.
+    `compute` and `links` of the participation give the probabilities d_i and b_ij. More than one local step is our
+    extension: delta_i is then the whole local change.
     """
 
     needs_symmetric: ClassVar[bool] = True
@@ -48,9 +49,10 @@ class DSpodFL(GossipAlgorithm):
 @register.algorithm("dgd")
 @dataclass(frozen=True, kw_only=True)
 class DGD(DSpodFL):
-    """Decentralized gradient descent: DSpodFL with every node computing and every link used, ``x_i = sum_j w_ij x_j - lr g_i(x_i)``.
+    """Decentralized gradient descent: ``x_i = sum_j w_ij x_j - lr g_i(x_i)``.
 
-    Full gradients by default. Compute and link probabilities, if a scenario gives any, only enter the delay metric.
+    DSpodFL with every node computing and every link used. Full gradients by default. Compute and link probabilities, if
+    a scenario gives any, only enter the delay metric.
     """
 
     batch_size: BatchSize = "full"
@@ -88,7 +90,8 @@ class SporadicSGD(DSpodFL):
 class PeriodicGossip(DSpodFL):
     """DFedAvg as the DSpodFL paper runs it: every node computes in every round, all links are used in every D-th.
 
-    ``every: auto`` is the paper's D = ceil((1/m) sum_i 1/d_i). For several local steps and then one mixing as one round see `dfedavg`.
+    ``every: auto`` is the paper's D = ceil((1/m) sum_i 1/d_i). For several local steps and then one mixing as one round
+    see `dfedavg`.
     """
 
     every: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
@@ -104,7 +107,9 @@ class PeriodicGossip(DSpodFL):
 @register.algorithm("dfedavg")
 @dataclass(frozen=True, kw_only=True)
 class DFedAvg(GossipAlgorithm):
-    """DFedAvg (Sun et al., arXiv 2104.11375): K local steps, momentum optional, then one mixing: ``x_i = sum_j w_ij (x_j + delta_j)``.
+    """DFedAvg: K local steps, momentum optional, then one mixing: ``x_i = sum_j w_ij (x_j + delta_j)``.
+
+    Source: Sun et al., arXiv 2104.11375.
 
     With one local step this is adapt then combine (ATC), which differs from DGD in the order.
     """

@@ -1,4 +1,6 @@
-"""FedAvg (McMahan et al. 2017, arXiv 1602.05629, Algorithm 1), with server learning rate and momentum (FedAvgM, arXiv 1909.06335).
+"""FedAvg (McMahan et al. 2017, arXiv 1602.05629, Algorithm 1), with server learning rate and momentum.
+
+The momentum is FedAvgM's (arXiv 1909.06335).
 
 Deltas are averaged instead of models, which is the same for ``server_lr: 1`` and no server momentum.
 """

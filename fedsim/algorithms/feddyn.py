@@ -1,8 +1,9 @@
 """FedDyn (ICLR 2021, arXiv 2111.04263, Algorithm 1): dynamic regularisation with a linear term per client.
 
-The paper solves the local problem exactly; like the official code this takes local SGD steps on it. Clients keep g_i (the paper's
-gradient of L_i), the server keeps h. Weighted with p_i (1/M for equal sizes) so that the fixed point minimises sum_i p_i f_i; the official code
-instead scales alpha per client. ``weighting: uniform`` is the paper's objective.
+The paper solves the local problem exactly; like the official code this takes local SGD steps on it. Clients keep g_i
+(the paper's gradient of L_i), the server keeps h. Weighted with p_i (1/M for equal sizes) so that the fixed point
+minimises sum_i p_i f_i; the official code instead scales alpha per client. ``weighting: uniform`` is the paper's
+objective.
 """
 
 from __future__ import annotations

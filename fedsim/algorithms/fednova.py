@@ -1,6 +1,7 @@
 """FedNova (arXiv 2007.07481): normalised averaging, so that clients with more local steps do not pull harder.
 
-As in the official code ||a_i||_1 follows local momentum (and the proximal term) and the local momentum buffer is zeroed every round.
+As in the official code ||a_i||_1 follows local momentum (and the proximal term) and the local momentum buffer is zeroed
+every round.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from fedsim.registry import register
 @register.algorithm("fednova")
 @dataclass(frozen=True, kw_only=True)
 class FedNova(FedProx):
-    """``d_i = delta_i / ||a_i||_1;  tau_eff = sum_i w_i ||a_i||_1 (with mu: sum_i w_i tau_i);  x = x + server_lr * tau_eff * sum_i w_i d_i``
+    """``d_i = delta_i / ||a_i||_1;  x = x + server_lr * tau_eff * sum_i w_i d_i;  tau_eff = sum_i w_i ||a_i||_1``
 
-    ||a_i||_1 is the number of steps tau_i, with momentum r ``sum_j (1 - r^j) / (1 - r)``, with a proximal term ``sum_j (1 - lr mu)^j``.
+    (with mu: ``tau_eff = sum_i w_i tau_i``).
+
+    ||a_i||_1 is the number of steps tau_i, with momentum r ``sum_j (1 - r^j) / (1 - r)``, with a proximal term
+    ``sum_j (1 - lr mu)^j``.
     """
 
     mu: float = 0.0

@@ -1,7 +1,10 @@
-"""FedAdam, FedYogi, FedAdagrad (Reddi et al., arXiv 2003.00295, Algorithm 2): adaptive server optimisers on the mean delta.
+"""FedAdam, FedYogi, FedAdagrad: adaptive server optimisers on the mean delta.
 
-As in the paper (and FedLab, FL-Simulator) there is no bias correction; Flower's FedAdam adds one: ``bias_correction: true`` is that.
-The paper wants v_0 >= tau^2, every public code starts at 0; so does this, and ``initial_accumulator`` sets it.
+Source: Reddi et al., arXiv 2003.00295, Algorithm 2.
+
+As in the paper (and FedLab, FL-Simulator) there is no bias correction; Flower's FedAdam adds one: that is
+``bias_correction: true``. The paper wants v_0 >= tau^2, every public code starts at 0; so does this, and
+``initial_accumulator`` sets it.
 """
 
 from __future__ import annotations
@@ -19,7 +22,10 @@ from fedsim.registry import register
 
 @dataclass(frozen=True, kw_only=True)
 class FedOpt(ServerAlgorithm):
-    """``m = beta1 m + (1 - beta1) D;  v = second(v, D^2);  x = x + server_lr * m / (sqrt(v) + tau)``, D the weighted mean delta."""
+    """``m = beta1 m + (1 - beta1) D;  v = second(v, D^2);  x = x + server_lr * m / (sqrt(v) + tau)``
+
+    with D the weighted mean delta.
+    """
 
     server_lr: Positive = 0.1
     beta1: Decay = 0.9

@@ -17,7 +17,7 @@ from fedsim.registry import register
 @register.algorithm("fedprox")
 @dataclass(frozen=True, kw_only=True)
 class FedProx(FedAvg):
-    """``direction = g(x) + mu (x - x_received)``; the paper tunes mu in {0.001, 0.01, 0.1, 0.5, 1} and has no default."""
+    """``direction = g(x) + mu (x - x_received)``; the paper tunes mu in {0.001, 0.01, 0.1, 0.5, 1}: no default."""
 
     mu: NonNegative = 0.01
 

@@ -1,6 +1,7 @@
 """Gradient tracking (DIGing, arXiv 1607.03218; DSGT, arXiv 1805.11454), in its adapt-then-combine form.
 
-Every node tracks the network's mean gradient in y; the exact optimum is reached with a constant step and full gradients, where DGD keeps a gap.
+Every node tracks the network's mean gradient in y; the exact optimum is reached with a constant step and full
+gradients, where DGD keeps a gap.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from fedsim.types import BatchSize
 @register.algorithm("gradient_tracking")
 @dataclass(frozen=True, kw_only=True)
 class GradientTracking(GossipAlgorithm):
-    """``x_i+ = sum_j w_ij (x_j - lr y_j);  y_i+ = sum_j w_ij y_j + g_i(x_i+) - g_i(x_i)``, with y_i = g_i(x_i) at the start.
+    """``x_i+ = sum_j w_ij (x_j - lr y_j);  y_i+ = sum_j w_ij y_j + g_i(x_i+) - g_i(x_i)``
 
-    Invariant: mean(y) = mean(g) in every round. A round evaluates g at the round's x, completes y with it, steps, and mixes both, which is the same
-    recursion; two vectors are sent. Every node must compute in every round (a node that skips breaks the tracking).
+    with y_i = g_i(x_i) at the start.
+
+    Invariant: mean(y) = mean(g) in every round. A round evaluates g at the round's x, completes y with it, steps, and
+    mixes both, which is the same recursion; two vectors are sent. Every node must compute in every round (a node that
+    skips breaks the tracking).
     """
 
     batch_size: BatchSize = "full"

@@ -1,8 +1,9 @@
 """SCAFFOLD (arXiv 1910.06378, Algorithm 1) with control variates, option II (default) or option I.
 
-Option II divides by the learning rate actually used and, with local momentum, by ||a_i||_1 instead of the number of steps, so that c_i
-stays a weighted mean of gradients; the paper has no momentum. The control variates are weighted with the clients' importance p_i (1/M for
-equal sizes), so that the fixed point is the minimiser of sum_i p_i f_i; the paper's uniform objective is ``weighting: uniform``.
+Option II divides by the learning rate actually used and, with local momentum, by ||a_i||_1 instead of the number of
+steps, so that c_i stays a weighted mean of gradients; the paper has no momentum. The control variates are weighted with
+the clients' importance p_i (1/M for equal sizes), so that the fixed point is the minimiser of sum_i p_i f_i; the
+paper's uniform objective is ``weighting: uniform``.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from fedsim.registry import register
 class Scaffold(ServerAlgorithm):
     """``direction = g_i(y) - c_i + c``
 
-    ``c_i+ = c_i - c + (x - y_K) / (K lr)`` (option II) or the minibatch gradient at x (option I; of the first local minibatch);
-    ``x = x + server_lr * sum_S w_i delta_i``,  ``c = c + sum_S p_i (c_i+ - c_i)`` = |S|/M times the cohort's mean for uniform p.
-    Upload and download are 2 d.
+    ``c_i+ = c_i - c + (x - y_K) / (K lr)`` (option II), or the minibatch gradient at x (option I; of the first local
+    minibatch); ``x = x + server_lr * sum_S w_i delta_i``;
+    ``c = c + sum_S p_i (c_i+ - c_i)``, |S|/M times the cohort's mean for uniform p. Upload and download are 2 d.
     """
 
     modes: ClassVar[tuple[str, ...]] = ("synchronous",)

@@ -13,7 +13,7 @@ from fedsim.worker import Job, Worker
 
 
 class Vectorized:
-    """Dispatching records a job; collecting the first client that is not computed yet computes all pending jobs in one batch."""
+    """Dispatching records a job; collecting a client that is not computed yet computes all pending jobs at once."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker

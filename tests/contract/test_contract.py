@@ -90,6 +90,7 @@ def test_somebodys_own_algorithm_keeps_every_law() -> None:
         ("CheckCrashes", "keys fit together", ["ZeroDivisionError: no luck with 6", "in check"]),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
 def test_every_law_catches_who_breaks_it(broken: str, law: str, says: list[str]) -> None:
     found = failed_by(broken)
     assert law in found

@@ -1,0 +1,335 @@
+"""The documents say what is so: their commands and programs run, their scenarios load, what they point to is there."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import io
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import fedsim
+from fedsim import registry
+from fedsim.cli import app
+from fedsim.config import RunSection
+from fedsim.errors import InputError
+from fedsim.parts import keys_of
+from fedsim.registry import lookup, names
+from fedsim.results import read_jsonl
+from fedsim.sweeps import points
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCENARIOS = sorted((ROOT / "scenarios").glob("*.yaml"))
+SHORT = ["--set", "run.rounds=2"]
+_OWN_TESTS = ("install", "pip ", "pytest", "chromium")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page: its language, text and first line's number."""
+
+    page: Path
+    language: str
+    text: str
+    line: int
+
+    @property
+    def file(self) -> str | None:
+        """The file name in a first line like ``# my_parts.py``: what later blocks of the page call it."""
+        found = re.match(r"# ([\w.-]+\.(?:py|yaml))\n", self.text)
+        return found[1] if found else None
+
+    @property
+    def is_scenario(self) -> bool:
+        return self.language == "yaml" and {"data", "algorithm"} <= set(yaml.safe_load(self.text) or {})
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to try: a command of a block, or a whole block."""
+
+    block: Block
+    command: str | None = None
+
+    def __str__(self) -> str:
+        what = self.command or self.block.file or self.block.language
+        return f"{self.block.page.name}:{self.block.line} {what[:60]}"
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [Block(page, m[1], m[2], text.count("\n", 0, m.start(2)) + 1) for m in found]
+
+
+def items(page: Path) -> list[Item]:
+    found = []
+    for block in blocks(page):
+        if block.language in ("bash", "console"):
+            lines = [line.split("  #")[0].strip() for line in block.text.splitlines()]
+            if re.match(r"fedsim\b", lines[0]):
+                found += [Item(block, line) for line in lines if line]
+        elif block.language == "python" or block.is_scenario or block.file:
+            found.append(Item(block))
+    return found
+
+
+class Desk:
+    """A page's folder, in which its items are tried in their order."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tried: dict[Item, Callable[[], None]] = {}
+        self.missing: set[str] = set()
+
+    def attempt(self, item: Item) -> None:
+        """Try all items of the page up to `item`, and say what became of that one."""
+        for earlier in items(item.block.page):
+            if earlier not in self.tried:
+                self.tried[earlier] = self._outcome(earlier)
+            if earlier == item:
+                break
+        self.tried[item]()
+
+    def _outcome(self, item: Item) -> Callable[[], None]:
+        output = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(output), contextlib.chdir(self.folder):
+                reason = self._try(item)
+        except (Exception, SystemExit) as error:
+            message = f"{item}: {type(error).__name__}: {error}\n{output.getvalue()}"
+            return lambda: pytest.fail(message, pytrace=False)
+        return (lambda: pytest.skip(reason)) if reason else lambda: None
+
+    def _try(self, item: Item) -> str | None:
+        """Do it; a reason where it cannot be done here."""
+        block = item.block
+        if item.command is not None:
+            return self._run(item.command)
+        place = self.folder / (block.file or "unnamed.yaml")
+        place.write_text(block.text, encoding="utf-8")
+        if block.language == "python":
+            exec(compile(block.text, str(place), "exec"), {"__name__": "__main__"})
+        elif block.is_scenario and "name: wrong" not in block.text:
+            fedsim.load(place)
+        return None
+
+    def _run(self, command: str) -> str | None:
+        words = shlex.split(command)
+        arguments = words[words.index("fedsim") + 1 :]
+        if any(word in command for word in _OWN_TESTS):
+            return "installs, or has tests of its own"
+        if arguments[0] in ("run", "sweep"):
+            arguments += SHORT
+        if reason := self._needs(arguments):
+            if "--out" in arguments:
+                self.missing.add(arguments[arguments.index("--out") + 1])
+            return reason
+        result = CliRunner().invoke(app, arguments)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == 0, result.output
+        return None
+
+    def _needs(self, arguments: list[str]) -> str | None:
+        if self.missing & set(arguments):
+            return "its run was skipped"
+        if arguments[0] not in ("run", "plan", "sweep", "topology") or not arguments[1].endswith(".yaml"):
+            return None
+        settings = [arguments[i + 1] for i, word in enumerate(arguments) if word == "--set"]
+        is_sweep = arguments[0] == "sweep"
+        scenario = points(arguments[1], settings)[1][0].scenario if is_sweep else fedsim.load(arguments[1], settings)
+        if not hasattr(scenario.dataset, "hub"):
+            return None
+        path = getattr(scenario.dataset, "path", None)
+        if path is None:
+            return f"needs {scenario.dataset.hub} from the hub"
+        return None if (scenario.base / path).exists() else f"needs a local copy of {scenario.dataset.hub}"
+
+
+@pytest.fixture(scope="session")
+def desks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], Desk]]:
+    """``desks(page)``: a folder with scenarios/ and topologies/; imports and registrations are taken back."""
+    made: dict[Path, Desk] = {}
+    path, modules = list(sys.path), set(sys.modules)
+    parts = {kind: dict(found) for kind, found in registry._parts.items()}
+
+    def desk(page: Path) -> Desk:
+        if page not in made:
+            folder = tmp_path_factory.mktemp(page.stem)
+            for name in ("scenarios", "topologies"):
+                shutil.copytree(ROOT / name, folder / name)
+            sys.path.insert(0, str(folder))
+            made[page] = Desk(folder)
+        return made[page]
+
+    yield desk
+    sys.path[:] = path
+    homes = {str(d.folder) for d in made.values()}
+    for name in set(sys.modules) - modules:
+        if str(Path(getattr(sys.modules[name], "__file__", None) or "/").parent) in homes:
+            del sys.modules[name]
+    for kind, found in parts.items():
+        for name in set(registry._parts[kind]) - set(found):
+            if ":" not in name and not registry._parts[kind][name].__module__.startswith("fedsim."):
+                del registry._parts[kind][name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("item", [i for page in PAGES for i in items(page)], ids=str)
+def test_what_a_page_shows_works(item: Item, desks: Callable[[Path], Desk]) -> None:
+    desks(item.block.page).attempt(item)
+
+
+def test_the_pages_show_something() -> None:
+    for page in PAGES:
+        assert items(page) or page.name == "speed.md", page.name
+    assert sum(i.command is not None for page in PAGES for i in items(page)) > 20
+
+
+def test_the_errors_shown_are_the_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = blocks(ROOT / "docs" / "scenario.md")
+    at = next(i for i, b in enumerate(shown) if "name: wrong" in b.text)
+    monkeypatch.chdir(tmp_path)
+    Path("wrong.yaml").write_text(shown[at].text)
+    with pytest.raises(InputError) as caught:
+        fedsim.load("wrong.yaml")
+    expected = shown[at + 1].text.splitlines()
+    assert len(expected) == len(caught.value.problems)
+    for line, problem in zip(expected, caught.value.problems, strict=True):
+        head = line.removesuffix("...")
+        assert str(problem).startswith(head) if head != line else str(problem) == line
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"https?://", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}, link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_files_it_names_exist(page: Path) -> None:
+    text = re.sub(r"```yaml\n.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for name in re.findall(
+        r"\b((?:benchmarks|tests|scenarios|topologies)/[\w.-]*\w\.(?:py|yaml|graphml|npz|md))", text
+    ):
+        assert (ROOT / name).exists(), name
+
+
+def test_pictures_are_small() -> None:
+    for picture in (ROOT / "docs" / "images").iterdir():
+        assert picture.stat().st_size < 150_000, picture.name
+
+
+def test_equations_lead_to_code() -> None:
+    text = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    found = re.findall(r"`([\w/]+\.py):([\w.]+)`", text)
+    assert len(found) > 30
+    for file, name in found:
+        thing: Any = importlib.import_module("fedsim." + file.removesuffix(".py").replace("/", "."))
+        for attribute in name.split("."):
+            thing = getattr(thing, attribute)
+        assert Path(inspect.getsourcefile(thing) or "") == ROOT / "fedsim" / file, name
+    files = {file for file, _ in found}
+    for name in names("algorithm"):
+        module = inspect.getsourcefile(lookup("algorithm", name))
+        if module is not None and "fedsim/algorithms" in module:
+            assert f"algorithms/{Path(module).name}" in files, name
+
+
+@pytest.mark.parametrize(
+    "kind,page",
+    [
+        ("algorithm", "scenario"), ("participation", "scenario"), ("aggregator", "scenario"), ("dataset", "data"),
+        ("partition", "data"), ("model", "models"), ("loss", "models"), ("graph", "gossip"), ("mixing", "gossip"),
+    ],
+)  # fmt: skip
+def test_every_part_and_key_is_described(kind: str, page: str) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    known = set(re.findall(r"`(?:\w+: )?([\w-]+)`", text)) | (named_in("algorithms") if kind == "algorithm" else set())
+    for name in names(kind):
+        part: Any = lookup(kind, name)
+        if not part.__module__.startswith("fedsim."):
+            continue
+        keys = [k for k in keys_of(part) if not k.startswith("_")] if isinstance(part, type) else []
+        unsaid = {name, *keys} - known - ({"nodes"} if kind == "graph" else set())
+        assert not unsaid, f"{kind} {name}: docs/{page}.md does not say {sorted(unsaid)}"
+
+
+def test_every_key_of_a_run_is_described() -> None:
+    assert set(RunSection.model_fields) <= named_in("scenario")
+
+
+def test_every_column_is_described(tmp_path: Path) -> None:
+    gossip: dict[str, Any] = {"topology": {"graph": "ring"}, "algorithm": {"name": "dspodfl", "lr": 0.01}}
+    server: dict[str, Any] = {"algorithm": {"name": "fedavg", "lr": 0.01}}
+    for i, sections in enumerate((gossip, server)):
+        for data in (
+            {"dataset": "quadratic", "file": str(ROOT / "scenarios/quadratic.npz")},
+            {"dataset": "digits", "clients": 4},
+        ):
+            model: dict[str, Any] = {} if "file" in data else {"model": {"name": "linear"}}
+            folder = tmp_path / f"{i}-{data['dataset']}"
+            fedsim.run({"data": data, **model, **sections, "run": {"rounds": 1, "trace": True}}, out=folder)
+            columns = {k for file in ("metrics", "trace") for row in read_jsonl(folder / f"{file}.jsonl") for k in row}
+            assert columns <= named_in("runs"), columns - named_in("runs")
+
+
+def named_in(page: str) -> set[str]:
+    """Everything a page has in backticks, word by word."""
+    return set(re.findall(r"`(\w+)`", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")))
+
+
+def test_the_schema_is_what_the_command_prints() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-m", "fedsim.cli", "schema"], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    assert json.loads(printed) == json.loads((ROOT / "docs" / "scenario.schema.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("file", SCENARIOS, ids=lambda p: p.name)
+def test_shipped_scenarios_load_and_fit_the_schema(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    if "scenario" in values:
+        assert len(points(file)[1]) > 1
+        return
+    fedsim.load(file)
+    prefix = "# yaml-language-server: $schema="
+    first = text.splitlines()[0]
+    assert first.startswith(prefix)
+    schema = (file.parent / first.removeprefix(prefix)).resolve()
+    assert schema == ROOT / "docs" / "scenario.schema.json"
+    sections = json.loads(schema.read_text(encoding="utf-8"))["properties"]
+    assert set(values) <= set(sections)
+    for section, key in {
+        "data": "dataset",
+        "model": "name",
+        "algorithm": "name",
+        "topology": "graph",
+        "participation": "mode",
+    }.items():
+        if section in values:
+            choices = {c["title"]: c["properties"] for c in sections[section]["anyOf"]}
+            assert set(values[section]) <= set(choices[values[section][key]]), section

@@ -1,0 +1,234 @@
+"""Gradients of stacked models against torch.autograd, client by client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedsim import losses
+from fedsim.models import layout, views
+from fedsim.stacked import ChainKernel, RowKernel, VmapKernel, build_kernel
+
+CPU = torch.device("cpu")
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+# --- kernels --------------------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    """A model that is no chain: a skip connection, a parameter of its own, one layer used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.scale, self.last = nn.Parameter(torch.tensor(0.7)), nn.Linear(6, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x.flatten(1)))
+        return self.last(h + self.scale * self.again(self.again(h)))
+
+
+class Branches(nn.Module):
+    """Python control flow on the data: vmap cannot take it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.linear(x)
+        return z * 2 if float(x.sum()) > 0 else torch.tanh(z)
+
+
+def chain(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*layers)
+
+
+CHAINS: dict[str, Callable[[], nn.Sequential]] = {
+    "softmax": lambda: chain(nn.Flatten(), nn.Linear(6, 3)),
+    "no bias": lambda: chain(nn.Linear(6, 3, bias=False)),
+    "two without bias": lambda: chain(nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 3, bias=False)),
+    "mixed bias": lambda: chain(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4, bias=False), nn.Tanh(), nn.Linear(4, 3)),
+    "linear on linear": lambda: chain(nn.Linear(6, 4), nn.Linear(4, 3)),
+    "activation first": lambda: chain(nn.Tanh(), nn.Linear(6, 3)),
+    "relu first": lambda: chain(nn.ReLU(), nn.Linear(6, 3)),
+    "activation last": lambda: chain(nn.Linear(6, 3), nn.Softplus()),
+    "relu last": lambda: chain(nn.Linear(6, 3), nn.ReLU()),
+    "two activations": lambda: chain(nn.Linear(6, 5), nn.ReLU(), nn.Sigmoid(), nn.Linear(5, 3)),
+    **{
+        type(a).__name__: lambda a=a: chain(nn.Flatten(), nn.Linear(6, 5), a, nn.Linear(5, 3))
+        for a in (
+            nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.GELU(), nn.ELU(), nn.SiLU(), nn.Softplus(), nn.LeakyReLU(0.2),
+            nn.Identity(), nn.Hardtanh(),
+        )
+    },
+}  # fmt: skip
+BATCHES = [(1, 1, "one"), (1, 5, "one"), (4, 1, "one"), (4, 5, "one"), (1, 5, "each"), (4, 5, "each")]
+
+
+def problem(module: nn.Module, m: int, b: int, weighting: str, shape: tuple[int, ...] = (6,), k: int = 3) -> Any:
+    """Parameters ``[m, d]``, inputs, targets and weights; with ``each``, rows have fewer and fewer samples."""
+    random = torch.Generator().manual_seed(m * 10 + b)
+    x = 0.6 * torch.randn(m, layout(module).total, generator=random, dtype=torch.float64)
+    inputs = torch.randn(m, b, *shape, generator=random, dtype=torch.float64)
+    targets = torch.randint(k, (m, b), generator=random)
+    if weighting == "one":
+        return x, inputs, targets, 1.0 / b
+    counts = torch.tensor([max(1, b - i) for i in range(m)])
+    valid = torch.arange(b) < counts[:, None]
+    return x, inputs, targets, valid.double() / counts[:, None]
+
+
+def one_by_one(module: nn.Module, loss: Loss, x: Tensor, inputs: Tensor, targets: Tensor, weights: Any) -> Tensor:
+    """Every client's gradient by ordinary autograd, over the samples that count and nothing else."""
+    result = torch.zeros_like(x)
+    for i in range(len(x)):
+        params = {n: v.clone().requires_grad_() for n, v in views(x[i], layout(module)).items()}
+        total = torch.zeros((), dtype=x.dtype)
+        for j in range(inputs.shape[1]):
+            w = float(weights[i, j]) if isinstance(weights, Tensor) else weights
+            if w > 0:
+                out = functional_call(module, params, (inputs[i, j : j + 1],))
+                total = total + w * loss(out, targets[i, j : j + 1]).sum()
+        grads = torch.autograd.grad(total, list(params.values()))
+        result[i] = torch.cat([g.reshape(-1) for g in grads])
+    return result
+
+
+def check(kernel: Any, module: nn.Module, loss: Loss, case: Any) -> None:
+    x, inputs, targets, weights = case
+    copies = [v.clone() for v in (x, inputs, targets)]
+    expected = one_by_one(module, loss, *case)
+    found = kernel.grad(x, inputs, targets, weights)
+    assert expected.abs().max() > 1e-4
+    assert found.shape == x.shape
+    assert (found - expected).abs().max() < 1e-13
+    assert not found.requires_grad
+    for now, before in zip((x, inputs, targets), copies, strict=True):
+        assert torch.equal(now, before)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("case", BATCHES, ids=str)
+def test_the_chain_kernel(name: str, case: tuple[int, int, str]) -> None:
+    module = CHAINS[name]().double()
+    kernel = build_kernel(module, losses.cross_entropy, CPU, torch.zeros(6, dtype=torch.float64))
+    assert isinstance(kernel, ChainKernel)
+    check(kernel, module, losses.cross_entropy, problem(module, *case))
+
+
+@pytest.mark.parametrize("kind", [ChainKernel, VmapKernel, RowKernel])
+@pytest.mark.parametrize("case", BATCHES, ids=str)
+def test_all_kernels_agree_on_a_chain(kind: Any, case: tuple[int, int, str]) -> None:
+    module = CHAINS["mixed bias"]().double()
+    check(kind(module, losses.cross_entropy), module, losses.cross_entropy, problem(module, *case))
+
+
+@pytest.mark.parametrize("kind", [VmapKernel, RowKernel])
+@pytest.mark.parametrize("case", BATCHES, ids=str)
+def test_a_model_that_is_no_chain(kind: Any, case: tuple[int, int, str]) -> None:
+    module = Residual().double()
+    chosen = build_kernel(module, losses.cross_entropy, CPU, torch.zeros(6, dtype=torch.float64))
+    assert type(chosen) is VmapKernel
+    check(kind(module, losses.cross_entropy), module, losses.cross_entropy, problem(module, *case))
+
+
+def test_a_model_that_vmap_cannot_take() -> None:
+    module = Branches().double()
+    kernel = build_kernel(module, losses.cross_entropy, CPU, torch.zeros(6, dtype=torch.float64))
+    assert type(kernel) is RowKernel
+    check(kernel, module, losses.cross_entropy, problem(module, 4, 1, "one"))
+
+
+@pytest.mark.parametrize("case", [(1, 3, "one"), (3, 3, "each")], ids=str)
+def test_convolutions(case: tuple[int, int, str]) -> None:
+    module = chain(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3)).double()
+    kernel = build_kernel(module, losses.cross_entropy, CPU, torch.zeros(1, 6, 6, dtype=torch.float64))
+    assert type(kernel) is RowKernel
+    data = problem(module, *case, shape=(1, 6, 6))
+    check(kernel, module, losses.cross_entropy, data)
+    check(VmapKernel(module, losses.cross_entropy), module, losses.cross_entropy, data)
+
+
+@pytest.mark.parametrize("kind", [ChainKernel, VmapKernel, RowKernel])
+@pytest.mark.parametrize("name", ["cross_entropy", "multi_margin", "logistic", "mse", "own"])
+@pytest.mark.parametrize("case", BATCHES[-3:], ids=str)
+def test_every_loss(kind: Any, name: str, case: tuple[int, int, str]) -> None:
+    def own(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.logsumexp(-1) - 0.3 * targets).square()
+
+    outputs = 1 if name == "logistic" else 3
+    module = chain(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, outputs)).double()
+    loss = own if name == "own" else getattr(losses, name)
+    x, inputs, targets, weights = problem(module, *case, k=2 if name == "logistic" else 3)
+    if name == "mse":
+        targets = torch.randn(*targets.shape, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    check(kind(module, loss), module, loss, (x, inputs, targets, weights))
+
+
+@pytest.mark.parametrize("make", [*CHAINS.values(), Residual], ids=[*CHAINS, "Residual"])
+def test_per_sample_gradients_sum_to_the_gradient(make: Any) -> None:
+    module = make().double()
+    kernel = build_kernel(module, losses.cross_entropy, CPU, torch.zeros(6, dtype=torch.float64))
+    x, inputs, targets, weights = problem(module, 3, 4, "each")
+    each = kernel.per_sample_grad(x, inputs, targets)
+    assert each.shape == (3, 4, x.shape[1])
+    assert ((each * weights.unsqueeze(-1)).sum(1) - kernel.grad(x, inputs, targets, weights)).abs().max() < 1e-13
+    alone = one_by_one(module, losses.cross_entropy, x[1:2], inputs[1:2, 2:3], targets[1:2, 2:3], 1.0)
+    assert (each[1, 2] - alone[0]).abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("make", [*CHAINS.values(), Residual], ids=[*CHAINS, "Residual"])
+@pytest.mark.parametrize("m", [1, 3])
+def test_outputs(make: Any, m: int) -> None:
+    module = make().double()
+    x, inputs, _, _ = problem(module, m, 7, "one")
+    expected = [functional_call(module, views(row, layout(module)), (inputs[0],)) for row in x]
+    kinds = [VmapKernel, RowKernel] + ([ChainKernel] if make is not Residual else [])
+    for kind in kinds:
+        found = kind(module, losses.cross_entropy).outputs(x, inputs[0])
+        assert (found - torch.stack(expected)).abs().max() < 1e-13
+        assert not found.requires_grad
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        chain(nn.Linear(6, 5), nn.Softmax(-1), nn.Linear(5, 3)),
+        chain(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3)),
+        chain(nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 3))),
+        chain(nn.Linear(6, 5), nn.ELU(inplace=True), nn.Linear(5, 3)),
+    ],
+)
+def test_what_looks_like_a_chain_and_is_none(module: nn.Sequential) -> None:
+    module = module.double()
+    kernel = build_kernel(module, losses.cross_entropy, CPU, torch.zeros(6, dtype=torch.float64))
+    assert not isinstance(kernel, ChainKernel)
+    check(kernel, module, losses.cross_entropy, problem(module, 3, 4, "each"))
+
+
+def test_a_flatten_that_keeps_an_axis_is_no_chain() -> None:
+    module = chain(nn.Flatten(1, 2), nn.Linear(2, 3), nn.Flatten(), nn.Linear(12, 3)).double()
+    kernel = build_kernel(module, losses.cross_entropy, CPU, torch.zeros(2, 2, 2, dtype=torch.float64))
+    assert not isinstance(kernel, ChainKernel)
+    check(kernel, module, losses.cross_entropy, problem(module, 3, 4, "each", shape=(2, 2, 2)))
+
+
+def test_relu_may_work_in_place() -> None:
+    module = chain(nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)).double()
+    kernel = build_kernel(module, losses.cross_entropy, CPU, torch.zeros(6, dtype=torch.float64))
+    assert isinstance(kernel, ChainKernel)
+    check(kernel, module, losses.cross_entropy, problem(module, 3, 4, "each"))
+
+
+def test_a_layer_used_twice_is_no_chain() -> None:
+    layer = nn.Linear(6, 6)
+    module = chain(layer, nn.ReLU(), layer, nn.Linear(6, 3)).double()
+    kernel = build_kernel(module, losses.cross_entropy, CPU, torch.zeros(6, dtype=torch.float64))
+    assert not isinstance(kernel, ChainKernel)
+    check(kernel, module, losses.cross_entropy, problem(module, 3, 4, "one"))

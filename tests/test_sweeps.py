@@ -1,0 +1,177 @@
+"""Sweeps: every case times every point of the grid, each in its own directory, compared in one table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+import fedsim
+from fedsim.cli import main
+from fedsim.errors import InputError, RunError
+from fedsim.sweeps import points
+
+SCENARIO: dict[str, Any] = {
+    "data": {"dataset": "digits", "clients": 4, "limit": 100},
+    "model": {"name": "linear"},
+    "algorithm": {"name": "fedavg", "lr": 0.1, "batch_size": 10},
+    "run": {"rounds": 3, "eval_every": 1, "device": "cpu", "threads": 1},
+}
+SWEEP: dict[str, Any] = {
+    "name": "compare",
+    "scenario": "s.yaml",
+    "set": {"algorithm.local_steps": 2},
+    "cases": {
+        "plain": None,
+        "proximal": {"algorithm.name": "fedprox", "algorithm.mu": 0.5},
+        "ring": {"algorithm.name": "dgd", "topology": {"graph": "ring"}},
+    },
+    "grid": {"algorithm.lr": [0.1, 0.5], "seed": [0, 1]},
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    (folder / "s.yaml").write_text(yaml.safe_dump(SCENARIO))
+    (folder / "w.yaml").write_text(yaml.safe_dump({**SWEEP, **changes}, sort_keys=False))
+    return folder / "w.yaml"
+
+
+def test_cases_times_grid(tmp_path: Path) -> None:
+    name, found = points(write(tmp_path))
+    assert name == "compare"
+    assert [p.label for p in found] == [
+        f"{case}_lr={lr}_seed={seed}" for case in ("plain", "proximal", "ring") for lr in (0.1, 0.5) for seed in (0, 1)
+    ]
+    resolved = found[6].scenario.resolved()
+    assert found[6].changes == {"case": "proximal", "algorithm.lr": 0.5, "seed": 0}
+    assert resolved["name"] == "compare-proximal_lr=0.5_seed=0"
+    assert (resolved["algorithm"]["name"], resolved["algorithm"]["mu"], resolved["algorithm"]["lr"]) == (
+        "fedprox",
+        0.5,
+        0.5,
+    )
+    assert all(p.scenario.resolved()["algorithm"]["local_steps"] == 2 for p in found)
+    assert found[-1].scenario.resolved()["topology"] == {"graph": "ring"}
+    assert len({p.scenario.hash() for p in found}) == 12
+
+
+def test_settings_change_the_scenario_and_the_sweep_wins(tmp_path: Path) -> None:
+    _, found = points(write(tmp_path), ["run.rounds=9", "algorithm.lr=7", "algorithm.local_steps=5"])
+    first = found[0].scenario.resolved()
+    assert (first["run"]["rounds"], first["algorithm"]["lr"], first["algorithm"]["local_steps"]) == (9, 0.1, 2)
+
+
+def test_a_sweep_without_cases_or_grid(tmp_path: Path) -> None:
+    assert points(write(tmp_path, cases={}))[1][0].label == "lr=0.1_seed=0"
+    assert [p.label for p in points(write(tmp_path, grid={}))[1]] == ["plain", "proximal", "ring"]
+    assert [p.label for p in points(write(tmp_path, cases={}, grid={}))[1]] == ["run"]
+
+
+def test_labels_are_names_of_folders(tmp_path: Path) -> None:
+    grid = {"model.name": ["linear", "mlp"], "participation": [{"fraction": 0.5}, {"clients_per_round": 2}]}
+    _, found = points(write(tmp_path, cases={"../a b": None}, grid=grid))
+    assert [p.label for p in found] == [
+        "a-b_name=linear_participation=-fraction-0.5", "a-b_name=linear_participation=-clients_per_round-2",
+        "a-b_name=mlp_participation=-fraction-0.5", "a-b_name=mlp_participation=-clients_per_round-2",
+    ]  # fmt: skip
+
+
+def test_every_run_equals_the_run_of_its_scenario_alone(tmp_path: Path) -> None:
+    grid = {"algorithm.lr": [0.1, 0.5]}
+    outcomes = fedsim.sweep(write(tmp_path, grid=grid), out=tmp_path / "out")
+    assert [o.dir for o in outcomes] == [tmp_path / "out" / o.point.label for o in outcomes]
+    for o in outcomes:
+        assert o.run is not None
+        alone = fedsim.run(o.dir / "scenario.yaml", out=tmp_path / "alone" / o.point.label)
+        assert torch.equal(o.run.params, alone.params)
+    table = pd.read_csv(tmp_path / "out" / "summary.csv")
+    assert list(table["run"]) == [o.point.label for o in outcomes]
+    assert list(table["case"]) == ["plain", "plain", "proximal", "proximal", "ring", "ring"]
+    assert list(table["algorithm.lr"]) == [0.1, 0.5] * 3
+    assert list(table["round"]) == [3] * 6
+    assert list(table["train_loss"]) == pytest.approx([o.run.metrics["train_loss"].iloc[-1] for o in outcomes if o.run])
+    assert table["error"].isna().all()
+    recorded = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert recorded["name"] == "compare"
+    assert [r["run"] for r in recorded["runs"]] == list(table["run"])
+
+
+def test_a_run_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
+    cases = {
+        "diverges": {"algorithm.lr": 1e38, "algorithm.local_steps": 50},
+        "crowded": {"data.clients": 101},
+        "fine": None,
+    }
+    outcomes = fedsim.sweep(write(tmp_path, cases=cases, grid={}), out=tmp_path / "out")
+    diverges, crowded, fine = outcomes
+    assert (diverges.run, crowded.run) == (None, None)
+    assert isinstance(diverges.error, RunError)
+    assert isinstance(crowded.error, InputError)
+    assert fine.run is not None
+    assert fine.run.metrics["round"].iloc[-1] == 3
+    table = pd.read_csv(tmp_path / "out" / "summary.csv")
+    assert [isinstance(e, str) for e in table["error"]] == [True, True, False]
+    assert "diverged" in table["error"][0]
+    assert "found 101 clients for 100 training rows" in table["error"][1]
+
+
+def test_resume_keeps_finished_runs_and_continues_the_others(tmp_path: Path) -> None:
+    file = write(tmp_path, grid={})
+    whole = fedsim.sweep(file, out=tmp_path / "whole")
+
+    def stop_in_the_second(_point: object, index: int, _count: int) -> Any:
+        def stop(number: int, _row: object) -> None:
+            if (index, number) == (1, 2):
+                raise KeyboardInterrupt
+
+        return stop
+
+    with pytest.raises(KeyboardInterrupt):
+        fedsim.sweep(file, out=tmp_path / "parts", started=stop_in_the_second)
+    first = tmp_path / "parts" / "plain" / "params.safetensors"
+    before = first.stat().st_mtime_ns
+    resumed = fedsim.sweep(file, out=tmp_path / "parts", resume=True)
+    assert first.stat().st_mtime_ns == before
+    assert [o.run is not None for o in resumed] == [True] * 3
+    for a, b in zip(resumed, whole, strict=True):
+        assert a.run is not None
+        assert b.run is not None
+        assert torch.equal(a.run.params, b.run.params)
+    assert len(pd.read_csv(tmp_path / "parts" / "summary.csv")) == 3
+    again = fedsim.sweep(file, out=tmp_path / "parts")  # without resume all are run anew
+    assert first.stat().st_mtime_ns > before
+    assert again[0].run is not None
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *argv: str) -> object:
+    monkeypatch.setattr(sys, "argv", ["fedsim", *argv])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+def test_the_command_compares_and_its_exit_code_tells_the_worst(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    write(tmp_path, grid={})
+    assert call(monkeypatch, "sweep", "w.yaml") == 0
+    captured = capsys.readouterr()
+    assert "[2/3] proximal" in captured.out
+    assert "node_accuracy" in captured.out
+    assert (tmp_path / "sweeps" / "compare" / "ring" / "topology.graphml").exists()
+    write(tmp_path, grid={}, cases={"bad": {"algorithm.lr": 1e38, "algorithm.local_steps": 50}, "fine": None})
+    assert call(monkeypatch, "sweep", "w.yaml", "--json") == 1
+    captured = capsys.readouterr()
+    assert [row["run"] for row in json.loads(captured.out)] == ["bad", "fine"]
+    assert captured.err.startswith("bad: the run diverged")
+    write(tmp_path, grid={}, cases={"crowded": {"data.clients": 101}, "fine": None})
+    assert call(monkeypatch, "sweep", "w.yaml", "--json") == 2
+    assert "crowded: w.yaml:7: data.clients: found 101 clients" in capsys.readouterr().err

@@ -1,0 +1,241 @@
+"""The local-training loop: what clients keep, rows in any order, chunks, and the in-process backend's pending jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.algorithms.base import ServerAlgorithm
+from fedsim.algorithms.dspodfl import DSpodFL
+from fedsim.algorithms.fedavg import FedAvg
+from fedsim.algorithms.scaffold import Scaffold
+from fedsim.algorithms.schedules import LrDecay
+from fedsim.backends.vectorized import Vectorized
+from fedsim.data import Quadratic
+from fedsim.errors import RunError
+from fedsim.task import QuadraticTask
+from fedsim.worker import ClientStore, Job, Worker, default_chunk_rows
+
+N, D = 7, 3
+
+
+@pytest.fixture
+def task() -> QuadraticTask:
+    random = np.random.default_rng(0)
+    arrays = (
+        random.uniform(0.5, 2, (N, D)),
+        random.standard_normal((N, D)),
+        random.standard_normal(D),
+        np.full(N, 1 / N),
+    )
+    data = Quadratic(*(torch.as_tensor(a) for a in arrays), noise=0.2)
+    return QuadraticTask(data, 4, torch.device("cpu"), torch.float64)
+
+
+def job(clients: Any, steps: Any, received: Any, rounds: Any = 1) -> Job:
+    clients = np.asarray(clients)
+    return Job(clients, np.broadcast_to(rounds, clients.shape).astype(np.int64), np.asarray(steps), received)
+
+
+class Remembering(ServerAlgorithm):
+    """Keeps its last delta and how often it worked."""
+
+    def init_client(self, params: Any) -> Any:
+        return {"last": torch.zeros_like(params), "times": torch.zeros_like(params[..., :1])}
+
+    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:  # noqa: ARG002
+        delta = local["x"] - received["x"]
+        return {"delta": delta, "before": client["last"]}, {"last": delta, "times": client["times"] + 1}
+
+
+# --- what clients keep ----------------------------------------------------------------------------
+
+
+def test_the_store_gives_back_what_it_was_given() -> None:
+    store = ClientStore(Remembering(), torch.zeros(D, dtype=torch.float64), 1000)
+    fresh = store.gather(np.array([5, 900]))
+    assert {k: v.shape for k, v in fresh.items()} == {"last": (2, D), "times": (2, 1)}
+    assert not any(v.any() for v in fresh.values())
+    random = np.random.default_rng(0)
+    known: dict[int, Any] = {}
+    for _ in range(30):
+        clients = random.choice(1000, size=random.integers(1, 60), replace=False)
+        rows = {"last": torch.randn(len(clients), D).double(), "times": torch.randn(len(clients), 1).double()}
+        store.scatter(clients, rows)
+        known |= {int(c): {k: v[i].clone() for k, v in rows.items()} for i, c in enumerate(clients)}
+        asked = random.choice(1000, size=80, replace=False)
+        got = store.gather(asked)
+        for i, c in enumerate(asked):
+            for k, v in got.items():
+                expected = known[int(c)][k] if int(c) in known else torch.zeros(v.shape[1], dtype=torch.float64)
+                assert torch.equal(v[i], expected)
+
+
+def test_only_clients_that_worked_take_memory() -> None:
+    store = ClientStore(Remembering(), torch.zeros(D), 10**6)
+    store.scatter(np.array([999_999, 3]), {"last": torch.ones(2, D), "times": torch.ones(2, 1)})
+    assert sum(v.numel() for v in store.save().values()) < 20
+
+
+def test_what_is_gathered_is_a_copy() -> None:
+    store = ClientStore(Remembering(), torch.zeros(D), 4)
+    for clients in (np.array([1]), np.array([1, 2])):
+        store.gather(clients)["last"].add_(1.0)
+        assert not store.gather(clients)["last"].any()
+        store.scatter(np.array([1]), {"last": torch.zeros(1, D), "times": torch.zeros(1, 1)})
+
+
+def test_a_saved_store_loads_again() -> None:
+    store, again = (ClientStore(Remembering(), torch.zeros(D), 10) for _ in range(2))
+    store.scatter(
+        np.array([7, 2]), {"last": torch.tensor([[1.0] * D, [2.0] * D]), "times": torch.tensor([[3.0], [4.0]])}
+    )
+    again.load({k: v.clone() for k, v in store.save().items()})
+    everybody = np.arange(10)
+    for k, v in store.gather(everybody).items():
+        assert torch.equal(again.gather(everybody)[k], v)
+    assert store.gather(np.array([7]))["last"][0, 0] == 1.0
+    empty = ClientStore(FedAvg(), torch.zeros(D), 10)
+    empty.load(empty.save())
+    assert empty.gather(everybody) == {}
+
+
+# --- local work -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 2, 3, 100])
+def test_rows_stay_with_their_clients_in_any_order(task: QuadraticTask, chunk_rows: int) -> None:
+    algorithm = Scaffold(lr=0.1, momentum=0.5)
+    received = algorithm.broadcast(algorithm.init(task.initial()))
+    clients, steps = np.array([4, 0, 6, 2, 5]), np.array([1, 3, 2, 3, 5])
+    found = Worker(task, algorithm, chunk_rows).run(job(clients, steps, received))
+    for i in range(5):
+        alone = Worker(task, algorithm).run(job(clients[i : i + 1], steps[i : i + 1], received))
+        for k in found:
+            assert (found[k][i] - alone[k][0]).abs().max() < 1e-14, (k, i)
+
+
+def test_each_row_may_start_from_its_own_model_in_its_own_round(task: QuadraticTask) -> None:
+    """As after a merge of asynchronous jobs: the learning rate and the noise follow the row's round."""
+    algorithm = FedAvg(lr=0.1, lr_decay=LrDecay(exponential=0.5))
+    x = torch.randn(3, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    clients, steps, rounds = np.array([1, 5, 3]), np.array([2, 4, 1]), np.array([3, 1, 2])
+    together = Worker(task, algorithm).run(job(clients, steps, {"x": x}, rounds))["delta"]
+    for i in range(3):
+        alone = Worker(task, algorithm).run(job(clients[[i]], steps[[i]], {"x": x[i]}, rounds[[i]]))["delta"]
+        assert (together[i] - alone[0]).abs().max() < 1e-15
+    assert (together[1] - Worker(task, algorithm).run(job([5], [4], {"x": x[1]}, 2))["delta"][0]).abs().max() > 1e-3
+
+
+def test_local_sgd_step_by_step(task: QuadraticTask) -> None:
+    algorithm = FedAvg(lr=0.1, momentum=0.9, weight_decay=0.3, clip=0.5)
+    x = task.initial()
+    delta = Worker(task, algorithm).run(job([2], [4], {"x": x}, 6))["delta"][0]
+    plan = task.plan(np.array([2]), np.array([6]), np.array([4]), 32, False)
+    y, v = x.clone(), torch.zeros(D, dtype=torch.float64)
+    for k in range(4):
+        g = plan.oracle(k, 1, torch.full((1, 1), 0.1)).grad(y.unsqueeze(0))[0]
+        g = g * min(1.0, 0.5 / float(g.norm()))
+        v = 0.9 * v + g + 0.3 * y
+        y = y - 0.1 * v
+    assert (delta - (y - x)).abs().max() < 1e-15
+    assert delta.abs().max() > 1e-3
+
+
+def test_who_does_nothing_keeps_everything(task: QuadraticTask) -> None:
+    worker, x = Worker(task, Remembering(lr=0.1)), task.initial()
+    first = worker.run(job([0, 1, 2], [2, 3, 1], {"x": x}))["delta"]
+    kept = worker.store.gather(np.arange(N))
+    second = worker.run(job([0, 1, 2], [2, 0, 1], {"x": x}, 2))
+    assert torch.equal(second["before"], first)
+    assert not second["delta"][1].any()
+    after = worker.store.gather(np.arange(N))
+    assert torch.equal(after["last"][1], kept["last"][1])
+    assert after["times"][:, 0].tolist() == [2, 1, 2, 0, 0, 0, 0]
+    assert torch.equal(after["last"][3:], torch.zeros(4, D, dtype=torch.float64))
+
+
+def test_a_round_in_which_nobody_works(task: QuadraticTask) -> None:
+    algorithm = DSpodFL(lr=0.1)
+    x = torch.randn(N, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = Worker(task, algorithm).run(job(np.arange(N), np.zeros(N, dtype=int), {"x": x}))
+    assert torch.equal(found["x"], x)
+    assert not found["delta"].any()
+
+
+def test_what_was_received_is_left_alone(task: QuadraticTask) -> None:
+    for received in (task.initial(), task.initial().expand(N, -1).clone()):
+        before = received.clone()
+        Worker(task, FedAvg(lr=0.1), 2).run(job(np.arange(N), [1, 2, 3, 1, 2, 3, 1], {"x": received}))
+        assert torch.equal(received, before)
+
+
+def test_chunks_fit_the_cache_whatever_the_model(task: QuadraticTask) -> None:
+    rows = default_chunk_rows(task)
+    assert rows >= N
+    wide = QuadraticTask(
+        Quadratic(torch.ones(1, 2_000_000), torch.ones(1, 2_000_000), torch.zeros(2_000_000), torch.ones(1)),
+        0, torch.device("cpu"), torch.float32,
+    )  # fmt: skip
+    assert default_chunk_rows(wide) == 1
+
+
+# --- the in-process backend -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def backend(task: QuadraticTask) -> Vectorized:
+    return Vectorized(Worker(task, Remembering(lr=0.1)))
+
+
+def test_jobs_are_computed_together_and_collected_in_any_order(task: QuadraticTask, backend: Vectorized) -> None:
+    x = torch.randn(2, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    backend.dispatch(job([0, 3], [2, 1], {"x": x[0]}, 1))
+    backend.dispatch(job([5], [3], {"x": x[1]}, 2))
+    late, early = backend.collect(np.array([5, 0])), backend.collect(np.array([3]))
+    for found, client, steps, start, round_ in (
+        (late["delta"][0], 5, 3, x[1], 2),
+        (late["delta"][1], 0, 2, x[0], 1),
+        (early["delta"][0], 3, 1, x[0], 1),
+    ):
+        alone = Worker(task, FedAvg(lr=0.1)).run(job([client], [steps], {"x": start}, round_))["delta"][0]
+        assert (found - alone).abs().max() < 1e-15
+
+
+def test_one_job_collected_as_it_is(task: QuadraticTask, backend: Vectorized) -> None:
+    backend.dispatch(job([4, 1], [1, 2], {"x": task.initial()}))
+    found = backend.collect(np.array([4, 1]))["delta"]
+    backend.dispatch(job([4, 1], [1, 2], {"x": task.initial()}))
+    swapped = backend.collect(np.array([1, 4]))["delta"]
+    assert torch.equal(found, swapped.flip(0))
+
+
+def test_nothing_is_computed_before_it_is_needed(task: QuadraticTask, backend: Vectorized) -> None:
+    backend.dispatch(job([0], [1], {"x": task.initial()}))
+    assert not backend.worker.store.gather(np.array([0]))["times"].any()
+    backend.collect(np.array([0]))
+    assert backend.worker.store.gather(np.array([0]))["times"].item() == 1
+
+
+def test_collecting_what_was_never_dispatched(task: QuadraticTask, backend: Vectorized) -> None:
+    with pytest.raises(RunError, match="2"):
+        backend.collect(np.array([2]))
+    backend.dispatch(job([0, 1], [1, 1], {"x": task.initial()}))
+    with pytest.raises(RunError, match="2"):
+        backend.collect(np.array([0, 2]))
+
+
+def test_clients_survive_saving(task: QuadraticTask, backend: Vectorized) -> None:
+    backend.dispatch(job([0, 3], [2, 1], {"x": task.initial()}))
+    backend.collect(np.array([0, 3]))
+    other = Vectorized(Worker(task, Remembering(lr=0.1)))
+    other.load(backend.save())
+    for one in (backend, other):
+        one.dispatch(job([3, 4], [1, 1], {"x": task.initial()}, 2))
+    found, again = (one.collect(np.array([3, 4])) for one in (backend, other))
+    assert found["before"][0].abs().max() > 1e-3
+    for k, v in found.items():
+        assert torch.equal(again[k], v)
