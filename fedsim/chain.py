@@ -40,10 +40,8 @@ class ChainKernel(Kernel):
 
     def descend(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
         params = list(views(x[0] if len(x) == 1 else x, self.layout).values())
-        rate = -lr if len(x) == 1 else -lr.unsqueeze(-1)
 
         def step(at: int, dy: Tensor, h: Tensor, bias: bool) -> None:
-            dy = dy * rate
             if h.shape[-2] == 1:
                 params[at].addcmul_(dy.mT, h)
             elif len(x) == 1:
@@ -53,7 +51,9 @@ class ChainKernel(Kernel):
             if bias:
                 params[at + 1].add_(dy.sum(-2))
 
-        self._passes(x, inputs, targets, weights, step)
+        # The backward is linear, so scaling what enters it by -lr scales every layer's step.
+        scaled = -lr * weights if isinstance(weights, Tensor) else (-lr * weights).expand(-1, inputs.shape[1])
+        self._passes(x, inputs, targets, scaled, step)
 
     def _passes(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, take: _Take) -> None:
         """Forward and backward; each Linear layer hands ``(index of its weight, dy, its inputs, has it a bias)`` to
@@ -82,7 +82,7 @@ class ChainKernel(Kernel):
         for i in range(len(self.chain) - 1, -1, -1):
             layer, (before, after) = self.chain[i], tape[i]
             if isinstance(layer, nn.ReLU):
-                dy = dy * (after > 0)
+                dy = torch.ops.aten.threshold_backward(dy, after, 0)
             elif not isinstance(layer, nn.Linear):
                 (dy,) = torch.autograd.grad(after, before, dy)
             else:
