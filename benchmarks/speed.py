@@ -115,7 +115,7 @@ CASES = {
     "cnn-fedavg": (10, 128, (1, 28, 28), {"name": "cnn"}, False, 32, (1, 1)),
     "softmax-one-client": (1, 600, (784,), {"name": "linear"}, False, 32, (20, 20)),
     "mlp-one-client": (1, 600, (784,), {"name": "mlp", "hidden": [200]}, False, 32, (20, 20)),
-    "cnn-one-client": (1, 128, (1, 28, 28), {"name": "cnn"}, False, 32, (4, 4)),
+    "cnn-one-client": (1, 600, (1, 28, 28), {"name": "cnn"}, False, 32, (1, 1)),
 }  # fmt: skip
 
 

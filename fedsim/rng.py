@@ -103,9 +103,11 @@ def _feistel(keys: Keys, value: Keys, a: Keys, b: Keys, rounds: range) -> Keys:
         for i in rounds:
             salt = keys + np.uint64(i) * _GOLDEN
             if i % 2 == 0:
-                left = (left + _scale(_mix(salt ^ (right * _M1)), a)) % a
+                left = left + _scale(_mix(salt ^ (right * _M1)), a)
+                left = np.where(left < a, left, left - a)  # a remainder, without the slow division
             else:
-                right = (right + _scale(_mix(salt ^ (left * _M1)), b)) % b
+                right = right + _scale(_mix(salt ^ (left * _M1)), b)
+                right = np.where(right < b, right, right - b)
     return np.asarray(left * b + right)
 
 

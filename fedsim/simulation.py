@@ -21,6 +21,7 @@ from fedsim.backends.base import Backend
 from fedsim.backends.vectorized import Vectorized
 from fedsim.config import Scenario, load, parse
 from fedsim.errors import RunError
+from fedsim.memory import keep_freed_memory
 from fedsim.participation import Arrival, Dispatch
 from fedsim.partition_table import write_partition
 from fedsim.results import Recorder, Run, open_directory, save_checkpoint, save_params
@@ -94,6 +95,8 @@ class Simulation:
 
     def __post_init__(self) -> None:
         task, algorithm = self.assembly.task, self.scenario.algorithm
+        if task.device.type == "cpu":
+            keep_freed_memory()
         self.backend: Backend = Vectorized(Worker(task, algorithm, self.scenario.run.chunk_rows))
         initial = task.initial()
         if self.assembly.network is not None:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from fedsim import rng
 from fedsim.data import Dataset
+from fedsim.kernel import Kernel
 from fedsim.losses import Loss
 from fedsim.models import flatten, predictions
-from fedsim.stacked import Kernel, build_kernel
+from fedsim.stacked import build_kernel
 from fedsim.task import Ints, Oracle, Plan, Task, index_lists
 from fedsim.types import BatchSize
 
@@ -153,6 +154,9 @@ class _SupervisedOracle(Oracle):
 
     def grad(self, x: Tensor) -> Tensor:
         return self.kernel.grad(x, self.inputs, self.targets, self.weights)
+
+    def descend(self, x: Tensor) -> None:
+        self.kernel.descend(x, self.inputs, self.targets, self.weights, self.lr)
 
     def per_sample_grad(self, x: Tensor) -> Tensor:
         grads = self.kernel.per_sample_grad(x, self.inputs, self.targets)

@@ -34,6 +34,10 @@ class Oracle(ABC):
     def grad(self, x: Tensor) -> Tensor:
         """Mean gradient over each row's minibatch, ``[m, d] -> [m, d]``; calling it again uses the same samples."""
 
+    def descend(self, x: Tensor) -> None:
+        """``x -= lr * grad(x)`` in place, ``[m, d]``, for stretches of plain SGD steps."""
+        x.addcmul_(self.grad(x), self.lr, value=-1.0)
+
     @abstractmethod
     def per_sample_grad(self, x: Tensor) -> Tensor:
         """Gradient of every sample, ``[m, d] -> [m, b, d]``; rows with fewer than `b` samples end in zeros."""

@@ -16,7 +16,7 @@ from fedsim.algorithms.base import Algorithm, Effort
 from fedsim.task import Ints, Plan, Task
 from fedsim.types import Message, State
 
-_CPU_BYTES = 10 * 2**20  # parameters, gradients and the update of a chunk: about what stays in a CPU's shared cache
+_CPU_BYTES = 16 * 2**20  # parameters, gradients and the update of a chunk: about what stays in a CPU's shared cache
 _GPU_SHARE = 0.25  # of the memory that is free when the run starts
 
 
@@ -111,6 +111,7 @@ class Worker:
         order = np.lexsort((-self.task.sizes[job.clients], -job.steps))
         if len(order) <= self.chunk_rows and np.array_equal(order, np.arange(len(order))):
             return self._chunk(job)
+        in_order = np.array_equal(order, np.arange(len(order)))
         result: Message = {}
         for start in range(0, len(order), self.chunk_rows):
             rows = order[start : start + self.chunk_rows]
@@ -119,7 +120,10 @@ class Worker:
             for k, v in part.items():
                 if k not in result:
                     result[k] = v.new_empty((len(order), v.shape[-1]))
-                result[k][index] = v
+                if in_order:
+                    result[k][start : start + len(rows)] = v
+                else:
+                    result[k].index_copy_(0, index, v)
         return result
 
     def _chunk(self, job: Job) -> Message:
@@ -144,7 +148,12 @@ class Worker:
                 local, kept, rates, end = _head(local, count), _head(client, count), lr[:count], count
                 received = {k: v[:count] if v.dim() > 1 else v for k, v in job.received.items()}
             if count and plan is not None:
-                local = self.algorithm.local_step(plan.oracle(step, count, rates), local, received, kept)
+                oracle = plan.oracle(step, count, rates)
+                if self.algorithm.is_plain_sgd:
+                    local = {"x": local["x"].clone(memory_format=torch.contiguous_format)} if step == 0 else local
+                    oracle.descend(local["x"])
+                else:
+                    local = self.algorithm.local_step(oracle, local, received, kept)
         return finished[0] if len(finished) == 1 else {k: torch.cat([f[k] for f in finished]) for k in finished[0]}
 
     def _finish(self, job: Job, rows: slice, local: State, client: State, lr: Tensor) -> Message:
@@ -169,7 +178,8 @@ def default_chunk_rows(task: Task) -> int:
     if task.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(task.device)
         return max(1, int(_GPU_SHARE * free) // (2 * row))
-    return max(1, _CPU_BYTES // row)
+    rows, threads = max(1, _CPU_BYTES // row), torch.get_num_threads()
+    return rows if rows < threads else rows // threads * threads  # batched products give every thread whole rows
 
 
 def _select(job: Job, rows: Ints, index: Tensor) -> Job:

@@ -138,6 +138,15 @@ class Algorithm(Part, ABC):
         g = oracle.grad(x)
         return g if self.clip is None else clip_norm(g, self.clip)
 
+    @property
+    def is_plain_sgd(self) -> bool:
+        """Whether a local step is ``x - lr g(x)`` and nothing else, so that the engine may take it in place."""
+        same = all(
+            getattr(type(self), name) is getattr(Algorithm, name)
+            for name in ("start", "local_step", "direction", "gradient")
+        )
+        return same and self.momentum == 0 and self.weight_decay == 0 and self.clip is None
+
     def work(self) -> tuple[Work, bool]:
         """The local work and whether it counts epochs."""
         if self.local_epochs is not None:
