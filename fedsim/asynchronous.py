@@ -1,14 +1,14 @@
-"""Participation on a virtual clock: asynchronous, fedbuff, fixed_interval (FedFix); schedules for any fitting algorithm.
+"""Participation on a virtual clock: asynchronous, fedbuff, fixed_interval (FedFix) as schedules of server algorithms.
 
-The framework of arXiv 2206.10189: ``x = x + server_lr * sum_i omega_i delta_i``, delta_i against the model that was sent to
-i, weights not renormalised over who arrives. `weights` chooses d_i, the weight of a contribution that arrives:
+The framework of arXiv 2206.10189: ``x = x + server_lr * sum_i omega_i delta_i``, delta_i against the model that was
+sent to i, weights not renormalised over who arrives. `weights` chooses d_i, the weight of a contribution that arrives:
 
 * ``debiased``: d_i such that a client's mean weight per combine is p_i, from the closed forms for constant durations:
   (sum_j 1/tau_j) tau_i p_i when every arrival is combined by itself, ceil(tau_i / window) p_i for FedFix;
 * ``estimated``: d_i = p_i / (share of combines in which i delivers), for random durations and for FedBuff, counted in a
   schedule that is made before the run;
-* ``identical``: 1 (asynchronous), 1/n (fixed_interval), 1/buffer (fedbuff): then the optimum of a surrogate is found, where
-  fast clients weigh more.
+* ``identical``: 1 (asynchronous), 1/n (fixed_interval), 1/buffer (fedbuff): then the optimum of a surrogate is found,
+  where fast clients weigh more.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Clocked(Participation):
 
     @abstractmethod
     def arrival_weights(self, n: int, p: Floats, tau: Ints | None, rates: Floats | None) -> Floats:
-        """d_i of every client ``[n]`` from importance and constant durations in ticks or rates of delivery (None: unused)."""
+        """d_i of every client ``[n]``, from importance and constant durations in ticks or rates of delivery."""
 
     def events(
         self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
@@ -177,7 +177,7 @@ class _Work:
 class Asynchronous(Clocked):
     """Every arrival is combined by itself and its client restarts at once (asynchronous FedAvg)."""
 
-    def steps(self, n: int, duration: Duration, seed: int) -> Iterator[Step]:  # noqa: ARG002
+    def steps(self, n: int, duration: Duration, seed: int) -> Iterator[Step]:
         return schedule.asynchronous(n, duration)
 
     def arrival_weights(self, n: int, p: Floats, tau: Ints | None, rates: Floats | None) -> Floats:
@@ -196,7 +196,7 @@ class FixedInterval(Clocked):
 
     window: Positive
 
-    def steps(self, n: int, duration: Duration, seed: int) -> Iterator[Step]:  # noqa: ARG002
+    def steps(self, n: int, duration: Duration, seed: int) -> Iterator[Step]:
         return schedule.fixed_interval(n, duration, self._ticks())
 
     def arrival_weights(self, n: int, p: Floats, tau: Ints | None, rates: Floats | None) -> Floats:
@@ -217,9 +217,9 @@ class FedBuff(Clocked):
     ----------
     buffer : results per combine.
     concurrency : clients at work at any time (default: all).
-    restart : ``immediately``, whoever finishes is replaced at once by a random idle client (the paper); ``barrier``, who
-        has delivered waits for the buffer to fill and all of its clients restart together (the closed variant in FedFix's
-        code; all clients are at work).
+    restart : ``immediately``, whoever finishes is replaced at once by a random idle client (the paper); ``barrier``,
+        who has delivered waits for the buffer to fill and all of its clients restart together (the closed variant in
+        FedFix's code; all clients are at work).
     reduce : ``mean`` divides by `buffer` (the paper), ``sum`` does not (FLSim's default); for ``weights: identical``.
     """
 
@@ -247,7 +247,7 @@ class FedBuff(Clocked):
             return schedule.barrier(n, duration, self.buffer)
         return schedule.buffered(n, duration, self.buffer, self.concurrency or n, rng.generator(seed, "fedbuff"))
 
-    def arrival_weights(self, n: int, p: Floats, tau: Ints | None, rates: Floats | None) -> Floats:  # noqa: ARG002
+    def arrival_weights(self, n: int, p: Floats, tau: Ints | None, rates: Floats | None) -> Floats:
         if rates is not None:
             return p / np.maximum(rates, 1e-12)
         return np.full(n, 1.0 / self.buffer if self.reduce == "mean" else 1.0)

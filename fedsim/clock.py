@@ -1,8 +1,8 @@
 """Simulated time as an integer number of ticks.
 
 Floating-point time breaks schedules that depend on ties: with FedFix's F-80 and a window of 0.2 s the fastest client
-(0.2 s) would miss a tenth of its windows by rounding. A second is lcm(1, ..., 20) * 1000 ticks, so that decimals of up to
-four digits and fractions of a second with denominators up to 20 are exact.
+(0.2 s) would miss a tenth of its windows by rounding. A second is lcm(1, ..., 20) * 1000 ticks, so that decimals of up
+to four digits and fractions of a second with denominators up to 20 are exact.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Who works when under a virtual clock: generators of events in integer ticks, without any training.
 
-All clients start at time 0. A job is one stretch of local work of one client; jobs carry serial numbers, and ties are broken
-by client. A client that delivers pulls the model that its own delivery has already entered.
+All clients start at time 0. A job is one stretch of local work of one client; jobs carry serial numbers, and ties are
+broken by client. A client that delivers pulls the model that its own delivery has already entered.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def asynchronous(n: int, duration: Duration) -> Iterator[Step]:
 def fixed_interval(n: int, duration: Duration, window: int) -> Iterator[Step]:
     """FedFix (arXiv 2206.10189): combine at every multiple of `window` ticks what has arrived.
 
-    Who has finished waits for that moment and restarts then. Clients are never interrupted; a window in which nobody delivers is a combine of nothing.
+    Who has finished waits for that moment and restarts then. Clients are never interrupted; a window in which nobody
+    delivers is a combine of nothing.
     """
     state = _Clients(n, duration)
     yield state.start(0, list(range(n)))
@@ -103,7 +104,7 @@ def fixed_interval(n: int, duration: Duration, window: int) -> Iterator[Step]:
 
 
 def barrier(n: int, duration: Duration, size: int) -> Iterator[Step]:
-    """FedBuff's closed variant in FedFix's code: who has delivered waits until `size` have, then all of those restart."""
+    """FedBuff's closed variant in FedFix's code: who has delivered waits until `size` have, then all restart."""
     state = _Clients(n, duration)
     yield state.start(0, list(range(n)))
     while True:
@@ -117,7 +118,8 @@ def barrier(n: int, duration: Duration, size: int) -> Iterator[Step]:
 def buffered(n: int, duration: Duration, size: int, concurrency: int, random: np.random.Generator) -> Iterator[Step]:
     """FedBuff (arXiv 2106.06639): `concurrency` clients work at any time, and every `size` results are combined.
 
-    Whoever finishes is replaced at once by a random idle client (itself, if all others are at work). A client may be in a buffer more than once.
+    Whoever finishes is replaced at once by a random idle client (itself, if all others are at work). A client may be in
+    a buffer more than once.
     """
     state = _Clients(n, duration)
     order = random.permutation(n).tolist()

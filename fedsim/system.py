@@ -29,7 +29,7 @@ class _Section(BaseModel):
 class Law(_Section):
     """A law of one non-negative number per client (or per job)."""
 
-    def quantile(self, u: float) -> float:  # noqa: ARG002
+    def quantile(self, u: float) -> float:
         """The value below which a share `u` in [0, 1) of the draws lies."""
         raise InputError(f"'{type(self).__name__}' gives one number per client and cannot vary from job to job")
 
@@ -44,10 +44,10 @@ class Fixed(Law):
     model: Literal["fixed"] = "fixed"
     value: NonNegative
 
-    def quantile(self, u: float) -> float:  # noqa: ARG002
+    def quantile(self, u: float) -> float:
         return self.value
 
-    def per_client(self, n: int, seed: int, purpose: str) -> list[Fraction | float]:  # noqa: ARG002
+    def per_client(self, n: int, seed: int, purpose: str) -> list[Fraction | float]:
         return [exact(self.value)] * n
 
 
@@ -58,7 +58,7 @@ class Linear(Law):
     slowest: Positive = 1.0
     fastest: Positive
 
-    def per_client(self, n: int, seed: int, purpose: str) -> list[Fraction | float]:  # noqa: ARG002
+    def per_client(self, n: int, seed: int, purpose: str) -> list[Fraction | float]:
         slowest, fastest, last = exact(self.slowest), exact(self.fastest), max(n - 1, 1)
         common = slowest.denominator * fastest.denominator
         high, low = int(slowest * common), int(fastest * common)
@@ -71,7 +71,7 @@ class Table(Law):
     model: Literal["table"]
     values: Annotated[list[NonNegative], Field(min_length=1)]
 
-    def per_client(self, n: int, seed: int, purpose: str) -> list[Fraction | float]:  # noqa: ARG002
+    def per_client(self, n: int, seed: int, purpose: str) -> list[Fraction | float]:
         if len(self.values) != n:
             raise InputError(f"found {len(self.values)} numbers, allowed: {n} (one per client)", key="values")
         return [exact(v) for v in self.values]
@@ -180,8 +180,8 @@ class Network(_Section):
 class SystemSection(_Section):
     """The system model of a scenario.
 
-    `compute` seconds of local work, for a whole round's work or, with ``per: step``, for each local step; `jitter` seconds
-    added to each job, drawn anew; `network` latency and bandwidth of the link to the server.
+    `compute` seconds of local work, for a whole round's work or, with ``per: step``, for each local step; `jitter`
+    seconds added to each job, drawn anew; `network` latency and bandwidth of the link to the server.
     """
 
     compute: AnyLaw = Fixed(value=1.0)

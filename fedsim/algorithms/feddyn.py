@@ -40,7 +40,7 @@ class FedDyn(ServerAlgorithm):
     def direction(self, oracle: Oracle, x: torch.Tensor, received: Message, client: State) -> torch.Tensor:
         return self.gradient(oracle, x) - client["g"] + self.alpha * (x - received["x"])
 
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:  # noqa: ARG002
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
         delta = local["x"] - received["x"]
         return {"delta": delta}, {"g": client["g"] - self.alpha * delta}
 

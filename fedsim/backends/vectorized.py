@@ -36,7 +36,7 @@ class Vectorized:
 
     def save(self) -> dict[str, Tensor]:
         """Clients' state, and the jobs in flight: what is computed, and what the others received."""
-        saved = {f"store.{k}": v for k, v in self.worker.store.save().items()}
+        saved = self.worker.store.save()
         if self._pending:
             job = _merge(self._pending)
             rows = {k: v.expand(len(job.clients), -1) for k, v in job.received.items()}
@@ -50,7 +50,7 @@ class Vectorized:
         return saved
 
     def load(self, saved: dict[str, Tensor]) -> None:
-        self.worker.store.load(_under("store.", saved))
+        self.worker.store.load(saved)
         device = self.worker.initial.device
         if "pending.numbers" in saved:
             received = {k: v.to(device) for k, v in _under("pending.received.", saved).items()}
