@@ -116,7 +116,7 @@ class Scenario:
             "algorithm": {"name": raw["algorithm"]["name"], **dump_part(self.algorithm)},
             "topology": _absolute(self.topology, self.base) if self.topology else None,
             "participation": {"mode": mode, **dump_part(self.participation)},
-            "system": self.system.model_dump(exclude_none=True),
+            "system": self.system.model_dump(exclude_none=True) if self.algorithm.setting == "server" else None,
             "aggregator": {"name": raw.get("aggregator", {}).get("name", "mean"), **dump_part(self.aggregator)},
             "run": self.run.model_dump(exclude_none=True),
             "backend": self.backend.model_dump(),
