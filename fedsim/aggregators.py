@@ -42,7 +42,7 @@ class Mean(Aggregator):
 class Median(Aggregator):
     """Coordinate-wise median, unweighted, for even m the mean of the middle two (Yin et al., arXiv 1803.01498)."""
 
-    def __call__(self, values: Tensor, weights: Tensor) -> Tensor:  # noqa: ARG002
+    def __call__(self, values: Tensor, weights: Tensor) -> Tensor:
         ordered = values.sort(dim=0).values
         m = len(values)
         return (ordered[(m - 1) // 2] + ordered[m // 2]) / 2

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedsim.algorithms.base import GossipAlgorithm
+from fedsim.aggregators import message_bytes
+from fedsim.algorithms.base import Algorithm, Effort, GossipAlgorithm
 from fedsim.algorithms.schedules import Work
 from fedsim.config import Scenario
 from fedsim.data import Dataset, Quadratic
@@ -21,8 +22,10 @@ from fedsim.models import build_model
 from fedsim.partition import assign_partition, label_counts
 from fedsim.registry import lookup
 from fedsim.supervised import SupervisedTask
+from fedsim.system import Durations
 from fedsim.task import QuadraticTask, Task
 from fedsim.topology import build_topology
+from fedsim.types import Message
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Assembly:
     counts: np.ndarray[Any, Any] | None
     layout: Mapping[str, str]
     """Names and shapes of the model's parameters in the flat vector, as JSON strings for file metadata."""
+    durations: Durations | None = None
+    """How long jobs take, under a server."""
 
 
 def assemble(scenario: Scenario) -> Assembly:
@@ -80,7 +85,23 @@ def _assemble(s: Scenario) -> Assembly:
             topology, weights = build_topology(s.topology, task.num_clients, s.seed, s.base)
             network = build_network(topology, weights, s.algorithm)
         _check_laws(s, network, task.num_clients)
-    return Assembly(task, network, device, dtype, counts, layout)
+    durations = None
+    if network is None:
+        received, sent = one_message(s.algorithm, task, gossip=False)
+        with _section("system"):
+            durations = Durations(s.system, task.num_clients, s.seed, message_bytes(received), message_bytes(sent))
+    return Assembly(task, network, device, dtype, counts, layout, durations)
+
+
+def one_message(algorithm: Algorithm, task: Task, gossip: bool) -> tuple[Message, Message]:
+    """What one client receives and what it sends (of zero work, which has the same form), rows of one."""
+    x = task.initial()
+    state = algorithm.init(x.unsqueeze(0) if gossip else x)
+    received = {k: v.reshape(1, -1) for k, v in algorithm.broadcast(state).items()}
+    client = algorithm.init_client(x.unsqueeze(0))
+    one = x.new_ones((1, 1))
+    sent, _ = algorithm.message(algorithm.start(received, client), received, client, Effort(one, one))
+    return received, algorithm.payload(sent)
 
 
 def _supervised(

@@ -14,17 +14,19 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedsim.aggregators import Aggregator, Mean
-from fedsim.algorithms.base import Algorithm
+from fedsim.algorithms.base import Algorithm, ServerAlgorithm
+from fedsim.asynchronous import Clocked
 from fedsim.data import DatasetPart
 from fedsim.errors import InputError, Problem, unknown
-from fedsim.participation import Participation
+from fedsim.participation import Participation, Synchronous
 from fedsim.parts import dump_part, make_part, part_from
 from fedsim.registry import lookup
+from fedsim.system import SystemSection
 from fedsim.types import Count
 from fedsim.yaml_files import Document, override, read_yaml
 
 SECTIONS = (
-    "name", "seed", "data", "model", "algorithm", "topology", "participation", "aggregator", "run", "backend",
+    "name", "seed", "data", "model", "algorithm", "topology", "participation", "system", "aggregator", "run", "backend",
 )  # fmt: skip
 _MODES = {"server": "synchronous", "gossip": "gossip"}
 """The participation mode of a setting where a scenario names none."""
@@ -40,6 +42,7 @@ class RunSection(BaseModel):
     eval_every: Count = Field(10, description="evaluate in every that many rounds, besides round 0 and the last")
     dtype: Literal["float32", "float64"] = "float32"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="stop before this virtual second is passed")
     trace: bool = Field(False, description="record the realised schedule in trace.jsonl")
     eval_samples: Count | None = Field(
         None, description="evaluate on a fixed random sample of that many rows (default: all)"
@@ -85,6 +88,7 @@ class Scenario:
     algorithm: Algorithm
     topology: dict[str, Any] | None
     participation: Participation
+    system: SystemSection
     aggregator: Aggregator
     run: RunSection
     backend: BackendSection
@@ -112,6 +116,7 @@ class Scenario:
             "algorithm": {"name": raw["algorithm"]["name"], **dump_part(self.algorithm)},
             "topology": _absolute(self.topology, self.base) if self.topology else None,
             "participation": {"mode": mode, **dump_part(self.participation)},
+            "system": self.system.model_dump(exclude_none=True) if self.algorithm.setting == "server" else None,
             "aggregator": {"name": raw.get("aggregator", {}).get("name", "mean"), **dump_part(self.aggregator)},
             "run": self.run.model_dump(exclude_none=True),
             "backend": self.backend.model_dump(),
@@ -197,6 +202,7 @@ def _parse(document: Document) -> Scenario:
     aggregator = section(
         "aggregator", lambda: part_from("aggregator", "name", {"name": "mean", **raw.get("aggregator", {})})
     )
+    system = section("system", lambda: make_part(SystemSection, raw.get("system", {})))
     run = section("run", lambda: make_part(RunSection, raw.get("run", {})))
     backend = section("backend", lambda: make_part(BackendSection, raw.get("backend", {})))
     if problems:
@@ -212,6 +218,7 @@ def _parse(document: Document) -> Scenario:
         algorithm,
         topology,
         participation,
+        system,
         aggregator,
         run,
         backend,
@@ -296,6 +303,20 @@ def _crosscheck(s: Scenario) -> list[Problem]:
         )
     if s.algorithm.setting == "gossip" and not isinstance(s.aggregator, Mean):
         found.append(Problem("gossip mixes with a matrix, allowed: mean", "aggregator.name"))
+    mode = s.document.values.get("participation", {}).get("mode", "synchronous")
+    if (
+        isinstance(s.algorithm, ServerAlgorithm)
+        and mode not in s.algorithm.modes
+        and isinstance(s.participation, Clocked | Synchronous)
+    ):
+        message = f"{s.algorithm.modes_reason}; allowed with '{name}': {', '.join(s.algorithm.modes)}"
+        found.append(Problem(f"found {mode!r}: {message}", "participation.mode"))
+    if s.algorithm.setting == "gossip" and "system" in s.document.values:
+        found.append(
+            Problem(
+                "a gossip round has no system model yet: its delays come from compute and links; remove it", "system"
+            )
+        )
     quadratic = s.document.values["data"]["dataset"] == "quadratic"
     if quadratic and s.model is not None:
         found.append(Problem("a quadratic problem has no model: remove the section", "model"))

@@ -110,7 +110,7 @@ class Digits(DatasetPart):
     normalize: Normalize = "unit"
     limit: Count | None = None
 
-    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:  # noqa: ARG002
+    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -132,7 +132,7 @@ class _Named(DatasetPart):
     classes: ClassVar[int]
     stats: ClassVar[Stats]
 
-    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:  # noqa: ARG002
+    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
         sources = files.sources(self.path, base, self.hub, None, ("train", "test"))
         if "test" not in sources:
             raise InputError(
@@ -234,7 +234,7 @@ class Hub(_General):
     train_split: str = "train"
     test_split: str = "test"
 
-    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:  # noqa: ARG002
+    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
         if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.hub):
             raise InputError(f"found {self.hub!r}; allowed: owner/name", key="hub")
         names = (self.train_split,) if self.test_fraction is not None else (self.train_split, self.test_split)
@@ -260,7 +260,7 @@ class Parquet(_General):
     image: str | None = None
     features: list[str] | None = None
 
-    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:  # noqa: ARG002
+    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
         if self.image is not None and self.features is not None:
             raise InputError("found both image and features; allowed: one of the two", key="features")
         sources = files.sources(self.path, base, None, None, ("train", "test"))
@@ -281,7 +281,7 @@ class Idx(DatasetPart):
     normalize: Normalize = "standard"
     limit: Count | None = None
 
-    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:  # noqa: ARG002
+    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
         splits = files.read_idx(files.find(self.path, base))
         train, test = targets(splits["train"], splits["test"], "classification", self.num_classes)
         assert test is not None
@@ -297,7 +297,7 @@ class Csv(_General):
     target: str
     features: list[str] | None = None
 
-    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:  # noqa: ARG002
+    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
         file = files.find(self.path, base)
         return self._finish(
             file.stem, files.read_table(files.read_csv(file), self.features, self.target, str(file)), None
@@ -316,7 +316,7 @@ class Npz(_General):
     path: str
     normalize: Normalize = "none"
 
-    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:  # noqa: ARG002
+    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
         file = files.find(self.path, base)
         splits = files.read_arrays(file)
         return self._finish(file.stem, splits[0], splits[1] if len(splits) > 1 else None)
@@ -338,7 +338,7 @@ class Synthetic(DatasetPart):
     num_classes: Annotated[int, Field(ge=2)] = 10
     max_samples: Annotated[int, Field(ge=10)] | None = None
 
-    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:  # noqa: ARG002
+    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
         if clients is None:
             raise InputError("missing; synthetic data are made per client, give their number", key="clients")
         for key, value in (("alpha", self.alpha), ("beta", self.beta)):
@@ -369,7 +369,7 @@ class QuadraticFile(DatasetPart):
     file: str
     noise: NonNegative = 0.0
 
-    def load(self, clients: int | None, seed: int, base: Path) -> Quadratic:  # noqa: ARG002
+    def load(self, clients: int | None, seed: int, base: Path) -> Quadratic:
         arrays = synthetic.read_quadratic(files.find(self.file, base, key="file"))
         n = len(arrays["b"])
         if clients not in (None, n):

@@ -20,6 +20,7 @@ from fedsim.laws import Law, ProbabilityLaw
 from fedsim.mixing import is_doubly_stochastic, is_symmetric, mixing_matrix
 from fedsim.participation import Arrival, Dispatch, Event, Participation
 from fedsim.registry import register
+from fedsim.system import Durations
 from fedsim.task import Task
 from fedsim.topology import Topology
 
@@ -54,7 +55,9 @@ class Gossip(Participation):
     compute: ProbabilityLaw = _ONE
     links: ProbabilityLaw = _ONE
 
-    def events(self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any) -> Iterator[Event]:
+    def events(
+        self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
+    ) -> Iterator[Event]:
         assert isinstance(algorithm, GossipAlgorithm)
         assert isinstance(network, Network)
         n = task.num_clients

@@ -65,7 +65,7 @@ class Generated(Graph):
 class Fixed(Generated):
     """One graph, the same for every seed."""
 
-    def draws(self, n: int, seed: int) -> list[nx.Graph[Any]]:  # noqa: ARG002
+    def draws(self, n: int, seed: int) -> list[nx.Graph[Any]]:
         return [tidy(self.draw(n))]
 
     @abstractmethod
@@ -100,11 +100,11 @@ class Random(Generated):
     def draw(self, n: int, random: np.random.Generator) -> nx.Graph[Any]:
         """One random graph on `n` nodes, connected or not."""
 
-    def accept(self, graph: nx.Graph[Any]) -> bool:  # noqa: ARG002
+    def accept(self, graph: nx.Graph[Any]) -> bool:
         """Whether a connected draw is good enough."""
         return True
 
-    def remedy(self, n: int) -> str:  # noqa: ARG002
+    def remedy(self, n: int) -> str:
         return "a larger value makes connected graphs likelier"
 
 
@@ -238,7 +238,7 @@ class OnePeerExponential(Generated):
 
     every: Count = 1
 
-    def draws(self, n: int, seed: int) -> list[nx.Graph[Any]]:  # noqa: ARG002
+    def draws(self, n: int, seed: int) -> list[nx.Graph[Any]]:
         hops = [1 << k for k in range(_log2(n, "one_peer_exponential"))]
         return [tidy(_graph(n, ((i, (i + h) % n) for i in range(n)), True, "circular")) for h in hops]
 
@@ -259,7 +259,7 @@ class KRegular(Random):
         graph: nx.Graph[Any] = nx.random_regular_graph(self.degree, n, seed=_seed(random))
         return graph
 
-    def remedy(self, n: int) -> str:  # noqa: ARG002
+    def remedy(self, n: int) -> str:
         return "degree 3 or more is almost surely connected"
 
 
@@ -288,7 +288,7 @@ class Expander(KRegular):
             <= 2 * math.sqrt(self.degree - 1) + self.slack
         )
 
-    def remedy(self, n: int) -> str:  # noqa: ARG002
+    def remedy(self, n: int) -> str:
         return "a larger slack would help"
 
 
@@ -336,7 +336,7 @@ class WattsStrogatz(Random):
         graph.graph["layout"] = "circular"
         return graph
 
-    def remedy(self, n: int) -> str:  # noqa: ARG002
+    def remedy(self, n: int) -> str:
         return "a larger k makes connected graphs likelier"
 
 

@@ -16,8 +16,10 @@ import numpy.typing as npt
 
 from fedsim import rng
 from fedsim.algorithms.base import Algorithm, ServerAlgorithm
+from fedsim.clock import seconds
 from fedsim.errors import InputError
 from fedsim.registry import Part, register
+from fedsim.system import Durations, SystemSection
 from fedsim.task import Ints, Task
 from fedsim.types import Count, Fraction, Probability
 
@@ -31,6 +33,8 @@ class Dispatch:
     clients: Ints
     rounds: Ints
     steps: Ints
+    jobs: Ints | None = None
+    """Serial numbers of the jobs where a client may have several not combined yet (None: the clients' own numbers)."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Arrival:
     mixing: Any = None
     delays: tuple[float, float] | None = None
     trace: dict[str, Any] = field(default_factory=dict)
+    jobs: Ints | None = None
 
 
 Event = Dispatch | Arrival
@@ -64,7 +69,9 @@ class Participation(Part, ABC):
     setting: ClassVar[Literal["server", "gossip"]]
 
     @abstractmethod
-    def events(self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any) -> Iterator[Event]:
+    def events(
+        self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
+    ) -> Iterator[Event]:
         """Events from the first one after round `start` on, without end. `network` is the gossip network or None."""
 
     def check(self, task_clients: int) -> None:
@@ -112,16 +119,17 @@ class Synchronous(Participation):
             return self.clients_per_round
         return n if self.fraction is None else max(1, round(self.fraction * n))
 
-    def events(self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any) -> Iterator[Event]:  # noqa: ARG002
+    def events(
+        self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
+    ) -> Iterator[Event]:
         assert isinstance(algorithm, ServerAlgorithm)
+        durations = durations or Durations(SystemSection(), task.num_clients, seed)
+        now = sum(self._round(task, algorithm, seed, k, durations)[-1] for k in range(1, start + 1))
         number = start
         while True:
             number += 1
-            clients, multiplicity = self._cohort(task, seed, number)
+            clients, steps, multiplicity, length = self._round(task, algorithm, seed, number, durations)
             rounds = np.full(len(clients), number, dtype=np.int64)
-            steps = self._steps(task, algorithm, clients, rounds, seed)
-            keep = steps > 0
-            clients, rounds, steps, multiplicity = clients[keep], rounds[keep], steps[keep], multiplicity[keep]
             yield Dispatch(clients, rounds, steps)
             if self.sampling == "weighted":
                 weights = multiplicity / multiplicity.sum()
@@ -129,8 +137,20 @@ class Synchronous(Participation):
                 share = task.importance[clients] if algorithm.weighting == "samples" else np.ones(len(clients))
                 weights = share / share.sum()
             stale = np.zeros(len(clients), dtype=np.int64)
+            now += length
             trace = {"clients": clients, "steps": steps, "staleness": stale, "weights": weights}
-            yield Arrival(number, float(number), clients, rounds, steps, stale, len(clients), weights, trace=trace)
+            yield Arrival(number, seconds(now), clients, rounds, steps, stale, len(clients), weights, trace=trace)
+
+    def _round(
+        self, task: Task, algorithm: Algorithm, seed: int, number: int, durations: Durations
+    ) -> tuple[Ints, Ints, Floats, int]:
+        """Clients of a round, their steps, how often each was drawn, and the ticks until the last one is done."""
+        clients, multiplicity = self._cohort(task, seed, number)
+        steps = self._steps(task, algorithm, clients, np.full(len(clients), number, dtype=np.int64), seed)
+        keep = steps > 0
+        clients, steps, multiplicity = clients[keep], steps[keep], multiplicity[keep]
+        length = max(durations.of(c, number - 1, k) for c, k in zip(clients.tolist(), steps.tolist(), strict=True))
+        return clients, steps, multiplicity, length
 
     def _cohort(self, task: Task, seed: int, number: int) -> tuple[Ints, Floats]:
         """The round's clients in ascending order, and how often each was drawn."""

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from fedsim.aggregators import message_bytes
-from fedsim.algorithms.base import Effort, GossipAlgorithm
-from fedsim.assembly import Assembly, assemble
+from fedsim.algorithms.base import GossipAlgorithm
+from fedsim.assembly import Assembly, assemble, one_message
 from fedsim.config import Scenario, parse
 from fedsim.errors import InputError
 from fedsim.gossip import Gossip
@@ -17,7 +17,6 @@ from fedsim.mixing import expected_mixing, mixing_matrix, spectral_gap, summary
 from fedsim.participation import Arrival, Synchronous
 from fedsim.registry import names
 from fedsim.topology import build_topology
-from fedsim.types import Message
 from fedsim.worker import default_chunk_rows
 from fedsim.yaml_files import Document, override, read_yaml
 
@@ -104,7 +103,7 @@ def _data(a: Assembly) -> Rows:
 
 
 def _first_round(s: Scenario, a: Assembly) -> Arrival:
-    for event in s.participation.events(a.task, s.algorithm, s.seed, 0, a.network):
+    for event in s.participation.events(a.task, s.algorithm, s.seed, 0, a.network, a.durations):
         if isinstance(event, Arrival):
             return event
     raise AssertionError("a participation never ends")
@@ -153,19 +152,8 @@ def _network(s: Scenario, a: Assembly) -> Rows:
     return facts
 
 
-def _one_message(s: Scenario, a: Assembly) -> tuple[Message, Message]:
-    """What one client receives and what it sends (of zero work, which has the same form)."""
-    x = a.task.initial()
-    state = s.algorithm.init(x.unsqueeze(0) if a.network is not None else x)
-    received = {k: v.reshape(1, -1) for k, v in s.algorithm.broadcast(state).items()}
-    client = s.algorithm.init_client(x.unsqueeze(0))
-    one = x.new_ones((1, 1))
-    sent, _ = s.algorithm.message(s.algorithm.start(received, client), received, client, Effort(one, one))
-    return received, s.algorithm.payload(sent)
-
-
 def _messages(s: Scenario, a: Assembly, event: Arrival) -> Rows:
-    received, sent = _one_message(s, a)
+    received, sent = one_message(s.algorithm, a.task, a.network is not None)
     down = 0 if a.network is not None else len(event.clients) * message_bytes(received)
     up = event.sends * message_bytes(sent)
     rows: Rows = {"one message": _size(message_bytes(sent)), "sent in the first round": _size(down + up)}

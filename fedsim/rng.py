@@ -119,3 +119,21 @@ def generator(seed: int, purpose: str, *parts: int) -> np.random.Generator:
     """A numpy generator keyed the same way, for one-off draws with rich distributions (partitions, graphs, cohorts)."""
     words = key(seed, purpose, *parts)
     return np.random.Generator(np.random.Philox(key=int(words[0])))
+
+
+_MASK = 2**64 - 1
+
+
+def scalar_key(seed: int, purpose: str) -> int:
+    """`key` of a purpose as a Python integer, for `scalar_uniform`."""
+    return int(key(seed, purpose)[0])
+
+
+def scalar_uniform(word: int, *parts: int) -> float:
+    """``uniform(fold(key, *parts))`` for one element, in plain integers: much faster than arrays of length one."""
+    for part in parts:
+        word = ((word ^ (part & _MASK)) * 0x94D049BB133111EB + 0x9E3779B97F4A7C15) & _MASK
+        word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _MASK
+        word ^= word >> 31
+    return float(word >> 11) * 2.0**-53

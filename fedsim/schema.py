@@ -10,6 +10,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from fedsim.config import BackendSection, Heading, RunSection
 from fedsim.parts import fields_model
 from fedsim.registry import lookup, names
+from fedsim.system import SystemSection
 
 _SECTIONS = {  # section: (kind of part, the key that names it)
     "model": ("model", "name"),
@@ -34,6 +35,7 @@ def scenario_schema() -> dict[str, Any]:
         "data": data,
         **{s: _alternatives(kind, key, definitions) for s, (kind, key) in _SECTIONS.items()},
         "topology": topology,
+        "system": _plain(SystemSection, definitions),
         "run": _plain(RunSection, definitions),
         "backend": _plain(BackendSection, definitions),
     }

@@ -16,6 +16,7 @@ from torch import Tensor
 from fedsim.aggregators import MixingMatrix, message_bytes
 from fedsim.algorithms.base import Round
 from fedsim.assembly import Assembly, assemble
+from fedsim.asynchronous import Clocked
 from fedsim.backends.base import Backend
 from fedsim.backends.vectorized import Vectorized
 from fedsim.config import Scenario, load, parse
@@ -41,6 +42,8 @@ class Totals:
     gradients: int = 0
     delay_processing: float = 0.0
     delay_transmission: float = 0.0
+    contributions: int = 0
+    staleness: int = 0
 
 
 def run(
@@ -116,9 +119,11 @@ class Simulation:
             with _stop_requested() as stop:
                 if self.round == 0:
                     self._evaluate(recorder, progress)
-                events = s.participation.events(task, s.algorithm, s.seed, self.round, self.assembly.network)
+                events = s.participation.events(
+                    task, s.algorithm, s.seed, self.round, self.assembly.network, self.assembly.durations
+                )
                 for event in events:
-                    if self.round >= s.run.rounds:
+                    if self.round >= s.run.rounds or _past(event, s.run.seconds):
                         break
                     if isinstance(event, Dispatch):
                         self._dispatch(event)
@@ -147,13 +152,16 @@ class Simulation:
 
     def _dispatch(self, event: Dispatch) -> None:
         received = self.scenario.algorithm.broadcast(self.state)
-        self.backend.dispatch(Job(event.clients, event.rounds, event.steps, received))
+        self.backend.dispatch(Job(event.clients, event.rounds, event.steps, received, event.jobs))
         if self.assembly.network is None:
             self.totals.bytes_sent += len(event.clients) * message_bytes(received)
 
     def _combine(self, event: Arrival, recorder: Recorder) -> None:
         task, algorithm = self.assembly.task, self.scenario.algorithm
-        messages = self.backend.collect(event.clients)
+        if len(event.clients) == 0:  # a window in which nobody delivered
+            self._end_round(event, recorder)
+            return
+        messages = self.backend.collect(event.clients if event.jobs is None else event.jobs)
         weights = None if event.weights is None else self._column(event.weights)
         info = Round(
             number=event.number,
@@ -162,10 +170,14 @@ class Simulation:
             steps=self._column(event.steps),
             lr=self._column(algorithm.lr_at(event.rounds)),
             weights=weights,
+            staleness=self._column(event.staleness),
         )
         self.state = algorithm.combine(self.state, messages, info, self._aggregate(event.mixing, weights))
         self._count(event, messages)
-        self.round = event.number
+        self._end_round(event, recorder)
+
+    def _end_round(self, event: Arrival, recorder: Recorder) -> None:
+        self.totals.time, self.round = event.time, event.number
         if self.scenario.run.trace:
             recorder.trace({"round": event.number, "time": event.time, **event.trace})
 
@@ -183,7 +195,8 @@ class Simulation:
         _, epochs = algorithm.work()
         totals.bytes_sent += event.sends * message_bytes(algorithm.payload(messages))
         totals.gradients += int(task.samples_per_step(event.clients, event.steps, algorithm.batch_size, epochs).sum())
-        totals.time = event.time
+        totals.contributions += len(event.clients)
+        totals.staleness += int(event.staleness.sum())
         if event.delays is not None:
             totals.delay_processing += event.delays[0]
             totals.delay_transmission += event.delays[1]
@@ -203,6 +216,8 @@ class Simulation:
             row["consensus_distance"] = float((x - centre).pow_(2).sum(-1).mean())
             row["delay_processing"], row["delay_transmission"] = totals.delay_processing, totals.delay_transmission
             row["delay_total"] = totals.delay_processing + totals.delay_transmission
+        if isinstance(self.scenario.participation, Clocked):
+            row["staleness_mean"] = totals.staleness / max(totals.contributions, 1)
         row["bytes_sent"], row["gradients"] = totals.bytes_sent, totals.gradients
         recorder.metrics(row)
         if progress is not None:
@@ -226,6 +241,10 @@ class Simulation:
 
     def _column(self, values: Any) -> Tensor:
         return torch.as_tensor(values, dtype=self.assembly.dtype, device=self.assembly.device).unsqueeze(1)
+
+
+def _past(event: Dispatch | Arrival, limit: float | None) -> bool:
+    return limit is not None and isinstance(event, Arrival) and event.time > limit
 
 
 @contextmanager

@@ -90,7 +90,7 @@ class Task(ABC):
         """Running sums of `importance`, for drawing clients in proportion to it."""
         return np.cumsum(self.importance)
 
-    def node_accuracy(self, params: Tensor) -> float | None:  # noqa: ARG002 - overridden where there is an accuracy
+    def node_accuracy(self, params: Tensor) -> float | None:
         """Mean over the rows of ``[n, d]`` of each model's own test accuracy; None where there is no accuracy."""
         return None
 
@@ -131,7 +131,7 @@ class QuadraticTask(Task):
     def initial(self) -> Tensor:
         return self._x0.clone()
 
-    def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Plan:  # noqa: ARG002
+    def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Plan:
         return _QuadraticPlan(self, clients, rounds)
 
     def gradient(self, x: Tensor, rows: Tensor) -> Tensor:

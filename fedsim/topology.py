@@ -89,7 +89,7 @@ class GraphFile(Graph):
     path: str
     directed: bool | None = None
 
-    def build(self, n: int | None, seed: int) -> list[nx.Graph[Any]]:  # noqa: ARG002
+    def build(self, n: int | None, seed: int) -> list[nx.Graph[Any]]:
         try:
             graph = read_graph(Path(self.path), self.directed)
         except InputError as error:

@@ -31,6 +31,12 @@ class Job:
     rounds: Ints
     steps: Ints
     received: Message
+    jobs: Ints | None = None
+
+    @property
+    def numbers(self) -> Ints:
+        """Serial numbers of the jobs; the clients' own where each has only one."""
+        return self.clients if self.jobs is None else self.jobs
 
 
 class ClientStore:

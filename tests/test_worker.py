@@ -46,7 +46,7 @@ class Remembering(ServerAlgorithm):
     def init_client(self, params: Any) -> Any:
         return {"last": torch.zeros_like(params), "times": torch.zeros_like(params[..., :1])}
 
-    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:  # noqa: ARG002
+    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
         delta = local["x"] - received["x"]
         return {"delta": delta, "before": client["last"]}, {"last": delta, "times": client["times"] + 1}
 

@@ -42,7 +42,7 @@ class Round:
 
     `weights` ``[m, 1]`` are the aggregation weights (None for gossip, where a mixing matrix aggregates); `importance`
     ``[m, 1]`` are the p_i of these clients in the global objective (they sum to 1 over all `num_clients`); `steps` and
-    `lr` ``[m, 1]`` tell the local work.
+    `lr` ``[m, 1]`` tell the local work; `staleness` ``[m, 1]`` counts combines since each client pulled its model.
     """
 
     number: int
@@ -51,6 +51,7 @@ class Round:
     steps: Tensor
     lr: Tensor
     weights: Tensor | None = None
+    staleness: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ class Algorithm(Part, ABC):
         """State of the server, ``params [d]``, or of all nodes of a graph, ``params [n, d]``."""
         return {"x": params}
 
-    def init_client(self, params: Tensor) -> State:  # noqa: ARG002
+    def init_client(self, params: Tensor) -> State:
         """What a client keeps between rounds, as rows ``[m, d]`` (or ``[m, 1]``).
 
         `params` ``[m, d]`` gives shape and device.
@@ -96,7 +97,7 @@ class Algorithm(Part, ABC):
         """What clients receive."""
         return {"x": state["x"]}
 
-    def direction(self, oracle: Oracle, x: Tensor, received: Message, client: State) -> Tensor:  # noqa: ARG002
+    def direction(self, oracle: Oracle, x: Tensor, received: Message, client: State) -> Tensor:
         """The descent direction of one local step (what most papers change): the minibatch gradient."""
         return self.gradient(oracle, x)
 
@@ -119,7 +120,7 @@ class Algorithm(Part, ABC):
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         """The next state, from the messages of the round's clients: at the server, or at every node of a graph."""
 
-    def start(self, received: Message, client: State) -> State:  # noqa: ARG002
+    def start(self, received: Message, client: State) -> State:
         """What local work starts from."""
         return {"x": received["x"]}
 
@@ -179,10 +180,14 @@ class ServerAlgorithm(Algorithm):
     """
 
     setting: ClassVar[Literal["server", "gossip"]] = "server"
+    modes: ClassVar[tuple[str, ...]] = ("synchronous", "asynchronous", "fedbuff", "fixed_interval")
+    modes_reason: ClassVar[str] = ""
+    """Participation modes under which the algorithm makes sense, and why not the others."""
+
     server_lr: Positive = 1.0
     weighting: Literal["samples", "uniform"] = "samples"
 
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:  # noqa: ARG002
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
         return {"delta": local["x"] - received["x"]}, client
 
     def importance(self, round: Round) -> Tensor:
@@ -191,7 +196,7 @@ class ServerAlgorithm(Algorithm):
             return round.importance
         return torch.full_like(round.importance, 1.0 / round.num_clients)
 
-    def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:  # noqa: ARG002
+    def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         """``x = x + server_lr * sum_i w_i delta_i``"""
         return {**state, "x": state["x"] + self.server_lr * aggregate(messages["delta"])}
 
@@ -207,7 +212,7 @@ class GossipAlgorithm(Algorithm):
     needs_symmetric: ClassVar[bool] = False
     """Whether the mixing matrix must be symmetric, so that a directed graph is refused."""
 
-    def period(self, compute_probability: npt.NDArray[np.float64]) -> int:  # noqa: ARG002
+    def period(self, compute_probability: npt.NDArray[np.float64]) -> int:
         """Links are used in every `period`-th round only."""
         return 1
 

@@ -36,13 +36,13 @@ class DSpodFL(GossipAlgorithm):
 
     needs_symmetric: ClassVar[bool] = True
 
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:  # noqa: ARG002
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
         return {"x": received["x"], "delta": local["x"] - received["x"]}, client
 
     def payload(self, message: Message) -> Message:
         return {"x": message["x"]}
 
-    def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:  # noqa: ARG002
+    def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         return {**state, "x": aggregate(messages["x"]).add_(messages["delta"])}
 
 
@@ -114,8 +114,8 @@ class DFedAvg(GossipAlgorithm):
     With one local step this is adapt then combine (ATC), which differs from DGD in the order.
     """
 
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:  # noqa: ARG002
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
         return {"x": local["x"]}, client
 
-    def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:  # noqa: ARG002
+    def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         return {**state, "x": aggregate(messages["x"])}

@@ -28,7 +28,7 @@ class FedAvg(ServerAlgorithm):
     def init(self, params: torch.Tensor) -> State:
         return {"x": params, "v": torch.zeros_like(params)} if self.server_momentum > 0 else {"x": params}
 
-    def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:  # noqa: ARG002
+    def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         return self.server_step(state, aggregate(messages["delta"]))
 
     def server_step(self, state: State, mean_delta: torch.Tensor) -> State:

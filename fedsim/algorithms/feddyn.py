@@ -9,6 +9,7 @@ objective.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -24,6 +25,10 @@ class FedDyn(ServerAlgorithm):
     ``g_i = g_i - alpha (y_K - x)``;  server: ``h = h - alpha sum_S p_i (y_i - x)``,  ``x = sum_S w_i y_i - h / alpha``.
     """
 
+    modes: ClassVar[tuple[str, ...]] = ("synchronous",)
+    modes_reason: ClassVar[str] = (
+        "the server's h balances one common round; under a clock clients work from different models"
+    )
     alpha: Positive = 0.01
 
     def init(self, params: torch.Tensor) -> State:
@@ -35,7 +40,7 @@ class FedDyn(ServerAlgorithm):
     def direction(self, oracle: Oracle, x: torch.Tensor, received: Message, client: State) -> torch.Tensor:
         return self.gradient(oracle, x) - client["g"] + self.alpha * (x - received["x"])
 
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:  # noqa: ARG002
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
         delta = local["x"] - received["x"]
         return {"delta": delta}, {"g": client["g"] - self.alpha * delta}
 

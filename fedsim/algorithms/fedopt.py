@@ -39,7 +39,7 @@ class FedOpt(ServerAlgorithm):
     def second(self, v: Tensor, squared: Tensor) -> Tensor:
         """The next second-moment accumulator."""
 
-    def correction(self, number: int) -> float:  # noqa: ARG002
+    def correction(self, number: int) -> float:
         """Factor on the step of round `number`."""
         return 1.0
 

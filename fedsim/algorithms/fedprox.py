@@ -21,6 +21,6 @@ class FedProx(FedAvg):
 
     mu: NonNegative = 0.01
 
-    def direction(self, oracle: Oracle, x: torch.Tensor, received: Message, client: State) -> torch.Tensor:  # noqa: ARG002
+    def direction(self, oracle: Oracle, x: torch.Tensor, received: Message, client: State) -> torch.Tensor:
         g = self.gradient(oracle, x)
         return g if self.mu == 0 else torch.add(g, x - received["x"], alpha=self.mu)

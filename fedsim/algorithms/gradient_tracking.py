@@ -58,13 +58,13 @@ class GradientTracking(GossipAlgorithm):
     def start(self, received: Message, client: State) -> State:
         return {"x": received["x"], "y": received["y"], "g": client["g"]}
 
-    def local_step(self, oracle: Oracle, local: State, received: Message, client: State) -> State:  # noqa: ARG002
+    def local_step(self, oracle: Oracle, local: State, received: Message, client: State) -> State:
         g = self.gradient(oracle, local["x"])
         y = local["y"] + g - local["g"]
         return {"x": torch.addcmul(local["x"], y, oracle.lr, value=-1.0), "y": y, "g": g}
 
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:  # noqa: ARG002
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
         return {"x": local["x"], "y": local["y"]}, {"g": local["g"]}
 
-    def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:  # noqa: ARG002
+    def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         return {"x": aggregate(messages["x"]), "y": aggregate(messages["y"])}

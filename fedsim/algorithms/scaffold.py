@@ -9,7 +9,7 @@ paper's uniform objective is ``weighting: uniform``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -27,6 +27,10 @@ class Scaffold(ServerAlgorithm):
     ``c = c + sum_S p_i (c_i+ - c_i)``, |S|/M times the cohort's mean for uniform p. Upload and download are 2 d.
     """
 
+    modes: ClassVar[tuple[str, ...]] = ("synchronous",)
+    modes_reason: ClassVar[str] = (
+        "the control variates are corrections for one common model; under a clock clients work from different ones"
+    )
     option: Literal[1, 2] = 2
 
     def init(self, params: torch.Tensor) -> State:

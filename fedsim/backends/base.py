@@ -17,11 +17,11 @@ class Backend(Protocol):
     def dispatch(self, job: Job) -> None:
         """Note that these clients started; nothing needs to be computed yet."""
 
-    def collect(self, clients: Ints) -> Message:
-        """The messages of clients that have been dispatched, row i belonging to ``clients[i]``."""
+    def collect(self, jobs: Ints) -> Message:
+        """The messages of jobs that have been dispatched, row i belonging to job number ``jobs[i]``."""
 
     def save(self) -> dict[str, Tensor]:
-        """What has to survive for an exact resume: the clients' state."""
+        """What has to survive for an exact resume: the clients' state and the jobs in flight."""
 
     def load(self, saved: dict[str, Tensor]) -> None:
         """Continue from what `save` gave."""

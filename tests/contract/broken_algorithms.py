@@ -26,25 +26,25 @@ class Good(ServerAlgorithm):
     def init_client(self, params: Any) -> Any:
         return {"sum": torch.zeros_like(params), "rounds": torch.zeros_like(params[..., :1])}
 
-    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:  # noqa: ARG002
+    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
         delta = clip_norm(local["x"] - received["x"], self.bound)
         kept = {"sum": client["sum"] + delta, "rounds": client["rounds"] + 1}
         return {"delta": delta, "size": norm(delta)}, kept
 
-    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:  # noqa: ARG002
+    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:
         return {"x": state["x"] + self.server_lr * aggregate(messages["delta"]), "seen": aggregate(messages["size"])}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepsInPlace(ServerAlgorithm):
-    def local_step(self, oracle: Any, local: Any, received: Any, client: Any) -> Any:  # noqa: ARG002
+    def local_step(self, oracle: Any, local: Any, received: Any, client: Any) -> Any:
         local["x"].sub_(oracle.lr * oracle.grad(local["x"]))
         return local
 
 
 @dataclass(frozen=True, kw_only=True)
 class MovesTheServerInPlace(ServerAlgorithm):
-    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:  # noqa: ARG002
+    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:
         state["x"].add_(aggregate(messages["delta"]))
         return state
 
@@ -61,28 +61,28 @@ class ForgetsTheClient(ServerAlgorithm):
     def init_client(self, params: Any) -> Any:
         return {"sum": torch.zeros_like(params)}
 
-    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:  # noqa: ARG002
+    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
         client.pop("sum")
         return {"delta": local["x"] - received["x"]}, {"sum": local["x"]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CentresOverClients(ServerAlgorithm):
-    def direction(self, oracle: Any, x: Any, received: Any, client: Any) -> Any:  # noqa: ARG002
+    def direction(self, oracle: Any, x: Any, received: Any, client: Any) -> Any:
         g = oracle.grad(x)
         return g - 0.5 * g.mean(0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeanWithoutDim(DSpodFL):
-    def direction(self, oracle: Any, x: Any, received: Any, client: Any) -> Any:  # noqa: ARG002
+    def direction(self, oracle: Any, x: Any, received: Any, client: Any) -> Any:
         g = oracle.grad(x)
         return g / (1 + g.abs().mean())
 
 
 @dataclass(frozen=True, kw_only=True)
 class CountsRows(ServerAlgorithm):
-    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:  # noqa: ARG002
+    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
         return {"delta": (local["x"] - received["x"]) / len(local["x"])}, client
 
 
@@ -90,73 +90,73 @@ class CountsRows(ServerAlgorithm):
 class NeedsAClientAxis(ServerAlgorithm):
     """Row by row it is right, for one client ``[d]`` it is not: ``dim=1`` where ``dim=-1`` was meant."""
 
-    def direction(self, oracle: Any, x: Any, received: Any, client: Any) -> Any:  # noqa: ARG002
+    def direction(self, oracle: Any, x: Any, received: Any, client: Any) -> Any:
         g = oracle.grad(x)
         return g / (1 + g.norm(dim=1, keepdim=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScalarMeanAtTheServer(ServerAlgorithm):
-    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:  # noqa: ARG002
+    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:
         return {"x": state["x"] + messages["delta"].mean()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalRandom(ServerAlgorithm):
-    def direction(self, oracle: Any, x: Any, received: Any, client: Any) -> Any:  # noqa: ARG002
+    def direction(self, oracle: Any, x: Any, received: Any, client: Any) -> Any:
         return oracle.grad(x) + 1e-3 * torch.randn_like(x)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemembersBetweenRuns(ServerAlgorithm):
-    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:  # noqa: ARG002
+    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:
         CALLS[0] += 1
         return {"x": state["x"] + aggregate(messages["delta"]) / CALLS[0]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrongSign(ServerAlgorithm):
-    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:  # noqa: ARG002
+    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:
         return {"x": state["x"] - aggregate(messages["delta"])}
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrongSignOnAGraph(DSpodFL):
-    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:  # noqa: ARG002
+    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:
         return {"x": aggregate(messages["x"]) - messages["delta"]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoesNothing(ServerAlgorithm):
-    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:  # noqa: ARG002
+    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:
         return dict(state)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overflows(ServerAlgorithm):
-    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:  # noqa: ARG002
+    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:
         return {"x": state["x"] + 1e200 * aggregate(messages["delta"]) ** 3}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SumsParametersAway(ServerAlgorithm):
-    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:  # noqa: ARG002
+    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
         delta = local["x"] - received["x"]
         return {"delta": delta, "size": delta.sum(-1)}, client
 
 
 @dataclass(frozen=True, kw_only=True)
 class HalvesThePrecision(ServerAlgorithm):
-    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:  # noqa: ARG002
+    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
         return {"delta": (local["x"] - received["x"]).float()}, client
 
-    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:  # noqa: ARG002
+    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:
         return {"x": state["x"] + aggregate(messages["delta"].double())}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SendsATensor(ServerAlgorithm):
-    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:  # noqa: ARG002
+    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
         return local["x"] - received["x"], client
 
 
@@ -168,7 +168,7 @@ class CallsItW(ServerAlgorithm):
     def broadcast(self, state: Any) -> Any:
         return {"x": state["w"]}
 
-    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:  # noqa: ARG002
+    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:
         return {"w": state["w"] + aggregate(messages["delta"])}
 
 
@@ -182,7 +182,7 @@ class DoublesItsKey(ServerAlgorithm):
 
 @dataclass(frozen=True, kw_only=True)
 class Crashes(ServerAlgorithm):
-    def direction(self, oracle: Any, x: Any, received: Any, client: Any) -> Any:  # noqa: ARG002
+    def direction(self, oracle: Any, x: Any, received: Any, client: Any) -> Any:
         return oracle.grad(x) + received["control"]
 
 
@@ -194,7 +194,7 @@ class CheckCrashes(ServerAlgorithm):
 
 @dataclass(frozen=True, kw_only=True)
 class Unfinished(Algorithm):
-    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:  # noqa: ARG002
+    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
         return {"delta": local["x"] - received["x"]}, client
 
 

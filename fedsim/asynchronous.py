@@ -1,0 +1,253 @@
+"""Participation on a virtual clock: asynchronous, fedbuff, fixed_interval (FedFix) as schedules of server algorithms.
+
+The framework of arXiv 2206.10189: ``x = x + server_lr * sum_i omega_i delta_i``, delta_i against the model that was
+sent to i, weights not renormalised over who arrives. `weights` chooses d_i, the weight of a contribution that arrives:
+
+* ``debiased``: d_i such that a client's mean weight per combine is p_i, from the closed forms for constant durations:
+  (sum_j 1/tau_j) tau_i p_i when every arrival is combined by itself, ceil(tau_i / window) p_i for FedFix;
+* ``estimated``: d_i = p_i / (share of combines in which i delivers), for random durations and for FedBuff, counted in a
+  schedule that is made before the run;
+* ``identical``: 1 (asynchronous), 1/n (fixed_interval), 1/buffer (fedbuff): then the optimum of a surrogate is found,
+  where fast clients weigh more.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
+
+from fedsim import rng, schedule
+from fedsim.algorithms.base import Algorithm, ServerAlgorithm
+from fedsim.clock import exact, seconds, ticks
+from fedsim.errors import InputError
+from fedsim.participation import Arrival, Dispatch, Event, Participation
+from fedsim.registry import register
+from fedsim.schedule import Duration, Started, Step
+from fedsim.system import Durations, SystemSection
+from fedsim.task import Ints, Task
+from fedsim.types import Count, NonNegative, Positive
+
+Floats = npt.NDArray[np.float64]
+Weights = Literal["debiased", "estimated", "identical"]
+
+
+class Staleness(BaseModel):
+    """A factor on a contribution that is s combines old (fresh = 0), as in FedAsync's code (arXiv 1903.03934).
+
+    ``constant`` = 1 · ``{polynomial: a}`` = (1 + s)^-a · ``{hinge: [a, b]}`` = 1 for s <= b, else 1 / (a (s - b) + 1).
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    polynomial: NonNegative | None = None
+    hinge: Annotated[list[NonNegative], Field(min_length=2, max_length=2)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Staleness:
+        if self.polynomial is not None and self.hinge is not None:
+            raise ValueError("found both, allowed: constant, {polynomial: a} or {hinge: [a, b]}")
+        return self
+
+    @model_serializer
+    def _short(self) -> Any:
+        given = {k: v for k, v in vars(self).items() if v is not None}
+        return given or "constant"
+
+    def factor(self, stale: Ints) -> Floats:
+        """The factor of each contribution, ``[m]``."""
+        s = np.asarray(stale, dtype=np.float64)
+        if self.polynomial is not None:
+            return (1.0 + s) ** -self.polynomial
+        if self.hinge is not None:
+            a, b = self.hinge
+            return np.where(s <= b, 1.0, 1.0 / (a * np.maximum(s - b, 0.0) + 1.0))
+        return np.ones_like(s)
+
+
+StalenessFactor = Annotated[
+    Staleness,
+    BeforeValidator(lambda v: {} if v == "constant" else v, json_schema_input_type=Literal["constant"] | Staleness),
+]
+_CONSTANT, _INVERSE_ROOT = Staleness(), Staleness(polynomial=0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clocked(Participation):
+    """Base of the modes that run on the virtual clock.
+
+    Parameters
+    ----------
+    weights : what a contribution weighs (see the module).
+    staleness : a further factor for old contributions.
+    pilot : combines of the schedule that ``estimated`` counts deliveries in.
+    """
+
+    setting: ClassVar[Literal["server", "gossip"]] = "server"
+    weights: Weights = "debiased"
+    staleness: StalenessFactor = _CONSTANT
+    pilot: Count = 10_000
+
+    @abstractmethod
+    def steps(self, n: int, duration: Duration, seed: int) -> Iterator[Step]:
+        """The schedule, without end."""
+
+    @abstractmethod
+    def arrival_weights(self, n: int, p: Floats, tau: Ints | None, rates: Floats | None) -> Floats:
+        """d_i of every client ``[n]``, from importance and constant durations in ticks or rates of delivery."""
+
+    def events(
+        self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
+    ) -> Iterator[Event]:
+        assert isinstance(algorithm, ServerAlgorithm)
+        n = task.num_clients
+        durations = durations or Durations(SystemSection(), n, seed)
+        work = _Work(task, algorithm, seed)
+        if self.weights == "debiased" and not (durations.constant and work.constant):
+            raise InputError(
+                "durations vary from job to job, for which there is no closed form; allowed: estimated, identical",
+                key="weights",
+            )
+
+        def duration(client: int, index: int) -> int:
+            return durations.of(client, index, work.of(client, index))
+
+        p = task.importance if algorithm.weighting == "samples" else np.full(n, 1.0 / n)
+        tau = np.array([duration(c, 0) for c in range(n)], dtype=np.int64) if self.weights == "debiased" else None
+        rates = None
+        if self.weights == "estimated":
+            rates = schedule.participation_rates(self.steps(n, duration, seed), n, self.pilot)
+        d = self.arrival_weights(n, p, tau, rates)
+        number = 0
+        for step in self.steps(n, duration, seed):
+            if number < start:  # a resumed run makes its schedule again, which costs next to nothing
+                number += not isinstance(step, Started)
+                continue
+            clients, rounds = np.asarray(step.clients, dtype=np.int64), np.asarray(step.indices, dtype=np.int64) + 1
+            if isinstance(step, Started):
+                yield Dispatch(clients, rounds, work.many(clients, rounds), np.asarray(step.jobs, dtype=np.int64))
+                continue
+            number += 1
+            stale = np.asarray(step.staleness, dtype=np.int64)
+            omega = d[clients] * self.staleness.factor(stale)
+            done = work.many(clients, rounds)
+            trace = {"clients": clients, "rounds": rounds, "steps": done, "staleness": stale, "weights": omega}
+            yield Arrival(
+                number, seconds(step.tick), clients, rounds, done, stale, len(clients), omega, trace=trace,
+                jobs=np.asarray(step.jobs, dtype=np.int64),
+            )  # fmt: skip
+
+
+class _Work:
+    """Local steps of every job; the same number for all jobs of a client where the algorithm says so."""
+
+    def __init__(self, task: Task, algorithm: Algorithm, seed: int) -> None:
+        self.law, self.epochs = algorithm.work()
+        self.task, self.batch_size, self.seed = task, algorithm.batch_size, seed
+        self.constant = self.law.uniform is None
+        self._steps = (
+            self._of(np.arange(task.num_clients), np.ones(task.num_clients, dtype=np.int64)).tolist()
+            if self.constant
+            else []
+        )
+
+    def of(self, client: int, index: int) -> int:
+        """Steps of the client's job number `index` (0, 1, ...)."""
+        if self.constant:
+            return int(self._steps[client])
+        return int(self._of(np.array([client]), np.array([index + 1]))[0])
+
+    def many(self, clients: Ints, rounds: Ints) -> Ints:
+        """Steps of several jobs; `rounds` count from 1."""
+        if self.constant:
+            return np.array([self._steps[c] for c in clients], dtype=np.int64)
+        return self._of(clients, rounds)
+
+    def _of(self, clients: Ints, rounds: Ints) -> Ints:
+        units = self.law.of(clients, rounds, self.seed)
+        return units * self.task.steps_per_epoch(clients, self.batch_size) if self.epochs else units
+
+
+@register.participation("asynchronous")
+@dataclass(frozen=True, kw_only=True)
+class Asynchronous(Clocked):
+    """Every arrival is combined by itself and its client restarts at once (asynchronous FedAvg)."""
+
+    def steps(self, n: int, duration: Duration, seed: int) -> Iterator[Step]:
+        return schedule.asynchronous(n, duration)
+
+    def arrival_weights(self, n: int, p: Floats, tau: Ints | None, rates: Floats | None) -> Floats:
+        if tau is not None:
+            return np.asarray((1.0 / tau).sum() * tau * p)
+        return np.ones(n) if rates is None else p / np.maximum(rates, 1e-12)
+
+
+@register.participation("fixed_interval")
+@dataclass(frozen=True, kw_only=True)
+class FixedInterval(Clocked):
+    """FedFix (arXiv 2206.10189): a combine every `window` seconds of what has arrived.
+
+    With a window of the slowest client it is FedAvg.
+    """
+
+    window: Positive
+
+    def steps(self, n: int, duration: Duration, seed: int) -> Iterator[Step]:
+        return schedule.fixed_interval(n, duration, self._ticks())
+
+    def arrival_weights(self, n: int, p: Floats, tau: Ints | None, rates: Floats | None) -> Floats:
+        if tau is not None:
+            return np.asarray(-(-tau // self._ticks()) * p)
+        return np.full(n, 1.0 / n) if rates is None else p / np.maximum(rates, 1e-12)
+
+    def _ticks(self) -> int:
+        return max(ticks(exact(self.window)), 1)
+
+
+@register.participation("fedbuff")
+@dataclass(frozen=True, kw_only=True)
+class FedBuff(Clocked):
+    """FedBuff (arXiv 2106.06639): a combine whenever `buffer` results have arrived.
+
+    Parameters
+    ----------
+    buffer : results per combine.
+    concurrency : clients at work at any time (default: all).
+    restart : ``immediately``, whoever finishes is replaced at once by a random idle client (the paper); ``barrier``,
+        who has delivered waits for the buffer to fill and all of its clients restart together (the closed variant in
+        FedFix's code; all clients are at work).
+    reduce : ``mean`` divides by `buffer` (the paper), ``sum`` does not (FLSim's default); for ``weights: identical``.
+    """
+
+    weights: Weights = "identical"
+    staleness: StalenessFactor = _INVERSE_ROOT
+    buffer: Count
+    concurrency: Count | None = None
+    restart: Literal["immediately", "barrier"] = "immediately"
+    reduce: Literal["mean", "sum"] = "mean"
+
+    def check(self, task_clients: int) -> None:
+        if self.concurrency is not None and self.concurrency > task_clients:
+            raise InputError(
+                f"found {self.concurrency}, allowed: at most data.clients = {task_clients}", key="concurrency"
+            )
+        if self.restart == "barrier" and self.concurrency is not None:
+            raise InputError("with restart: barrier all clients are at work: remove the key", key="concurrency")
+        if self.restart == "barrier" and self.buffer > task_clients:
+            raise InputError(f"found {self.buffer}, allowed: at most data.clients = {task_clients}", key="buffer")
+        if self.weights == "debiased":
+            raise InputError("FedBuff's rates have no closed form; allowed: estimated, identical", key="weights")
+
+    def steps(self, n: int, duration: Duration, seed: int) -> Iterator[Step]:
+        if self.restart == "barrier":
+            return schedule.barrier(n, duration, self.buffer)
+        return schedule.buffered(n, duration, self.buffer, self.concurrency or n, rng.generator(seed, "fedbuff"))
+
+    def arrival_weights(self, n: int, p: Floats, tau: Ints | None, rates: Floats | None) -> Floats:
+        if rates is not None:
+            return p / np.maximum(rates, 1e-12)
+        return np.full(n, 1.0 / self.buffer if self.reduce == "mean" else 1.0)
