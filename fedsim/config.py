@@ -18,7 +18,7 @@ from fedsim.algorithms.base import Algorithm, ServerAlgorithm
 from fedsim.asynchronous import Clocked
 from fedsim.data import DatasetPart
 from fedsim.errors import InputError, Problem, unknown
-from fedsim.participation import Participation, Synchronous
+from fedsim.participation import Participation
 from fedsim.parts import dump_part, make_part, part_from
 from fedsim.registry import lookup
 from fedsim.system import SystemSection
@@ -304,13 +304,14 @@ def _crosscheck(s: Scenario) -> list[Problem]:
     if s.algorithm.setting == "gossip" and not isinstance(s.aggregator, Mean):
         found.append(Problem("gossip mixes with a matrix, allowed: mean", "aggregator.name"))
     mode = s.document.values.get("participation", {}).get("mode", "synchronous")
-    if (
-        isinstance(s.algorithm, ServerAlgorithm)
-        and mode not in s.algorithm.modes
-        and isinstance(s.participation, Clocked | Synchronous)
-    ):
+    if isinstance(s.algorithm, ServerAlgorithm) and s.algorithm.modes is not None and mode not in s.algorithm.modes:
         message = f"{s.algorithm.modes_reason}; allowed with '{name}': {', '.join(s.algorithm.modes)}"
         found.append(Problem(f"found {mode!r}: {message}", "participation.mode"))
+    only = s.algorithm.arrival_weights if isinstance(s.algorithm, ServerAlgorithm) else None
+    if only is not None and isinstance(s.participation, Clocked) and s.participation.weights != only:
+        found.append(
+            Problem(f"found '{s.participation.weights}', allowed with '{name}': {only}", "participation.weights")
+        )
     if s.algorithm.setting == "gossip" and "system" in s.document.values:
         found.append(
             Problem(

@@ -2,6 +2,7 @@
 
 from fedsim.algorithms import (
     dspodfl,
+    fedasync,
     fedavg,
     feddyn,
     fednova,
@@ -11,4 +12,4 @@ from fedsim.algorithms import (
     scaffold,
 )
 
-__all__ = ["dspodfl", "fedavg", "feddyn", "fednova", "fedopt", "fedprox", "gradient_tracking", "scaffold"]
+__all__ = ["dspodfl", "fedasync", "fedavg", "feddyn", "fednova", "fedopt", "fedprox", "gradient_tracking", "scaffold"]

@@ -180,9 +180,11 @@ class ServerAlgorithm(Algorithm):
     """
 
     setting: ClassVar[Literal["server", "gossip"]] = "server"
-    modes: ClassVar[tuple[str, ...]] = ("synchronous", "asynchronous", "fedbuff", "fixed_interval")
+    modes: ClassVar[tuple[str, ...] | None] = None
     modes_reason: ClassVar[str] = ""
-    """Participation modes under which the algorithm makes sense, and why not the others."""
+    """Participation modes under which the algorithm makes sense (None: all), and why not the others."""
+    arrival_weights: ClassVar[str | None] = None
+    """The only `weights` of a clocked participation that make sense, where there is only one."""
 
     server_lr: Positive = 1.0
     weighting: Literal["samples", "uniform"] = "samples"

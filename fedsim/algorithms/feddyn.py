@@ -25,7 +25,7 @@ class FedDyn(ServerAlgorithm):
     ``g_i = g_i - alpha (y_K - x)``;  server: ``h = h - alpha sum_S p_i (y_i - x)``,  ``x = sum_S w_i y_i - h / alpha``.
     """
 
-    modes: ClassVar[tuple[str, ...]] = ("synchronous",)
+    modes: ClassVar[tuple[str, ...] | None] = ("synchronous",)
     modes_reason: ClassVar[str] = (
         "the server's h balances one common round; under a clock clients work from different models"
     )

@@ -27,7 +27,7 @@ class Scaffold(ServerAlgorithm):
     ``c = c + sum_S p_i (c_i+ - c_i)``, |S|/M times the cohort's mean for uniform p. Upload and download are 2 d.
     """
 
-    modes: ClassVar[tuple[str, ...]] = ("synchronous",)
+    modes: ClassVar[tuple[str, ...] | None] = ("synchronous",)
     modes_reason: ClassVar[str] = (
         "the control variates are corrections for one common model; under a clock clients work from different ones"
     )

@@ -1,0 +1,42 @@
+"""FedAsync (arXiv 1903.03934, Algorithm 1): every arriving model is mixed into the server's.
+
+Models are mixed, not deltas: a stale model also pulls the server back. The local objective is regularised towards the
+model that was sent, ``f(y) + mu/2 ||y - x_sent||^2`` (the paper's rho). Runs under ``{mode: asynchronous, weights:
+identical}``, whose `staleness` is the paper's s: constant, ``{polynomial: a}`` or ``{hinge: [a, b]}``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedsim.algorithms.base import Aggregate, Effort, Message, NonNegative, Round, State
+from fedsim.algorithms.fedprox import FedProx
+from fedsim.errors import InputError
+from fedsim.registry import register
+from fedsim.types import Fraction
+
+
+@register.algorithm("fedasync")
+@dataclass(frozen=True, kw_only=True)
+class FedAsync(FedProx):
+    """``x = (1 - a) x + a y,  a = alpha * s(staleness)``; direction ``g(y) + mu (y - x_sent)``."""
+
+    modes: ClassVar[tuple[str, ...] | None] = ("asynchronous",)
+    modes_reason: ClassVar[str] = "it mixes one arriving model at a time"
+    arrival_weights: ClassVar[str | None] = "identical"
+    mu: NonNegative = 0.005
+    alpha: Fraction = 0.6
+
+    def check(self, num_clients: int) -> None:
+        super().check(num_clients)
+        if self.server_momentum > 0 or self.server_lr != 1.0:
+            raise InputError("FedAsync's server has neither a learning rate nor momentum; set alpha", key="server_lr")
+
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
+        return {"y": local["x"]}, client
+
+    def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
+        assert round.weights is not None
+        pull = aggregate(messages["y"]) - round.weights.sum() * state["x"]
+        return {**state, "x": state["x"] + self.alpha * pull}
