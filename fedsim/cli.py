@@ -14,6 +14,9 @@ import typer
 from fedsim.errors import FedsimError, InputError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fedsim.config import Scenario
     from fedsim.simulation import Progress
 
 app = typer.Typer(
@@ -59,12 +62,29 @@ def run(
 
 
 @app.command()
-def plan(scenario: ScenarioFile, settings: Settings = None, as_json: AsJson = False) -> None:
+def plan(
+    scenario: ScenarioFile,
+    settings: Settings = None,
+    schedule: Annotated[
+        bool, typer.Option("--schedule", help="follow the virtual clock: who delivers when, without training")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="with --schedule: where its picture goes (PNG, SVG or PDF)")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Say what a scenario would do: sizes, memory, bytes per round, graph checks. Runs nothing."""
     from fedsim.config import load
+
+    checked = load(scenario, settings)
+    if schedule:
+        _schedule(checked, out, as_json)
+        return
+    if out is not None:
+        raise InputError("--out: found without --schedule, whose picture it is; allowed: both")
     from fedsim.planning import plan as make_plan
 
-    sections = make_plan(load(scenario, settings))
+    sections = make_plan(checked)
     if as_json:
         print(json.dumps(sections))
         return
@@ -143,12 +163,7 @@ def topology(
         from fedsim.figures.topology import topology_figure
 
         place = out or Path(f"{Path(what).stem}.png")
-        try:
-            topology_figure(graph, str(facts.get("name", what))).savefig(place, dpi=150, bbox_inches="tight")
-        except (OSError, ValueError) as error:
-            raise InputError(f"--out: the picture cannot be written to {place}: {error}") from None
-        if not as_json:
-            _console().print(f"picture: [bold]{place}[/bold]")
+        _picture(topology_figure(graph, str(facts.get("name", what))), place, as_json)
 
 
 @app.command()
@@ -206,6 +221,37 @@ def main() -> NoReturn:
         print(error, file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
+
+
+def _schedule(scenario: Scenario, out: Path | None, as_json: bool) -> None:
+    """``plan --schedule``: tables of the first combines and of the clients, and a picture."""
+    from fedsim.schedule_view import client_rows, combine_rows, follow, headline
+
+    timeline = follow(scenario)
+    if as_json:
+        print(json.dumps(timeline.to_json()))
+    else:
+        for title, (header, rows) in (
+            ("first combines", combine_rows(timeline)),
+            ("clients (means over the whole schedule)", client_rows(timeline)),
+        ):
+            _table(title, rows, header)
+        _console().print(headline(timeline), highlight=False, markup=False)
+    if out is not None:
+        from fedsim.figures.schedule import schedule_figure
+
+        title = f"{timeline.name} ({timeline.mode})"
+        figure = schedule_figure(timeline.bars, timeline.times, timeline.clients, timeline.bars_until, title)
+        _picture(figure, out, as_json)
+
+
+def _picture(figure: Figure, place: Path, quiet: bool) -> None:
+    try:
+        figure.savefig(place, dpi=150, bbox_inches="tight")
+    except (OSError, ValueError) as error:
+        raise InputError(f"--out: the picture cannot be written to {place}: {error}") from None
+    if not quiet:
+        _console().print(f"picture: [bold]{place}[/bold]")
 
 
 @contextmanager
