@@ -39,7 +39,7 @@ th:first-child, td:first-child, td.text { text-align: left; }
 td.text { white-space: normal; min-width: 8rem; max-width: 26rem; overflow-wrap: anywhere; }
 thead th { white-space: normal; min-width: 4rem; }
 .mark { color: var(--mark); font-weight: 600; }
-.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); gap: 0.4rem 0.8rem; }
+.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: 0.4rem 0.8rem; }
 .panels svg { width: 100%; height: auto; display: block; color: var(--text); }
 .legend { display: flex; flex-wrap: wrap; gap: 0.1rem 1.2rem; font-size: 0.86rem; margin: 0.3rem 0 0.6rem;
   overflow-wrap: anywhere; }
