@@ -1,0 +1,163 @@
+"""Schedules against tables worked out by hand, and what holds for any durations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedsim import rng, schedule
+from fedsim.clock import ticks
+from fedsim.schedule import Combined, Started, Step
+
+F80 = [Fraction(1), Fraction(11, 15), Fraction(7, 15), Fraction(1, 5)]
+TAU = [ticks(t) for t in F80]
+
+
+def constant(client: int, _index: int) -> int:
+    return TAU[client]
+
+
+def drawn(client: int, index: int) -> int:
+    """Durations of 1 to 12 ticks, so that ties are frequent."""
+    return 1 + int(12 * rng.scalar_uniform(rng.scalar_key(5, "durations"), client, index))
+
+
+def combines(steps: Iterator[Step], count: int) -> list[Combined]:
+    return list(islice((s for s in steps if isinstance(s, Combined)), count))
+
+
+def table(steps: Iterator[Step], count: int) -> list[list[int]]:
+    """One row per combine: the model each client delivers for, -1 where it is absent."""
+    rows = []
+    for number, step in enumerate(combines(steps, count)):
+        row = [-1] * 4
+        for client, stale in zip(step.clients, step.staleness, strict=True):
+            row[client] = number - stale
+        rows.append(row)
+    return rows
+
+
+def times(steps: Iterator[Step], count: int) -> list[int]:
+    return [step.tick for step in combines(steps, count)]
+
+
+def test_fixed_interval_entry_for_entry() -> None:
+    window = ticks(0.5)
+    expected = [[-1, -1, 0, 0], [0, 0, 1, 1], [-1, -1, 2, 2], [2, 2, 3, 3]]
+    assert table(schedule.fixed_interval(4, constant, window), 4) == expected
+    assert times(schedule.fixed_interval(4, constant, window), 4) == [ticks(t) for t in (0.5, 1.0, 1.5, 2.0)]
+
+
+def test_asynchronous_entry_for_entry() -> None:
+    expected = [(3, 0), (3, 1), (2, 0), (3, 2), (1, 0), (3, 4), (2, 3), (0, 0), (3, 6)]
+    moments = [F80[3], 2 * F80[3], F80[2], 3 * F80[3], F80[1], 4 * F80[3], 2 * F80[2], Fraction(1), Fraction(1)]
+    steps = combines(schedule.asynchronous(4, constant), 9)
+    assert [(s.clients[0], n - s.staleness[0]) for n, s in enumerate(steps)] == expected
+    assert [s.tick for s in steps] == [ticks(t) for t in moments]
+    assert all(len(s.clients) == 1 for s in steps)
+
+
+def test_barrier_entry_for_entry() -> None:
+    expected = [[-1, -1, 0, 0], [-1, 0, -1, 1], [-1, -1, 1, 2], [0, -1, -1, 3], [-1, -1, 3, 4], [-1, 2, -1, 5],
+                [-1, -1, 5, 6]]  # fmt: skip
+    moments = [7, 11, 14, 17, 21, 24, 28]  # fifteenths of a second
+    assert table(schedule.barrier(4, constant, 2), 7) == expected
+    assert times(schedule.barrier(4, constant, 2), 7) == [ticks(Fraction(t, 15)) for t in moments]
+
+
+def test_the_fastest_of_twenty_delivers_in_every_window() -> None:
+    """In floating point it misses a tenth of its windows, for 0.2 + 0.2 + 0.2 > 0.6."""
+    tau = [ticks(1 - Fraction(4, 5) * Fraction(i, 19)) for i in range(20)]
+    steps = combines(schedule.fixed_interval(20, lambda c, _: tau[c], ticks(0.2)), 500)
+    assert all(19 in s.clients and s.staleness[s.clients.index(19)] == 0 for s in steps)
+
+
+MODES: dict[str, Callable[[Callable[[int, int], int]], Iterator[Step]]] = {
+    "asynchronous": lambda d: schedule.asynchronous(6, d),
+    "fixed_interval": lambda d: schedule.fixed_interval(6, d, 5),
+    "barrier": lambda d: schedule.barrier(6, d, 3),
+    "fedbuff": lambda d: schedule.buffered(6, d, 3, 4, np.random.default_rng(1)),
+    "fedbuff, one client at work": lambda d: schedule.buffered(6, d, 2, 1, np.random.default_rng(1)),
+    "fedbuff, a buffer beyond all clients": lambda d: schedule.buffered(6, d, 9, 6, np.random.default_rng(1)),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_laws_of_every_schedule(mode: str) -> None:
+    """Jobs start and end once, after their duration; time never runs back; staleness counts the combines between."""
+    pulled: dict[int, int] = {}
+    began: dict[int, tuple[int, int, int]] = {}
+    made = dict.fromkeys(range(6), 0)
+    number = now = 0
+    for step in islice(MODES[mode](drawn), 600):
+        assert step.tick >= now
+        now = step.tick
+        if isinstance(step, Started):
+            for job, client, index in zip(step.jobs, step.clients, step.indices, strict=True):
+                assert job not in began
+                assert index == made[client]
+                made[client] += 1
+                began[job], pulled[job] = (step.tick, client, index), number
+            continue
+        for job, client, index, stale in zip(step.jobs, step.clients, step.indices, step.staleness, strict=True):
+            start, who, which = began[job]
+            assert (who, which) == (client, index)
+            assert start + drawn(client, index) <= step.tick
+            assert stale == number - pulled.pop(job)
+        number += 1
+    assert number > 50
+    assert min(made.values()) > 3
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 6])
+def test_fedbuff_keeps_its_concurrency_at_every_instant(concurrency: int) -> None:
+    steps = [s for s in islice(schedule.buffered(6, drawn, 4, concurrency, np.random.default_rng(0)), 800)
+             if isinstance(s, Started)]  # fmt: skip
+    spans = [(s.tick, s.tick + drawn(c, i), c) for s in steps for c, i in zip(s.clients, s.indices, strict=True)]
+    horizon = steps[-1].tick  # jobs that start later are not listed
+    for instant in range(horizon):
+        working = [c for start, end, c in spans if start <= instant < end]
+        assert len(working) == concurrency
+        assert len(set(working)) == concurrency  # nobody has two jobs at once
+    assert {c for _, _, c in spans} == set(range(6))
+
+
+def test_fedbuff_replaces_by_random_idle_clients() -> None:
+    steps = combines(schedule.buffered(10, lambda *_: 5, 1, 2, np.random.default_rng(0)), 20_000)
+    counts = np.bincount([s.clients[0] for s in steps], minlength=10)
+    assert np.abs(counts / 20_000 - 0.1).max() < 0.01
+
+
+def test_buffers_may_hold_a_client_twice() -> None:
+    fast_first = lambda c, _: 1 if c == 0 else 100  # noqa: E731
+    first = combines(schedule.buffered(3, fast_first, 4, 3, np.random.default_rng(0)), 1)[0]
+    assert first.clients == [0, 0, 0, 0]
+    assert first.indices == [0, 1, 2, 3]
+    assert len(set(first.jobs)) == 4
+    assert first.staleness == [0, 0, 0, 0]
+
+
+def test_ties_are_broken_by_client() -> None:
+    equal: Any = lambda *_: 7  # noqa: E731
+    assert [s.clients for s in combines(schedule.asynchronous(3, equal), 6)] == [[0], [1], [2]] * 2
+    assert [s.clients for s in combines(schedule.barrier(4, equal, 2), 4)] == [[0, 1], [2, 3]] * 2
+    assert [s.staleness for s in combines(schedule.barrier(4, equal, 2), 4)] == [[0, 0], [1, 1], [1, 1], [1, 1]]
+
+
+def test_windows_in_which_nobody_delivers() -> None:
+    steps = combines(schedule.fixed_interval(2, lambda *_: 10, 4), 6)
+    assert [s.clients for s in steps] == [[], [], [0, 1]] * 2
+    assert steps[2].staleness == [2, 2]
+
+
+def test_rates_count_deliveries() -> None:
+    rates = schedule.participation_rates(schedule.fixed_interval(4, constant, ticks(0.5)), 4, 100)
+    assert rates.tolist() == [0.5, 0.5, 1.0, 1.0]
+    fast_first = lambda c, _: 1 if c == 0 else 100  # noqa: E731
+    buffered = schedule.buffered(3, fast_first, 4, 3, np.random.default_rng(0))
+    assert schedule.participation_rates(buffered, 3, 10).tolist() == [4.0, 0.0, 0.0]
