@@ -13,6 +13,7 @@ import torch
 from fedsim.aggregators import message_bytes
 from fedsim.algorithms.base import Algorithm, Effort, GossipAlgorithm
 from fedsim.algorithms.schedules import Work
+from fedsim.asynchronous import Clocked
 from fedsim.config import Scenario
 from fedsim.data import Dataset, Quadratic
 from fedsim.errors import InputError
@@ -90,6 +91,9 @@ def _assemble(s: Scenario) -> Assembly:
         received, sent = one_message(s.algorithm, task, gossip=False)
         with _section("system"):
             durations = Durations(s.system, task.num_clients, s.seed, message_bytes(received), message_bytes(sent))
+        if isinstance(s.participation, Clocked):
+            with _section("participation"):
+                s.participation.check_durations(task, s.algorithm, s.seed, durations)
     return Assembly(task, network, device, dtype, counts, layout, durations)
 
 

@@ -97,8 +97,16 @@ class Clocked(Participation):
         """The schedule, without end."""
 
     @abstractmethod
-    def arrival_weights(self, n: int, p: Floats, tau: Ints | None, rates: Floats | None) -> Floats:
+    def arrival_weights(self, n: int, p: Floats, tau: list[int] | None, rates: Floats | None) -> Floats:
         """d_i of every client ``[n]``, from importance and constant durations in ticks or rates of delivery."""
+
+    def check_durations(self, task: Task, algorithm: Algorithm, seed: int, durations: Durations) -> None:
+        """Raise InputError where `weights` needs durations that do not vary from job to job, and they do."""
+        if self.weights == "debiased" and not (durations.constant and _Work(task, algorithm, seed).constant):
+            raise InputError(
+                "durations vary from job to job, for which there is no closed form; allowed: estimated, identical",
+                key="weights",
+            )
 
     def events(
         self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
@@ -107,20 +115,22 @@ class Clocked(Participation):
         n = task.num_clients
         durations = durations or Durations(SystemSection(), n, seed)
         work = _Work(task, algorithm, seed)
-        if self.weights == "debiased" and not (durations.constant and work.constant):
-            raise InputError(
-                "durations vary from job to job, for which there is no closed form; allowed: estimated, identical",
-                key="weights",
-            )
+        self.check_durations(task, algorithm, seed, durations)
 
         def duration(client: int, index: int) -> int:
             return durations.of(client, index, work.of(client, index))
 
-        p = task.importance if algorithm.weighting == "samples" else np.full(n, 1.0 / n)
-        tau = np.array([duration(c, 0) for c in range(n)], dtype=np.int64) if self.weights == "debiased" else None
+        share = task.importance if algorithm.weighting == "samples" else np.ones(n)
+        p = share / share.sum()  # the arithmetic of a synchronous round, so that limit cases agree bit for bit
+        tau = [duration(c, 0) for c in range(n)] if self.weights == "debiased" else None
         rates = None
         if self.weights == "estimated":
             rates = schedule.participation_rates(self.steps(n, duration, seed), n, self.pilot)
+            if not rates.all():
+                raise InputError(
+                    f"client {int(rates.argmin())} delivers in none of the first {self.pilot} combines; allowed: more",
+                    key="participation.pilot",
+                )
         d = self.arrival_weights(n, p, tau, rates)
         number = 0
         for step in self.steps(n, duration, seed):
@@ -180,10 +190,11 @@ class Asynchronous(Clocked):
     def steps(self, n: int, duration: Duration, seed: int) -> Iterator[Step]:
         return schedule.asynchronous(n, duration)
 
-    def arrival_weights(self, n: int, p: Floats, tau: Ints | None, rates: Floats | None) -> Floats:
+    def arrival_weights(self, n: int, p: Floats, tau: list[int] | None, rates: Floats | None) -> Floats:
         if tau is not None:
-            return np.asarray((1.0 / tau).sum() * tau * p)
-        return np.ones(n) if rates is None else p / np.maximum(rates, 1e-12)
+            lengths = np.array(tau, dtype=np.float64)
+            return np.asarray((1.0 / lengths).sum() * lengths * p)
+        return np.ones(n) if rates is None else p / rates
 
 
 @register.participation("fixed_interval")
@@ -199,10 +210,11 @@ class FixedInterval(Clocked):
     def steps(self, n: int, duration: Duration, seed: int) -> Iterator[Step]:
         return schedule.fixed_interval(n, duration, self._ticks())
 
-    def arrival_weights(self, n: int, p: Floats, tau: Ints | None, rates: Floats | None) -> Floats:
+    def arrival_weights(self, n: int, p: Floats, tau: list[int] | None, rates: Floats | None) -> Floats:
         if tau is not None:
-            return np.asarray(-(-tau // self._ticks()) * p)
-        return np.full(n, 1.0 / n) if rates is None else p / np.maximum(rates, 1e-12)
+            window = self._ticks()
+            return np.asarray([-(-t // window) for t in tau] * p)
+        return np.full(n, 1.0 / n) if rates is None else p / rates
 
     def _ticks(self) -> int:
         return max(ticks(exact(self.window)), 1)
@@ -247,7 +259,7 @@ class FedBuff(Clocked):
             return schedule.barrier(n, duration, self.buffer)
         return schedule.buffered(n, duration, self.buffer, self.concurrency or n, rng.generator(seed, "fedbuff"))
 
-    def arrival_weights(self, n: int, p: Floats, tau: Ints | None, rates: Floats | None) -> Floats:
+    def arrival_weights(self, n: int, p: Floats, tau: list[int] | None, rates: Floats | None) -> Floats:
         if rates is not None:
-            return p / np.maximum(rates, 1e-12)
+            return p / rates
         return np.full(n, 1.0 / self.buffer if self.reduce == "mean" else 1.0)

@@ -20,7 +20,7 @@ from fedsim.asynchronous import Clocked
 from fedsim.backends.base import Backend
 from fedsim.backends.vectorized import Vectorized
 from fedsim.config import Scenario, load, parse
-from fedsim.errors import RunError
+from fedsim.errors import InputError, RunError
 from fedsim.memory import keep_freed_memory
 from fedsim.participation import Arrival, Dispatch
 from fedsim.partition_table import write_partition
@@ -78,7 +78,10 @@ def run(
         torch.set_num_threads(scenario.run.threads)
     assembly = assemble(scenario)
     folder = Path(out) if out is not None else Path("runs") / f"{scenario.name}-{scenario.hash()}"
-    return Simulation(scenario, assembly, folder, resume).run(progress)
+    try:
+        return Simulation(scenario, assembly, folder, resume).run(progress)
+    except InputError as error:  # what only a schedule shows
+        raise scenario.document.locate(error) from None
 
 
 @dataclass
@@ -92,6 +95,7 @@ class Simulation:
     state: State = field(init=False)
     totals: Totals = field(init=False, default_factory=Totals)
     round: int = field(init=False, default=0)
+    fresh: bool = field(init=False, default=True)
 
     def __post_init__(self) -> None:
         task, algorithm = self.assembly.task, self.scenario.algorithm
@@ -103,6 +107,7 @@ class Simulation:
             initial = initial.expand(task.num_clients, -1).clone()
         self.state = algorithm.init(initial)
         saved = open_directory(self.folder, self.scenario, self.resume)
+        self.fresh = saved is None
         if saved is not None:
             self.round, self.totals = saved["round"], Totals(**saved["totals"])
             self.state = {k: v.to(task.device) for k, v in saved["state"].items()}
@@ -117,17 +122,21 @@ class Simulation:
         before, resumed_at = self.totals.wall, self.round
         try:
             with _stop_requested() as stop:
-                if self.round == 0:
+                if self.fresh:
                     self._evaluate(recorder, progress)
                 events = s.participation.events(
                     task, s.algorithm, s.seed, self.round, self.assembly.network, self.assembly.durations
                 )
+                begun: list[Dispatch] = []  # of a round that `run.seconds` may still cut off
                 for event in events:
                     if self.round >= s.run.rounds or _past(event, s.run.seconds):
                         break
                     if isinstance(event, Dispatch):
-                        self._dispatch(event)
+                        begun.append(event)
                         continue
+                    for dispatch in begun:
+                        self._dispatch(dispatch)
+                    begun.clear()
                     self._combine(event, recorder)
                     now = time.monotonic()
                     self.totals.wall = before + now - started
@@ -142,6 +151,8 @@ class Simulation:
                         last_checkpoint = now
                     if stopping:
                         raise KeyboardInterrupt(f"a checkpoint of round {self.round} is in {self.folder}")
+                if not s.run.evaluates(self.round):  # `run.seconds` ended the run
+                    self._evaluate(recorder, progress)
         finally:
             recorder.close()
         self._checkpoint()

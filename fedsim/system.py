@@ -12,11 +12,11 @@ from statistics import NormalDist
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, field_validator, model_validator
 
 from fedsim import rng
 from fedsim.clock import TICKS_PER_SECOND, exact, ticks
-from fedsim.errors import InputError
+from fedsim.errors import InputError, unknown
 from fedsim.types import NonNegative, Positive
 
 _STANDARD = NormalDist()
@@ -57,6 +57,12 @@ class Linear(Law):
     model: Literal["linear"]
     slowest: Positive = 1.0
     fastest: Positive
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Linear:
+        if self.fastest > self.slowest:
+            raise ValueError(f"found fastest {self.fastest} above slowest {self.slowest}, allowed: fastest <= slowest")
+        return self
 
     def per_client(self, n: int, seed: int, purpose: str) -> list[Fraction | float]:
         slowest, fastest, last = exact(self.slowest), exact(self.fastest), max(n - 1, 1)
@@ -103,8 +109,8 @@ class TruncatedNormal(Law):
     low: NonNegative = 0.0
 
     def quantile(self, u: float) -> float:
-        below = _STANDARD.cdf((self.low - self.mean) / self.std)
-        return max(self.low, self.mean + self.std * _STANDARD.inv_cdf(_open(below + (1 - below) * u)))
+        kept = 0.5 * math.erfc((self.low - self.mean) / (self.std * math.sqrt(2)))  # upper tails stay exact when tiny
+        return max(self.low, self.mean - self.std * _STANDARD.inv_cdf(_open(kept * (1.0 - u))))
 
 
 class HalfNormal(Law):
@@ -136,6 +142,13 @@ class LogNormal(Law):
     sigma: Positive
     scale: Positive = 1.0
 
+    @field_validator("sigma")
+    @classmethod
+    def _finite(cls, sigma: float) -> float:
+        if sigma > 10:
+            raise ValueError("allowed: at most 10 (its extremes would no longer be numbers)")
+        return sigma
+
     def quantile(self, u: float) -> float:
         return self.scale * math.exp(self.sigma * _STANDARD.inv_cdf(_open(u)))
 
@@ -149,13 +162,27 @@ class Pareto(Law):
     cap: Positive
 
     def quantile(self, u: float) -> float:
-        return min(self.cap, self.low * math.pow(1.0 - u, -1.0 / self.alpha))
+        growth = -math.log1p(-u) / self.alpha  # compared as a logarithm, which cannot overflow
+        return self.cap if growth >= math.log(self.cap / self.low) else self.low * math.exp(growth)
+
+
+_LAWS = (
+    "fixed", "linear", "table", "uniform", "truncated_normal", "half_normal", "exponential", "shifted_exponential",
+    "lognormal", "pareto",
+)  # fmt: skip
 
 
 def _number(value: Any) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return {"model": "fixed", "value": float(value)}
+    if isinstance(value, dict) and value.get("model") not in _LAWS:
+        raise ValueError(unknown("law", value["model"], _LAWS) if "model" in value else _FORMS)
+    if not isinstance(value, (dict, Law)):
+        raise ValueError(f"found {value!r}, {_FORMS}")
     return value
+
+
+_FORMS = f"allowed: a number or a law {{model: ..., ...}} with one of the models {', '.join(_LAWS)}"
 
 
 AnyLaw = Annotated[
@@ -189,13 +216,12 @@ class SystemSection(_Section):
     jitter: AnyLaw | None = None
     network: Network | None = None
 
-    @model_validator(mode="after")
-    def _jitter_varies(self) -> SystemSection:
-        if isinstance(self.jitter, (Linear, Table)):
-            raise ValueError(
-                f"found jitter {{model: {self.jitter.model}}}, allowed: a law that can be drawn for every job"
-            )
-        return self
+    @field_validator("jitter")
+    @classmethod
+    def _varies(cls, jitter: AnyLaw | None) -> AnyLaw | None:
+        if isinstance(jitter, (Linear, Table)):
+            raise ValueError(f"found model {jitter.model}, allowed: a law that can be drawn anew for every job")
+        return jitter
 
 
 class Durations:
@@ -210,13 +236,13 @@ class Durations:
 
     def __init__(self, section: SystemSection, n: int, seed: int, down: int = 0, up: int = 0) -> None:
         self.section, self.n = section, n
-        self._compute = _ticks(section.compute.per_client(n, seed, "compute_speed"))
+        self._compute = _ticks(_draws(section.compute, n, seed, "compute_speed", "compute"))
         self._link = [0] * n
         if section.network is not None:
-            latency = section.network.latency.per_client(n, seed, "latency")
+            latency = _draws(section.network.latency, n, seed, "latency", "network.latency")
             seconds: list[Fraction | float] = [2 * v for v in latency]
             if section.network.bandwidth is not None:
-                rates = section.network.bandwidth.per_client(n, seed, "bandwidth")
+                rates = _draws(section.network.bandwidth, n, seed, "bandwidth", "network.bandwidth")
                 if min(rates) <= 0:
                     raise InputError(
                         "found a bandwidth of 0, allowed: above 0 bytes per second", key="network.bandwidth"
@@ -237,6 +263,13 @@ class Durations:
         if self.section.jitter is not None:
             total += int(self.section.jitter.quantile(rng.scalar_uniform(self._jitter, client, job)) * TICKS_PER_SECOND)
         return max(total, 1)
+
+
+def _draws(law: Law, n: int, seed: int, purpose: str, key: str) -> list[Fraction | float]:
+    try:
+        return law.per_client(n, seed, purpose)
+    except InputError as error:
+        raise error.under(key) from None
 
 
 def _ticks(values: list[Fraction | float]) -> list[int]:
