@@ -1,0 +1,188 @@
+"""``fedsim plan --schedule``: what it counts, against a schedule done by hand, and how the command answers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from fedsim.cli import main
+from fedsim.config import parse
+from fedsim.errors import InputError
+from fedsim.figures.schedule import Bar, schedule_figure
+from fedsim.schedule_view import client_rows, combine_rows, follow, headline
+from fedsim.simulation import run as simulate
+
+F_80: dict[str, Any] = {"compute": {"model": "linear", "slowest": 1.0, "fastest": 0.2}}
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """``scenario(n, participation, run, ...)``: n scalar clients with importance 1 to n over their sum."""
+
+    def make(n: int, participation: dict[str, Any], run: dict[str, Any], **sections: Any) -> dict[str, Any]:
+        file = tmp_path / f"q{n}.npz"
+        np.savez(file, A=np.ones((n, 1)), b=np.ones((n, 1)), p=np.arange(1.0, n + 1))
+        made: dict[str, Any] = {
+            "name": "by-hand", "data": {"dataset": "quadratic", "file": str(file)},
+            "algorithm": {"name": "fedavg", "lr": 0.1}, "participation": participation, "system": F_80, "run": run,
+        }  # fmt: skip
+        return made | sections
+
+    return make
+
+
+Make = Callable[..., dict[str, Any]]
+
+
+def test_fedfix_by_hand(scenario: Make) -> None:
+    """Four clients of F-80 take 1, 11/15, 7/15 and 1/5 s; with windows of 0.5 s: 2, 2, 1 and 1 windows."""
+    t = follow(parse(scenario(4, {"mode": "fixed_interval", "window": 0.5}, {"rounds": 6})))
+    assert (t.combines, t.end, t.mode, t.shortened) == (6, 3.0, "fixed_interval", False)
+    assert t.delivered.tolist() == [3, 3, 6, 6]
+    assert t.staleness.tolist() == [1, 1, 0, 0]
+    assert t.busy == pytest.approx([1, 11 / 15, 14 / 15, 2 / 5], abs=1e-12)
+    assert t.waiting == pytest.approx([0, 4 / 15, 1 / 15, 3 / 5], abs=1e-12)
+    assert t.idle.tolist() == [0, 0, 0, 0]
+    assert t.importance == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert t.weight == pytest.approx(t.importance, abs=1e-12)
+    assert [c.clients for c in t.first] == [[2, 3], [0, 1, 2, 3]] * 3
+    assert t.first[1].weights == pytest.approx([0.2, 0.4, 0.3, 0.4])
+    assert [b for b in t.bars if b.client == 0] == [Bar(0, k, k + 1.0, k + 1.0) for k in (0.0, 1.0, 2.0)]
+
+
+def test_asynchronous_clients_never_wait_and_their_last_job_is_cut(scenario: Make) -> None:
+    """In 1.1 s the four deliver once, once, twice and five times, and all are at work to the end."""
+    t = follow(parse(scenario(4, {"mode": "asynchronous"}, {"rounds": 100, "seconds": 1.1})))
+    assert (t.combines, t.end) == (9, 1.1)
+    assert t.delivered.tolist() == [1, 1, 2, 5]
+    assert t.busy == pytest.approx([1, 1, 1, 1])
+    assert t.waiting.tolist() == [0, 0, 0, 0]
+
+
+def test_synchronous_clients_wait_for_the_slowest_of_their_cohort_and_others_are_idle(scenario: Make) -> None:
+    t = follow(parse(scenario(4, {"mode": "synchronous"}, {"rounds": 5})))
+    assert t.delivered.tolist() == [5] * 4
+    assert t.busy == pytest.approx([1, 11 / 15, 7 / 15, 1 / 5])
+    assert t.waiting == pytest.approx([0, 4 / 15, 8 / 15, 4 / 5])
+    one = follow(parse(scenario(4, {"mode": "synchronous", "clients_per_round": 1}, {"rounds": 40})))
+    lengths = np.array([1, 11 / 15, 7 / 15, 1 / 5])
+    assert one.end == pytest.approx(float(one.delivered @ lengths))
+    assert one.busy == pytest.approx(one.delivered * lengths / one.end)
+    assert one.idle == pytest.approx(1 - one.busy)
+    assert one.waiting.tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "participation",
+    [
+        {"mode": "synchronous", "fraction": 0.5},
+        {"mode": "asynchronous", "weights": "estimated", "pilot": 500},
+        {"mode": "fedbuff", "buffer": 3, "concurrency": 5},
+        {"mode": "fedbuff", "buffer": 3, "restart": "barrier"},
+    ],
+    ids=str,
+)
+def test_it_is_the_schedule_of_the_run(scenario: Make, tmp_path: Path, participation: dict[str, Any]) -> None:
+    jitter = {"compute": {"model": "lognormal", "sigma": 1.0}, "jitter": {"model": "exponential", "mean": 0.1}}
+    run = {"rounds": 15, "trace": True, "device": "cpu"}
+    checked = parse(scenario(8, participation, run, system=jitter))
+    t = follow(checked)
+    lines = (simulate(checked, tmp_path / "run").dir / "trace.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [r["time"] for r in rows] == pytest.approx(t.times.tolist(), rel=1e-12)
+    for row, combine in zip(rows, t.first, strict=True):
+        assert row["clients"] == combine.clients
+        assert row["staleness"] == combine.staleness
+        assert row["weights"] == pytest.approx(combine.weights)
+    assert (t.idle >= 0).all()
+    delivered = [b for b in t.bars if b.combined is not None]
+    assert len(delivered) == t.delivered.sum()
+    assert all(b.start < b.end <= b.combined + 1e-9 for b in delivered if b.combined is not None)
+    for c in range(8):  # nobody works on two jobs at once, and the shares are those of the bars
+        jobs = sorted(b for b in t.bars if b.client == c)
+        assert all(a.end <= b.start + 1e-9 for a, b in pairwise(jobs))
+        assert sum(max(min(b.end, t.end) - b.start, 0) for b in jobs) == pytest.approx(t.busy[c] * t.end)
+
+
+def test_tables(scenario: Make) -> None:
+    t = follow(parse(scenario(4, {"mode": "fixed_interval", "window": 0.5}, {"rounds": 50})))
+    _, rows = combine_rows(t)
+    assert len(rows) <= 30
+    assert rows[0][:4] == ("1", "0.5", "2, 3", "0, 0")
+    header, clients = client_rows(t)
+    assert len(clients) == 4
+    assert dict(zip(header, clients[0], strict=True))["busy"] == "1"
+    many = follow(parse(scenario(60, {"mode": "synchronous", "clients_per_round": 9}, {"rounds": 1})))
+    header, clients = client_rows(many)
+    assert [row[0] for row in clients] == ["smallest", "25 %", "median", "75 %", "largest"]
+    assert "and 4 more" in combine_rows(many)[1][0][2]
+    assert "60 clients, 1 combines of 9 results" in headline(many)
+
+
+def test_a_client_without_delivery_has_no_staleness(scenario: Make) -> None:
+    t = follow(parse(scenario(4, {"mode": "asynchronous"}, {"rounds": 1})))
+    values = json.loads(json.dumps(t.to_json(), allow_nan=False))
+    assert [c["staleness"] for c in values["clients"]] == [None, None, None, 0.0]
+
+
+def test_the_figure_shows_what_is_there() -> None:
+    bars = [Bar(c, float(k), k + 1 - c / 100, float(k + 1)) for k in range(9) for c in range(80)]
+    figure = schedule_figure(bars, np.arange(1.0, 10.0), 80, 9.0)
+    axes = figure.axes[0]
+    assert axes.get_xlim() == (0.0, 3.0)  # three of the longest jobs
+    assert axes.get_ylim() == (49.5, -0.5)
+    labels = [int(label.get_text()) for label in axes.get_yticklabels()]
+    assert labels == sorted(labels)  # slowest first
+    assert "50 of 80" in axes.get_ylabel()
+    few = schedule_figure(bars[:4], [1.0], 4, 0.5).axes[0]
+    assert few.get_xlim() == (0.0, 0.5)
+    assert [label.get_text() for label in few.get_yticklabels()] == ["0", "1", "2", "3"]
+
+
+def test_gossip_has_no_schedule() -> None:
+    gossip = {
+        "data": {"dataset": "digits", "clients": 4}, "model": {"name": "linear"}, "algorithm": {"name": "dgd"},
+        "topology": {"graph": "ring"}, "participation": {"mode": "gossip"},
+    }  # fmt: skip
+    with pytest.raises(InputError, match=r"participation.mode: found a gossip scenario.*fixed_interval"):
+        follow(parse(gossip))
+
+
+def test_command(
+    scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(yaml.safe_dump(scenario(4, {"mode": "fixed_interval", "window": 0.5}, {"rounds": 6})))
+
+    def call(*argv: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedsim", "plan", str(file), *argv])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, *capsys.readouterr()
+
+    monkeypatch.setenv("COLUMNS", "150")
+    code, out, _ = call("--schedule", "--out", str(tmp_path / "s.png"))
+    assert code == 0
+    assert "6 combines of 18 results in 3 virtual seconds" in out
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+    code, out, _ = call("--schedule", "--json")
+    assert code == 0
+    assert [c["delivered"] for c in json.loads(out)["clients"]] == [3, 3, 6, 6]
+    code, _, err = call("--out", str(tmp_path / "t.png"))
+    assert code == 2
+    assert "--schedule" in err
+    code, _, err = call("--schedule", "--out", str(tmp_path / "no" / "t.png"))
+    assert code == 2
+    assert "cannot be written" in err
+    code, _, err = call("--schedule", "--set", "system.jitter=0.1", "--set", "participation.window=-1")
+    assert code == 2
+    assert "participation.window" in err
