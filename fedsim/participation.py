@@ -6,22 +6,24 @@ results are combined: one round). Modes draw from keys alone, so any round can b
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from fedsim import rng
 from fedsim.algorithms.base import Algorithm, ServerAlgorithm
-from fedsim.clock import seconds
+from fedsim.clock import seconds, ticks
 from fedsim.errors import InputError
 from fedsim.registry import Part, register
 from fedsim.system import Durations, SystemSection
 from fedsim.task import Ints, Task
-from fedsim.types import Count, Fraction, Probability
+from fedsim.types import Count, Fraction, Positive, Probability
 
 Floats = npt.NDArray[np.float64]
 
@@ -42,8 +44,8 @@ class Arrival:
     """The results of `clients` are combined: round `number` ends at virtual second `time`.
 
     `weights` ``[m]`` aggregate at a server; `mixing` is the realised matrix of a gossip round. `delays` are DSpodFL's
-    (processing, transmission) of this round, `sends` the number of messages that cross a link, `trace` what is recorded
-    of the realised schedule.
+    (processing, transmission) of this round, `sends` the number of messages that cross a link, `in_vain` the clients that
+    pulled the model and were left out, `trace` what is recorded of the realised schedule.
     """
 
     number: int
@@ -58,6 +60,7 @@ class Arrival:
     delays: tuple[float, float] | None = None
     trace: dict[str, Any] = field(default_factory=dict)
     jobs: Ints | None = None
+    in_vain: int = 0
 
 
 Event = Dispatch | Arrival
@@ -78,6 +81,17 @@ class Participation(Part, ABC):
         """Raise InputError where keys do not fit the number of clients."""
 
 
+@dataclass(frozen=True)
+class _Report:
+    """Who reports in a synchronous round, how often each was drawn, the round's ticks, how many pulled in vain."""
+
+    clients: Ints
+    steps: Ints
+    multiplicity: Floats
+    length: int
+    in_vain: int
+
+
 @register.participation("synchronous")
 @dataclass(frozen=True, kw_only=True)
 class Synchronous(Participation):
@@ -92,6 +106,9 @@ class Synchronous(Participation):
         size per draw (Li et al., arXiv 1907.02189, scheme I: unbiased).
     stragglers : share of each cohort that does only part of its work, uniform between 1 and all but one unit (FedProx,
         arXiv 1812.06127).
+    over_selection : that many times the cohort is asked, and the first cohort's worth of clients to finish is used.
+    deadline : seconds after which a round ends; who has not finished by then is left out.
+    dropout : probability that a client that was asked never reports.
     straggler_policy : ``partial`` uses what stragglers did (FedProx), ``drop`` leaves them out (the paper's FedAvg).
     """
 
@@ -101,6 +118,9 @@ class Synchronous(Participation):
     sampling: Literal["uniform", "bernoulli", "weighted"] = "uniform"
     stragglers: Probability = 0.0
     straggler_policy: Literal["partial", "drop"] = "partial"
+    over_selection: Annotated[float, Field(ge=1)] = 1.0
+    deadline: Positive | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def check(self, task_clients: int) -> None:
         if self.fraction is not None and self.clients_per_round is not None:
@@ -110,6 +130,9 @@ class Synchronous(Participation):
                 f"found {self.clients_per_round}, allowed: at most data.clients = {task_clients}",
                 key="clients_per_round",
             )
+        if self.over_selection > 1 and self.sampling != "uniform":
+            message = f"found sampling {self.sampling}: over-selection needs exact cohort sizes, allowed: uniform"
+            raise InputError(message, key="over_selection")
         if self.straggler_policy == "drop" and self.stragglers == 1.0:
             raise InputError("every client of every cohort would be dropped: lower 'stragglers'", key="stragglers")
 
@@ -124,37 +147,52 @@ class Synchronous(Participation):
     ) -> Iterator[Event]:
         assert isinstance(algorithm, ServerAlgorithm)
         durations = durations or Durations(SystemSection(), task.num_clients, seed)
-        now = sum(self._round(task, algorithm, seed, k, durations)[-1] for k in range(1, start + 1))
+        now = sum(self._round(task, algorithm, seed, k, durations).length for k in range(1, start + 1))
         number = start
         while True:
             number += 1
-            clients, steps, multiplicity, length = self._round(task, algorithm, seed, number, durations)
+            report = self._round(task, algorithm, seed, number, durations)
+            clients, steps = report.clients, report.steps
             rounds = np.full(len(clients), number, dtype=np.int64)
-            yield Dispatch(clients, rounds, steps)
+            if len(clients):
+                yield Dispatch(clients, rounds, steps)
             if self.sampling == "weighted":
-                weights = multiplicity / multiplicity.sum()
+                share = report.multiplicity
             else:
                 share = task.importance[clients] if algorithm.weighting == "samples" else np.ones(len(clients))
-                weights = share / share.sum()
+            weights = share / share.sum() if len(clients) else share
             stale = np.zeros(len(clients), dtype=np.int64)
-            now += length
+            now += report.length
             trace = {"clients": clients, "steps": steps, "staleness": stale, "weights": weights}
-            yield Arrival(number, seconds(now), clients, rounds, steps, stale, len(clients), weights, trace=trace)
+            yield Arrival(
+                number, seconds(now), clients, rounds, steps, stale, len(clients), weights, trace=trace,
+                in_vain=report.in_vain,
+            )  # fmt: skip
 
-    def _round(
-        self, task: Task, algorithm: Algorithm, seed: int, number: int, durations: Durations
-    ) -> tuple[Ints, Ints, Floats, int]:
-        """Clients of a round, their steps, how often each was drawn, and the ticks until the last one is done."""
+    def _round(self, task: Task, algorithm: Algorithm, seed: int, number: int, durations: Durations) -> _Report:
+        """Who reports in a round, and how long the server waits for it."""
+        wanted = self.cohort_size(task.num_clients)
         clients, multiplicity = self._cohort(task, seed, number)
         steps = self._steps(task, algorithm, clients, np.full(len(clients), number, dtype=np.int64), seed)
-        keep = steps > 0
-        clients, steps, multiplicity = clients[keep], steps[keep], multiplicity[keep]
-        length = max(durations.of(c, number - 1, k) for c, k in zip(clients.tolist(), steps.tolist(), strict=True))
-        return clients, steps, multiplicity, length
+        work = zip(clients.tolist(), steps.tolist(), strict=True)
+        lengths = np.array([durations.of(c, number - 1, k) if k else 0 for c, k in work], dtype=np.int64)
+        limit = None if self.deadline is None else ticks(self.deadline)
+        reports = (steps > 0) & (rng.uniform(rng.key(seed, "dropout", clients, number)) >= self.dropout)
+        if limit is not None:
+            reports &= lengths <= limit
+        fastest = np.flatnonzero(reports)[np.lexsort((clients[reports], lengths[reports]))]
+        kept = np.sort(fastest[:wanted] if self.over_selection > 1 else fastest)
+        waits_in_vain = len(kept) < (min(wanted, len(clients)) if self.over_selection > 1 else int((steps > 0).sum()))
+        length = int(lengths[kept].max(initial=0))
+        if waits_in_vain:  # for clients that never report: until the deadline, or until the slowest would have
+            length = limit if limit is not None else int(lengths.max(initial=0))
+        in_vain = int((steps > 0).sum()) - len(kept)
+        return _Report(clients[kept], steps[kept], multiplicity[kept], max(length, 1), in_vain)
 
     def _cohort(self, task: Task, seed: int, number: int) -> tuple[Ints, Floats]:
         """The round's clients in ascending order, and how often each was drawn."""
-        n, size = task.num_clients, self.cohort_size(task.num_clients)
+        n = task.num_clients
+        size = min(n, math.ceil(self.cohort_size(n) * self.over_selection - 1e-9))
         generator = rng.generator(seed, "cohort", number)
         if self.sampling == "weighted":
             draws = np.searchsorted(task.cumulative_importance, generator.random(size), side="right")
@@ -162,9 +200,7 @@ class Synchronous(Participation):
             return clients.astype(np.int64), count.astype(np.float64)
         if self.sampling == "bernoulli":
             size = 0
-            while (
-                size == 0
-            ):  # a binomial number of clients, all sets of that size alike: Bernoulli without touching all n
+            while size == 0:  # a binomial number of clients, all sets of that size alike: without touching all n
                 size = int(generator.binomial(n, self.cohort_size(n) / n if self.fraction is None else self.fraction))
         if size == n:
             return np.arange(n, dtype=np.int64), np.ones(n)

@@ -169,7 +169,9 @@ class Simulation:
 
     def _combine(self, event: Arrival, recorder: Recorder) -> None:
         task, algorithm = self.assembly.task, self.scenario.algorithm
-        if len(event.clients) == 0:  # a window in which nobody delivered
+        if event.in_vain:
+            self.totals.bytes_sent += event.in_vain * message_bytes(algorithm.broadcast(self.state))
+        if len(event.clients) == 0:  # a round in which nobody delivered
             self._end_round(event, recorder)
             return
         messages = self.backend.collect(event.clients if event.jobs is None else event.jobs)
