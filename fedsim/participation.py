@@ -44,8 +44,8 @@ class Arrival:
     """The results of `clients` are combined: round `number` ends at virtual second `time`.
 
     `weights` ``[m]`` aggregate at a server; `mixing` is the realised matrix of a gossip round. `delays` are DSpodFL's
-    (processing, transmission) of this round, `sends` the number of messages that cross a link, `in_vain` the clients that
-    pulled the model and were left out, `trace` what is recorded of the realised schedule.
+    (processing, transmission) of this round, `sends` the number of messages that cross a link, `in_vain` the clients
+    that pulled the model and were left out, `trace` what is recorded of the realised schedule.
     """
 
     number: int
