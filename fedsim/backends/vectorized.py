@@ -19,8 +19,11 @@ class Vectorized:
         self.worker = worker
         self._pending: list[Job] = []
         self._done: dict[int, Message] = {}
+        self._stateful = bool(worker.algorithm.init_client(worker.initial.unsqueeze(0)))
 
     def dispatch(self, job: Job) -> None:
+        if self._stateful and any(np.isin(job.clients, other.clients).any() for other in self._pending):
+            self._compute()  # a client's next job builds on the state that its last one leaves
         self._pending.append(job)
 
     def collect(self, jobs: Ints) -> Message:
