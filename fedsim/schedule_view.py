@@ -50,8 +50,8 @@ class Timeline:
     importance : p_i ``[n]``, what a client's mean weight per combine is to be in an unbiased method.
     delivered : results of each client that were combined ``[n]``.
     staleness, weight : mean staleness of these (nan: none), and mean weight per combine, ``[n]``.
-    busy, waiting, idle : share of `end` at work; done, not combined and not at work again; the rest, ``[n]``. Clients of
-        a synchronous round that never report (drop-outs, after a deadline) count as idle in it.
+    busy, waiting, idle : share of `end` at work; done, not combined and not at work again; the rest, ``[n]``. Clients
+        of a synchronous round that never report (drop-outs, after a deadline) count as idle in it.
     bars : every job that started before second `bars_until`.
     """
 

@@ -17,6 +17,7 @@ from fedsim.cli import main
 from fedsim.config import parse
 from fedsim.errors import InputError
 from fedsim.figures.schedule import Bar, schedule_figure
+from fedsim.report import write_report
 from fedsim.schedule_view import client_rows, combine_rows, follow, headline
 from fedsim.simulation import run as simulate
 
@@ -145,6 +146,29 @@ def test_the_figure_shows_what_is_there() -> None:
     few = schedule_figure(bars[:4], [1.0], 4, 0.5).axes[0]
     assert few.get_xlim() == (0.0, 0.5)
     assert [label.get_text() for label in few.get_yticklabels()] == ["0", "1", "2", "3"]
+
+
+def test_report_makes_the_schedule_again_without_the_data(tmp_path: Path) -> None:
+    rows = "\n".join(f"{i % 3},{i % 7},{i % 2}" for i in range(90))
+    (tmp_path / "d.csv").write_text("a,b,label\n" + rows + "\n")
+    made = {
+        "data": {"dataset": "csv", "path": str(tmp_path / "d.csv"), "target": "label", "clients": 4},
+        "model": {"name": "linear"}, "algorithm": {"name": "fedavg", "lr": 0.01, "local_steps": 2, "batch_size": 4},
+        "participation": {"mode": "fixed_interval", "window": 0.5}, "run": {"rounds": 6, "trace": True},
+        "system": {**F_80, "network": {"bandwidth": 1000.0}},
+    }  # fmt: skip
+    checked = parse(made)
+    run = simulate(checked, tmp_path / "run").dir
+    expected = headline(follow(checked))
+    (tmp_path / "d.csv").unlink()
+    page = write_report([run]).read_text()
+    assert "<h2>Schedule</h2>" in page
+    assert expected in page
+    for name in ("schedule", "schedule-staleness"):
+        assert (run / "figures" / f"{name}.png").stat().st_size > 1000
+    (run / "params.safetensors").unlink()
+    page = write_report([run]).read_text()
+    assert "the schedule cannot be made again" in page
 
 
 def test_gossip_has_no_schedule() -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from fedsim.figures.curves import INK
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK = "#41464d"
 _BUSY, _WAITING, _COMBINE = "#2f7ebc", "#bcd6ea", "#c4501b"
 _MOST_ROWS, _MOST_JOBS_PER_ROW, _JOBS_OF_SLOWEST = 50, 30, 3
 _MANY_LINES = 60
@@ -75,6 +76,23 @@ def schedule_figure(
     figure.legend(handles=_legend(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     if title:
         axes.set_title(title.replace("$", r"\$"), fontsize=10, color=INK, loc="left")
+    return figure
+
+
+def staleness_figure(counts: Mapping[int, int]) -> Figure:
+    """How many results were how many combines old when they were combined."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(5, 2.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.bar(list(counts), list(counts.values()), width=0.9, color=_BUSY)
+    axes.set_xlabel("staleness (combines)", fontsize=9, color=INK)
+    axes.set_ylabel("results", fontsize=9, color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(labelsize=8, colors=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
     return figure
 
 
