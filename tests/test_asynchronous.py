@@ -111,8 +111,8 @@ def test_smaller_steps_come_nearer_to_the_optimum(scalar: Make) -> None:
     """1.5 for debiased weights and 7/6 for identical ones are the limits for phi to 0, with an error of order phi."""
     for weights, limit in (("debiased", 1.5), ("identical", 7 / 6)):
         gaps = []
-        for phi in (0.08, 0.04, 0.02):
-            run = scalar(phi, int(30 / phi), {"mode": "fixed_interval", "window": 0.5, "weights": weights})
+        for phi in (0.12, 0.06, 0.03):
+            run = scalar(phi, int(20 / phi), {"mode": "fixed_interval", "window": 0.5, "weights": weights})
             gaps.append(abs(np.mean(models(run, phi)[-2:]) - limit))
         assert gaps[0] / gaps[1] == pytest.approx(2.0, abs=0.1)
         assert gaps[1] / gaps[2] == pytest.approx(2.0, abs=0.1)
@@ -263,7 +263,7 @@ def test_fedfix_with_a_long_window_is_fedavg(
     """Bit for bit, in float64 and, with minibatches, in float32."""
     if data == "digits":
         task = {"data": DIGITS, "model": {"name": "linear"}}
-        keys = {"lr": 0.05, "batch_size": 8, "local_epochs": 1}
+        keys: dict[str, Any] = {"lr": 0.05, "batch_size": 8, "local_epochs": 1}
     else:
         task = {"data": quadratic(n=6, importance=True).section(noise=0.2)}
         keys = {"lr": 0.05, "local_steps": [1, 2, 3, 1, 2, 3]}
