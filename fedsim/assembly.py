@@ -44,7 +44,7 @@ class Assembly:
     layout: Mapping[str, str]
     """Names and shapes of the model's parameters in the flat vector, as JSON strings for file metadata."""
     durations: Durations | None = None
-    """How long jobs take, under a server."""
+    """How long jobs (and, for gossip, messages) take; None where a gossip round simply takes a second."""
 
 
 def assemble(scenario: Scenario) -> Assembly:
@@ -87,7 +87,13 @@ def _assemble(s: Scenario) -> Assembly:
             network = build_network(topology, weights, s.algorithm)
         _check_laws(s, network, task.num_clients)
     durations = None
-    if network is None:
+    if network is not None:
+        links = network.link_ticks(message_bytes(one_message(s.algorithm, task, gossip=True)[1]))
+        if "system" in s.document.values or any(ticks.any() for ticks in links):
+            with _section("system"):
+                durations = Durations(s.system, task.num_clients, s.seed)
+            durations.links = links
+    else:
         received, sent = one_message(s.algorithm, task, gossip=False)
         with _section("system"):
             durations = Durations(s.system, task.num_clients, s.seed, message_bytes(received), message_bytes(sent))

@@ -5,7 +5,7 @@ Source of both: arXiv 2402.03448 (the metric: section 5).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,13 +15,14 @@ import numpy.typing as npt
 from fedsim import rng
 from fedsim.aggregators import BaseMixing, MixingMatrix
 from fedsim.algorithms.base import Algorithm, GossipAlgorithm
+from fedsim.clock import TICKS_PER_SECOND, seconds
 from fedsim.errors import InputError
 from fedsim.laws import Law, ProbabilityLaw
 from fedsim.mixing import is_doubly_stochastic, is_symmetric, mixing_matrix
 from fedsim.participation import Arrival, Dispatch, Event, Participation
 from fedsim.registry import register
 from fedsim.system import Durations
-from fedsim.task import Task
+from fedsim.task import Ints, Task
 from fedsim.topology import Topology
 
 Bools = npt.NDArray[np.bool_]
@@ -36,6 +37,13 @@ class Network:
     topology: Topology
     mixings: tuple[BaseMixing, ...]
 
+    def link_ticks(self, message_bytes: int) -> list[Ints]:
+        """Ticks of one message over each link of each graph: latency_ms + bytes / bandwidth_mbps; 0 where unknown."""
+        return [
+            np.array([_link_ticks(graph.edges[u, v], message_bytes) for u, v in mixing.links.tolist()], dtype=np.int64)
+            for graph, mixing in zip(self.topology.graphs, self.mixings, strict=True)
+        ]
+
 
 @register.participation("gossip")
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +56,8 @@ class Gossip(Participation):
     links : probability b_ij that a link is used in a round, both ways at once (a directed edge by itself).
 
     Algorithms that always compute or always communicate (DGD, randomized gossip, ...) use these for the delay metric
-    only.
+    only. In virtual time a round lasts until the slowest node that computes is done, and then until the slowest link
+    that fires has carried its message (see `system` and the latencies of graph files); without either, 1 second.
     """
 
     setting: ClassVar[Literal["server", "gossip"]] = "gossip"
@@ -65,25 +74,44 @@ class Gossip(Participation):
         work, epochs = algorithm.work()
         whole = [MixingMatrix(m.matrix, task.device) for m in network.mixings]
         draws: dict[Any, Floats] = {}
+
+        def realise(number: int) -> tuple[int, Floats, Floats, Bools, Bools, Ints, Ints]:
+            """The graph, d, b, who computes, what fires, and the local work of a round."""
+            which = network.topology.at(number - 1)
+            links = network.mixings[which].links
+            d, b = self._probabilities(draws, network.mixings[which], n, seed, number, which)
+            computes = _bernoulli(d, rng.key(seed, "compute", nodes, number), algorithm.indicators["compute"])
+            fires = _bernoulli(b, rng.key(seed, "link", *links.T, number), algorithm.indicators["links"])
+            if number % algorithm.period(d):
+                fires = np.zeros_like(fires)
+            units = computes * work.of(nodes, np.full(n, number, dtype=np.int64), seed)
+            steps = units * task.steps_per_epoch(nodes, algorithm.batch_size) if epochs else units
+            return which, d, b, computes, fires, units, steps
+
+        def length(number: int, which: int, fires: Bools, steps: Ints) -> int:
+            """Ticks of a round: the slowest computation, then the slowest link."""
+            if durations is None:
+                return TICKS_PER_SECOND
+            slowest_link = int(durations.links[which][fires].max(initial=0)) if durations.links else 0
+            return max(durations.longest(np.flatnonzero(steps), number - 1, steps) + slowest_link, 1)
+
+        now = 0
+        for number in range(1, start + 1) if durations is not None else ():
+            which, _, _, _, fires, _, steps = realise(number)
+            now += length(number, which, fires, steps)
+        now = now if durations is not None else start * TICKS_PER_SECOND
         number = start
         while True:
             number += 1
-            which = network.topology.at(number - 1)
-            base = network.mixings[which]
-            d, b = self._probabilities(draws, base, n, seed, number, which)
-            computes = _bernoulli(d, rng.key(seed, "compute", nodes, number), algorithm.indicators["compute"])
-            fires = _bernoulli(b, rng.key(seed, "link", *base.links.T, number), algorithm.indicators["links"])
-            if number % algorithm.period(d):
-                fires = np.zeros_like(fires)
-            rounds = np.full(n, number, dtype=np.int64)
-            units = work.of(nodes, rounds, seed)
-            steps = computes * (units * task.steps_per_epoch(nodes, algorithm.batch_size) if epochs else units)
+            which, d, b, computes, fires, units, steps = realise(number)
+            base, rounds = network.mixings[which], np.full(n, number, dtype=np.int64)
             yield Dispatch(nodes, rounds, steps)
             mixing = whole[which] if fires.all() else MixingMatrix(base.realised(fires), task.device)
             trace = {"compute": np.flatnonzero(computes), "edges": base.links[fires], "steps": steps}
+            now += length(number, which, fires, steps)
             yield Arrival(
-                number, float(number), nodes, rounds, steps, stale, int(fires[base.entry_links].sum()),
-                mixing=mixing, delays=self._delays(base, units * computes, fires, d, b), trace=trace,
+                number, seconds(now), nodes, rounds, steps, stale, int(fires[base.entry_links].sum()),
+                mixing=mixing, delays=self._delays(base, units, fires, d, b), trace=trace,
             )  # fmt: skip
 
     def _probabilities(
@@ -109,6 +137,12 @@ class Gossip(Participation):
         if len(per_entry) == 0:
             return processing, 0.0
         return processing, float((per_entry * fires[base.entry_links]).sum() / per_entry.sum())
+
+
+def _link_ticks(edge: Mapping[str, Any], message_bytes: int) -> int:
+    """Latency and transfer time of one message over an edge of a graph file."""
+    transfer = 8 * message_bytes / (float(edge["bandwidth_mbps"]) * 1e6) if "bandwidth_mbps" in edge else 0.0
+    return round((float(edge.get("latency_ms", 0.0)) / 1e3 + transfer) * TICKS_PER_SECOND)
 
 
 def _bernoulli(probability: Floats, keys: Any, indicator: str) -> Bools:

@@ -12,6 +12,7 @@ from statistics import NormalDist
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, field_validator, model_validator
 
 from fedsim import rng
@@ -249,7 +250,15 @@ class Durations:
                     )
                 seconds = [s + (down + up) / r for s, r in zip(seconds, rates, strict=True)]
             self._link = _ticks(seconds)
+        self.links: list[npt.NDArray[np.int64]] = []
+        """For gossip: ticks of one message over each link, per graph of the topology."""
         self._jitter = rng.scalar_key(seed, "jitter")
+
+    def longest(self, clients: npt.NDArray[np.int64], job: int, steps: npt.NDArray[np.int64]) -> int:
+        """Ticks until the last of `clients` has done its job; `steps` ``[n]`` are those of all clients."""
+        return max(
+            (self.of(c, job, k) for c, k in zip(clients.tolist(), steps[clients].tolist(), strict=True)), default=0
+        )
 
     @property
     def constant(self) -> bool:

@@ -37,6 +37,7 @@ def test_defaults_are_written_out() -> None:
     resolved = parse(SERVER).resolved()
     assert resolved["participation"] == {
         "mode": "synchronous", "sampling": "uniform", "stragglers": 0.0, "straggler_policy": "partial",
+        "over_selection": 1.0, "dropout": 0.0,
     }  # fmt: skip
     assert resolved["aggregator"] == {"name": "mean"}
     assert resolved["model"] == {"name": "mlp", "init": "default", "hidden": [200], "activation": "relu"}
