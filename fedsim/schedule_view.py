@@ -114,12 +114,12 @@ def follow(scenario: Scenario, assembly: Assembly | None = None) -> Timeline:
     Raises
     ------
     InputError
-        A gossip scenario, which has no schedule; or the scenario's parts do not fit together.
+        A gossip scenario, which has no clients of a server; or the scenario's parts do not fit together.
     """
     if not isinstance(scenario.algorithm, ServerAlgorithm):
         raise scenario.document.locate(
             InputError(
-                "found a gossip scenario, whose rounds have no clock; allowed with --schedule: synchronous, "
+                "found a gossip scenario; allowed with --schedule, which shows clients of a server: synchronous, "
                 "asynchronous, fixed_interval, fedbuff",
                 key="algorithm.name" if "mode" not in scenario.document.values.get("participation", {})
                 else "participation.mode",
