@@ -175,7 +175,9 @@ class Synchronous(Participation):
         clients, multiplicity = self._cohort(task, seed, number)
         steps = self._steps(task, algorithm, clients, np.full(len(clients), number, dtype=np.int64), seed)
         work = zip(clients.tolist(), steps.tolist(), strict=True)
-        lengths = np.array([durations.of(c, number - 1, k) if k else 0 for c, k in work], dtype=np.int64)
+        ticks_of_each = [durations.of(c, number - 1, k) if k else 0 for c, k in work]
+        # Jobs of more than a year do not fit 64 bits; they need no exact ties.
+        lengths = np.array(ticks_of_each, dtype=np.int64 if max(ticks_of_each, default=0) < 2**62 else np.float64)
         limit = None if self.deadline is None else ticks(self.deadline)
         reports = (steps > 0) & (rng.uniform(rng.key(seed, "dropout", clients, number)) >= self.dropout)
         if limit is not None:

@@ -186,13 +186,11 @@ def _number(value: Any) -> Any:
 _FORMS = f"allowed: a number or a law {{model: ..., ...}} with one of the models {', '.join(_LAWS)}"
 
 
-AnyLaw = Annotated[
-    Annotated[
-        Fixed | Linear | Table | Uniform | TruncatedNormal | HalfNormal | Exponential | LogNormal | Pareto,
-        Discriminator("model"),
-    ],
-    BeforeValidator(_number),
+_Laws = Annotated[
+    Fixed | Linear | Table | Uniform | TruncatedNormal | HalfNormal | Exponential | LogNormal | Pareto,
+    Discriminator("model"),
 ]
+AnyLaw = Annotated[_Laws, BeforeValidator(_number, json_schema_input_type=NonNegative | _Laws)]
 
 
 class Network(_Section):

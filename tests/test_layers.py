@@ -23,9 +23,10 @@ LAYERS = (  # every module imports only from rows above its own
     "backends asynchronous gossip contract_bench",
     "modes config contract",
     "assembly results schema",
-    "schedule_view simulation planning",
+    "schedule_view simulation",
+    "planning",
     "sweeps run_groups",
-    "report_setting",
+    "report_setting report_schedule",
     "report",
     "cli",
 )

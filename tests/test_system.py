@@ -179,7 +179,8 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"participation": {"mode": "asynchronous", "staleness": {"polynomial": -1.0}}},
         "participation.staleness.polynomial", "found -1.0"),
     ({"run": {"rounds": 2, "seconds": 0.0}}, "run.seconds", "greater than 0"),
-    ({"algorithm": {"name": "dspodfl"}, "topology": {"graph": "ring"}, "participation": {"mode": "gossip"}, "system": {"network": {}}},
+    ({"algorithm": {"name": "dspodfl"}, "topology": {"graph": "ring"}, "participation": {"mode": "gossip"},
+        "system": {"network": {}}},
         "system.network", "latency_ms"),
 ]  # fmt: skip
 
