@@ -64,8 +64,6 @@ class Task(ABC):
     dtype: torch.dtype
     metrics: tuple[str, ...]
     """Names that `evaluate` returns."""
-    row_bytes: int = 0
-    """Working memory of one row's minibatch besides parameters, for sizing chunks."""
 
     @abstractmethod
     def initial(self) -> Tensor:

@@ -109,9 +109,9 @@ class Worker:
     def run(self, job: Job) -> Message:
         """The messages of all clients of `job`, row i belonging to ``job.clients[i]``."""
         order = np.lexsort((-self.task.sizes[job.clients], -job.steps))
-        if len(order) <= self.chunk_rows and np.array_equal(order, np.arange(len(order))):
-            return self._chunk(job)
         in_order = np.array_equal(order, np.arange(len(order)))
+        if in_order and len(order) <= self.chunk_rows:
+            return self._chunk(job)
         result: Message = {}
         for start in range(0, len(order), self.chunk_rows):
             rows = order[start : start + self.chunk_rows]
@@ -139,6 +139,7 @@ class Worker:
             plan = self.task.plan(
                 job.clients[:busy], job.rounds[:busy], job.steps[:busy], self.algorithm.batch_size, epochs
             )
+        plain = self.algorithm.is_plain_sgd
         finished: list[Message] = []
         working = (job.steps[None, :] > np.arange(most + 1)[:, None]).sum(1).tolist()  # rows that take step 0, 1, ...
         received, kept, rates, end = job.received, client, lr, m
@@ -149,7 +150,7 @@ class Worker:
                 received = {k: v[:count] if v.dim() > 1 else v for k, v in job.received.items()}
             if count and plan is not None:
                 oracle = plan.oracle(step, count, rates)
-                if self.algorithm.is_plain_sgd:
+                if plain:
                     local = {"x": local["x"].clone(memory_format=torch.contiguous_format)} if step == 0 else local
                     oracle.descend(local["x"])
                 else:
@@ -174,7 +175,7 @@ class Worker:
 def default_chunk_rows(task: Task) -> int:
     """Rows whose parameters, gradient and update stay in a CPU's cache, or in a share of a GPU's free memory."""
     item = torch.empty((), dtype=task.dtype).element_size()
-    row = 3 * task.dim * item + task.row_bytes
+    row = 3 * task.dim * item
     if task.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(task.device)
         return max(1, int(_GPU_SHARE * free) // (2 * row))
