@@ -12,7 +12,7 @@ import torch
 from fedsim.aggregators import message_bytes
 from fedsim.assembly import Assembly, assemble, one_message
 from fedsim.config import Scenario, load
-from fedsim.errors import FedsimError, InputError
+from fedsim.errors import FedsimError, InputError, RunError
 from fedsim.figures.schedule import schedule_figure, staleness_figure
 from fedsim.page import Markup, details, image, notes, table, tag
 from fedsim.partition_table import FILE, read_partition
@@ -119,7 +119,7 @@ class _Population(Task):
         return torch.zeros(self.dim, dtype=self.dtype)
 
     def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Plan:
-        raise NotImplementedError("there is no data to train on")
+        raise RunError("there is no data to train on")
 
     def evaluate(self, params: torch.Tensor) -> dict[str, float]:
-        raise NotImplementedError("there is no data to evaluate on")
+        raise RunError("there is no data to evaluate on")
