@@ -21,6 +21,7 @@ from fedsim.errors import InputError, Problem, unknown
 from fedsim.participation import Participation
 from fedsim.parts import dump_part, make_part, part_from
 from fedsim.registry import lookup
+from fedsim.store import Choice
 from fedsim.system import SystemSection
 from fedsim.types import Count
 from fedsim.yaml_files import Document, override, read_yaml
@@ -53,6 +54,7 @@ class RunSection(BaseModel):
     threads: Annotated[int, Field(gt=0, le=1024)] | None = Field(
         None, description="CPU threads (default: PyTorch's own choice)"
     )
+    client_state: Choice = Field("auto", description="where clients' state is kept; auto: on disk above 1 GiB")
     checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="write a checkpoint that often")
 
     def evaluates(self, round: int) -> bool:

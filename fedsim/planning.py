@@ -16,6 +16,7 @@ from fedsim.gossip import Gossip
 from fedsim.mixing import expected_mixing, mixing_matrix, spectral_gap, summary
 from fedsim.participation import Arrival, Synchronous
 from fedsim.registry import names
+from fedsim.store import FILE, state_bytes, state_place
 from fedsim.topology import build_topology
 from fedsim.worker import default_chunk_rows
 from fedsim.yaml_files import Document, override, read_yaml
@@ -163,11 +164,17 @@ def _messages(s: Scenario, a: Assembly, event: Arrival) -> Rows:
 
 def _memory(s: Scenario, a: Assembly, event: Arrival) -> Rows:
     item = np.dtype(s.run.dtype).itemsize
-    model = a.task.dim * item
-    kept = len(s.algorithm.init_client(a.task.initial().unsqueeze(0)))
+    model, initial = a.task.dim * item, a.task.initial()
+    kept = state_bytes(s.algorithm.init_client(initial.unsqueeze(0))) * a.task.num_clients
     rows: Rows = {"one model": _size(model), "messages of a round": _size(len(event.clients) * model)}
     if kept:
-        rows["state of all clients"] = f"{_size(kept * a.task.num_clients * model)} once every client took part"
+        rows["state of all clients"] = f"{_size(kept)} once every client took part"
+        place = state_place(s.run.client_state, kept, initial.device)
+        rows["kept"] = {
+            "disk": f"in {FILE} of the run directory, up to twice that size between checkpoints",
+            "host": "in the machine's memory, beside the GPU",
+            "device": "in memory",
+        }[place]
     data = getattr(a.task, "inputs", None)
     if data is not None:
         rows["training data"] = _size(data.numel() * data.element_size())

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fedsim.config import Scenario
 from fedsim.errors import InputError, Problem, RunError
+from fedsim.store import FILE as CLIENTS
 
 _MAY_DIFFER = ("run.rounds", "run.checkpoint_seconds")
 """Keys of a resumed scenario that may differ from the recorded one's: more rounds, other checkpoints."""
@@ -232,10 +233,10 @@ def _cut(path: Path, keep: Callable[[int], bool]) -> None:
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier run left."""
-    for name in ("metrics.jsonl", "trace.jsonl", "params.safetensors", "topology.graphml", "report.html"):
-        (folder / name).unlink(missing_ok=True)
-    for name in ("checkpoint", "checkpoint.new", "checkpoint.old"):
+    for name in ("checkpoint", "checkpoint.new", "checkpoint.old"):  # before the rows that they refer to
         shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("metrics.jsonl", "trace.jsonl", "params.safetensors", "topology.graphml", "report.html", CLIENTS):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _check_same(folder: Path, scenario: Scenario) -> None:

@@ -25,6 +25,7 @@ from fedsim.memory import keep_freed_memory
 from fedsim.participation import Arrival, Dispatch
 from fedsim.partition_table import write_partition
 from fedsim.results import Recorder, Run, open_directory, save_checkpoint, save_params
+from fedsim.store import ClientStore
 from fedsim.types import Aggregate, Message, State
 from fedsim.worker import Job, Worker
 
@@ -101,8 +102,9 @@ class Simulation:
         task, algorithm = self.assembly.task, self.scenario.algorithm
         if task.device.type == "cpu":
             keep_freed_memory()
-        self.backend: Backend = Vectorized(Worker(task, algorithm, self.scenario.run.chunk_rows))
-        initial = task.initial()
+        initial, settings = task.initial(), self.scenario.run
+        store = ClientStore(algorithm, initial, task.num_clients, settings.client_state, self.folder)
+        self.backend: Backend = Vectorized(Worker(task, algorithm, settings.chunk_rows, store))
         if self.assembly.network is not None:
             initial = initial.expand(task.num_clients, -1).clone()
         self.state = algorithm.init(initial)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Effort
+from fedsim.store import ClientStore
 from fedsim.task import Ints, Plan, Task
 from fedsim.types import Message, State
 
@@ -39,71 +40,15 @@ class Job:
         return self.clients if self.jobs is None else self.jobs
 
 
-class ClientStore:
-    """What clients keep between rounds. Only clients that ever worked take memory; a million others cost an index."""
-
-    def __init__(self, algorithm: Algorithm, initial: Tensor, num_clients: int) -> None:
-        self._fresh = {k: v[0] for k, v in algorithm.init_client(initial.unsqueeze(0)).items()}
-        self._slots = np.full(num_clients if self._fresh else 0, -1, dtype=np.int64)
-        self._tables: State = {k: v.new_empty((0, v.shape[-1])) for k, v in self._fresh.items()}
-        self._used = 0
-
-    def gather(self, clients: Ints) -> State:
-        """Rows ``[m, d]`` of `clients`, copies."""
-        if not self._fresh:
-            return {}
-        slots = self._slots[clients]
-        new = slots < 0
-        index = torch.as_tensor(np.where(new, 0, slots), device=next(iter(self._fresh.values())).device)
-        if new.all():
-            return {k: v.expand(len(clients), -1).clone() for k, v in self._fresh.items()}
-        rows = {k: table.index_select(0, index) for k, table in self._tables.items()}
-        if new.any():
-            mask = torch.as_tensor(new, device=index.device)
-            for k, v in rows.items():
-                v[mask] = self._fresh[k]
-        return rows
-
-    def scatter(self, clients: Ints, rows: State) -> None:
-        """Keep `rows` as the state of `clients`."""
-        if not self._fresh or len(clients) == 0:
-            return
-        new = clients[self._slots[clients] < 0]
-        self._slots[new] = self._used + np.arange(len(new))
-        self._used += len(new)
-        self._grow(self._used)
-        index = torch.as_tensor(self._slots[clients], device=next(iter(self._fresh.values())).device)
-        for k, v in rows.items():
-            self._tables[k][index] = v
-
-    def save(self) -> dict[str, Tensor]:
-        """Everything, as named tensors."""
-        known = np.flatnonzero(self._slots >= 0)
-        order = torch.as_tensor(self._slots[known])
-        saved = {f"table.{k}": table[order.to(table.device)] for k, table in self._tables.items()}
-        return {**saved, "clients": torch.as_tensor(known)}
-
-    def load(self, saved: dict[str, Tensor]) -> None:
-        known = saved["clients"].numpy()
-        if len(known):
-            self.scatter(known, {k: saved[f"table.{k}"].to(v.device) for k, v in self._fresh.items()})
-
-    def _grow(self, needed: int) -> None:
-        for k, table in self._tables.items():
-            if needed > len(table):
-                room = min(max(needed, 2 * len(table)), len(self._slots))
-                bigger = table.new_empty((room, table.shape[-1]))
-                bigger[: len(table)] = table
-                self._tables[k] = bigger
-
-
 class Worker:
-    """Runs the local work of any set of clients and keeps their state."""
+    """Runs the local work of any set of clients and keeps their state, in memory unless `store` says otherwise."""
 
-    def __init__(self, task: Task, algorithm: Algorithm, chunk_rows: int | None = None) -> None:
+    def __init__(
+        self, task: Task, algorithm: Algorithm, chunk_rows: int | None = None, store: ClientStore | None = None
+    ) -> None:
         self.task, self.algorithm = task, algorithm
         self.initial = task.initial()
-        self.store = ClientStore(algorithm, self.initial, task.num_clients)
+        self.store = store or ClientStore(algorithm, self.initial, task.num_clients)
         self.chunk_rows = chunk_rows or default_chunk_rows(task)
 
     def run(self, job: Job) -> Message:

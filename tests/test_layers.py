@@ -19,6 +19,7 @@ LAYERS = (  # every module imports only from rows above its own
     "stacked",
     "task partition",
     "supervised algorithms",
+    "store",
     "worker participation",
     "backends asynchronous gossip contract_bench",
     "modes config contract",

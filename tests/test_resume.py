@@ -216,14 +216,24 @@ def start(file: Path, out: Path, ready: Callable[[], bool]) -> subprocess.Popen[
 
 
 @pytest.mark.parametrize(
-    "number, code",
-    [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)],
+    "number, code, place",
+    [
+        (signal.SIGINT, 130, "memory"),
+        (signal.SIGTERM, 130, "disk"),
+        (signal.SIGKILL, -signal.SIGKILL, "memory"),
+        (signal.SIGKILL, -signal.SIGKILL, "disk"),
+    ],
     ids=lambda v: str(v),
 )
 def test_a_process_that_is_stopped_can_be_resumed(
-    number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: int,
+    code: int,
+    place: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    file, out = write(tmp_path, rounds=300, checkpoint_seconds=0.02), tmp_path / "parts"
+    file, out = write(tmp_path, rounds=300, checkpoint_seconds=0.02, client_state=place), tmp_path / "parts"
     process = start(file, out, lambda: (out / "checkpoint" / "progress.json").exists())
     process.send_signal(number)
     _, err = process.communicate(timeout=60)

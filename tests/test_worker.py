@@ -1,4 +1,4 @@
-"""The local-training loop: what clients keep, rows in any order, chunks, and the in-process backend's pending jobs."""
+"""The local-training loop: rows in any order, chunks, and the in-process backend's pending jobs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedsim.backends.vectorized import Vectorized
 from fedsim.data import Quadratic
 from fedsim.errors import RunError
 from fedsim.task import QuadraticTask
-from fedsim.worker import ClientStore, Job, Worker, default_chunk_rows
+from fedsim.worker import Job, Worker, default_chunk_rows
 
 N, D = 7, 3
 
@@ -49,58 +49,6 @@ class Remembering(ServerAlgorithm):
     def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
         delta = local["x"] - received["x"]
         return {"delta": delta, "before": client["last"]}, {"last": delta, "times": client["times"] + 1}
-
-
-# --- what clients keep ----------------------------------------------------------------------------
-
-
-def test_the_store_gives_back_what_it_was_given() -> None:
-    store = ClientStore(Remembering(), torch.zeros(D, dtype=torch.float64), 1000)
-    fresh = store.gather(np.array([5, 900]))
-    assert {k: v.shape for k, v in fresh.items()} == {"last": (2, D), "times": (2, 1)}
-    assert not any(v.any() for v in fresh.values())
-    random = np.random.default_rng(0)
-    known: dict[int, Any] = {}
-    for _ in range(30):
-        clients = random.choice(1000, size=random.integers(1, 60), replace=False)
-        rows = {"last": torch.randn(len(clients), D).double(), "times": torch.randn(len(clients), 1).double()}
-        store.scatter(clients, rows)
-        known |= {int(c): {k: v[i].clone() for k, v in rows.items()} for i, c in enumerate(clients)}
-        asked = random.choice(1000, size=80, replace=False)
-        got = store.gather(asked)
-        for i, c in enumerate(asked):
-            for k, v in got.items():
-                expected = known[int(c)][k] if int(c) in known else torch.zeros(v.shape[1], dtype=torch.float64)
-                assert torch.equal(v[i], expected)
-
-
-def test_only_clients_that_worked_take_memory() -> None:
-    store = ClientStore(Remembering(), torch.zeros(D), 10**6)
-    store.scatter(np.array([999_999, 3]), {"last": torch.ones(2, D), "times": torch.ones(2, 1)})
-    assert sum(v.numel() for v in store.save().values()) < 20
-
-
-def test_what_is_gathered_is_a_copy() -> None:
-    store = ClientStore(Remembering(), torch.zeros(D), 4)
-    for clients in (np.array([1]), np.array([1, 2])):
-        store.gather(clients)["last"].add_(1.0)
-        assert not store.gather(clients)["last"].any()
-        store.scatter(np.array([1]), {"last": torch.zeros(1, D), "times": torch.zeros(1, 1)})
-
-
-def test_a_saved_store_loads_again() -> None:
-    store, again = (ClientStore(Remembering(), torch.zeros(D), 10) for _ in range(2))
-    store.scatter(
-        np.array([7, 2]), {"last": torch.tensor([[1.0] * D, [2.0] * D]), "times": torch.tensor([[3.0], [4.0]])}
-    )
-    again.load({k: v.clone() for k, v in store.save().items()})
-    everybody = np.arange(10)
-    for k, v in store.gather(everybody).items():
-        assert torch.equal(again.gather(everybody)[k], v)
-    assert store.gather(np.array([7]))["last"][0, 0] == 1.0
-    empty = ClientStore(FedAvg(), torch.zeros(D), 10)
-    empty.load(empty.save())
-    assert empty.gather(everybody) == {}
 
 
 # --- local work -----------------------------------------------------------------------------------
