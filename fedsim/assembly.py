@@ -70,6 +70,8 @@ def _assemble(s: Scenario) -> Assembly:
     if isinstance(data, Quadratic):
         if s.partition is not None:
             raise InputError("a quadratic problem is already divided: remove the key", key="data.partition")
+        if s.augment is not None:
+            raise InputError("a quadratic problem has no images: remove the key", key="data.augment")
         task = QuadraticTask(data, s.seed, device, dtype)
         layout = {"layout": json.dumps([["x", [task.dim]]])}
     else:
@@ -120,6 +122,9 @@ def _supervised(
     clients = s.clients or (len(data.clients) if data.clients is not None else None)
     if clients is None:
         raise InputError("missing; allowed: the number of clients to divide the data among", key="data.clients")
+    if s.augment is not None:
+        with _section("data.augment"):
+            s.augment.check(tuple(data.train_x.shape[1:]))
     with _section("data"):
         rows = assign_partition(s.partition, data, clients, s.seed)
     with _section("model"):
@@ -129,7 +134,7 @@ def _supervised(
             s.model, tuple(data.train_x.shape[1:]), data.num_classes, s.seed, dtype, targets
         )
     task = SupervisedTask(
-        data, rows, module, loss_name, lookup("loss", loss_name), s.seed, device, dtype, s.run.eval_samples
+        data, rows, module, loss_name, lookup("loss", loss_name), s.seed, device, dtype, s.run.eval_samples, s.augment
     )
     counts = None if data.num_classes is None else label_counts(data.train_y.numpy(), rows, data.num_classes)
     shapes = task.kernel.layout

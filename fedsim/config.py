@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fedsim.aggregators import Aggregator, Mean
 from fedsim.algorithms.base import Algorithm, ServerAlgorithm
 from fedsim.asynchronous import Clocked
+from fedsim.augment import Augment
 from fedsim.data import DatasetPart
 from fedsim.errors import InputError, Problem, unknown
 from fedsim.participation import Participation
@@ -31,6 +32,9 @@ SECTIONS = (
 )  # fmt: skip
 _MODES = {"server": "synchronous", "gossip": "gossip"}
 """The participation mode of a setting where a scenario names none."""
+
+_BESIDE_DATASET = ("clients", "partition", "augment")
+"""Keys of `data` that are not the data set's own."""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._=-]*$"
 
@@ -86,6 +90,7 @@ class Scenario:
     dataset: DatasetPart
     clients: int | None
     partition: dict[str, Any] | None
+    augment: Augment | None
     model: dict[str, Any] | None
     algorithm: Algorithm
     topology: dict[str, Any] | None
@@ -109,6 +114,8 @@ class Scenario:
             data["clients"] = self.clients
         if self.partition is not None:
             data["partition"] = self.partition
+        if self.augment is not None:
+            data["augment"] = dump_part(self.augment)
         mode = raw.get("participation", {}).get("mode") or _MODES[self.algorithm.setting]
         sections: dict[str, Any] = {
             "name": self.name,
@@ -187,7 +194,7 @@ def _parse(document: Document) -> Scenario:
     heading = section("", lambda: make_part(Heading, {k: raw[k] for k in ("name", "seed") if k in raw}))
     dataset = section(
         "data",
-        lambda: part_from("dataset", "dataset", {k: v for k, v in data.items() if k not in ("clients", "partition")}),
+        lambda: part_from("dataset", "dataset", {k: v for k, v in data.items() if k not in _BESIDE_DATASET}),
     )
     clients = (
         section("data", lambda: make_part(_Clients, {"clients": data.get("clients")})).clients
@@ -197,6 +204,7 @@ def _parse(document: Document) -> Scenario:
     if not _is_count(data):
         problems.append(Problem(f"found {data['clients']!r}, allowed: a whole number above 0", "data.clients"))
     partition = section("data.partition", lambda: _named("partition", "scheme", data.get("partition")))
+    augment = section("data.augment", lambda: _augment(data.get("augment")))
     model = section("model", lambda: _named("model", "name", raw.get("model")))
     algorithm = section("algorithm", lambda: part_from("algorithm", "name", raw["algorithm"]))
     topology = section("topology", lambda: _graph(raw.get("topology")))
@@ -221,6 +229,7 @@ def _parse(document: Document) -> Scenario:
         dataset,
         clients,
         partition,
+        augment,
         model,
         algorithm,
         topology,
@@ -264,6 +273,14 @@ def _named(kind: str, discriminator: str, section: Any) -> dict[str, Any] | None
         if discriminator in section
         else part_from(kind, discriminator, section)
     )
+
+
+def _augment(section: Any) -> Augment | None:
+    if section is None:
+        return None
+    if not isinstance(section, dict):
+        raise InputError(f"found {section!r}, allowed: a mapping, e.g. {{flip: true, crop: 4}}")
+    return make_part(Augment, section)
 
 
 def _graph(section: dict[str, Any] | None) -> dict[str, Any] | None:

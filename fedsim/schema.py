@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
+from fedsim.augment import Augment
 from fedsim.config import BackendSection, Heading, RunSection
 from fedsim.parts import fields_model
 from fedsim.registry import lookup, names
@@ -24,9 +25,12 @@ def scenario_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a scenario file."""
     definitions: dict[str, Any] = {}
     partition = _alternatives("partition", "scheme", definitions)
-    data = _alternatives(
-        "dataset", "dataset", definitions, {"clients": {"type": "integer", "minimum": 1}, "partition": partition}
-    )
+    beside = {
+        "clients": {"type": "integer", "minimum": 1},
+        "partition": partition,
+        "augment": _plain(Augment, definitions),
+    }
+    data = _alternatives("dataset", "dataset", definitions, beside)
     topology = _alternatives(
         "graph", "graph", definitions, {"weights": {"type": "string", "examples": names("mixing")}}
     )

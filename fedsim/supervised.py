@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim import rng
+from fedsim.augment import Augment, moved
 from fedsim.data import Dataset
 from fedsim.kernel import Kernel
 from fedsim.losses import Loss
@@ -34,8 +35,9 @@ class SupervisedTask(Task):
         device: torch.device,
         dtype: torch.dtype,
         eval_samples: int | None = None,
+        augment: Augment | None = None,
     ) -> None:
-        self.device, self.dtype, self.seed = device, dtype, seed
+        self.device, self.dtype, self.seed, self.augment = device, dtype, seed, augment
         self.inputs, self.targets = self._place(dataset.train_x, dataset.train_y)
         test_inputs, test_targets = self._place(dataset.test_x, dataset.test_y)
         self.indices, self.offsets = index_lists(rows)
@@ -63,7 +65,11 @@ class SupervisedTask(Task):
         positions, valid = self._positions(clients, rounds, int(steps.max()), width, full, epochs)
         index = self.indices[self.offsets[clients][:, None, None] + positions]
         rows = torch.as_tensor(index, device=self.device)
-        return _SupervisedPlan(self, rows, self.targets[rows], self._weights(valid))
+        moves = None
+        if self.augment is not None:
+            drawn = self.augment.draw(self.seed, clients, rounds, *index.shape[1:])
+            moves = torch.as_tensor(drawn, device=self.device)
+        return _SupervisedPlan(self, rows, self.targets[rows], self._weights(valid), moves)
 
     def evaluate(self, params: Tensor) -> dict[str, float]:
         result = {"train_loss": self._score(params, self.inputs, self.targets, self._train_rows)[0]}
@@ -136,13 +142,17 @@ class SupervisedTask(Task):
 
 
 class _SupervisedPlan(Plan):
-    def __init__(self, task: SupervisedTask, index: Tensor, targets: Tensor, weights: Tensor | float) -> None:
-        self.task, self.index, self.targets, self.weights = task, index, targets, weights
+    def __init__(
+        self, task: SupervisedTask, index: Tensor, targets: Tensor, weights: Tensor | float, moves: Tensor | None
+    ) -> None:
+        self.task, self.index, self.targets, self.weights, self.moves = task, index, targets, weights, moves
 
     def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
         index = self.index[:count, step]
         # index_select on a flat index is several times faster than fancy indexing
         inputs = self.task.inputs.index_select(0, index.reshape(-1)).view(*index.shape, *self.task.inputs.shape[1:])
+        if self.moves is not None:
+            inputs = moved(inputs, self.moves[:count, step])
         weights = self.weights[:count, step] if isinstance(self.weights, Tensor) else self.weights
         return _SupervisedOracle(self.task.kernel, inputs, self.targets[:count, step], weights, lr)
 

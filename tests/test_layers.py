@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = (  # every module imports only from rows above its own
     "errors types rng clock memory schedule figures",
-    "registry laws system yaml_files splits graph_files model_checks vision partition_table page",
+    "registry laws system augment yaml_files splits graph_files model_checks vision partition_table page",
     "parts losses cache mixing partitioners aggregators",
     "models data_files graphs",
     "kernel synthetic topology",
