@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fedsim.aggregators import message_bytes
-from fedsim.algorithms.base import Algorithm, Effort, GossipAlgorithm
+from fedsim.algorithms.base import Algorithm, Effort, GossipAlgorithm, ServerAlgorithm
 from fedsim.algorithms.schedules import Work
 from fedsim.asynchronous import Clocked
 from fedsim.config import Scenario
@@ -20,13 +20,17 @@ from fedsim.errors import InputError
 from fedsim.gossip import Network, build_network
 from fedsim.mixing import is_symmetric
 from fedsim.models import build_model
+from fedsim.participation import Synchronous
 from fedsim.partition import assign_partition, label_counts
+from fedsim.privacy.base import Bound, Setting
 from fedsim.registry import lookup
+from fedsim.store import ClientStore
 from fedsim.supervised import SupervisedTask
 from fedsim.system import Durations
 from fedsim.task import QuadraticTask, Task
 from fedsim.topology import build_topology
 from fedsim.types import Message
+from fedsim.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,13 @@ class Assembly:
     """Names and shapes of the model's parameters in the flat vector, as JSON strings for file metadata."""
     durations: Durations | None = None
     """How long jobs (and, for gossip, messages) take; None where a gossip round simply takes a second."""
+    privacy: Bound | None = None
+    """The privacy mechanism, bound to this run; `task` has its oracle."""
+
+    def worker(self, scenario: Scenario, store: ClientStore | None = None) -> Worker:
+        """The local work of any of the run's clients, in whatever process; what leaves it has passed `privacy`."""
+        outgoing = None if self.privacy is None else self.privacy.outgoing
+        return Worker(self.task, scenario.algorithm, scenario.run.chunk_rows, store, outgoing)
 
 
 def assemble(scenario: Scenario) -> Assembly:
@@ -82,6 +93,7 @@ def _assemble(s: Scenario) -> Assembly:
             _check_work(getattr(s.algorithm, key), key, task.num_clients)
     with _section("participation"):
         s.participation.check(task.num_clients)
+        _check_everyone(s, task.num_clients)
     network = None
     if s.topology is not None and isinstance(s.algorithm, GossipAlgorithm):
         with _section("topology"):
@@ -102,7 +114,13 @@ def _assemble(s: Scenario) -> Assembly:
         if isinstance(s.participation, Clocked):
             with _section("participation"):
                 s.participation.check_durations(task, s.algorithm, s.seed, durations)
-    return Assembly(task, network, device, dtype, counts, layout, durations)
+    privacy = None
+    if s.privacy is not None:
+        privacy = s.privacy.bind(
+            Setting(s.seed, s.run.rounds, task, s.algorithm, s.participation, s.aggregator, network)
+        )
+        task = privacy.task(task)
+    return Assembly(task, network, device, dtype, counts, layout, durations, privacy)
 
 
 def one_message(algorithm: Algorithm, task: Task, gossip: bool) -> tuple[Message, Message]:
@@ -180,6 +198,16 @@ def _check_work(work: Work | None, key: str, clients: int) -> None:
         raise InputError(
             f"found a list of {len(work.per_client)} numbers, allowed: {clients} (one per client)", key=key
         )
+
+
+def _check_everyone(s: Scenario, clients: int) -> None:
+    """All clients take part in every round where the algorithm needs them to."""
+    why = s.algorithm.everyone if isinstance(s.algorithm, ServerAlgorithm) else None
+    if why is None or not isinstance(s.participation, Synchronous):
+        return
+    for key in s.participation.leaves_out(clients):
+        message = f"found {getattr(s.participation, key)!r}, but all clients have to take part in every round: {why}"
+        raise InputError(message, key=key)
 
 
 def _check_laws(s: Scenario, network: Network, nodes: int) -> None:

@@ -335,7 +335,9 @@ def _text(value: Any) -> str:
 
 
 def _plural(kind: str) -> str:
-    return {"loss": "losses", "mixing": "weights", "participation": "participations"}.get(kind, kind + "s")
+    return {"loss": "losses", "mixing": "weights", "participation": "participations", "privacy": "mechanisms"}.get(
+        kind, kind + "s"
+    )
 
 
 def _first_line(part: Callable[..., Any]) -> str:

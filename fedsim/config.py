@@ -21,6 +21,7 @@ from fedsim.data import DatasetPart
 from fedsim.errors import InputError, Problem, unknown
 from fedsim.participation import Participation
 from fedsim.parts import dump_part, make_part, part_from
+from fedsim.privacy.base import Mechanism
 from fedsim.registry import lookup
 from fedsim.store import Choice
 from fedsim.system import SystemSection
@@ -28,7 +29,8 @@ from fedsim.types import Count
 from fedsim.yaml_files import Document, override, read_yaml
 
 SECTIONS = (
-    "name", "seed", "data", "model", "algorithm", "topology", "participation", "system", "aggregator", "run", "backend",
+    "name", "seed", "data", "model", "algorithm", "topology", "participation", "system", "aggregator", "privacy", "run",
+    "backend",
 )  # fmt: skip
 _MODES = {"server": "synchronous", "gossip": "gossip"}
 """The participation mode of a setting where a scenario names none."""
@@ -97,6 +99,7 @@ class Scenario:
     participation: Participation
     system: SystemSection
     aggregator: Aggregator
+    privacy: Mechanism | None
     run: RunSection
     backend: BackendSection
     document: Document
@@ -127,6 +130,9 @@ class Scenario:
             "participation": {"mode": mode, **dump_part(self.participation)},
             "system": self._system(),
             "aggregator": {"name": raw.get("aggregator", {}).get("name", "mean"), **dump_part(self.aggregator)},
+            "privacy": None
+            if self.privacy is None
+            else {"mechanism": raw["privacy"]["mechanism"], **dump_part(self.privacy)},
             "run": self.run.model_dump(exclude_none=True),
             "backend": self.backend.model_dump(),
         }
@@ -217,6 +223,9 @@ def _parse(document: Document) -> Scenario:
     aggregator = section(
         "aggregator", lambda: part_from("aggregator", "name", {"name": "mean", **raw.get("aggregator", {})})
     )
+    privacy = (
+        section("privacy", lambda: part_from("privacy", "mechanism", raw["privacy"])) if "privacy" in raw else None
+    )
     system = section("system", lambda: make_part(SystemSection, raw.get("system", {})))
     run = section("run", lambda: make_part(RunSection, raw.get("run", {})))
     backend = section("backend", lambda: make_part(BackendSection, raw.get("backend", {})))
@@ -236,6 +245,7 @@ def _parse(document: Document) -> Scenario:
         participation,
         system,
         aggregator,
+        privacy,
         run,
         backend,
         document,

@@ -136,6 +136,18 @@ class Synchronous(Participation):
         if self.straggler_policy == "drop" and self.stragglers == 1.0:
             raise InputError("every client of every cohort would be dropped: lower 'stragglers'", key="stragglers")
 
+    def leaves_out(self, n: int) -> list[str]:
+        """Keys by which some of n clients may not take part in a round with all their work."""
+        given = {
+            "fraction": self.fraction not in (None, 1.0),
+            "clients_per_round": self.clients_per_round not in (None, n),
+            "sampling": self.sampling == "weighted",
+            "stragglers": self.stragglers > 0,
+            "deadline": self.deadline is not None,
+            "dropout": self.dropout > 0,
+        }
+        return [key for key, does in given.items() if does]
+
     def cohort_size(self, n: int) -> int:
         """Clients per round (expected number for Bernoulli sampling)."""
         if self.clients_per_round is not None:

@@ -22,6 +22,7 @@ _BASE = {  # what a part of each kind inherits, loaded on first use like the par
     "graph": "fedsim.graphs:Graph",
     "aggregator": "fedsim.aggregators:Aggregator",
     "participation": "fedsim.participation:Participation",
+    "privacy": "fedsim.privacy.base:Mechanism",
 }
 
 

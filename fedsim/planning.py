@@ -34,6 +34,8 @@ def plan(scenario: Scenario) -> dict[str, Rows]:
     sections = {"scenario": _scenario(scenario), "data": _data(a), "work": _work(scenario, a, event)}
     if a.network is not None:
         sections["network"] = _network(scenario, a)
+    if a.privacy is not None:
+        sections["privacy"] = a.privacy.facts()
     sections["messages"] = _messages(scenario, a, event)
     sections["memory"] = _memory(scenario, a, event)
     return sections

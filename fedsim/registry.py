@@ -29,6 +29,7 @@ _HOME = {
     "mixing": "fedsim.mixing",
     "aggregator": "fedsim.aggregators",
     "participation": "fedsim.modes",
+    "privacy": "fedsim.privacy",
 }
 _parts: dict[str, dict[str, Any]] = {kind: {} for kind in _HOME}
 

@@ -174,6 +174,11 @@ def save_params(folder: Path, params: Tensor, metadata: Mapping[str, str]) -> No
     temporary.replace(folder / "params.safetensors")
 
 
+def save_report(folder: Path, report: Mapping[str, Any]) -> None:
+    """``privacy.json``: what a private run has spent, and what that means."""
+    _write_atomically(folder / "privacy.json", json.dumps(report, indent=2) + "\n")
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file; a last line that a crash cut short is left out."""
     if not path.exists():
@@ -235,7 +240,10 @@ def _clear(folder: Path) -> None:
     """Remove what an earlier run left."""
     for name in ("checkpoint", "checkpoint.new", "checkpoint.old"):  # before the rows that they refer to
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("metrics.jsonl", "trace.jsonl", "params.safetensors", "topology.graphml", "report.html", CLIENTS):
+    for name in (
+        "metrics.jsonl", "trace.jsonl", "params.safetensors", "topology.graphml", "report.html", "privacy.json",
+        CLIENTS,
+    ):  # fmt: skip
         (folder / name).unlink(missing_ok=True)
 
 

@@ -18,6 +18,7 @@ _SECTIONS = {  # section: (kind of part, the key that names it)
     "algorithm": ("algorithm", "name"),
     "participation": ("participation", "mode"),
     "aggregator": ("aggregator", "name"),
+    "privacy": ("privacy", "mechanism"),
 }
 
 

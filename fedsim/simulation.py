@@ -24,10 +24,10 @@ from fedsim.errors import InputError, RunError
 from fedsim.memory import keep_freed_memory
 from fedsim.participation import Arrival, Dispatch
 from fedsim.partition_table import write_partition
-from fedsim.results import Recorder, Run, open_directory, save_checkpoint, save_params
+from fedsim.results import Recorder, Run, open_directory, save_checkpoint, save_params, save_report
 from fedsim.store import ClientStore
 from fedsim.types import Aggregate, Message, State
-from fedsim.worker import Job, Worker
+from fedsim.worker import Job
 
 Progress = Callable[[int, Mapping[str, Any] | None], None]
 """Called after every round with its number and, where it was evaluated, its metrics."""
@@ -104,7 +104,7 @@ class Simulation:
             keep_freed_memory()
         initial, settings = task.initial(), self.scenario.run
         store = ClientStore(algorithm, initial, task.num_clients, settings.client_state, self.folder)
-        self.backend: Backend = Vectorized(Worker(task, algorithm, settings.chunk_rows, store))
+        self.backend: Backend = Vectorized(self.assembly.worker(self.scenario, store))
         if self.assembly.network is not None:
             initial = initial.expand(task.num_clients, -1).clone()
         self.state = algorithm.init(initial)
@@ -114,6 +114,8 @@ class Simulation:
             self.round, self.totals = saved["round"], Totals(**saved["totals"])
             self.state = {k: v.to(task.device) for k, v in saved["state"].items()}
             self.backend.load(saved["clients"])
+            if self.assembly.privacy is not None:
+                self.assembly.privacy.load(saved["privacy"])
         self._write_inputs()
 
     def run(self, progress: Progress | None = None) -> Run:
@@ -164,7 +166,10 @@ class Simulation:
     # --- one event ----------------------------------------------------------------------------------------------------
 
     def _dispatch(self, event: Dispatch) -> None:
-        received = self.scenario.algorithm.broadcast(self.state)
+        received, privacy = self.scenario.algorithm.broadcast(self.state), self.assembly.privacy
+        if privacy is not None:
+            privacy.charge(event.clients, event.rounds, event.steps)
+            received = privacy.broadcast(received)
         self.backend.dispatch(Job(event.clients, event.rounds, event.steps, received, event.jobs))
         if self.assembly.network is None:
             self.totals.bytes_sent += len(event.clients) * message_bytes(received)
@@ -187,7 +192,10 @@ class Simulation:
             weights=weights,
             staleness=self._column(event.staleness),
         )
-        self.state = algorithm.combine(self.state, messages, info, self._aggregate(event.mixing, weights))
+        aggregate = self._aggregate(event.mixing, weights)
+        if self.assembly.privacy is not None:
+            aggregate = self.assembly.privacy.aggregate(info, self.state, messages, aggregate)
+        self.state = algorithm.combine(self.state, messages, info, aggregate)
         self._count(event, messages)
         self._end_round(event, recorder)
 
@@ -234,6 +242,8 @@ class Simulation:
         if isinstance(self.scenario.participation, Clocked):
             row["staleness_mean"] = totals.staleness / max(totals.contributions, 1)
         row["bytes_sent"], row["gradients"] = totals.bytes_sent, totals.gradients
+        if self.assembly.privacy is not None:
+            row |= self.assembly.privacy.columns()
         recorder.metrics(row)
         if progress is not None:
             progress(self.round, row)
@@ -244,7 +254,10 @@ class Simulation:
             )
 
     def _checkpoint(self) -> None:
-        progress = {"round": self.round, "totals": asdict(self.totals)}
+        progress: dict[str, Any] = {"round": self.round, "totals": asdict(self.totals)}
+        if self.assembly.privacy is not None:
+            progress["privacy"] = self.assembly.privacy.save()
+            save_report(self.folder, self.assembly.privacy.report())
         save_checkpoint(self.folder, progress, self.state, self.backend.save())
 
     def _write_inputs(self) -> None:

@@ -169,8 +169,15 @@ class _SupervisedOracle(Oracle):
         self.kernel.descend(x, self.inputs, self.targets, self.weights, self.lr)
 
     def per_sample_grad(self, x: Tensor) -> Tensor:
-        grads = self.kernel.per_sample_grad(x, self.inputs, self.targets)
+        inputs, targets = (v.to(x.dtype) if v.is_floating_point() else v for v in (self.inputs, self.targets))
+        grads = self.kernel.per_sample_grad(x, inputs, targets)
         return grads * (self.weights > 0).unsqueeze(-1) if isinstance(self.weights, Tensor) else grads
+
+    @property
+    def samples(self) -> Tensor:
+        if isinstance(self.weights, Tensor):
+            return (self.weights > 0).sum(1, keepdim=True).to(self.lr.dtype)
+        return torch.full_like(self.lr, self.inputs.shape[1])
 
 
 def _subset(rows: Ints, limit: int | None, seed: int, purpose: str) -> Ints:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedsim import rng
 from fedsim.data import Quadratic
-from fedsim.types import BatchSize
+from fedsim.types import BatchSize, clip_norm
 
 Ints = npt.NDArray[np.int64]
 
@@ -41,6 +41,22 @@ class Oracle(ABC):
     @abstractmethod
     def per_sample_grad(self, x: Tensor) -> Tensor:
         """Gradient of every sample, ``[m, d] -> [m, b, d]``; rows with fewer than `b` samples end in zeros."""
+
+    @property
+    def samples(self) -> Tensor:
+        """Samples in each row's minibatch, ``[m, 1]``."""
+        return torch.ones_like(self.lr)
+
+    def clipped_sum(self, x: Tensor, bound: Tensor | float, minus: Tensor | None = None) -> Tensor:
+        """``sum_j clip_bound(g_j(x_i))`` over each row's samples, ``[m, d]``.
+
+        With `minus` ``[m, d]`` each sample's difference ``g_j(x_i) - g_j(minus_i)`` is clipped instead. `bound` is a
+        number or ``[m, 1]``; inf clips nothing.
+        """
+        grads = self.per_sample_grad(x)
+        if minus is not None:
+            grads = grads - self.per_sample_grad(minus)
+        return clip_norm(grads, bound.unsqueeze(-1) if isinstance(bound, Tensor) else bound).sum(-2)
 
 
 class Plan(ABC):

@@ -43,6 +43,9 @@ def dot(u: Tensor, v: Tensor) -> Tensor:
     return (u * v).sum(dim=-1, keepdim=True)
 
 
-def clip_norm(v: Tensor, bound: float) -> Tensor:
-    """Scale each row down to Euclidean norm `bound`; shorter rows are unchanged. ``[..., d] -> [..., d]``."""
+def clip_norm(v: Tensor, bound: Tensor | float) -> Tensor:
+    """Scale each row down to Euclidean norm `bound` (a number, or ``[..., 1]``); shorter rows are unchanged.
+
+    ``[..., d] -> [..., d]``.
+    """
     return v * (bound / norm(v).clamp_min(1e-12)).clamp(max=1.0)

@@ -5,6 +5,7 @@ Every backend uses it: all clients (vectorized), a shard, one row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,18 +42,30 @@ class Job:
 
 
 class Worker:
-    """Runs the local work of any set of clients and keeps their state, in memory unless `store` says otherwise."""
+    """Runs the local work of any set of clients and keeps their state, in memory unless `store` says otherwise.
+
+    `outgoing` is done to messages at the client, before they leave it (local noise, say).
+    """
 
     def __init__(
-        self, task: Task, algorithm: Algorithm, chunk_rows: int | None = None, store: ClientStore | None = None
+        self,
+        task: Task,
+        algorithm: Algorithm,
+        chunk_rows: int | None = None,
+        store: ClientStore | None = None,
+        outgoing: Callable[[Message, Job], Message] | None = None,
     ) -> None:
-        self.task, self.algorithm = task, algorithm
+        self.task, self.algorithm, self.outgoing = task, algorithm, outgoing
         self.initial = task.initial()
         self.store = store or ClientStore(algorithm, self.initial, task.num_clients)
         self.chunk_rows = chunk_rows or default_chunk_rows(task)
 
     def run(self, job: Job) -> Message:
         """The messages of all clients of `job`, row i belonging to ``job.clients[i]``."""
+        messages = self._messages(job)
+        return messages if self.outgoing is None else self.outgoing(messages, job)
+
+    def _messages(self, job: Job) -> Message:
         order = np.lexsort((-self.task.sizes[job.clients], -job.steps))
         in_order = np.array_equal(order, np.arange(len(order)))
         if in_order and len(order) <= self.chunk_rows:

@@ -180,6 +180,7 @@ def test_schema_names_every_part_and_key(call: Call) -> None:
     places = {
         "algorithm": ("algorithm", "name"), "model": ("model", "name"), "participation": ("participation", "mode"),
         "graph": ("topology", "graph"), "aggregator": ("aggregator", "name"), "dataset": ("data", "dataset"),
+        "privacy": ("privacy", "mechanism"),
     }  # fmt: skip
     for kind, (section, discriminator) in places.items():
         choices = {c["title"]: c for c in schema["properties"][section]["anyOf"]}

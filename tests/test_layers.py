@@ -22,6 +22,7 @@ LAYERS = (  # every module imports only from rows above its own
     "store",
     "worker participation",
     "backends asynchronous gossip contract_bench",
+    "privacy",
     "modes config contract",
     "assembly results schema",
     "schedule_view simulation",

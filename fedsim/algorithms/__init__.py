@@ -1,6 +1,7 @@
 """The algorithms, one file per paper or family; importing this package registers them all."""
 
 from fedsim.algorithms import (
+    diff2,
     dspodfl,
     fedasync,
     fedavg,
@@ -12,4 +13,15 @@ from fedsim.algorithms import (
     scaffold,
 )
 
-__all__ = ["dspodfl", "fedasync", "fedavg", "feddyn", "fednova", "fedopt", "fedprox", "gradient_tracking", "scaffold"]
+__all__ = [
+    "diff2",
+    "dspodfl",
+    "fedasync",
+    "fedavg",
+    "feddyn",
+    "fednova",
+    "fedopt",
+    "fedprox",
+    "gradient_tracking",
+    "scaffold",
+]

@@ -183,6 +183,8 @@ class ServerAlgorithm(Algorithm):
     modes: ClassVar[tuple[str, ...] | None] = None
     modes_reason: ClassVar[str] = ""
     """Participation modes under which the algorithm makes sense (None: all), and why not the others."""
+    everyone: ClassVar[str | None] = None
+    """Why all clients have to take part in every round, where they have to."""
     arrival_weights: ClassVar[str | None] = None
     """The only `weights` of a clocked participation that make sense, where there is only one."""
 

@@ -1,0 +1,9 @@
+"""Differential privacy: mechanisms, accounting, and the ledger; importing this package registers the mechanisms.
+
+``base`` says what a mechanism is and where the engine calls it; ``accounting`` turns noise into epsilon; ``ledger``
+keeps what has been released; ``clipping`` and ``noise`` are what mechanisms are made of.
+"""
+
+from fedsim.privacy import gaussian
+
+__all__ = ["gaussian"]

@@ -1,0 +1,126 @@
+"""Epsilon of composed Gaussian releases, computed by dp-accounting and never by hand.
+
+Every release is told by ``z = noise std / true L2 sensitivity``; whether the sensitivity is that of replacing or of
+removing one unit is settled there, so the library is always asked with its default relation (its REPLACE_ONE doubles
+the sensitivity of a Gaussian in one accountant and not in the other).
+
+Without subsampling, adaptively composed Gaussian mechanisms are exactly one Gaussian mechanism with
+``1 / z^2 = sum_i 1 / z_i^2``, whose epsilon has a closed form. With Poisson subsampling the privacy loss distribution
+(PLD) is composed numerically; Renyi accounting (RDP) is reported beside it and is 8 to 10 % looser.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from scipy.optimize import brentq
+
+_LARGEST_PLD = 60.0  # epsilon by RDP above which a PLD would take gigabytes: its size is about epsilon / 1e-4
+
+
+@dataclass(frozen=True, order=True)
+class Release:
+    """One Gaussian release: its noise over its sensitivity, and the Poisson sampling rate (1: everybody takes part).
+
+    `kind` says what is released ("restart", "step", ...); z = 0 is a release without noise.
+    """
+
+    kind: str
+    z: float
+    q: float = 1.0
+
+
+Profile = Mapping[Release, int]
+"""How many of each release one protected unit takes part in."""
+
+
+def epsilon(profile: Profile, delta: float) -> float:
+    """Epsilon at `delta`: the closed form where nothing is subsampled, else PLD (RDP where a PLD would not fit)."""
+    spent = {r: n for r, n in profile.items() if n > 0}
+    if not spent:
+        return 0.0
+    if any(r.z == 0 for r in spent):
+        return math.inf
+    if all(r.q == 1 for r in spent):
+        return epsilon_closed_form(spent, delta)
+    by_rdp = epsilon_rdp(spent, delta)
+    return by_rdp if by_rdp > _LARGEST_PLD else epsilon_pld(spent, delta)
+
+
+def epsilon_closed_form(profile: Profile, delta: float) -> float:
+    """Epsilon of ``mu^2 = sum n / z^2`` (all q = 1): Balle & Wang, arXiv 1805.06530."""
+    import dp_accounting
+
+    assert all(r.q == 1 for r in profile)
+    mu = mu_of(profile)
+    return float(dp_accounting.get_epsilon_gaussian(1.0 / mu, delta)) if mu > 0 else 0.0
+
+
+def epsilon_pld(profile: Profile, delta: float) -> float:
+    """Epsilon from the composed privacy loss distribution, an upper bound that is tight to about 1e-4."""
+    from dp_accounting import pld
+
+    return float(pld.PLDAccountant().compose(_event(profile)).get_epsilon(delta))
+
+
+def epsilon_rdp(profile: Profile, delta: float) -> float:
+    """Epsilon from Renyi accounting over the library's orders."""
+    from dp_accounting import rdp
+
+    return float(rdp.RdpAccountant().compose(_event(profile)).get_epsilon(delta))
+
+
+def mu_of(profile: Profile) -> float:
+    """The mu of Gaussian differential privacy, ``sqrt(sum n / z^2)``, of releases that are not subsampled."""
+    return math.sqrt(sum(n / r.z**2 for r, n in profile.items()))
+
+
+def mu_for(epsilon: float, delta: float) -> float:
+    """The mu that spends (epsilon, delta) exactly."""
+    import dp_accounting
+
+    return 1.0 / float(dp_accounting.get_sigma_gaussian(epsilon, delta))
+
+
+def calibrate(profile: Profile, target: float, delta: float) -> float:
+    """The factor on every z of `profile` with which it spends `target` exactly, or a hair less.
+
+    Closed form where nothing is subsampled; else a search by PLD around RDP's answer. The bracket stays near that
+    answer: a PLD of much smaller z takes gigabytes.
+    """
+    assert all(r.z > 0 for r in profile)
+    if all(r.q == 1 for r in profile):
+        return mu_of(profile) / mu_for(target, delta)
+
+    def excess(scale: float, of: Any) -> float:
+        return float(of(scaled(profile, scale), delta)) - target
+
+    low, high = 1e-2, 1.0
+    while excess(high, epsilon_rdp) > 0:
+        low, high = high, 2 * high
+    upper = brentq(excess, low, high, args=(epsilon_rdp,), rtol=1e-4) * 1.001 if excess(low, epsilon_rdp) > 0 else low
+    lower = 0.9 * upper
+    while excess(lower, epsilon_pld) < 0:
+        upper, lower = lower, 0.9 * lower
+    found = float(brentq(excess, lower, upper, args=(epsilon_pld,), rtol=1e-5))
+    while excess(found, epsilon_pld) > 0:  # the private side of the root
+        found *= 1 + 1e-5
+    return found
+
+
+def scaled(profile: Profile, factor: float) -> dict[Release, int]:
+    """The same releases with `factor` times their noise."""
+    return {Release(r.kind, r.z * factor, r.q): n for r, n in profile.items()}
+
+
+def _event(profile: Profile) -> Any:
+    import dp_accounting as dpa
+
+    def one(release: Release) -> Any:
+        gaussian = dpa.GaussianDpEvent(release.z)
+        return gaussian if release.q == 1 else dpa.PoissonSampledDpEvent(release.q, gaussian)
+
+    return dpa.ComposedDpEvent([dpa.SelfComposedDpEvent(one(r), n) for r, n in profile.items() if n > 0])

@@ -1,0 +1,200 @@
+"""What a privacy mechanism is: a part that is bound to one run and then stands at every place where data could leak.
+
+A scenario's ``privacy: {mechanism: NAME, ...}`` makes a `Mechanism`. ``bind(setting)`` looks at the run (task,
+algorithm, participation, ...), refuses combinations for which its epsilon would not hold, calibrates the noise and
+returns a `Bound`, whose hooks the engine calls; each does nothing unless overridden:
+
+=================  ====================================================================================================
+``task``           when the run is built: wraps the gradient oracle (per-sample clipping and noise, Poisson sampling)
+``charge``         before clients start: appends to the ledger everything that their work will release
+``broadcast``      at the server: adds public numbers to what clients receive (an adaptive clip norm)
+``outgoing``       at the client, in whatever process it runs, before its messages leave: local noise, shares of noise
+``aggregate``      at the server: the private version of the weighted mean, with central noise
+``save, load``     checkpoints: the ledger and whatever the mechanism keeps between rounds
+=================  ====================================================================================================
+
+Noise comes from `fedsim.privacy.noise`, keyed by client, round and step; then resumed and sharded runs repeat.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from fedsim.aggregators import Aggregator
+from fedsim.algorithms.base import Algorithm, Round
+from fedsim.errors import InputError
+from fedsim.gossip import Network
+from fedsim.participation import Participation
+from fedsim.privacy.accounting import Profile
+from fedsim.privacy.accounting import epsilon as epsilon_of
+from fedsim.privacy.ledger import PrivacyLedger, finite
+from fedsim.registry import Part
+from fedsim.task import Ints, Plan, Task
+from fedsim.types import Aggregate, BatchSize, Message, NonNegative, Positive, State
+from fedsim.worker import Job
+
+PUBLIC_METRICS = ("test_loss", "test_accuracy")
+"""Computed from released models and test data, which is taken as public; the others look at protected data."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The run that a mechanism is bound to. `rounds` is how many it has; `network` the graph of a gossip run."""
+
+    seed: int
+    rounds: int
+    task: Task
+    algorithm: Algorithm
+    participation: Participation
+    aggregator: Aggregator
+    network: Network | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mechanism(Part, ABC):
+    """Base class of the parts that ``privacy.mechanism`` names; its fields are their common YAML keys.
+
+    Parameters
+    ----------
+    epsilon : what the whole run may spend at `delta`; the noise follows from it.
+    noise_multiplier : instead of `epsilon`, the noise: its standard deviation over the L2 sensitivity of the release.
+    delta : at which epsilon is stated.
+    trust : ``central``, the server adds the noise; ``secagg``, clients add shares of it and the server sees only sums;
+        ``local``, every message is private by itself.
+    noise_seed : with the scenario's seed, decides the noise.
+    """
+
+    epsilon: Positive | None = None
+    noise_multiplier: NonNegative | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    trust: Literal["central", "secagg", "local"] = "central"
+    noise_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @abstractmethod
+    def bind(self, setting: Setting) -> Bound:
+        """Calibrate for a run.
+
+        Raises
+        ------
+        InputError
+            Its epsilon would not hold in this run, with the reason; keys are whole (``participation.fraction``).
+        """
+
+    def check_target(self) -> None:
+        """Raise InputError unless exactly one of `epsilon` and `noise_multiplier` is given."""
+        if self.epsilon is None and self.noise_multiplier is None:
+            raise InputError("missing; allowed: epsilon (a target) or noise_multiplier", key="privacy.epsilon")
+        if self.epsilon is not None and self.noise_multiplier is not None:
+            raise InputError("found beside epsilon, allowed: one of the two", key="privacy.noise_multiplier")
+
+
+class Bound:
+    """A mechanism in one run: where it stands in data's way, and what it has spent (see the module)."""
+
+    def __init__(self, mechanism: Mechanism, setting: Setting, ledger: PrivacyLedger) -> None:
+        self.seeds = (mechanism.noise_seed, setting.seed)
+        self.ledger = ledger
+        self.rounds = setting.rounds
+        self.oracle_metrics = [m for m in setting.task.metrics if m not in PUBLIC_METRICS]
+
+    def task(self, task: Task) -> Task:
+        """The task whose oracle the algorithm gets."""
+        return task
+
+    def charge(self, clients: Ints, rounds: Ints, steps: Ints) -> None:
+        """Append to the ledger what these jobs will release; raise before they do where the budget forbids it."""
+
+    def broadcast(self, message: Message) -> Message:
+        """What clients receive."""
+        return message
+
+    def outgoing(self, messages: Message, job: Job) -> Message:
+        """What leaves clients, row i that of ``job.clients[i]`` in its round ``job.rounds[i]``."""
+        return messages
+
+    def aggregate(self, round: Round, state: State, messages: Message, aggregate: Aggregate) -> Aggregate:
+        """The aggregation that `combine` gets; `state` is that of before the round."""
+        return aggregate
+
+    def columns(self) -> dict[str, float | None]:
+        """Columns of ``metrics.jsonl``: spent so far."""
+        return {"epsilon": finite(self.ledger.epsilon()), "delta": self.ledger.delta}
+
+    def facts(self) -> dict[str, Any]:
+        """Rows of ``fedsim plan``."""
+        ledger, claim = self.ledger, self.ledger.claim
+        planned: Profile = ledger.planned
+        rows: dict[str, Any] = {
+            "epsilon of the whole run": epsilon_of(planned, ledger.delta),
+            "delta": ledger.delta,
+            "protects": f"one {claim.unit} ({claim.adjacency}), trust {claim.trust}, {claim.against}",
+            "sampling": claim.sampling,
+        }
+        for release, count in sorted(planned.items()):
+            rate = "" if release.q == 1 else f", sampled at rate {release.q:.4g}"
+            rows[f"noise of '{release.kind}'"] = f"{release.z:.6g} x sensitivity, {count} releases{rate}"
+        return rows
+
+    def report(self) -> dict[str, Any]:
+        """What ``privacy.json`` says."""
+        return {**self.ledger.report(), "oracle_metrics": list(self.oracle_metrics)}
+
+    def save(self) -> dict[str, Any]:
+        """JSON's types: what a checkpoint keeps."""
+        return {"ledger": self.ledger.save(), "rounds": self.rounds}
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Continue from what `save` gave.
+
+        Raises
+        ------
+        InputError
+            Noise made for a budget over some number of rounds cannot serve another number.
+        """
+        if self.ledger.budget is not None and saved["rounds"] != self.rounds:
+            raise InputError(
+                f"found {self.rounds}, but the noise of the rounds before spends privacy.epsilon over "
+                f"{saved['rounds']} rounds; allowed: {saved['rounds']}, or noise given by privacy.noise_multiplier",
+                key="run.rounds",
+            )
+        self.ledger.load(saved["ledger"])
+
+
+class WrappedTask(Task):
+    """A task with another oracle: everything but `plan` is that of `inner`."""
+
+    def __init__(self, inner: Task) -> None:
+        self.inner = inner
+        self.dim, self.num_clients, self.sizes, self.importance = (
+            inner.dim,
+            inner.num_clients,
+            inner.sizes,
+            inner.importance,
+        )
+        self.device, self.dtype, self.metrics = inner.device, inner.dtype, inner.metrics
+
+    def initial(self) -> Tensor:
+        return self.inner.initial()
+
+    def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Plan:
+        return self.inner.plan(clients, rounds, steps, batch_size, epochs)
+
+    def evaluate(self, params: Tensor) -> dict[str, float]:
+        return self.inner.evaluate(params)
+
+    def node_accuracy(self, params: Tensor) -> float | None:
+        return self.inner.node_accuracy(params)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+__all__ = [
+    "Aggregate", "Bound", "InputError", "Job", "Mechanism", "Message", "Setting", "State", "Tensor", "WrappedTask",
+]  # fmt: skip
