@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from fedsim.aggregators import message_bytes
 from fedsim.algorithms.base import Algorithm, Effort, GossipAlgorithm, ServerAlgorithm
@@ -18,6 +19,7 @@ from fedsim.config import Scenario
 from fedsim.data import Dataset, Quadratic
 from fedsim.errors import InputError
 from fedsim.gossip import Network, build_network
+from fedsim.losses import Loss
 from fedsim.mixing import is_symmetric
 from fedsim.models import build_model
 from fedsim.participation import Synchronous
@@ -27,7 +29,7 @@ from fedsim.registry import lookup
 from fedsim.store import ClientStore
 from fedsim.supervised import SupervisedTask
 from fedsim.system import Durations
-from fedsim.task import QuadraticTask, Task
+from fedsim.task import Ints, QuadraticTask, Task
 from fedsim.topology import build_topology
 from fedsim.types import Message
 from fedsim.worker import Worker
@@ -58,8 +60,22 @@ class Assembly:
         return Worker(self.task, scenario.algorithm, scenario.run.chunk_rows, store, outgoing)
 
 
-def assemble(scenario: Scenario) -> Assembly:
-    """Load the data, divide it, build model and graph.
+@dataclass(frozen=True)
+class Material:
+    """What a supervised task is made of: all rows, whose they are, and the model; an audit changes it before use."""
+
+    data: Dataset
+    rows: list[Ints]
+    module: nn.Module
+    loss_name: str
+    loss: Loss
+
+
+Change = Callable[[Material], Material]
+
+
+def assemble(scenario: Scenario, change: Change | None = None) -> Assembly:
+    """Load the data, divide it, build model and graph; `change` may exchange data and model before they are used.
 
     Raises
     ------
@@ -67,12 +83,12 @@ def assemble(scenario: Scenario) -> Assembly:
         Anything that only shows once data, model and graph are there, with file, line and dotted key.
     """
     try:
-        return _assemble(scenario)
+        return _assemble(scenario, change)
     except InputError as error:
         raise scenario.document.locate(error) from None
 
 
-def _assemble(s: Scenario) -> Assembly:
+def _assemble(s: Scenario, change: Change | None) -> Assembly:
     device, dtype = choose_device(s.run.device), getattr(torch, s.run.dtype)
     with _section("data"):
         data = s.dataset.load(s.clients, s.seed, s.base)
@@ -86,7 +102,7 @@ def _assemble(s: Scenario) -> Assembly:
         task = QuadraticTask(data, s.seed, device, dtype)
         layout = {"layout": json.dumps([["x", [task.dim]]])}
     else:
-        task, counts, layout = _supervised(s, data, device, dtype)
+        task, counts, layout = _supervised(s, data, device, dtype, change)
     with _section("algorithm"):
         s.algorithm.check(task.num_clients)
         for key in ("local_steps", "local_epochs"):
@@ -135,7 +151,7 @@ def one_message(algorithm: Algorithm, task: Task, gossip: bool) -> tuple[Message
 
 
 def _supervised(
-    s: Scenario, data: Dataset, device: torch.device, dtype: torch.dtype
+    s: Scenario, data: Dataset, device: torch.device, dtype: torch.dtype, change: Change | None
 ) -> tuple[Task, Any, dict[str, str]]:
     clients = s.clients or (len(data.clients) if data.clients is not None else None)
     if clients is None:
@@ -151,8 +167,12 @@ def _supervised(
         module, loss_name = build_model(
             s.model, tuple(data.train_x.shape[1:]), data.num_classes, s.seed, dtype, targets
         )
+    made = Material(data, rows, module, loss_name, lookup("loss", loss_name))
+    if change is not None:
+        made = change(made)
+    data, rows = made.data, made.rows
     task = SupervisedTask(
-        data, rows, module, loss_name, lookup("loss", loss_name), s.seed, device, dtype, s.run.eval_samples, s.augment
+        data, rows, made.module, loss_name, made.loss, s.seed, device, dtype, s.run.eval_samples, s.augment
     )
     counts = None if data.num_classes is None else label_counts(data.train_y.numpy(), rows, data.num_classes)
     shapes = task.kernel.layout

@@ -139,6 +139,40 @@ def report(
 
 
 @app.command()
+def audit(
+    scenario: ScenarioFile,
+    attacks: Annotated[
+        list[str] | None, typer.Option("--attack", help="an audit (default: those of the scenario)", metavar="NAME")
+    ] = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option("--out", help="where results go (default: audits/NAME-HASH)")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Attack what a scenario's run gives away: epsilon lower bounds, membership inference, reconstruction."""
+    from fedsim.audit import command
+    from fedsim.config import load
+
+    checked = load(scenario, settings)
+    say = None if as_json else lambda text: print(text, file=sys.stderr)
+    try:
+        report = command.audit(checked, attacks or [], say)
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        raise typer.Exit(130) from None
+    place = command.write(report, out or Path("audits") / f"{checked.name}-{checked.hash()}")
+    if as_json:
+        print(json.dumps(report.to_json()))
+    else:
+        for done in report.audits:
+            _table(done.name, command.rows(done.finding.results))
+        _console().print(f"[bold]{place}[/bold]")
+    for alarm in report.alarms:
+        print(f"ALARM: {alarm}", file=sys.stderr)
+    if report.alarms:
+        raise typer.Exit(1)
+
+
+@app.command()
 def topology(
     what: Annotated[
         str, typer.Argument(help="a graph's name, a graph file, or a scenario", metavar="NAME|FILE|SCENARIO")

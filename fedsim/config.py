@@ -29,8 +29,13 @@ from fedsim.types import Count
 from fedsim.yaml_files import Document, override, read_yaml
 
 SECTIONS = (
+<<<<<<< HEAD
     "name", "seed", "data", "model", "algorithm", "topology", "participation", "system", "aggregator", "privacy", "run",
     "backend",
+=======
+    "name", "seed", "data", "model", "algorithm", "topology", "participation", "system", "aggregator", "run", "backend",
+    "audit",
+>>>>>>> 5774214 (Add the audit command with epsilon lower bounds, LOSS, LiRA and IHA)
 )  # fmt: skip
 _MODES = {"server": "synchronous", "gossip": "gossip"}
 """The participation mode of a setting where a scenario names none."""
@@ -227,6 +232,7 @@ def _parse(document: Document) -> Scenario:
         section("privacy", lambda: part_from("privacy", "mechanism", raw["privacy"])) if "privacy" in raw else None
     )
     system = section("system", lambda: make_part(SystemSection, raw.get("system", {})))
+    section("audit", lambda: _check_audits(raw.get("audit", {})))
     run = section("run", lambda: make_part(RunSection, raw.get("run", {})))
     backend = section("backend", lambda: make_part(BackendSection, raw.get("backend", {})))
     if problems:
@@ -304,6 +310,20 @@ def _graph(section: dict[str, Any] | None) -> dict[str, Any] | None:
         except InputError as error:
             raise error.under("weights") from None
     return {**(named or {}), **weights}
+
+
+def _check_audits(audits: Mapping[str, Any]) -> None:
+    """The section is for ``fedsim audit``; a run only checks it."""
+    problems: list[Problem] = []
+    for name, keys in audits.items():
+        try:
+            if keys is not None and not isinstance(keys, dict):
+                raise InputError(f"found {keys!r}, allowed: a mapping")
+            part_from("audit", "audit", {**(keys or {}), "audit": name})
+        except InputError as error:
+            problems += error.under(str(name)).problems
+    if problems:
+        raise InputError(problems)
 
 
 def _setting(algorithm: Mapping[str, Any]) -> str | None:

@@ -43,6 +43,7 @@ def scenario_schema() -> dict[str, Any]:
         "system": _plain(SystemSection, definitions),
         "run": _plain(RunSection, definitions),
         "backend": _plain(BackendSection, definitions),
+        "audit": _audits(definitions),
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -82,6 +83,19 @@ def _alternatives(
             }
         )
     return {"type": "object", "anyOf": [*choices, own]}
+
+
+def _audits(definitions: dict[str, Any]) -> dict[str, Any]:
+    """A mapping from audits to their keys, or to nothing."""
+    found = {}
+    for name in names("audit"):
+        part = lookup("audit", name)
+        schema = {k: v for k, v in _plain(part, definitions).items() if k in ("properties", "required")}
+        description = (part.__doc__ or "").strip().split("\n\n")[0]
+        keys = {"type": "object", **schema, "additionalProperties": False}
+        found[name] = {"description": description, "anyOf": [{"type": "null"}, keys]}
+    own = {"^[^:]+:[^:]+$": {"type": ["object", "null"]}}
+    return {"type": "object", "properties": found, "patternProperties": own, "additionalProperties": False}
 
 
 def _plain(part: Any, definitions: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ LAYERS = (  # every module imports only from rows above its own
     "modes config contract",
     "assembly results schema",
     "schedule_view simulation",
-    "planning",
+    "planning audit",
     "sweeps run_groups",
     "report_setting report_schedule",
     "report",

@@ -1,0 +1,167 @@
+"""What an audit is: an attack on what a scenario's run gives away, and what came of it.
+
+A registered audit is a frozen dataclass whose fields are its keys in the scenario's ``audit:`` section. It gets a
+`Subject`, the scenario and the means to run it on changed data, and returns a `Finding`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fedsim.assembly import Assembly, Change, Material, assemble
+from fedsim.config import BackendSection, Scenario
+from fedsim.errors import InputError
+from fedsim.privacy.accounting import epsilon
+from fedsim.registry import Part
+from fedsim.simulation import Simulation
+from fedsim.supervised import SupervisedTask
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Watch = Callable[[Simulation], None]
+"""Called after every round (and once before the first)."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an audit found.
+
+    `results` are JSON's types; `alarm` says what claim was shown to be false; `figures` are made when they are needed.
+    """
+
+    threat_model: str
+    results: dict[str, Any]
+    alarm: str | None = None
+    notes: tuple[str, ...] = ()
+    figures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit(Part, ABC):
+    """Base class of audits; its fields are its YAML keys."""
+
+    @abstractmethod
+    def run(self, subject: Subject) -> Finding:
+        """Attack.
+
+        Raises
+        ------
+        InputError
+            The scenario does not have what this audit needs; keys are whole (``privacy``, ``audit.lira.shadows``).
+        """
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A promise of (epsilon, delta). `gaussian`: all releases together are exactly one Gaussian mechanism."""
+
+    epsilon: float
+    delta: float
+    gaussian: bool
+    meaning: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"epsilon": self.epsilon, "delta": self.delta, **self.meaning}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: what it was built of, and the parameters ``[d]`` (of the mean model, on a graph)."""
+
+    assembly: Assembly
+    params: Tensor
+
+
+class Subject:
+    """The scenario under audit."""
+
+    def __init__(self, scenario: Scenario, progress: Callable[[str], None] | None = None) -> None:
+        quiet = scenario.run.model_copy(
+            update={"eval_every": scenario.run.rounds, "trace": False, "checkpoint_seconds": 1e9}
+        )
+        self.scenario = replace(scenario, run=quiet, backend=BackendSection())
+        self.say = progress or _silent
+
+    @cached_property
+    def material(self) -> Material:
+        """Data, division and model as the scenario has them.
+
+        Raises
+        ------
+        InputError
+            The scenario has no examples (a quadratic problem).
+        """
+        found: list[Material] = []
+
+        def note(material: Material) -> Material:
+            found.append(material)
+            return material
+
+        assemble(self.scenario, note)
+        if not found:
+            raise InputError("a quadratic problem has no examples to attack; allowed: a data set", key="data.dataset")
+        return found[0]
+
+    @cached_property
+    def claim(self) -> Claimed | None:
+        """What the scenario's privacy mechanism promises for the whole run."""
+        return claimed(assemble(self.scenario))
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the data have classes."""
+        return self.material.data.num_classes is not None
+
+    def seeded(self, index: int) -> Scenario:
+        """The scenario with other draws of everything but the data and their division; 0: its own."""
+        return self.scenario if index == 0 else replace(self.scenario, seed=self.scenario.seed + 1_000_003 * index)
+
+    def train(self, change: Change, index: int = 0, watch: Watch | None = None) -> Outcome:
+        """Run the scenario on other material; runs of different `index` draw different things."""
+        scenario = self.seeded(index)
+        assembly = assemble(scenario, change)
+        with tempfile.TemporaryDirectory(prefix="fedsim-audit-") as folder:
+            simulation = Simulation(scenario, assembly, Path(folder) / "run")
+
+            def seen(_round: int, _row: Any) -> None:
+                if watch is not None:
+                    watch(simulation)
+
+            simulation.run(seen)
+        x = simulation.state["x"].detach()
+        return Outcome(assembly, x.mean(0) if assembly.network is not None else x)
+
+
+def claimed(assembly: Assembly) -> Claimed | None:
+    """What the mechanism of a run promises; None where there is none."""
+    if assembly.privacy is None:
+        return None
+    ledger = assembly.privacy.ledger
+    gaussian = all(release.q == 1 for release in ledger.planned)
+    return Claimed(epsilon(ledger.planned, ledger.delta), ledger.delta, gaussian, asdict(ledger.claim))
+
+
+def _silent(text: str) -> None:
+    """Nobody listens."""
+
+
+def supervised(assembly: Assembly) -> SupervisedTask:
+    """The objective itself, without the oracle that a privacy mechanism puts around it."""
+    task = getattr(assembly.task, "inner", assembly.task)
+    assert isinstance(task, SupervisedTask)
+    return task
+
+
+def chunked(rows: Tensor, size: int = 1000) -> tuple[Tensor, ...]:
+    """`rows` in pieces that fit the memory."""
+    return torch.split(rows, size)

@@ -1,0 +1,191 @@
+"""``fedsim audit``: which audits run, and what they leave behind: ``audit.json``, ``audit.html`` and figures."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsim.audit.base import Audit, Finding, Subject
+from fedsim.config import Scenario
+from fedsim.errors import InputError
+from fedsim.page import Markup, escape, image, notes, page, table, tag
+from fedsim.parts import dump_part, part_from
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Audited:
+    """One audit, its keys, and what it found."""
+
+    name: str
+    keys: dict[str, Any]
+    finding: Finding
+
+    def to_json(self) -> dict[str, Any]:
+        f = self.finding
+        return {
+            "audit": self.name, "keys": self.keys, "threat_model": f.threat_model, "alarm": f.alarm,
+            "results": plain(f.results), "notes": list(f.notes), "figures": [f"{self.name}-{k}.png" for k in f.figures],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Report:
+    """All audits of a scenario; `claim` is what its privacy mechanism promises (None: it has none)."""
+
+    scenario: Scenario
+    claim: dict[str, Any] | None
+    audits: tuple[Audited, ...]
+
+    @property
+    def alarms(self) -> list[str]:
+        """What was shown to be false."""
+        return [f"{a.name}: {a.finding.alarm}" for a in self.audits if a.finding.alarm]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "scenario": self.scenario.name, "seed": self.scenario.seed, "hash": self.scenario.hash(),
+            "claim": plain(self.claim), "alarms": self.alarms, "audits": [a.to_json() for a in self.audits],
+        }  # fmt: skip
+
+
+def audit(scenario: Scenario, attacks: Sequence[str] = (), progress: Progress | None = None) -> Report:
+    """Attack `scenario`.
+
+    Parameters
+    ----------
+    attacks : names of audits; default those of the scenario's ``audit:`` section.
+    progress : called with a line of text before everything that takes long.
+
+    Raises
+    ------
+    InputError
+        An unknown audit or key, or a scenario without what an audit needs.
+    """
+    try:
+        chosen = choose(scenario, attacks)
+        subject = Subject(scenario, progress)
+        claim = subject.claim
+        done = [Audited(name, dump_part(part), part.run(subject)) for name, part in chosen.items()]
+    except InputError as error:
+        raise scenario.document.locate(error) from None
+    return Report(scenario, None if claim is None else claim.to_json(), tuple(done))
+
+
+def choose(scenario: Scenario, attacks: Sequence[str] = ()) -> dict[str, Audit]:
+    """The audits named, with their keys of the ``audit:`` section; all of the section where none is named."""
+    section: Mapping[str, Any] = scenario.document.values.get("audit", {})
+    names = list(dict.fromkeys(attacks)) or list(section)
+    if not names:
+        from fedsim.registry import names as registered
+
+        raise InputError(
+            f"missing; allowed: a mapping from audits to their keys, or --attack NAME with one of "
+            f"{', '.join(registered('audit'))}",
+            key="audit",
+        )
+    return {name: make_audit(name, section.get(name)) for name in names}
+
+
+def make_audit(name: str, keys: Any) -> Audit:
+    """The audit `name` with its keys; InputError under ``audit.NAME``."""
+    try:
+        made: Audit = part_from("audit", "audit", {**(keys or {}), "audit": name})
+    except InputError as error:
+        raise error.under(f"audit.{name}") from None
+    return made
+
+
+def write(report: Report, folder: Path) -> Path:
+    """Write ``audit.json``, ``audit.html`` and ``figures/`` into `folder`; the page's path.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be written to.
+    """
+    try:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        (folder / "audit.json").write_text(json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n", "utf-8")
+        (folder / "scenario.yaml").write_text(report.scenario.to_yaml(), "utf-8")
+        place = folder / "audit.html"
+        place.write_text(_page(report, folder / "figures"), "utf-8")
+    except OSError as error:
+        raise InputError(f"--out: cannot be written to: {error.strerror}", file=str(folder)) from None
+    return place
+
+
+def rows(results: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested results as lines of a table."""
+    lines: list[tuple[str, str]] = []
+    for key, value in results.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, Mapping) and set(value) >= {"mean", "std"}:
+            std = "" if value["std"] is None else f" \N{PLUS-MINUS SIGN} {_number(value['std'])}"
+            more = "".join(
+                f", {_number(v)} {k.replace('_', ' ')}" for k, v in value.items() if k not in ("mean", "std")
+            )
+            lines.append((name, f"{_number(value['mean'])}{std}{more}"))
+        elif isinstance(value, Mapping):
+            lines += rows(value, f"{name}: ")
+        elif isinstance(value, list):
+            lines.append((name, ", ".join(map(_number, value))))
+        else:
+            lines.append((name, _number(value)))
+    return lines
+
+
+def plain(value: Any) -> Any:
+    """JSON's types; numbers that are not finite become null."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "\N{EN DASH}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _page(report: Report, figures: Path) -> str:
+    title = f"Audit of {report.scenario.name}"
+    body: list[object] = [tag("h1", title)]
+    if report.alarms:
+        body.append(notes([Markup(tag("span", "Alarm. ", "mark") + escape(a)) for a in report.alarms]))
+    if report.claim is None:
+        body.append(tag("p", "The scenario has no privacy mechanism: no epsilon is claimed.", "soft"))
+    else:
+        body += [tag("h2", "What is claimed"), table(["", ""], rows(report.claim), text=(1,))]
+    for done in report.audits:
+        finding = done.finding
+        body += [
+            tag("h2", done.name),
+            tag("p", Markup(tag("strong", "Threat model. ") + escape(finding.threat_model))),
+            notes([finding.alarm] if finding.alarm else []),
+            table(["", ""], rows(finding.results)),
+        ]
+        for name, make in finding.figures.items():
+            buffer = io.BytesIO()
+            make().savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+            (figures / f"{done.name}-{name}.png").write_bytes(buffer.getvalue())
+            body.append(image(buffer.getvalue(), f"{done.name}: {name}"))
+        body += [tag("p", note, "soft") for note in finding.notes]
+        if done.keys:
+            body.append(tag("p", "Keys: " + ", ".join(f"{k} {v}" for k, v in done.keys.items()), "soft"))
+    body += [tag("h2", "Scenario"), tag("pre", report.scenario.to_yaml())]
+    return page(title, body)
