@@ -29,13 +29,8 @@ from fedsim.types import Count
 from fedsim.yaml_files import Document, override, read_yaml
 
 SECTIONS = (
-<<<<<<< HEAD
     "name", "seed", "data", "model", "algorithm", "topology", "participation", "system", "aggregator", "privacy", "run",
-    "backend",
-=======
-    "name", "seed", "data", "model", "algorithm", "topology", "participation", "system", "aggregator", "run", "backend",
-    "audit",
->>>>>>> 5774214 (Add the audit command with epsilon lower bounds, LOSS, LiRA and IHA)
+    "backend", "audit",
 )  # fmt: skip
 _MODES = {"server": "synchronous", "gossip": "gossip"}
 """The participation mode of a setting where a scenario names none."""

@@ -22,11 +22,8 @@ _BASE = {  # what a part of each kind inherits, loaded on first use like the par
     "graph": "fedsim.graphs:Graph",
     "aggregator": "fedsim.aggregators:Aggregator",
     "participation": "fedsim.participation:Participation",
-<<<<<<< HEAD
     "privacy": "fedsim.privacy.base:Mechanism",
-=======
     "audit": "fedsim.audit.base:Audit",
->>>>>>> 5774214 (Add the audit command with epsilon lower bounds, LOSS, LiRA and IHA)
 }
 
 

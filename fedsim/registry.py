@@ -29,11 +29,8 @@ _HOME = {
     "mixing": "fedsim.mixing",
     "aggregator": "fedsim.aggregators",
     "participation": "fedsim.modes",
-<<<<<<< HEAD
     "privacy": "fedsim.privacy",
-=======
     "audit": "fedsim.audit",
->>>>>>> 5774214 (Add the audit command with epsilon lower bounds, LOSS, LiRA and IHA)
 }
 _parts: dict[str, dict[str, Any]] = {kind: {} for kind in _HOME}
 
