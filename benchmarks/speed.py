@@ -33,7 +33,7 @@ def made_data(folder: Path, samples: int, shape: tuple[int, ...]) -> Path:
     random = np.random.default_rng(0)
     x = random.normal(size=(samples, *shape)).astype(np.float32)
     y = random.integers(0, 10, samples)
-    np.savez(folder / "data.npz", x_train=x, y_train=y, x_test=x[:100], y_test=np.arange(100) % 10)
+    np.savez(folder / "data.npz", x_train=x, y_train=y, x_test=x[:100], y_test=np.arange(len(x[:100])) % 10)
     return folder / "data.npz"
 
 

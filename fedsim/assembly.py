@@ -170,10 +170,12 @@ def _supervised(
     made = Material(data, rows, module, loss_name, lookup("loss", loss_name))
     if change is not None:
         made = change(made)
-    data, rows = made.data, made.rows
-    task = SupervisedTask(
-        data, rows, made.module, loss_name, made.loss, s.seed, device, dtype, s.run.eval_samples, s.augment
-    )
+    data, rows, how = made.data, made.rows, s.run
+    with _section("run"):
+        task = SupervisedTask(
+            data, rows, made.module, loss_name, made.loss, s.seed, device, dtype,
+            how.eval_samples, s.augment, how.precision, how.kernel,
+        )  # fmt: skip
     counts = None if data.num_classes is None else label_counts(data.train_y.numpy(), rows, data.num_classes)
     shapes = task.kernel.layout
     layout = [[n, list(shape)] for n, shape in zip(shapes.names, shapes.shapes, strict=True)]

@@ -19,10 +19,12 @@ from fedsim.asynchronous import Clocked
 from fedsim.augment import Augment
 from fedsim.data import DatasetPart
 from fedsim.errors import InputError, Problem, unknown
+from fedsim.kernel import Precision
 from fedsim.participation import Participation
 from fedsim.parts import dump_part, make_part, part_from
 from fedsim.privacy.base import Mechanism
 from fedsim.registry import lookup
+from fedsim.stacked import Way
 from fedsim.store import Choice
 from fedsim.system import SystemSection
 from fedsim.types import Count
@@ -48,6 +50,10 @@ class RunSection(BaseModel):
     rounds: Count = Field(100, description="rounds (combines) to run")
     eval_every: Count = Field(10, description="evaluate in every that many rounds, besides round 0 and the last")
     dtype: Literal["float32", "float64"] = "float32"
+    precision: Precision = Field(
+        "full", description="bf16: training runs the model under bfloat16 autocast; parameters stay float32"
+    )
+    kernel: Way = Field("auto", description="clients of a chunk as one stacked computation, or one after the other")
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="stop before this virtual second is passed")
     trace: bool = Field(False, description="record the realised schedule in trace.jsonl")
@@ -371,6 +377,14 @@ def _crosscheck(s: Scenario) -> list[Problem]:
     quadratic = s.document.values["data"]["dataset"] == "quadratic"
     if quadratic and s.model is not None:
         found.append(Problem("a quadratic problem has no model: remove the section", "model"))
+    if quadratic:
+        found += [
+            Problem(f"found '{value}', but a quadratic problem has no model; allowed: {allowed}", f"run.{key}")
+            for key, value, allowed in (("precision", s.run.precision, "full"), ("kernel", s.run.kernel, "auto"))
+            if value != allowed
+        ]
+    elif s.run.precision == "bf16" and s.run.dtype == "float64":
+        found.append(Problem("found 'bf16' with dtype float64, allowed: full", "run.precision"))
     if not quadratic and s.model is None:
         found.append(Problem("missing; e.g. model: {name: linear}", "model"))
     return found

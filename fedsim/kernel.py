@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +13,17 @@ from torch.func import functional_call, vmap
 from fedsim.losses import Loss
 from fedsim.models import Layout, layout, views
 
+Precision = Literal["full", "bf16"]
+"""``bf16``: training runs the model under bfloat16 autocast; parameters, losses and gradients stay as they are."""
+
 
 class Kernel(ABC):
     """How one model family is evaluated for `m` parameter rows at once."""
 
-    def __init__(self, module: nn.Module, loss: Loss) -> None:
+    def __init__(self, module: nn.Module, loss: Loss, precision: Precision = "full") -> None:
         self.module = module
         self.loss = loss
+        self.precision = precision
         self.layout: Layout = layout(module)
 
     @abstractmethod
@@ -40,12 +46,19 @@ class Kernel(ABC):
         """Each sample's own gradient: x ``[m, d]``, inputs ``[m, b, ...]`` -> ``[m, b, d]``."""
 
         def one(flat: Tensor, sample: Tensor, target: Tensor) -> Tensor:
-            out = functional_call(self.module, views(flat, self.layout), (sample.unsqueeze(0),))
-            return self.loss(out, target.unsqueeze(0)).sum()
+            with self._casting(flat):
+                out = functional_call(self.module, views(flat, self.layout), (sample.unsqueeze(0),))
+            return self.loss(out.to(flat.dtype), target.unsqueeze(0)).sum()
 
         per_sample = vmap(torch.func.grad(one), in_dims=(None, 0, 0))
         result: Tensor = vmap(per_sample)(x, inputs, targets)
         return result
+
+    def _casting(self, x: Tensor) -> AbstractContextManager[object]:
+        """What a training forward runs in. Nothing is cached: each weight is used once, and vmap's must not escape."""
+        if self.precision == "full":
+            return nullcontext()
+        return torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
 
     def _leaves(self, x: Tensor) -> dict[str, Tensor]:
         return {name: v.detach().requires_grad_() for name, v in views(x, self.layout).items()}

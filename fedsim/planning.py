@@ -124,8 +124,8 @@ def _work(s: Scenario, a: Assembly, event: Arrival) -> Rows:
     rows["local steps in the first round"] = f"{steps.min()} to {steps.max()}"
     rows["sample gradients per round"] = f"about {int(gradients):,}"
     rows["sample gradients in all"] = f"about {int(gradients) * s.run.rounds:,}"
-    rows["rows per chunk"] = s.run.chunk_rows or default_chunk_rows(a.task)
-    rows["device"] = f"{a.device}, {s.run.dtype}"
+    rows["rows per chunk"] = s.run.chunk_rows or default_chunk_rows(a.task, s.algorithm.batch_size)
+    rows["device"] = f"{a.device}, {s.run.dtype}" + (", bf16 autocast" if s.run.precision == "bf16" else "")
     return rows
 
 

@@ -8,16 +8,21 @@ not depend on the machine's mood):
 * other models run under ``torch.func.vmap`` with one ordinary backward of the summed losses (`VmapKernel`);
 * convolutions on a CPU, and models that vmap cannot take, run row by row (`RowKernel`): grouped convolutions
   are slower there.
+
+``run.kernel`` overrides the choice between the stacked ways and rows.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from fedsim.chain import ChainKernel
-from fedsim.kernel import Kernel
+from fedsim.errors import InputError
+from fedsim.kernel import Kernel, Precision
 from fedsim.losses import Loss
 from fedsim.models import views
 
@@ -35,9 +40,17 @@ _POINTWISE = (
 )
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
+Way = Literal["auto", "stacked", "rows"]
+
 
 class RowKernel(Kernel):
     """One row after the other through the ordinary forward and backward."""
+
+    def __init__(
+        self, module: nn.Module, loss: Loss, precision: Precision = "full", channels_last: bool = False
+    ) -> None:
+        super().__init__(module, loss, precision)
+        self.channels_last = channels_last
 
     def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
         result = torch.empty_like(x)
@@ -56,7 +69,10 @@ class RowKernel(Kernel):
         parameters = list(self.module.parameters())
         for parameter, view in zip(parameters, views(x[i], self.layout).values(), strict=True):
             parameter.data = view
-        losses = self.loss(self.module(inputs[i]), targets[i])
+        batch = inputs[i].contiguous(memory_format=torch.channels_last) if self.channels_last else inputs[i]
+        with self._casting(x):
+            out = self.module(batch)
+        losses = self.loss(out.to(x.dtype), targets[i])
         scale = weights[i] if isinstance(weights, Tensor) else torch.full_like(losses, weights)
         return torch.autograd.grad(losses, parameters, scale)
 
@@ -71,7 +87,9 @@ class VmapKernel(Kernel):
 
     def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
         leaves = self._leaves(x)
-        out = self.forward(leaves, inputs)
+        with self._casting(x):
+            out = self.forward(leaves, inputs)
+        out = out.to(x.dtype)
         result = torch.empty_like(x)
         self._scatter(result, torch.autograd.grad(self._total(out, targets, weights), list(leaves.values())))
         return result
@@ -87,14 +105,30 @@ class VmapKernel(Kernel):
         return result
 
 
-def build_kernel(module: nn.Module, loss: Loss, device: torch.device, sample: Tensor) -> Kernel:
-    """The kernel for `module` on `device`; one input `sample` ``[...]`` shows whether vmap can take the model."""
-    if _is_chain(module, sample.dim()):
+def build_kernel(
+    module: nn.Module,
+    loss: Loss,
+    device: torch.device,
+    sample: Tensor,
+    precision: Precision = "full",
+    way: Way = "auto",
+) -> Kernel:
+    """The kernel for `module` on `device`; one input `sample` ``[...]`` shows whether vmap can take the model.
+
+    Raises
+    ------
+    InputError
+        `way` is ``stacked`` and vmap cannot take the model.
+    """
+    rows_only = RowKernel(module, loss, precision, _channels_last(module, device))
+    if way == "rows":
+        return rows_only
+    if precision == "full" and _is_chain(module, sample.dim()):
         assert isinstance(module, nn.Sequential)
         return ChainKernel(module, loss)
-    if device.type == "cpu" and any(isinstance(layer, _CONVOLUTIONS) for layer in module.modules()):
-        return RowKernel(module, loss)
-    kernel = VmapKernel(module, loss)
+    if way == "auto" and device.type == "cpu" and any(isinstance(layer, _CONVOLUTIONS) for layer in module.modules()):
+        return rows_only
+    kernel = VmapKernel(module, loss, precision)
     rows = torch.cat([p.detach().flatten() for p in module.parameters()]).expand(2, -1)
     try:
         kernel.outputs(rows, sample.unsqueeze(0))
@@ -102,9 +136,24 @@ def build_kernel(module: nn.Module, loss: Loss, device: torch.device, sample: Te
     except (
         RuntimeError,
         ValueError,
-    ):  # data-dependent control flow, in-place tricks, operators without a batching rule
-        return RowKernel(module, loss)
+    ) as error:  # data-dependent control flow, in-place tricks, operators without a batching rule
+        if way == "stacked":
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"found 'stacked', but torch.func.vmap cannot take this model ({reason}); allowed: auto, rows", "kernel"
+            ) from error
+        return rows_only
     return kernel
+
+
+def _channels_last(module: nn.Module, device: torch.device) -> bool:
+    """Whether images go in as channels-last, which a GPU's convolutions prefer.
+
+    Not with group normalisation: on a GPU PyTorch's hands back the ordinary layout, which every layer would convert.
+    """
+    layers = list(module.modules())
+    images = any(isinstance(layer, nn.Conv2d) for layer in layers)
+    return device.type == "cuda" and images and not any(isinstance(layer, nn.GroupNorm) for layer in layers)
 
 
 def _is_chain(module: nn.Module, input_dims: int) -> bool:

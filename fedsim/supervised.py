@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from fedsim import rng
 from fedsim.augment import Augment, moved
 from fedsim.data import Dataset
-from fedsim.kernel import Kernel
+from fedsim.kernel import Kernel, Precision
 from fedsim.losses import Loss
 from fedsim.models import flatten, predictions
-from fedsim.stacked import build_kernel
+from fedsim.stacked import Way, build_kernel
 from fedsim.task import Ints, Oracle, Plan, Task, index_lists
 from fedsim.types import BatchSize
 
@@ -36,6 +36,8 @@ class SupervisedTask(Task):
         dtype: torch.dtype,
         eval_samples: int | None = None,
         augment: Augment | None = None,
+        precision: Precision = "full",
+        way: Way = "auto",
     ) -> None:
         self.device, self.dtype, self.seed, self.augment = device, dtype, seed, augment
         self.inputs, self.targets = self._place(dataset.train_x, dataset.train_y)
@@ -45,7 +47,7 @@ class SupervisedTask(Task):
         self.sizes = np.diff(self.offsets)
         self.importance = self.sizes / self.sizes.sum()
         self.loss_name, self.loss, self.is_classification = loss_name, loss, dataset.num_classes is not None
-        self.kernel: Kernel = build_kernel(module.to(device), loss, device, self.inputs[0])
+        self.kernel: Kernel = build_kernel(module.to(device), loss, device, self.inputs[0], precision, way)
         self._initial = flatten(module).to(device=device, dtype=dtype)
         self.dim = len(self._initial)
         self.metrics = ("train_loss", "test_loss", *(("test_accuracy",) if self.is_classification else ()))
@@ -91,6 +93,23 @@ class SupervisedTask(Task):
                 guesses = predictions(self.kernel.outputs(rows, inputs), self.loss_name)
                 correct += (guesses == targets).sum()
         return float(correct) / (len(params) * len(self.test_inputs))
+
+    def activation_bytes(self, batch_size: BatchSize) -> int:
+        if self.device.type != "cuda":
+            return 0
+        most = int(self.sizes.max())
+        width = most if batch_size == "full" else min(batch_size, most)
+        self._peak(1, width)  # libraries load and take their workspaces
+        return max(0, self._peak(2, width) - self._peak(1, width))
+
+    def _peak(self, rows: int, width: int) -> int:
+        """GPU memory that the gradient of `rows` rows takes at its largest."""
+        x, targets = self._initial.expand(rows, -1).contiguous(), torch.stack([self.targets[:width]] * rows)
+        inputs = torch.stack([self.inputs[:width]] * rows)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        self.kernel.grad(x, inputs, targets, 1.0 / width)
+        return torch.cuda.max_memory_allocated(self.device) - before
 
     def _place(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         x = x.to(device=self.device, dtype=self.dtype)

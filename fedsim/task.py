@@ -114,6 +114,10 @@ class Task(ABC):
             return np.ones(len(clients), dtype=np.int64)
         return -(-self.sizes[clients] // batch_size)
 
+    def activation_bytes(self, batch_size: BatchSize) -> int:
+        """GPU memory that one more row's gradient takes, parameters apart, measured; 0 where it does not count."""
+        return 0
+
     def samples_per_step(self, clients: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Ints:
         """Sample gradients that ``steps[i]`` steps evaluate, ``[m]``."""
         size = self.sizes[clients]

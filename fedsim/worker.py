@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsim.algorithms.base import Algorithm, Effort
 from fedsim.store import ClientStore
 from fedsim.task import Ints, Plan, Task
-from fedsim.types import Message, State
+from fedsim.types import BatchSize, Message, State
 
 _CPU_BYTES = 16 * 2**20  # parameters, gradients and the update of a chunk: about what stays in a CPU's shared cache
 _GPU_SHARE = 0.25  # of the memory that is free when the run starts
@@ -58,7 +58,7 @@ class Worker:
         self.task, self.algorithm, self.outgoing = task, algorithm, outgoing
         self.initial = task.initial()
         self.store = store or ClientStore(algorithm, self.initial, task.num_clients)
-        self.chunk_rows = chunk_rows or default_chunk_rows(task)
+        self.chunk_rows = chunk_rows or default_chunk_rows(task, algorithm.batch_size)
 
     def run(self, job: Job) -> Message:
         """The messages of all clients of `job`, row i belonging to ``job.clients[i]``."""
@@ -130,13 +130,14 @@ class Worker:
         return torch.as_tensor(values, dtype=self.initial.dtype, device=self.initial.device).unsqueeze(1)
 
 
-def default_chunk_rows(task: Task) -> int:
-    """Rows whose parameters, gradient and update stay in a CPU's cache, or in a share of a GPU's free memory."""
+def default_chunk_rows(task: Task, batch_size: BatchSize) -> int:
+    """Rows whose parameters, gradient and update stay in a CPU's cache, or with all that a gradient at `batch_size`
+    needs in a share of a GPU's free memory."""
     item = torch.empty((), dtype=task.dtype).element_size()
     row = 3 * task.dim * item
     if task.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(task.device)
-        return max(1, int(_GPU_SHARE * free) // (2 * row))
+        return max(1, int(_GPU_SHARE * free) // (2 * row + task.activation_bytes(batch_size)))
     rows, threads = max(1, _CPU_BYTES // row), torch.get_num_threads()
     return rows if rows < threads else rows // threads * threads  # batched products give every thread whole rows
 

@@ -122,13 +122,13 @@ def test_what_was_received_is_left_alone(task: QuadraticTask) -> None:
 
 
 def test_chunks_fit_the_cache_whatever_the_model(task: QuadraticTask) -> None:
-    rows = default_chunk_rows(task)
+    rows = default_chunk_rows(task, 32)
     assert rows >= N
     wide = QuadraticTask(
         Quadratic(torch.ones(1, 2_000_000), torch.ones(1, 2_000_000), torch.zeros(2_000_000), torch.ones(1)),
         0, torch.device("cpu"), torch.float32,
     )  # fmt: skip
-    assert default_chunk_rows(wide) == 1
+    assert default_chunk_rows(wide, 32) == 1
 
 
 # --- the in-process backend -----------------------------------------------------------------------
