@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,51 @@ class ChainKernel(Kernel):
         # The backward is linear, so scaling what enters it by -lr scales every layer's step.
         scaled = -lr * weights if isinstance(weights, Tensor) else (-lr * weights).expand(-1, inputs.shape[1])
         self._passes(x, inputs, targets, scaled, step)
+
+    def clipped_sum(
+        self, x: Tensor, inputs: Tensor, targets: Tensor, valid: Tensor | None, bound: Tensor, minus: Tensor | None
+    ) -> Tensor:
+        """Without making every sample's gradient, where its norm follows from those of its factors.
+
+        A sample's gradient of a layer is ``dy h^T``, of norm ``|dy| |h|``; all samples' clipped sum is one product. A
+        difference is ``ddy h^T`` in the first layer, whose inputs are the same at both points; in the others it is
+        made, ``ddy h^T + dy' dh^T``, and the very vector that is added up is the one that is measured.
+        """
+        layers = self._factors(x, inputs, targets)
+        if minus is None:
+            terms = [_Outer(at, dy, h, None, bias) for at, dy, h, bias in layers]
+        else:
+            terms = []
+            for (at, dy, h, bias), (_, other, before, _) in zip(
+                layers, self._factors(minus, inputs, targets), strict=True
+            ):
+                change = dy - other
+                made = None if at == 0 else _outer(change, h) + _outer(other, h - before)
+                terms.append(_Outer(at, change, h, made, bias))
+        length = torch.stack([term.squares() for term in terms]).sum(0).sqrt_()  # [m, b]
+        scale = (bound / length.clamp_min_(1e-12)).clamp_(max=1.0)
+        if valid is not None:
+            scale = scale * valid
+        result = torch.empty(len(x), self.layout.total, dtype=x.dtype, device=x.device)
+        grads = list(views(result, self.layout).values())
+        for term in terms:
+            term.add_up(scale, grads)
+        return result
+
+    def floats_per_sample(self, difference: bool) -> int:
+        widths = [layer.in_features + 3 * layer.out_features for layer in self.chain if isinstance(layer, nn.Linear)]
+        made = [layer.weight.numel() for layer in self.chain if isinstance(layer, nn.Linear)][1:]
+        return 2 * sum(widths) + 2 * sum(made) if difference else sum(widths)
+
+    def _factors(self, x: Tensor, inputs: Tensor, targets: Tensor) -> list[tuple[int, Tensor, Tensor, bool]]:
+        """Of each Linear layer the index of its weight, dy ``[m, b, k]``, its inputs ``[m, b, n]``, has it a bias."""
+        found: list[tuple[int, Tensor, Tensor, bool]] = []
+
+        def note(at: int, dy: Tensor, h: Tensor, bias: bool) -> None:
+            found.insert(0, (at, dy.view(len(x), -1, dy.shape[-1]), h.reshape(len(x), -1, h.shape[-1]), bias))
+
+        self._passes(x, inputs, targets, 1.0, note)
+        return found
 
     def _passes(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, take: _Take) -> None:
         """Forward and backward; each Linear layer hands ``(index of its weight, dy, its inputs, has it a bias)`` to
@@ -118,3 +164,34 @@ class ChainKernel(Kernel):
             else:
                 h = layer(h)
         return h
+
+
+@dataclass(frozen=True)
+class _Outer:
+    """Every sample's gradient of one Linear layer, ``dy h^T`` unless it has been `made`, and of its bias, dy."""
+
+    at: int
+    dy: Tensor
+    h: Tensor
+    made: Tensor | None
+    bias: bool
+
+    def squares(self) -> Tensor:
+        """Squared norms ``[m, b]``."""
+        dy = self.dy.square().sum(-1)
+        weight = dy * self.h.square().sum(-1) if self.made is None else self.made.square().sum((-2, -1))
+        return weight + dy if self.bias else weight
+
+    def add_up(self, scale: Tensor, into: list[Tensor]) -> None:
+        """``sum_j scale_j g_j`` into the layer's gradients."""
+        dy = self.dy * scale.unsqueeze(-1)
+        if self.made is None:
+            torch.bmm(dy.mT, self.h, out=into[self.at])
+        else:
+            into[self.at].copy_(torch.einsum("mb,mbkn->mkn", scale, self.made))
+        if self.bias:
+            torch.sum(dy, -2, out=into[self.at + 1])
+
+
+def _outer(u: Tensor, v: Tensor) -> Tensor:
+    return u.unsqueeze(-1) * v.unsqueeze(-2)

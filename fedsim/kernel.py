@@ -12,6 +12,7 @@ from torch.func import functional_call, vmap
 
 from fedsim.losses import Loss
 from fedsim.models import Layout, layout, views
+from fedsim.types import clip_norm
 
 Precision = Literal["full", "bf16"]
 """``bf16``: training runs the model under bfloat16 autocast; parameters, losses and gradients stay as they are."""
@@ -59,6 +60,23 @@ class Kernel(ABC):
         if self.precision == "full":
             return nullcontext()
         return torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
+
+    def clipped_sum(
+        self, x: Tensor, inputs: Tensor, targets: Tensor, valid: Tensor | None, bound: Tensor, minus: Tensor | None
+    ) -> Tensor:
+        """``sum_j clip_bound(g_ij(x_i))``, or of the differences ``g_ij(x_i) - g_ij(minus_i)``, over the valid samples.
+
+        x ``[m, d]``, inputs and targets ``[m, b, ...]``, valid ``[m, b]`` (None: all), bound ``[m, 1]`` -> ``[m, d]``.
+        """
+        grads = self.per_sample_grad(x, inputs, targets)
+        if minus is not None:
+            grads = grads - self.per_sample_grad(minus, inputs, targets)
+        clipped = clip_norm(grads, bound.unsqueeze(-1))
+        return (clipped if valid is None else clipped * valid.unsqueeze(-1)).sum(-2)
+
+    def floats_per_sample(self, difference: bool) -> int:
+        """Numbers that `clipped_sum` holds for each sample, about."""
+        return 3 * self.layout.total * (2 if difference else 1)
 
     def _leaves(self, x: Tensor) -> dict[str, Tensor]:
         return {name: v.detach().requires_grad_() for name, v in views(x, self.layout).items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,6 +15,7 @@ from fedsim.data import Dataset
 from fedsim.kernel import Kernel, Precision
 from fedsim.losses import Loss
 from fedsim.models import flatten, predictions
+from fedsim.persample import budget, parts
 from fedsim.stacked import Way, build_kernel
 from fedsim.task import Ints, Oracle, Plan, Task, index_lists
 from fedsim.types import BatchSize
@@ -65,13 +68,20 @@ class SupervisedTask(Task):
         full = batch_size == "full"
         width = int(sizes.max() if full else min(int(batch_size), int(sizes.max())))
         positions, valid = self._positions(clients, rounds, int(steps.max()), width, full, epochs)
-        index = self.indices[self.offsets[clients][:, None, None] + positions]
-        rows = torch.as_tensor(index, device=self.device)
-        moves = None
-        if self.augment is not None:
-            drawn = self.augment.draw(self.seed, clients, rounds, *index.shape[1:])
-            moves = torch.as_tensor(drawn, device=self.device)
-        return _SupervisedPlan(self, rows, self.targets[rows], self._weights(valid), moves)
+        return self._plan(clients, rounds, positions, valid, self._weights(valid))
+
+    def poisson_plan(self, clients: Ints, rounds: Ints, steps: Ints, rates: npt.NDArray[np.float64]) -> Plan:
+        from scipy.stats import binom
+
+        size, step = self.sizes[clients][:, None], np.arange(int(steps.max()))[None, :]
+        keys = rng.key(self.seed, "poisson", clients[:, None], rounds[:, None], step)
+        # How many are drawn is binomial, and given how many, every set of that size is as likely as any other.
+        counts = binom.ppf(rng.uniform(rng.fold(keys, 0)), size, rates[:, None]).clip(0, size).astype(np.int64)
+        slot = np.arange(max(int(counts.max()), 1))
+        valid = slot < counts[:, :, None]
+        positions = rng.permute(rng.fold(keys, 1)[:, :, None], np.minimum(slot, size[:, :, None] - 1), size[:, :, None])
+        expected = torch.as_tensor(rates[:, None, None] * size[:, :, None], dtype=self.dtype, device=self.device)
+        return self._plan(clients, rounds, positions, valid, torch.as_tensor(valid, device=self.device) / expected)
 
     def evaluate(self, params: Tensor) -> dict[str, float]:
         result = {"train_loss": self._score(params, self.inputs, self.targets, self._train_rows)[0]}
@@ -110,6 +120,23 @@ class SupervisedTask(Task):
         before = torch.cuda.memory_allocated(self.device)
         self.kernel.grad(x, inputs, targets, 1.0 / width)
         return torch.cuda.max_memory_allocated(self.device) - before
+
+    def _plan(
+        self, clients: Ints, rounds: Ints, positions: Ints, valid: npt.NDArray[np.bool_], weights: Tensor | float
+    ) -> Plan:
+        index = self.indices[self.offsets[clients][:, None, None] + positions]
+        rows = torch.as_tensor(index, device=self.device)
+        moves = None
+        if self.augment is not None:
+            drawn = self.augment.draw(self.seed, clients, rounds, *index.shape[1:])
+            moves = torch.as_tensor(drawn, device=self.device)
+        return _SupervisedPlan(self, rows, self.targets[rows], valid.sum(-1), weights, moves)
+
+    def gather(self, index: Tensor, moves: Tensor | None) -> Tensor:
+        """Training inputs ``[..., *sample]`` of rows `index`, augmented as `moves` says."""
+        # index_select on a flat index is several times faster than fancy indexing
+        inputs = self.inputs.index_select(0, index.reshape(-1)).view(*index.shape, *self.inputs.shape[1:])
+        return inputs if moves is None else moved(inputs, moves)
 
     def _place(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         x = x.to(device=self.device, dtype=self.dtype)
@@ -162,41 +189,75 @@ class SupervisedTask(Task):
 
 class _SupervisedPlan(Plan):
     def __init__(
-        self, task: SupervisedTask, index: Tensor, targets: Tensor, weights: Tensor | float, moves: Tensor | None
+        self,
+        task: SupervisedTask,
+        index: Tensor,
+        targets: Tensor,
+        counts: Ints,
+        weights: Tensor | float,
+        moves: Tensor | None,
     ) -> None:
-        self.task, self.index, self.targets, self.weights, self.moves = task, index, targets, weights, moves
+        self.task, self.index, self.targets, self.counts = task, index, targets, counts
+        self.weights, self.moves = weights, moves
 
     def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
-        index = self.index[:count, step]
-        # index_select on a flat index is several times faster than fancy indexing
-        inputs = self.task.inputs.index_select(0, index.reshape(-1)).view(*index.shape, *self.task.inputs.shape[1:])
-        if self.moves is not None:
-            inputs = moved(inputs, self.moves[:count, step])
-        weights = self.weights[:count, step] if isinstance(self.weights, Tensor) else self.weights
-        return _SupervisedOracle(self.task.kernel, inputs, self.targets[:count, step], weights, lr)
+        taken = (slice(0, count), step)
+        weights = self.weights[taken] if isinstance(self.weights, Tensor) else self.weights
+        moves = None if self.moves is None else self.moves[taken]
+        index, targets, counts = self.index[taken], self.targets[taken], self.counts[taken]
+        return _SupervisedOracle(self.task, index, targets, counts, weights, moves, lr)
 
 
 class _SupervisedOracle(Oracle):
-    def __init__(self, kernel: Kernel, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
+    """`index` ``[m, b]`` are rows of the data, of which the first ``counts[i]`` count; `weights` are 0 for the rest."""
+
+    def __init__(
+        self,
+        task: SupervisedTask,
+        index: Tensor,
+        targets: Tensor,
+        counts: Ints,
+        weights: Tensor | float,
+        moves: Tensor | None,
+        lr: Tensor,
+    ) -> None:
         super().__init__(lr)
-        self.kernel, self.inputs, self.targets, self.weights = kernel, inputs, targets, weights
+        self.task, self.index, self.targets, self.counts = task, index, targets, counts
+        self.weights, self.moves = weights, moves
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        return self.task.gather(self.index, self.moves)
 
     def grad(self, x: Tensor) -> Tensor:
-        return self.kernel.grad(x, self.inputs, self.targets, self.weights)
+        return self.task.kernel.grad(x, self.inputs, self.targets, self.weights)
 
     def descend(self, x: Tensor) -> None:
-        self.kernel.descend(x, self.inputs, self.targets, self.weights, self.lr)
+        self.task.kernel.descend(x, self.inputs, self.targets, self.weights, self.lr)
 
     def per_sample_grad(self, x: Tensor) -> Tensor:
-        inputs, targets = (v.to(x.dtype) if v.is_floating_point() else v for v in (self.inputs, self.targets))
-        grads = self.kernel.per_sample_grad(x, inputs, targets)
+        grads = self.task.kernel.per_sample_grad(x, self.inputs, self.targets)
         return grads * (self.weights > 0).unsqueeze(-1) if isinstance(self.weights, Tensor) else grads
 
     @property
     def samples(self) -> Tensor:
-        if isinstance(self.weights, Tensor):
-            return (self.weights > 0).sum(1, keepdim=True).to(self.lr.dtype)
-        return torch.full_like(self.lr, self.inputs.shape[1])
+        return torch.as_tensor(self.counts, dtype=self.lr.dtype, device=self.lr.device).unsqueeze(1)
+
+    def clipped_sum(
+        self, x: Tensor, bound: Tensor | float, minus: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        dtype, kernel = dtype or x.dtype, self.task.kernel
+        bounds = torch.as_tensor(bound, dtype=dtype, device=x.device).expand(len(x), 1)
+        result = torch.zeros(x.shape, dtype=dtype, device=x.device)
+        floats = kernel.floats_per_sample(minus is not None) + self.task.inputs[0].numel()
+        for rows, columns in parts(self.counts, floats, budget(x.device, dtype)):
+            moves = None if self.moves is None else self.moves[rows, columns]
+            inputs, targets = self.task.gather(self.index[rows, columns], moves).to(dtype), self.targets[rows, columns]
+            whole = int(self.counts[rows].min()) >= columns.stop
+            valid = None if whole or not isinstance(self.weights, Tensor) else self.weights[rows, columns] > 0
+            before = None if minus is None else minus[rows].to(dtype)
+            result[rows] += kernel.clipped_sum(x[rows].to(dtype), inputs, targets, valid, bounds[rows], before)
+        return result.to(x.dtype)
 
 
 def _subset(rows: Ints, limit: int | None, seed: int, purpose: str) -> Ints:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedsim import rng
 from fedsim.data import Quadratic
+from fedsim.errors import InputError
 from fedsim.types import BatchSize, clip_norm
 
 Ints = npt.NDArray[np.int64]
@@ -47,11 +48,13 @@ class Oracle(ABC):
         """Samples in each row's minibatch, ``[m, 1]``."""
         return torch.ones_like(self.lr)
 
-    def clipped_sum(self, x: Tensor, bound: Tensor | float, minus: Tensor | None = None) -> Tensor:
+    def clipped_sum(
+        self, x: Tensor, bound: Tensor | float, minus: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """``sum_j clip_bound(g_j(x_i))`` over each row's samples, ``[m, d]``.
 
         With `minus` ``[m, d]`` each sample's difference ``g_j(x_i) - g_j(minus_i)`` is clipped instead. `bound` is a
-        number or ``[m, 1]``; inf clips nothing.
+        number or ``[m, 1]``; inf clips nothing. `dtype` is the precision to compute in (default: that of x).
         """
         grads = self.per_sample_grad(x)
         if minus is not None:
@@ -94,6 +97,14 @@ class Task(ABC):
         With `epochs` a client walks through its shuffled samples, epoch after epoch, the last minibatch of an epoch
         being what is left; without, every step draws a fresh minibatch without replacement.
         """
+
+    def poisson_plan(self, clients: Ints, rounds: Ints, steps: Ints, rates: npt.NDArray[np.float64]) -> Plan:
+        """Minibatches that hold each of client i's samples with probability ``rates[i]``, independently (all ``[m]``).
+
+        Gradients are sums divided by the public number ``rates[i] * n_i``, never by how many were drawn, which may be
+        none. InputError where there are no samples to draw from.
+        """
+        raise InputError("a quadratic problem has no samples to draw from; allowed: a data set of samples")
 
     @abstractmethod
     def evaluate(self, params: Tensor) -> dict[str, float]:

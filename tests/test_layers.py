@@ -15,7 +15,7 @@ LAYERS = (  # every module imports only from rows above its own
     "parts losses cache mixing partitioners aggregators",
     "models data_files graphs",
     "kernel synthetic topology",
-    "chain data",
+    "chain data persample",
     "stacked",
     "task partition",
     "supervised algorithms",

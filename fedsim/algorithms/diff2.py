@@ -85,7 +85,7 @@ class Diff2(ServerAlgorithm):
         if restart:
             total = oracle.clipped_sum(x, radius)
         elif exact:
-            total = oracle.clipped_sum(x.double(), radius.double(), previous.double()).to(x.dtype)
+            total = oracle.clipped_sum(x, radius, previous, torch.float64)
         else:
             total = oracle.clipped_sum(x, radius, previous)
         return total / oracle.samples
