@@ -105,9 +105,9 @@ def calibrate(profile: Profile, target: float, delta: float) -> float:
     lower = 0.9 * upper
     while excess(lower, epsilon_pld) < 0:
         upper, lower = lower, 0.9 * lower
-    found = float(brentq(excess, lower, upper, args=(epsilon_pld,), rtol=1e-5))
+    found = float(brentq(excess, lower, upper, args=(epsilon_pld,), rtol=1e-4))
     while excess(found, epsilon_pld) > 0:  # the private side of the root
-        found *= 1 + 1e-5
+        found *= 1 + 1e-4
     return found
 
 
