@@ -185,6 +185,12 @@ class WrappedTask(Task):
     def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Plan:
         return self.inner.plan(clients, rounds, steps, batch_size, epochs)
 
+    def poisson_plan(self, clients: Ints, rounds: Ints, steps: Ints, rates: npt.NDArray[np.float64]) -> Plan:
+        return self.inner.poisson_plan(clients, rounds, steps, rates)
+
+    def activation_bytes(self, batch_size: BatchSize) -> int:
+        return self.inner.activation_bytes(batch_size)
+
     def evaluate(self, params: Tensor) -> dict[str, float]:
         return self.inner.evaluate(params)
 
