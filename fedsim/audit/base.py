@@ -21,6 +21,7 @@ from fedsim.assembly import Assembly, Change, Material, assemble
 from fedsim.config import BackendSection, Scenario
 from fedsim.errors import InputError
 from fedsim.privacy.accounting import epsilon
+from fedsim.privacy.ledger import Claim
 from fedsim.registry import Part
 from fedsim.simulation import Simulation
 from fedsim.supervised import SupervisedTask
@@ -63,15 +64,18 @@ class Audit(Part, ABC):
 
 @dataclass(frozen=True)
 class Claimed:
-    """A promise of (epsilon, delta). `gaussian`: all releases together are exactly one Gaussian mechanism."""
+    """A promise of (epsilon, delta), and what it means.
+
+    `gaussian`: all releases together are exactly one Gaussian mechanism.
+    """
 
     epsilon: float
     delta: float
     gaussian: bool
-    meaning: dict[str, Any]
+    claim: Claim
 
     def to_json(self) -> dict[str, Any]:
-        return {"epsilon": self.epsilon, "delta": self.delta, **self.meaning}
+        return {"epsilon": self.epsilon, "delta": self.delta, **asdict(self.claim)}
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ def claimed(assembly: Assembly) -> Claimed | None:
         return None
     ledger = assembly.privacy.ledger
     gaussian = all(release.q == 1 for release in ledger.planned)
-    return Claimed(epsilon(ledger.planned, ledger.delta), ledger.delta, gaussian, asdict(ledger.claim))
+    return Claimed(epsilon(ledger.planned, ledger.delta), ledger.delta, gaussian, ledger.claim)
 
 
 def _silent(text: str) -> None:

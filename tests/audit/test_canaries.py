@@ -1,0 +1,144 @@
+"""Canaries: where they go, what their gradients are, and that broken noise is found and sound noise is not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedsim.audit.base import Subject
+from fedsim.audit.canaries import Canaries, CanaryModule, place, scored_run
+from fedsim.audit.command import audit
+from fedsim.config import parse
+from fedsim.errors import InputError
+from fedsim.kernel import Kernel
+from fedsim.losses import cross_entropy
+from fedsim.privacy.accounting import mu_for
+from fedsim.stacked import VmapKernel
+
+sys.path.append(str(Path(__file__).parent))  # broken_mechanisms
+
+
+def scenario(mechanism: str = "gaussian", seed: int = 0, **sections: Any) -> Any:
+    return parse(
+        {
+            "seed": seed,
+            "data": {"dataset": "digits", "clients": 5, "limit": 700},
+            "model": {"name": "linear"},
+            "algorithm": {
+                "name": "diff2", "lr": 0.2, "restart_every": 3, "clip_norm": 1.0, "difference_clip": 3.0,
+            },
+            "privacy": {"mechanism": mechanism, "epsilon": 3.0},
+            "run": {"rounds": 9, "device": "cpu", "threads": 1},
+            **sections,
+        }
+    )  # fmt: skip
+
+
+def kernel(quadratic: bool) -> Kernel:
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Flatten(), nn.Linear(6, 3))
+    module = CanaryModule(inner, (1, 2, 3), 4, quadratic).double()
+    return VmapKernel(module, lambda out, y: cross_entropy(out[..., :-1], y) + out[..., -1])
+
+
+@pytest.mark.parametrize("quadratic", [False, True])
+def test_a_canary_moves_its_own_coordinate_only(quadratic: bool) -> None:
+    made = kernel(quadratic)
+    theta = torch.tensor([1.0, 2.0, -0.5, 3.0])
+    inner = torch.linspace(-1, 1, 21)
+    x = torch.cat([theta, inner]).double()
+    inputs = torch.zeros(3, 8, dtype=torch.float64)
+    inputs[0, :6] = torch.arange(6)
+    inputs[1, 6], inputs[1, 7] = 2, 1.0
+    inputs[2, 6], inputs[2, 7] = 4, -1.0
+    targets = torch.tensor([1, 0, 2])
+    g = made.per_sample_grad(x.unsqueeze(0), inputs.unsqueeze(0), targets.unsqueeze(0))[0]
+    expected = torch.zeros(2, 25, dtype=torch.float64)
+    expected[0, 1], expected[1, 3] = 1e6 * (2.0 if quadratic else 1.0), -1e6 * (3.0 if quadratic else 1.0)
+    assert torch.equal(g[1:], expected)
+    plain = VmapKernel(made.module.inner, cross_entropy)
+    alone = plain.per_sample_grad(x[None, 4:], inputs[None, :1, :6].reshape(1, 1, 1, 2, 3), targets[None, :1])[0, 0]
+    assert torch.equal(g[0, :4], torch.zeros(4, dtype=torch.float64))
+    assert torch.allclose(g[0, 4:], alone)
+
+
+def test_canaries_take_the_last_places_of_clients_whose_examples_weigh_most() -> None:
+    partition = {"scheme": "dirichlet", "alpha": 0.3}
+    subject = Subject(scenario(data={"dataset": "digits", "clients": 5, "limit": 300, "partition": partition}))
+    assert subject.claim is not None
+    rows = subject.material.rows
+    order = np.argsort([len(r) for r in rows], kind="stable")
+    smallest, second = rows[order[0]], rows[order[1]]
+    found = place(subject, subject.claim, len(smallest) + 3, 0)
+    assert np.concatenate(found.places).tolist() == [*smallest[::-1], *second[::-1][:3]]
+    assert found.weights[0] == 1.0
+    assert found.weights[-1] == pytest.approx(len(smallest) / len(second))
+    assert set(found.signs) == {1.0, -1.0}
+    changed = found.change(True)(subject.material)
+    assert [len(r) for r in changed.rows] == [len(r) for r in rows]
+    touched = torch.nonzero(changed.data.train_x[:, -2])[:, 0].tolist()
+    assert touched == sorted(np.concatenate(found.places).tolist())
+
+
+def test_scores_are_as_far_apart_as_epsilon_says() -> None:
+    scores, coins, claim = scored_run(Subject(scenario(data={"dataset": "digits", "clients": 4})), 1000)
+    spread = np.sqrt((scores[coins].var() + scores[~coins].var()) / 2)
+    gap = (scores[coins].mean() - scores[~coins].mean()) / spread
+    assert claim.gaussian
+    assert gap == pytest.approx(mu_for(3.0, claim.delta), abs=0.2)  # 3 standard errors of 2 / sqrt(1000)
+
+
+def test_dp_gd_has_no_difference_rounds() -> None:
+    algorithm = {"name": "diff2", "lr": 0.2, "restart_every": 1, "clip_norm": 1.0}
+    scores, coins, _ = scored_run(Subject(scenario(algorithm=algorithm)), 600)
+    gap = (scores[coins].mean() - scores[~coins].mean()) / scores[coins].std()
+    assert gap == pytest.approx(mu_for(3.0, 1e-5), abs=0.25)
+
+
+def flagged(mechanism: str, seeds: range) -> int:
+    return sum(bool(audit(scenario(mechanism, seed), ["canaries"]).alarms) for seed in seeds)
+
+
+def test_a_tenth_of_the_noise_is_found() -> None:
+    assert flagged("broken_mechanisms:Broken", range(2)) == 2
+
+
+def test_sound_noise_is_not_accused() -> None:
+    assert flagged("gaussian", range(2)) == 0
+
+
+@pytest.mark.slow
+def test_over_twenty_seeds() -> None:
+    assert flagged("broken_mechanisms:Broken", range(20)) >= 19
+    assert flagged("gaussian", range(20)) <= 1
+
+
+@pytest.mark.parametrize(
+    "sections,key",
+    [
+        ({"privacy": None}, "privacy"),
+        ({"privacy": {"mechanism": "gaussian", "noise_multiplier": 0.0}}, "privacy"),
+    ],
+)
+def test_without_a_claim_there_is_nothing_to_test(sections: dict[str, Any], key: str) -> None:
+    values = {**scenario().document.values, **sections}
+    for name in ("canaries", "repeated"):
+        with pytest.raises(InputError) as caught:
+            audit(parse({k: v for k, v in values.items() if v is not None}), [name])
+        assert caught.value.problems[0].key == key
+
+
+def test_the_coins_are_fair_and_repeat() -> None:
+    subject = Subject(scenario())
+    assert subject.claim is not None
+    first, again, other = (place(subject, subject.claim, 400, i) for i in (0, 0, 1))
+    assert isinstance(first, Canaries)
+    assert np.array_equal(first.coins, again.coins)
+    assert not np.array_equal(first.coins, other.coins)
+    assert 150 < first.coins.sum() < 250
