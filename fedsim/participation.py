@@ -176,6 +176,8 @@ class Synchronous(Participation):
             stale = np.zeros(len(clients), dtype=np.int64)
             now += report.length
             trace = {"clients": clients, "steps": steps, "staleness": stale, "weights": weights}
+            if (roles := algorithm.role_of(clients, rounds, seed)) is not None:
+                trace["roles"] = roles
             yield Arrival(
                 number, seconds(now), clients, rounds, steps, stale, len(clients), weights, trace=trace,
                 in_vain=report.in_vain,
@@ -183,8 +185,12 @@ class Synchronous(Participation):
 
     def _round(self, task: Task, algorithm: Algorithm, seed: int, number: int, durations: Durations) -> _Report:
         """Who reports in a round, and how long the server waits for it."""
-        wanted = self.cohort_size(task.num_clients)
-        clients, multiplicity = self._cohort(task, seed, number)
+        if number == 1 and isinstance(algorithm, ServerAlgorithm) and algorithm.begins_with_everybody:
+            wanted = task.num_clients
+            clients, multiplicity = np.arange(wanted, dtype=np.int64), np.ones(wanted)
+        else:
+            wanted = self.cohort_size(task.num_clients)
+            clients, multiplicity = self._cohort(task, seed, number)
         steps = self._steps(task, algorithm, clients, np.full(len(clients), number, dtype=np.int64), seed)
         work = zip(clients.tolist(), steps.tolist(), strict=True)
         ticks_of_each = [durations.of(c, number - 1, k) if k else 0 for c, k in work]
@@ -221,8 +227,12 @@ class Synchronous(Participation):
         return np.sort(generator.choice(n, size=size, replace=False)).astype(np.int64), np.ones(size)
 
     def _steps(self, task: Task, algorithm: Algorithm, clients: Ints, rounds: Ints, seed: int) -> Ints:
-        work, epochs = algorithm.work()
-        units = work.of(clients, rounds, seed)
+        units, per_unit = np.empty(len(clients), dtype=np.int64), np.ones(len(clients), dtype=np.int64)
+        for role, rows in algorithm.by_role(clients, rounds, seed):
+            work, epochs = role.work()
+            units[rows] = work.of(clients[rows], rounds[rows], seed)
+            if epochs:
+                per_unit[rows] = task.steps_per_epoch(clients[rows], role.batch_size)
         if self.stragglers > 0:
             slow = np.zeros(len(clients), dtype=bool)
             count = len(clients) - round(len(clients) * (1.0 - self.stragglers))
@@ -235,4 +245,4 @@ class Synchronous(Participation):
             else:
                 part = 1 + rng.integers(rng.key(seed, "straggler_work", clients, rounds), np.maximum(units - 1, 1))
                 units = np.where(slow, np.minimum(part, units), units)
-        return units * task.steps_per_epoch(clients, algorithm.batch_size) if epochs else units
+        return units * per_unit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import keyword
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -48,16 +49,25 @@ def _make_model(part: type[Any]) -> type[BaseModel]:
             default: Any = ... if f.default is dataclasses.MISSING else f.default
             if f.default_factory is not dataclasses.MISSING:
                 default = Field(default_factory=f.default_factory)
-            fields[f.name] = (hints[f.name], default)
+            fields[_key(f.name)] = (hints[f.name], default)
     config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, protected_namespaces=())
     return create_model(part.__name__, __config__=config, __doc__=part.__doc__, **fields)
 
 
 def keys_of(part: type[Any]) -> list[str]:
-    """The YAML keys of a part."""
+    """The YAML keys of a part: its fields' names, for ``lambda_`` (a word that Python keeps to itself) ``lambda``."""
+    return list(_fields(part))
+
+
+def _fields(part: type[Any]) -> dict[str, str]:
+    """YAML keys and the names of the fields they stand for."""
     if isinstance(part, type) and issubclass(part, BaseModel):
-        return list(part.model_fields)
-    return [f.name for f in dataclasses.fields(part) if f.init]
+        return {k: k for k in part.model_fields}
+    return {_key(f.name): f.name for f in dataclasses.fields(part) if f.init}
+
+
+def _key(field: str) -> str:
+    return field[:-1] if keyword.iskeyword(field[:-1]) else field
 
 
 def make_part(part: type[P], values: Mapping[str, Any]) -> P:
@@ -68,7 +78,8 @@ def make_part(part: type[P], values: Mapping[str, Any]) -> P:
     InputError
         One problem per offending key: unknown (with the nearest valid name), missing, of a wrong type or out of range.
     """
-    allowed = keys_of(part)
+    fields = _fields(part)
+    allowed = list(fields)
     problems = [Problem(_unknown_key(k, allowed), str(k)) for k in values if k not in allowed]
     known = {k: v for k, v in values.items() if k in allowed}
     try:
@@ -76,7 +87,7 @@ def make_part(part: type[P], values: Mapping[str, Any]) -> P:
         made = (
             checked
             if isinstance(checked, part)
-            else part(**{k: getattr(checked, k) for k in type(checked).model_fields})
+            else part(**{fields[k]: getattr(checked, k) for k in type(checked).model_fields})
         )
     except ValidationError as error:
         raise InputError([*problems, *explain(error, known, part)]) from None
@@ -109,7 +120,7 @@ def part_from(kind: str, discriminator: str, section: Mapping[str, Any]) -> Any:
 
 def dump_part(part: Any) -> dict[str, Any]:
     """A part's keys and values in YAML's types, without those that are unset."""
-    fields = {k: getattr(part, k) for k in keys_of(type(part))}
+    fields = {k: getattr(part, field) for k, field in _fields(type(part)).items()}
     values = fields_model(type(part)).model_construct(**fields).model_dump(mode="json", warnings=False)
     return {k: v for k, v in values.items() if v is not None}
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedsim.aggregators import message_bytes
-from fedsim.algorithms.base import GossipAlgorithm
+from fedsim.algorithms.base import GossipAlgorithm, ServerAlgorithm
 from fedsim.assembly import Assembly, assemble, one_message
 from fedsim.config import Scenario, parse
 from fedsim.errors import InputError
@@ -22,6 +23,7 @@ from fedsim.worker import default_chunk_rows
 from fedsim.yaml_files import Document, override, read_yaml
 
 Rows = dict[str, Any]
+_TYPICAL = 20  # rounds that stand for all where the first is unlike the others
 
 
 def plan(scenario: Scenario) -> dict[str, Rows]:
@@ -30,14 +32,14 @@ def plan(scenario: Scenario) -> dict[str, Rows]:
     Loads the data and builds the graph; trains nothing.
     """
     a = assemble(scenario)
-    event = _first_round(scenario, a)
-    sections = {"scenario": _scenario(scenario), "data": _data(a), "work": _work(scenario, a, event)}
+    rounds = _rounds(scenario, a)
+    sections = {"scenario": _scenario(scenario), "data": _data(a), "work": _work(scenario, a, rounds)}
     if a.network is not None:
         sections["network"] = _network(scenario, a)
     if a.privacy is not None:
         sections["privacy"] = a.privacy.facts()
-    sections["messages"] = _messages(scenario, a, event)
-    sections["memory"] = _memory(scenario, a, event)
+    sections["messages"] = _messages(scenario, a, rounds)
+    sections["memory"] = _memory(scenario, a, rounds[0])
     return sections
 
 
@@ -105,25 +107,37 @@ def _data(a: Assembly) -> Rows:
     return rows
 
 
-def _first_round(s: Scenario, a: Assembly) -> Arrival:
-    for event in s.participation.events(a.task, s.algorithm, s.seed, 0, a.network, a.durations):
-        if isinstance(event, Arrival) and len(event.clients):  # a window may close before anybody delivers
-            return event
-    raise AssertionError("a participation never ends")
+def _rounds(s: Scenario, a: Assembly) -> list[Arrival]:
+    """The first round in which anybody delivers; where it is unlike the others, some of those too."""
+    wanted = 1 + (_TYPICAL if _begins_apart(s) else 0)
+    events = s.participation.events(a.task, s.algorithm, s.seed, 0, a.network, a.durations)
+    arrivals = (e for e in events if isinstance(e, Arrival) and len(e.clients))  # a window may close before anybody
+    return list(itertools.islice(arrivals, wanted))
 
 
-def _work(s: Scenario, a: Assembly, event: Arrival) -> Rows:
-    _, epochs = s.algorithm.work()
-    steps = event.steps
-    gradients = a.task.samples_per_step(event.clients, steps, s.algorithm.batch_size, epochs).sum()
-    rows: Rows = {"clients in the first round": len(event.clients)}
+def _begins_apart(s: Scenario) -> bool:
+    return isinstance(s.algorithm, ServerAlgorithm) and s.algorithm.begins_with_everybody
+
+
+def _in_all(s: Scenario, costs: list[int]) -> float:
+    """A cost of all rounds from that of the first ones: the mean of the later ones stands for those to come."""
+    later = costs[1:] or costs
+    return costs[0] + (s.run.rounds - 1) * sum(later) / len(later)
+
+
+def _work(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:
+    steps = rounds[0].steps
+    gradients = [s.algorithm.gradients(a.task, e.clients, e.rounds, e.steps) for e in rounds]
+    rows: Rows = {"clients in the first round": len(steps)}
     if isinstance(s.participation, Synchronous):
         rows["cohort"] = (
             f"{s.participation.cohort_size(a.task.num_clients)} of {a.task.num_clients}, {s.participation.sampling}"
         )
     rows["local steps in the first round"] = f"{steps.min()} to {steps.max()}"
-    rows["sample gradients per round"] = f"about {int(gradients):,}"
-    rows["sample gradients in all"] = f"about {int(gradients) * s.run.rounds:,}"
+    if _begins_apart(s):
+        rows["sample gradients in the first round"] = f"{gradients[0]:,}"
+    rows["sample gradients per round"] = f"about {np.mean(gradients[1:] or gradients):,.0f}"
+    rows["sample gradients in all"] = f"about {_in_all(s, gradients):,.0f}"
     rows["rows per chunk"] = s.run.chunk_rows or default_chunk_rows(a.task, s.algorithm.batch_size)
     rows["device"] = f"{a.device}, {s.run.dtype}" + (", bf16 autocast" if s.run.precision == "bf16" else "")
     return rows
@@ -155,19 +169,19 @@ def _network(s: Scenario, a: Assembly) -> Rows:
     return facts
 
 
-def _messages(s: Scenario, a: Assembly, event: Arrival) -> Rows:
+def _messages(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:
     received, sent = one_message(s.algorithm, a.task, a.network is not None)
-    down = 0 if a.network is not None else len(event.clients) * message_bytes(received)
-    up = event.sends * message_bytes(sent)
-    rows: Rows = {"one message": _size(message_bytes(sent)), "sent in the first round": _size(down + up)}
-    rows["sent in all"] = f"about {_size((down + up) * s.run.rounds)}"
+    down = 0 if a.network is not None else message_bytes(received)
+    traffic = [len(e.clients) * down + e.sends * message_bytes(sent) for e in rounds]
+    rows: Rows = {"one message": _size(message_bytes(sent)), "sent in the first round": _size(traffic[0])}
+    rows["sent in all"] = f"about {_size(_in_all(s, traffic))}"
     return rows
 
 
 def _memory(s: Scenario, a: Assembly, event: Arrival) -> Rows:
     item = np.dtype(s.run.dtype).itemsize
     model, initial = a.task.dim * item, a.task.initial()
-    kept = state_bytes(s.algorithm.init_client(initial.unsqueeze(0))) * a.task.num_clients
+    kept = state_bytes(s.algorithm.fresh_client(initial.unsqueeze(0))) * a.task.num_clients
     rows: Rows = {"one model": _size(model), "messages of a round": _size(len(event.clients) * model)}
     if kept:
         rows["state of all clients"] = f"{_size(kept)} once every client took part"

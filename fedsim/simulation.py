@@ -215,9 +215,8 @@ class Simulation:
 
     def _count(self, event: Arrival, messages: Message) -> None:
         task, algorithm, totals = self.assembly.task, self.scenario.algorithm, self.totals
-        _, epochs = algorithm.work()
         totals.bytes_sent += event.sends * message_bytes(algorithm.payload(messages))
-        totals.gradients += int(task.samples_per_step(event.clients, event.steps, algorithm.batch_size, epochs).sum())
+        totals.gradients += algorithm.gradients(task, event.clients, event.rounds, event.steps)
         totals.contributions += len(event.clients)
         totals.staleness += int(event.staleness.sum())
         if event.delays is not None:

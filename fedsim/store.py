@@ -138,7 +138,7 @@ class ClientStore:
         choice: Choice = "memory",
         folder: Path | None = None,
     ) -> None:
-        self._fresh = {k: v[0] for k, v in algorithm.init_client(initial.unsqueeze(0)).items()}
+        self._fresh = {k: v[0] for k, v in algorithm.fresh_client(initial.unsqueeze(0)).items()}
         self._device = initial.device
         self._slots = np.full(num_clients if self._fresh else 0, -1, dtype=np.int64)
         self._used = 0  # slots from here on were never used

@@ -75,6 +75,8 @@ class Task(ABC):
 
     dim: int
     num_clients: int
+    seed: int
+    """What draws of this run are keyed with."""
     sizes: Ints
     """Samples per client, ``[n]`` (1 where a client's gradient is exact)."""
     importance: npt.NDArray[np.float64]

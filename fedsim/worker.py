@@ -5,8 +5,8 @@ Every backend uses it: all clients (vectorized), a shard, one row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -66,44 +66,48 @@ class Worker:
         return messages if self.outgoing is None else self.outgoing(messages, job)
 
     def _messages(self, job: Job) -> Message:
-        order = np.lexsort((-self.task.sizes[job.clients], -job.steps))
-        in_order = np.array_equal(order, np.arange(len(order)))
-        if in_order and len(order) <= self.chunk_rows:
-            return self._chunk(job)
         result: Message = {}
-        for start in range(0, len(order), self.chunk_rows):
-            rows = order[start : start + self.chunk_rows]
+        for algorithm, rows in self._chunks(job):
+            if len(rows) == len(job.clients) and np.array_equal(rows, np.arange(len(rows))):
+                return self._chunk(algorithm, job)
             index = torch.as_tensor(rows, device=self.initial.device)
-            part = self._chunk(_select(job, rows, index))
+            part = self._chunk(algorithm, _select(job, rows, index))
+            in_order = bool((np.diff(rows) == 1).all())
             for k, v in part.items():
                 if k not in result:
-                    result[k] = v.new_empty((len(order), v.shape[-1]))
+                    result[k] = v.new_empty((len(job.clients), v.shape[-1]))
                 if in_order:
-                    result[k][start : start + len(rows)] = v
+                    result[k][rows[0] : rows[0] + len(rows)] = v
                 else:
                     result[k].index_copy_(0, index, v)
         return result
 
-    def _chunk(self, job: Job) -> Message:
+    def _chunks(self, job: Job) -> Iterator[tuple[Algorithm, Ints]]:
+        """The job's rows in chunks of one role each, by falling steps and sizes, and the algorithm that each runs."""
+        for algorithm, rows in self.algorithm.by_role(job.clients, job.rounds, self.task.seed):
+            order = rows[np.lexsort((-self.task.sizes[job.clients[rows]], -job.steps[rows]))]
+            for start in range(0, len(order), self.chunk_rows):
+                yield algorithm, order[start : start + self.chunk_rows]
+
+    def _chunk(self, algorithm: Algorithm, job: Job) -> Message:
         """Local work of one chunk (rows sorted by falling steps): all its steps before the next chunk starts."""
-        _, epochs = self.algorithm.work()
+        _, epochs = algorithm.work()
         client = self.store.gather(job.clients)
-        lr = self._column(self.algorithm.lr_at(job.rounds))
+        job = replace(job, received=algorithm.receive(job.received, client))
+        lr = self._column(algorithm.lr_at(job.rounds))
         m, most = len(job.clients), int(job.steps.max(initial=0))
-        local = {k: v.expand(m, -1) for k, v in self.algorithm.start(job.received, client).items()}
+        local = {k: v.expand(m, -1) for k, v in algorithm.start(job.received, client).items()}
         plan: Plan | None = None
         if most > 0:
             busy = int((job.steps > 0).sum())
-            plan = self.task.plan(
-                job.clients[:busy], job.rounds[:busy], job.steps[:busy], self.algorithm.batch_size, epochs
-            )
-        plain = self.algorithm.is_plain_sgd
+            plan = self.task.plan(job.clients[:busy], job.rounds[:busy], job.steps[:busy], algorithm.batch_size, epochs)
+        plain = algorithm.is_plain_sgd
         finished: list[Message] = []
         working = (job.steps[None, :] > np.arange(most + 1)[:, None]).sum(1).tolist()  # rows that take step 0, 1, ...
         received, kept, rates, end = job.received, client, lr, m
         for step, count in enumerate(working):
             if count < end:  # rows count..end have done all their steps
-                finished.insert(0, self._finish(job, slice(count, end), local, client, lr))
+                finished.insert(0, self._finish(algorithm, job, slice(count, end), local, client, lr))
                 local, kept, rates, end = _head(local, count), _head(client, count), lr[:count], count
                 received = {k: v[:count] if v.dim() > 1 else v for k, v in job.received.items()}
             if count and plan is not None:
@@ -112,16 +116,16 @@ class Worker:
                     local = {"x": local["x"].clone(memory_format=torch.contiguous_format)} if step == 0 else local
                     oracle.descend(local["x"])
                 else:
-                    local = self.algorithm.local_step(oracle, local, received, kept)
+                    local = algorithm.local_step(oracle, local, received, kept)
         return finished[0] if len(finished) == 1 else {k: torch.cat([f[k] for f in finished]) for k in finished[0]}
 
-    def _finish(self, job: Job, rows: slice, local: State, client: State, lr: Tensor) -> Message:
+    def _finish(self, algorithm: Algorithm, job: Job, rows: slice, local: State, client: State, lr: Tensor) -> Message:
         """Messages of rows whose work is done; rows that did no work keep their state as it was."""
         steps = job.steps[rows]
         effort = Effort(self._column(steps), lr[rows])
         received = {k: v[rows] if v.dim() > 1 else v for k, v in job.received.items()}
         kept = {k: v[rows] for k, v in client.items()}
-        message, after = self.algorithm.message({k: v[rows] for k, v in local.items()}, received, kept, effort)
+        message, after = algorithm.report({k: v[rows] for k, v in local.items()}, received, kept, effort)
         if steps.size and steps[0] > 0:
             self.store.scatter(job.clients[rows], after)
         return {k: v.expand(len(steps), -1) for k, v in message.items()}

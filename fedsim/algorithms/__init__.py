@@ -3,25 +3,21 @@
 from fedsim.algorithms import (
     diff2,
     dspodfl,
+    fedamd,
     fedasync,
     fedavg,
+    fedcm,
     feddyn,
     fednova,
     fedopt,
     fedprox,
+    fedspeed,
     gradient_tracking,
+    sam,
     scaffold,
 )
 
 __all__ = [
-    "diff2",
-    "dspodfl",
-    "fedasync",
-    "fedavg",
-    "feddyn",
-    "fednova",
-    "fedopt",
-    "fedprox",
-    "gradient_tracking",
-    "scaffold",
-]
+    "diff2", "dspodfl", "fedamd", "fedasync", "fedavg", "fedcm", "feddyn", "fednova", "fedopt", "fedprox", "fedspeed",
+    "gradient_tracking", "sam", "scaffold",
+]  # fmt: skip

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from fedsim.algorithms.schedules import Decaying, LocalWork, LrDecay, Work
 from fedsim.registry import Part
-from fedsim.task import Oracle
+from fedsim.task import Ints, Oracle, Task
 from fedsim.types import Aggregate, BatchSize, Count, Decay, Message, NonNegative, Positive, State, clip_norm
 
 _ONE_STEP = Work(fixed=1)
+_LAST = "last"  # what a client keeps for `relaxed_init`: its parameters at the end of its last round
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,11 @@ class Algorithm(Part, ABC):
 
     def local_step(self, oracle: Oracle, local: State, received: Message, client: State) -> State:
         """``v = momentum v + direction + weight_decay x;  x = x - lr v``."""
+        return self.step(oracle, local, self.direction(oracle, local["x"], received, client))
+
+    def step(self, oracle: Oracle, local: State, v: Tensor) -> State:
+        """One step of the local solver along the direction `v`: weight decay, momentum, learning rate."""
         x = local["x"]
-        v = self.direction(oracle, x, received, client)
         if self.weight_decay > 0:
             v = torch.add(v, x, alpha=self.weight_decay)
         if self.momentum > 0:
@@ -131,11 +135,60 @@ class Algorithm(Part, ABC):
     def check(self, num_clients: int) -> None:
         """Raise InputError where the keys do not fit together or do not fit the scenario."""
 
+    # --- what a client's round looks like to the engine ---------------------------------------------------------------
+
+    def fresh_client(self, params: Tensor) -> State:
+        """All that a client keeps between rounds, before its first one: `init_client` and what the engine adds."""
+        return self.init_client(params)
+
+    def receive(self, received: Message, client: State) -> Message:
+        """What a client works from: what was sent to it, or that changed by what it keeps."""
+        return received
+
+    def report(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
+        """`message`, and what the engine adds to what is kept."""
+        return self.message(local, received, client, effort)
+
+    def role_of(self, clients: Ints, rounds: Ints, seed: int) -> Ints | None:
+        """Numbers of the clients' roles ``[m]``, drawn from keys; None where all clients do the same."""
+        return None
+
+    def in_role(self, role: int) -> Algorithm:
+        """The algorithm as the clients of a role run it."""
+        return self
+
+    def by_role(self, clients: Ints, rounds: Ints, seed: int) -> list[tuple[Algorithm, Ints]]:
+        """The rows of a round divided by role: the algorithm that they run, and their numbers."""
+        roles = self.role_of(clients, rounds, seed)
+        if roles is None:
+            return [(self, np.arange(len(clients)))]
+        return [(self.in_role(role), np.flatnonzero(roles == role)) for role in np.unique(roles).tolist()]
+
+    @property
+    def calls_per_step(self) -> int:
+        """Minibatch gradients that one local step evaluates."""
+        return 1
+
+    def evaluated(self, task: Task, clients: Ints, steps: Ints) -> Ints:
+        """Sample gradients that ``steps[i]`` local steps of ``clients[i]`` evaluate, ``[m]``."""
+        _, epochs = self.work()
+        return self.calls_per_step * task.samples_per_step(clients, steps, self.batch_size, epochs)
+
+    def gradients(self, task: Task, clients: Ints, rounds: Ints, steps: Ints) -> int:
+        """Sample gradients that a round evaluates in all, whatever its clients' roles."""
+        return sum(
+            int(algorithm.evaluated(task, clients[rows], steps[rows]).sum())
+            for algorithm, rows in self.by_role(clients, rounds, task.seed)
+        )
+
     # --- shared by all ------------------------------------------------------------------------------------------------
 
     def gradient(self, oracle: Oracle, x: Tensor) -> Tensor:
         """The minibatch gradient at `x`, clipped where `clip` says so."""
-        g = oracle.grad(x)
+        return self.clipped(oracle.grad(x))
+
+    def clipped(self, g: Tensor) -> Tensor:
+        """`g`, shortened to the norm `clip` where there is one."""
         return g if self.clip is None else clip_norm(g, self.clip)
 
     @property
@@ -143,7 +196,7 @@ class Algorithm(Part, ABC):
         """Whether a local step is ``x - lr g(x)`` and nothing else, so that the engine may take it in place."""
         same = all(
             getattr(type(self), name) is getattr(Algorithm, name)
-            for name in ("start", "local_step", "direction", "gradient")
+            for name in ("start", "local_step", "step", "direction", "gradient")
         )
         return same and self.momentum == 0 and self.weight_decay == 0 and self.clip is None
 
@@ -177,6 +230,9 @@ class ServerAlgorithm(Algorithm):
     ----------
     server_lr : the server's step along the aggregated delta.
     weighting : ``samples`` weighs clients by their share of the data, ``uniform`` alike.
+    relaxed_init : relaxed initialisation (FedInit, arXiv 2306.05706): a client starts from ``x + relaxed_init (x -
+        w_K)``, w_K where its last round ended (the initial model before its first), and that start takes the place of x
+        in all it computes, as in FL-Simulator's code. 0 is off; a client then keeps no w_K.
     """
 
     setting: ClassVar[Literal["server", "gossip"]] = "server"
@@ -187,9 +243,27 @@ class ServerAlgorithm(Algorithm):
     """Why all clients have to take part in every round, where they have to."""
     arrival_weights: ClassVar[str | None] = None
     """The only `weights` of a clocked participation that make sense, where there is only one."""
+    begins_with_everybody: ClassVar[bool] = False
+    """Whether all clients take part in the first round, whatever the cohorts of the others."""
 
     server_lr: Positive = 1.0
     weighting: Literal["samples", "uniform"] = "samples"
+    relaxed_init: NonNegative = 0.0
+
+    def fresh_client(self, params: Tensor) -> State:
+        kept = self.init_client(params)
+        return {**kept, _LAST: params} if self.relaxed_init > 0 else kept
+
+    def receive(self, received: Message, client: State) -> Message:
+        """``x = x + relaxed_init (x - w_K)``"""
+        if self.relaxed_init == 0:
+            return received
+        x = received["x"]
+        return {**received, "x": x + self.relaxed_init * (x - client[_LAST])}
+
+    def report(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
+        message, kept = self.message(local, received, client, effort)
+        return message, ({**kept, _LAST: local["x"]} if self.relaxed_init > 0 else kept)
 
     def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
         return {"delta": local["x"] - received["x"]}, client

@@ -25,7 +25,7 @@ from fedsim.errors import InputError
 from fedsim.registry import register
 from fedsim.types import BatchSize, Count, norm
 
-_FIXED = ("local_steps", "local_epochs", "batch_size", "momentum", "weight_decay", "clip", "server_lr")
+_FIXED = ("local_steps", "local_epochs", "batch_size", "momentum", "weight_decay", "clip", "server_lr", "relaxed_init")
 _SHORT_STEP = 1e-3  # of the length of x: below it differences of float32 gradients are mostly rounding
 
 

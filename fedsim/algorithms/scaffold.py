@@ -42,13 +42,12 @@ class Scaffold(ServerAlgorithm):
     def broadcast(self, state: State) -> Message:
         return {"x": state["x"], "c": state["c"]}
 
-    def direction(self, oracle: Oracle, x: torch.Tensor, received: Message, client: State) -> torch.Tensor:
-        return self.gradient(oracle, x) - client["c"] + received["c"]
-
     def local_step(self, oracle: Oracle, local: State, received: Message, client: State) -> State:
-        after = super().local_step(oracle, local, received, client)
+        """One step of the local solver along ``g_i(y) - c_i + c``."""
+        g = self.gradient(oracle, local["x"])
+        after = self.step(oracle, local, g - client["c"] + received["c"])
         if self.option == 1 and "g" not in local:  # the first local step evaluates the gradient at x itself
-            after["g"] = self.gradient(oracle, local["x"]) + self.weight_decay * local["x"]
+            after["g"] = g + self.weight_decay * local["x"]
         return after
 
     def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:

@@ -19,7 +19,7 @@ class Vectorized:
         self.worker = worker
         self._pending: list[Job] = []
         self._done: dict[int, Message] = {}
-        self._stateful = bool(worker.algorithm.init_client(worker.initial.unsqueeze(0)))
+        self._stateful = bool(worker.algorithm.fresh_client(worker.initial.unsqueeze(0)))
 
     def dispatch(self, job: Job) -> None:
         if self._stateful and any(np.isin(job.clients, other.clients).any() for other in self._pending):
