@@ -22,6 +22,7 @@ from speed import Engine, made_data
 
 from fedsim import schedule
 from fedsim.backends.vectorized import Vectorized
+from fedsim.fates import Fates
 from fedsim.participation import Dispatch
 from fedsim.system import Durations, SystemSection
 from fedsim.worker import Job
@@ -77,7 +78,7 @@ def events(clients: int, count: int) -> None:
     start = time.perf_counter()
     durations = Durations(section, clients, 0)
     made = 0
-    for _ in schedule.asynchronous(clients, lambda c, k: durations.of(c, k, 1)):
+    for _ in schedule.asynchronous(clients, Fates(durations, lambda *_: 1)):
         made += 1
         if made == count:
             break

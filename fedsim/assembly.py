@@ -117,16 +117,20 @@ def _assemble(s: Scenario, change: Change | None) -> Assembly:
             network = build_network(topology, weights, s.algorithm)
         _check_laws(s, network, task.num_clients)
     durations = None
+    everyone = np.arange(task.num_clients)
+    samples = task.samples_per_step(everyone, np.ones_like(everyone), s.algorithm.batch_size, epochs=False)
     if network is not None:
         links = network.link_ticks(message_bytes(one_message(s.algorithm, task, gossip=True)[1]))
         if "system" in s.document.values or any(ticks.any() for ticks in links):
             with _section("system"):
-                durations = Durations(s.system, task.num_clients, s.seed)
+                durations = Durations(s.system, task.num_clients, s.seed, samples=samples)
             durations.links = links
     else:
         received, sent = one_message(s.algorithm, task, gossip=False)
         with _section("system"):
-            durations = Durations(s.system, task.num_clients, s.seed, message_bytes(received), message_bytes(sent))
+            durations = Durations(
+                s.system, task.num_clients, s.seed, message_bytes(received), message_bytes(sent), samples
+            )
         if isinstance(s.participation, Clocked):
             with _section("participation"):
                 s.participation.check_durations(task, s.algorithm, s.seed, durations)

@@ -6,7 +6,7 @@ sent to i, weights not renormalised over who arrives. `weights` chooses d_i, the
 * ``debiased``: d_i such that a client's mean weight per combine is p_i, from the closed forms for constant durations:
   (sum_j 1/tau_j) tau_i p_i when every arrival is combined by itself, ceil(tau_i / window) p_i for FedFix;
 * ``estimated``: d_i = p_i / (share of combines in which i delivers), for random durations and for FedBuff, counted in a
-  schedule that is made before the run;
+  schedule that is made before the run, lost jobs and all;
 * ``identical``: 1 (asynchronous), 1/n (fixed_interval), 1/buffer (fedbuff): then the optimum of a surrogate is found,
   where fast clients weigh more.
 """
@@ -26,9 +26,10 @@ from fedsim import rng, schedule
 from fedsim.algorithms.base import Algorithm, ServerAlgorithm
 from fedsim.clock import exact, seconds, ticks
 from fedsim.errors import InputError
-from fedsim.participation import Arrival, Dispatch, Event, Participation
+from fedsim.fates import Fates
+from fedsim.participation import Arrival, Dispatch, Ended, Event, InVain, Participation
 from fedsim.registry import register
-from fedsim.schedule import Duration, Started, Step
+from fedsim.schedule import Combined, Jobs, Started, Step, Stopped
 from fedsim.system import Durations, SystemSection
 from fedsim.task import Ints, Task
 from fedsim.types import Count, NonNegative, Positive
@@ -85,15 +86,18 @@ class Clocked(Participation):
     weights : what a contribution weighs (see the module).
     staleness : a further factor for old contributions.
     pilot : combines of the schedule that ``estimated`` counts deliveries in.
+    timeout : seconds after its start at which the server gives a job up that has not arrived; its client starts anew if
+        it is still there (none: the server waits as long as the job would have taken).
     """
 
     setting: ClassVar[Literal["server", "gossip"]] = "server"
     weights: Weights = "debiased"
     staleness: StalenessFactor = _CONSTANT
     pilot: Count = 10_000
+    timeout: Positive | None = None
 
     @abstractmethod
-    def steps(self, n: int, duration: Duration, seed: int) -> Iterator[Step]:
+    def steps(self, n: int, jobs: Jobs, seed: int) -> Iterator[Step]:
         """The schedule, without end."""
 
     @abstractmethod
@@ -101,10 +105,19 @@ class Clocked(Participation):
         """d_i of every client ``[n]``, from importance and constant durations in ticks or rates of delivery."""
 
     def check_durations(self, task: Task, algorithm: Algorithm, seed: int, durations: Durations) -> None:
-        """Raise InputError where `weights` needs durations that do not vary from job to job, and they do."""
-        if self.weights == "debiased" and not (durations.constant and _Work(task, algorithm, seed).constant):
+        """Raise InputError where `weights` needs jobs that all arrive after the same time, and they do not."""
+        if self.weights != "debiased":
+            return
+        if not (durations.constant and _Work(task, algorithm, seed).constant):
             raise InputError(
                 "durations vary from job to job, for which there is no closed form; allowed: estimated, identical",
+                key="weights",
+            )
+        why = [*durations.section.unreliable, *(["participation.timeout"] if self.timeout is not None else [])]
+        if why:
+            raise InputError(
+                f"with {', '.join(why)} not every job arrives in its time, for which there is no closed form; "
+                "allowed: estimated, identical",
                 key="weights",
             )
 
@@ -116,32 +129,21 @@ class Clocked(Participation):
         durations = durations or Durations(SystemSection(), n, seed)
         work = _Work(task, algorithm, seed)
         self.check_durations(task, algorithm, seed, durations)
-
-        def duration(client: int, index: int) -> int:
-            return durations.of(client, index, work.of(client, index))
-
-        share = task.importance if algorithm.weighting == "samples" else np.ones(n)
-        p = share / share.sum()  # the arithmetic of a synchronous round, so that limit cases agree bit for bit
-        tau = [duration(c, 0) for c in range(n)] if self.weights == "debiased" else None
-        rates = None
-        if self.weights == "estimated":
-            rates = schedule.participation_rates(self.steps(n, duration, seed), n, self.pilot)
-            if not rates.all():
-                raise InputError(
-                    f"client {int(rates.argmin())} delivers in none of the first {self.pilot} combines; allowed: more",
-                    key="participation.pilot",
-                )
-        d = self.arrival_weights(n, p, tau, rates)
+        jobs = Fates(durations, work.of, None if self.timeout is None else max(ticks(self.timeout), 1))
+        d = self._contribution_weights(task, algorithm, seed, jobs)
         number = 0
-        for step in self.steps(n, duration, seed):
+        for step in self.steps(n, jobs, seed):
+            if isinstance(step, Stopped):
+                yield Ended(number, seconds(step.tick), step.reason)
+                return
             if number < start:  # a resumed run makes its schedule again, which costs next to nothing
-                number += not isinstance(step, Started)
+                number += isinstance(step, Combined)
                 continue
-            clients, rounds = np.asarray(step.clients, dtype=np.int64), np.asarray(step.indices, dtype=np.int64) + 1
             if isinstance(step, Started):
-                yield Dispatch(clients, rounds, work.many(clients, rounds), np.asarray(step.jobs, dtype=np.int64))
+                yield _dispatch(step, work)
                 continue
             number += 1
+            clients, rounds = np.asarray(step.clients, dtype=np.int64), np.asarray(step.indices, dtype=np.int64) + 1
             stale = np.asarray(step.staleness, dtype=np.int64)
             omega = d[clients] * self.staleness.factor(stale)
             done = work.many(clients, rounds)
@@ -150,6 +152,41 @@ class Clocked(Participation):
                 number, seconds(step.tick), clients, rounds, done, stale, len(clients), omega, trace=trace,
                 jobs=np.asarray(step.jobs, dtype=np.int64),
             )  # fmt: skip
+
+    def _contribution_weights(self, task: Task, algorithm: ServerAlgorithm, seed: int, jobs: Fates) -> Floats:
+        """d_i of every client ``[n]``."""
+        n = task.num_clients
+        share = task.importance if algorithm.weighting == "samples" else np.ones(n)
+        p = share / share.sum()  # the arithmetic of a synchronous round, so that limit cases agree bit for bit
+        if self.weights != "estimated":
+            tau = [jobs.fate(c, 0, 0).end for c in range(n)] if self.weights == "debiased" else None
+            return self.arrival_weights(n, p, tau, None)
+        rates, last = schedule.participation_rates(self.steps(n, jobs, seed), n, self.pilot)
+        for client in np.flatnonzero(rates == 0).tolist():
+            if jobs.ready(client, last) is not None:
+                raise InputError(
+                    f"client {client} delivers in none of the first {self.pilot} combines; allowed: more",
+                    key="participation.pilot",
+                )
+        present = rates > 0  # who left without having delivered never weighs anything
+        weights = self.arrival_weights(n, p, None, np.where(present, rates, 1.0))
+        return np.where(present, weights, 0.0)
+
+
+def _dispatch(step: Started, work: _Work) -> Dispatch:
+    """Clients that go to work, apart from those whose job is lost."""
+    clients, rounds = np.asarray(step.clients, dtype=np.int64), np.asarray(step.indices, dtype=np.int64) + 1
+    jobs, ends = np.asarray(step.jobs, dtype=np.int64), [fate.end for fate in step.fates]
+    if all(fate.arrives for fate in step.fates):
+        return Dispatch(clients, rounds, work.many(clients, rounds), jobs, step.tick, ends)
+    kept = np.array([i for i, fate in enumerate(step.fates) if fate.arrives], dtype=np.int64)
+    lost = [
+        InVain(c, step.tick, fate.end, fate.sent)
+        for c, fate in zip(step.clients, step.fates, strict=True)
+        if not fate.arrives
+    ]
+    steps = work.many(clients[kept], rounds[kept])
+    return Dispatch(clients[kept], rounds[kept], steps, jobs[kept], step.tick, [ends[i] for i in kept.tolist()], lost)
 
 
 class _Work:
@@ -187,8 +224,8 @@ class _Work:
 class Asynchronous(Clocked):
     """Every arrival is combined by itself and its client restarts at once (asynchronous FedAvg)."""
 
-    def steps(self, n: int, duration: Duration, seed: int) -> Iterator[Step]:
-        return schedule.asynchronous(n, duration)
+    def steps(self, n: int, jobs: Jobs, seed: int) -> Iterator[Step]:
+        return schedule.asynchronous(n, jobs)
 
     def arrival_weights(self, n: int, p: Floats, tau: list[int] | None, rates: Floats | None) -> Floats:
         if tau is not None:
@@ -207,8 +244,8 @@ class FixedInterval(Clocked):
 
     window: Positive
 
-    def steps(self, n: int, duration: Duration, seed: int) -> Iterator[Step]:
-        return schedule.fixed_interval(n, duration, self._ticks())
+    def steps(self, n: int, jobs: Jobs, seed: int) -> Iterator[Step]:
+        return schedule.fixed_interval(n, jobs, self._ticks())
 
     def arrival_weights(self, n: int, p: Floats, tau: list[int] | None, rates: Floats | None) -> Floats:
         if tau is not None:
@@ -254,10 +291,10 @@ class FedBuff(Clocked):
         if self.weights == "debiased":
             raise InputError("FedBuff's rates have no closed form; allowed: estimated, identical", key="weights")
 
-    def steps(self, n: int, duration: Duration, seed: int) -> Iterator[Step]:
+    def steps(self, n: int, jobs: Jobs, seed: int) -> Iterator[Step]:
         if self.restart == "barrier":
-            return schedule.barrier(n, duration, self.buffer)
-        return schedule.buffered(n, duration, self.buffer, self.concurrency or n, rng.generator(seed, "fedbuff"))
+            return schedule.barrier(n, jobs, self.buffer)
+        return schedule.buffered(n, jobs, self.buffer, self.concurrency or n, rng.generator(seed, "fedbuff"))
 
     def arrival_weights(self, n: int, p: Floats, tau: list[int] | None, rates: Floats | None) -> Floats:
         if rates is not None:

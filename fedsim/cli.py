@@ -259,7 +259,8 @@ def main() -> NoReturn:
 
 def _schedule(scenario: Scenario, out: Path | None, as_json: bool) -> None:
     """``plan --schedule``: tables of the first combines and of the clients, and a picture."""
-    from fedsim.schedule_view import client_rows, combine_rows, follow, headline
+    from fedsim.schedule_tables import client_rows, combine_rows, headline
+    from fedsim.schedule_view import follow
 
     timeline = follow(scenario)
     if as_json:

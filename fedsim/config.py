@@ -232,7 +232,7 @@ def _parse(document: Document) -> Scenario:
     privacy = (
         section("privacy", lambda: part_from("privacy", "mechanism", raw["privacy"])) if "privacy" in raw else None
     )
-    system = section("system", lambda: make_part(SystemSection, raw.get("system", {})))
+    system = section("system", lambda: make_part(SystemSection, _absolute(raw.get("system", {}), document.base)))
     section("audit", lambda: _check_audits(raw.get("audit", {})))
     run = section("run", lambda: make_part(RunSection, raw.get("run", {})))
     backend = section("backend", lambda: make_part(BackendSection, raw.get("backend", {})))
@@ -367,6 +367,10 @@ def _crosscheck(s: Scenario) -> list[Problem]:
         found.append(
             Problem(f"found '{s.participation.weights}', allowed with '{name}': {only}", "participation.weights")
         )
+    for key in ("availability", "departure"):
+        if s.algorithm.setting == "gossip" and getattr(s.system, key) is not None:
+            message = "this is of clients of a server; allowed on a graph: participation.compute, participation.links"
+            found.append(Problem(message, f"system.{key}"))
     if s.algorithm.setting == "gossip" and s.system.network is not None:
         found.append(
             Problem(

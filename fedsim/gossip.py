@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -95,17 +96,21 @@ class Gossip(Participation):
             slowest_link = int(durations.links[which][fires].max(initial=0)) if durations.links else 0
             return max(durations.longest(np.flatnonzero(steps), number - 1, steps) + slowest_link, 1)
 
+        def ends(number: int, now: int, steps: Ints) -> list[int]:
+            """Ticks at which nodes are done with their local work."""
+            if durations is None:
+                return [now + TICKS_PER_SECOND * (k > 0) for k in steps.tolist()]
+            return [now + durations.of(i, number - 1, k) if k else now for i, k in enumerate(steps.tolist())]
+
         now = 0
         for number in range(1, start + 1) if durations is not None else ():
             which, _, _, _, fires, _, steps = realise(number)
             now += length(number, which, fires, steps)
         now = now if durations is not None else start * TICKS_PER_SECOND
-        number = start
-        while True:
-            number += 1
+        for number in count(start + 1):
             which, d, b, computes, fires, units, steps = realise(number)
             base, rounds = network.mixings[which], np.full(n, number, dtype=np.int64)
-            yield Dispatch(nodes, rounds, steps)
+            yield Dispatch(nodes, rounds, steps, start=now, ends=ends(number, now, steps))
             mixing = whole[which] if fires.all() else MixingMatrix(base.realised(fires), task.device)
             trace = {"compute": np.flatnonzero(computes), "edges": base.links[fires], "steps": steps}
             now += length(number, which, fires, steps)

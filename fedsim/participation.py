@@ -1,14 +1,14 @@
 """Who works, when and how much: participation modes turn a scenario into events of the simulation loop.
 
-An event is either a `Dispatch` (clients start local work from the current model) or an `Arrival` (these clients'
-results are combined: one round). Modes draw from keys alone, so any round can be reproduced without the ones before it.
+An event is a `Dispatch` (clients start local work from the current model), an `Arrival` (these clients' results are
+combined: one round) or, where nothing more can come, an `Ended`. Modes draw from keys alone.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,23 +20,43 @@ from fedsim import rng
 from fedsim.algorithms.base import Algorithm, ServerAlgorithm
 from fedsim.clock import seconds, ticks
 from fedsim.errors import InputError
+from fedsim.fates import Fates
 from fedsim.registry import Part, register
 from fedsim.system import Durations, SystemSection
 from fedsim.task import Ints, Task
 from fedsim.types import Count, Fraction, Positive, Probability
 
 Floats = npt.NDArray[np.float64]
+_BLOCK = 1024
+"""Clients that are looked at together while a cohort of available ones is sought."""
+
+
+@dataclass(frozen=True)
+class InVain:
+    """Work of `client` from tick `start` to `end` that is never combined; `sent`: a result was sent and lost."""
+
+    client: int
+    start: int
+    end: int
+    sent: bool = False
 
 
 @dataclass(frozen=True)
 class Dispatch:
-    """`clients` start ``steps[i]`` local steps of their round ``rounds[i]`` from the current model."""
+    """`clients` start ``steps[i]`` local steps of their round ``rounds[i]`` from the current model.
+
+    They start at tick `start` and are done at ``ends[i]``. Those `in_vain` pulled the model too, but nothing they do is
+    ever combined, so nothing is computed for them.
+    """
 
     clients: Ints
     rounds: Ints
     steps: Ints
     jobs: Ints | None = None
     """Serial numbers of the jobs where a client may have several not combined yet (None: the clients' own numbers)."""
+    start: int = 0
+    ends: Sequence[int] = ()
+    in_vain: Sequence[InVain] = ()
 
 
 @dataclass(frozen=True)
@@ -44,8 +64,8 @@ class Arrival:
     """The results of `clients` are combined: round `number` ends at virtual second `time`.
 
     `weights` ``[m]`` aggregate at a server; `mixing` is the realised matrix of a gossip round. `delays` are DSpodFL's
-    (processing, transmission) of this round, `sends` the number of messages that cross a link, `in_vain` the clients
-    that pulled the model and were left out, `trace` what is recorded of the realised schedule.
+    (processing, transmission) of this round, `sends` the number of messages that cross a link, `trace` what is recorded
+    of the realised schedule.
     """
 
     number: int
@@ -60,10 +80,18 @@ class Arrival:
     delays: tuple[float, float] | None = None
     trace: dict[str, Any] = field(default_factory=dict)
     jobs: Ints | None = None
-    in_vain: int = 0
 
 
-Event = Dispatch | Arrival
+@dataclass(frozen=True)
+class Ended:
+    """Nobody will deliver any more: after round `number`, from virtual second `time` on."""
+
+    number: int
+    time: float
+    reason: str
+
+
+Event = Dispatch | Arrival | Ended
 
 
 class Participation(Part, ABC):
@@ -83,13 +111,18 @@ class Participation(Part, ABC):
 
 @dataclass(frozen=True)
 class _Report:
-    """Who reports in a synchronous round, how often each was drawn, the round's ticks, how many pulled in vain."""
+    """Who reports in a synchronous round that starts at tick `start` and ends at `end`, and how often each was drawn.
 
+    `ends` ``[m]`` are the ticks at which these clients are done.
+    """
+
+    start: int
+    end: int
     clients: Ints
     steps: Ints
     multiplicity: Floats
-    length: int
-    in_vain: int
+    ends: list[int]
+    in_vain: list[InVain]
 
 
 @register.participation("synchronous")
@@ -159,61 +192,86 @@ class Synchronous(Participation):
     ) -> Iterator[Event]:
         assert isinstance(algorithm, ServerAlgorithm)
         durations = durations or Durations(SystemSection(), task.num_clients, seed)
-        now = sum(self._round(task, algorithm, seed, k, durations).length for k in range(1, start + 1))
-        number = start
+        now = number = 0
         while True:
+            asked_at = self._first_on(durations, now)
+            if asked_at is None:
+                yield Ended(number, seconds(now), "no client is left that could be asked")
+                return
             number += 1
-            report = self._round(task, algorithm, seed, number, durations)
+            report = self._round(task, algorithm, seed, number, asked_at, durations)
+            now = report.end
+            if number <= start:  # a resumed run makes its rounds again, which costs next to nothing
+                continue
             clients, steps = report.clients, report.steps
             rounds = np.full(len(clients), number, dtype=np.int64)
-            if len(clients):
-                yield Dispatch(clients, rounds, steps)
+            yield Dispatch(clients, rounds, steps, None, report.start, report.ends, report.in_vain)
             if self.sampling == "weighted":
                 share = report.multiplicity
             else:
                 share = task.importance[clients] if algorithm.weighting == "samples" else np.ones(len(clients))
             weights = share / share.sum() if len(clients) else share
             stale = np.zeros(len(clients), dtype=np.int64)
-            now += report.length
             trace = {"clients": clients, "steps": steps, "staleness": stale, "weights": weights}
             if (roles := algorithm.role_of(clients, rounds, seed)) is not None:
                 trace["roles"] = roles
-            yield Arrival(
-                number, seconds(now), clients, rounds, steps, stale, len(clients), weights, trace=trace,
-                in_vain=report.in_vain,
-            )  # fmt: skip
+            yield Arrival(number, seconds(now), clients, rounds, steps, stale, len(clients), weights, trace=trace)
 
-    def _round(self, task: Task, algorithm: Algorithm, seed: int, number: int, durations: Durations) -> _Report:
-        """Who reports in a round, and how long the server waits for it."""
+    def _first_on(self, durations: Durations, tick: int) -> int | None:
+        """The first tick from `tick` on at which some client can be asked (None: never again)."""
+        if durations.presence is None and durations.leaves is None:
+            return tick
+        first: int | None = None
+        for client in range(durations.n):
+            at = durations.ready(client, tick)
+            if at == tick:
+                return tick
+            if at is not None and (first is None or at < first):
+                first = at
+        return first
+
+    def _round(
+        self, task: Task, algorithm: Algorithm, seed: int, number: int, start: int, durations: Durations
+    ) -> _Report:
+        """Who reports in a round that starts at tick `start`, and how long the server waits for it."""
         if number == 1 and isinstance(algorithm, ServerAlgorithm) and algorithm.begins_with_everybody:
             wanted = task.num_clients
             clients, multiplicity = np.arange(wanted, dtype=np.int64), np.ones(wanted)
         else:
             wanted = self.cohort_size(task.num_clients)
-            clients, multiplicity = self._cohort(task, seed, number)
+            clients, multiplicity = self._cohort(task, seed, number, start, durations)
         steps = self._steps(task, algorithm, clients, np.full(len(clients), number, dtype=np.int64), seed)
-        work = zip(clients.tolist(), steps.tolist(), strict=True)
-        ticks_of_each = [durations.of(c, number - 1, k) if k else 0 for c, k in work]
-        # Jobs of more than a year do not fit 64 bits; they need no exact ties.
-        lengths = np.array(ticks_of_each, dtype=np.int64 if max(ticks_of_each, default=0) < 2**62 else np.float64)
-        limit = None if self.deadline is None else ticks(self.deadline)
-        reports = (steps > 0) & (rng.uniform(rng.key(seed, "dropout", clients, number)) >= self.dropout)
-        if limit is not None:
-            reports &= lengths <= limit
-        fastest = np.flatnonzero(reports)[np.lexsort((clients[reports], lengths[reports]))]
-        kept = np.sort(fastest[:wanted] if self.over_selection > 1 else fastest)
-        waits_in_vain = len(kept) < (min(wanted, len(clients)) if self.over_selection > 1 else int((steps > 0).sum()))
-        length = int(lengths[kept].max(initial=0))
-        if waits_in_vain:  # for clients that never report: until the deadline, or until the slowest would have
-            length = limit if limit is not None else int(lengths.max(initial=0))
-        in_vain = int((steps > 0).sum()) - len(kept)
-        return _Report(clients[kept], steps[kept], multiplicity[kept], max(length, 1), in_vain)
+        asked = np.flatnonzero(steps > 0)
+        work = dict(zip(clients.tolist(), steps.tolist(), strict=True))
+        limit = None if self.deadline is None else max(ticks(self.deadline), 1)
+        fates = Fates(durations, lambda client, _: work[client], limit)
+        found = [fates.fate(c, number - 1, start) for c in clients[asked].tolist()]
+        silent = rng.uniform(rng.key(seed, "dropout", clients[asked], number)) < self.dropout
+        reports = [i for i, fate in enumerate(found) if fate.arrives and not silent[i]]
+        fastest = sorted(reports, key=lambda i: (found[i].end, clients[asked[i]]))
+        kept = sorted(fastest[:wanted] if self.over_selection > 1 else fastest)
+        full = min(wanted, len(clients)) if self.over_selection > 1 else len(asked)
+        end = max((found[i].end for i in kept), default=start)
+        if len(kept) < full:  # it waits in vain: until the deadline, or until the slowest would have reported
+            end = start + limit if limit is not None else max((fate.heard for fate in found), default=start)
+        end = max(end, start + 1)
+        left_out = sorted(set(range(len(found))) - set(kept))
+        in_vain = [
+            InVain(int(clients[asked[i]]), start, min(found[i].end, end), found[i].sent and not found[i].arrives)
+            for i in left_out
+        ]
+        chosen = asked[kept]
+        return _Report(
+            start, end, clients[chosen], steps[chosen], multiplicity[chosen], [found[i].end for i in kept], in_vain
+        )
 
-    def _cohort(self, task: Task, seed: int, number: int) -> tuple[Ints, Floats]:
-        """The round's clients in ascending order, and how often each was drawn."""
+    def _cohort(self, task: Task, seed: int, number: int, tick: int, durations: Durations) -> tuple[Ints, Floats]:
+        """The round's clients in ascending order, and how often each was drawn; among those that are on."""
         n = task.num_clients
         size = min(n, math.ceil(self.cohort_size(n) * self.over_selection - 1e-9))
         generator = rng.generator(seed, "cohort", number)
+        if durations.presence is not None or durations.leaves is not None:
+            return self._available_cohort(task, seed, number, size, tick, durations)
         if self.sampling == "weighted":
             draws = np.searchsorted(task.cumulative_importance, generator.random(size), side="right")
             clients, count = np.unique(np.minimum(draws, n - 1), return_counts=True)
@@ -225,6 +283,35 @@ class Synchronous(Participation):
         if size == n:
             return np.arange(n, dtype=np.int64), np.ones(n)
         return np.sort(generator.choice(n, size=size, replace=False)).astype(np.int64), np.ones(size)
+
+    def _available_cohort(
+        self, task: Task, seed: int, number: int, size: int, tick: int, durations: Durations
+    ) -> tuple[Ints, Floats]:
+        """The same among the clients that are on at `tick`; all of them, if they are fewer than `size`."""
+        n = task.num_clients
+        if self.sampling == "uniform" and size < n:  # ask in random order until enough are on, not all n
+            word, chosen = rng.key(seed, "available_cohort", number), list[int]()
+            for first in range(0, n, _BLOCK):
+                for c in rng.permute(word, np.arange(first, min(first + _BLOCK, n)), n).tolist():
+                    if len(chosen) < size and durations.ready(c, tick) == tick:
+                        chosen.append(c)
+                if len(chosen) == size:
+                    break
+            return np.array(sorted(chosen), dtype=np.int64), np.ones(len(chosen))
+        on = np.array([c for c in range(n) if durations.ready(c, tick) == tick], dtype=np.int64)
+        generator = rng.generator(seed, "cohort", number)
+        if self.sampling == "weighted":
+            share = np.cumsum(task.importance[on])
+            draws = np.searchsorted(share, generator.random(size) * share[-1], side="right")
+            picked, count = np.unique(np.minimum(draws, len(on) - 1), return_counts=True)
+            return on[picked], count.astype(np.float64)
+        if self.sampling == "bernoulli":
+            rate = self.cohort_size(n) / n if self.fraction is None else self.fraction
+            size = 0
+            while size == 0:
+                size = int(generator.binomial(len(on), rate))
+            on = np.sort(generator.choice(on, size=size, replace=False))
+        return on, np.ones(len(on))
 
     def _steps(self, task: Task, algorithm: Algorithm, clients: Ints, rounds: Ints, seed: int) -> Ints:
         units, per_unit = np.empty(len(clients), dtype=np.int64), np.ones(len(clients), dtype=np.int64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from fedsim.config import Scenario, parse
 from fedsim.errors import InputError
 from fedsim.gossip import Gossip
 from fedsim.mixing import expected_mixing, mixing_matrix, spectral_gap, summary
-from fedsim.participation import Arrival, Synchronous
+from fedsim.participation import Arrival, Ended, Synchronous
 from fedsim.registry import names
 from fedsim.store import FILE, state_bytes, state_place
 from fedsim.topology import build_topology
@@ -109,10 +108,15 @@ def _data(a: Assembly) -> Rows:
 
 def _rounds(s: Scenario, a: Assembly) -> list[Arrival]:
     """The first round in which anybody delivers; where it is unlike the others, some of those too."""
-    wanted = 1 + (_TYPICAL if _begins_apart(s) else 0)
-    events = s.participation.events(a.task, s.algorithm, s.seed, 0, a.network, a.durations)
-    arrivals = (e for e in events if isinstance(e, Arrival) and len(e.clients))  # a window may close before anybody
-    return list(itertools.islice(arrivals, wanted))
+    wanted, found = 1 + (_TYPICAL if _begins_apart(s) else 0), list[Arrival]()
+    for event in s.participation.events(a.task, s.algorithm, s.seed, 0, a.network, a.durations):
+        if isinstance(event, Arrival) and len(event.clients):  # a window may close before anybody delivers
+            found.append(event)
+        if isinstance(event, Ended) and not found:
+            raise InputError(f"nobody ever delivers: {event.reason}", key="system")
+        if len(found) == wanted:
+            break
+    return found
 
 
 def _begins_apart(s: Scenario) -> bool:

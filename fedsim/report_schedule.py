@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from fedsim.aggregators import message_bytes
@@ -18,7 +19,8 @@ from fedsim.page import Markup, details, image, notes, table, tag
 from fedsim.partition_table import FILE, read_partition
 from fedsim.results import read_jsonl
 from fedsim.run_groups import Group, Record
-from fedsim.schedule_view import client_rows, follow, headline
+from fedsim.schedule_tables import client_rows, headline
+from fedsim.schedule_view import follow
 from fedsim.system import Durations, SystemSection
 from fedsim.task import Ints, Plan, Task
 from fedsim.types import BatchSize
@@ -89,8 +91,10 @@ def _assembly(scenario: Scenario, folder: Path) -> Assembly:
     samples, _ = read_partition(folder / FILE)
     task = _Population(samples, _dimension(folder / "params.safetensors"), getattr(torch, scenario.run.dtype))
     received, sent = one_message(scenario.algorithm, task, gossip=False)
+    everyone = np.arange(task.num_clients)
+    samples = task.samples_per_step(everyone, np.ones_like(everyone), scenario.algorithm.batch_size, epochs=False)
     durations = Durations(
-        scenario.system, task.num_clients, scenario.seed, message_bytes(received), message_bytes(sent)
+        scenario.system, task.num_clients, scenario.seed, message_bytes(received), message_bytes(sent), samples
     )
     return Assembly(task, None, task.device, task.dtype, None, {}, durations)
 

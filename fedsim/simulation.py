@@ -22,7 +22,7 @@ from fedsim.backends.vectorized import Vectorized
 from fedsim.config import Scenario, load, parse
 from fedsim.errors import InputError, RunError
 from fedsim.memory import keep_freed_memory
-from fedsim.participation import Arrival, Dispatch
+from fedsim.participation import Arrival, Dispatch, Ended, Event
 from fedsim.partition_table import write_partition
 from fedsim.results import Recorder, Run, open_directory, save_checkpoint, save_params, save_report
 from fedsim.store import ClientStore
@@ -132,8 +132,12 @@ class Simulation:
                     task, s.algorithm, s.seed, self.round, self.assembly.network, self.assembly.durations
                 )
                 begun: list[Dispatch] = []  # of a round that `run.seconds` may still cut off
+                ended: Ended | None = None
                 for event in events:
                     if self.round >= s.run.rounds or _past(event, s.run.seconds):
+                        break
+                    if isinstance(event, Ended):
+                        ended = event
                         break
                     if isinstance(event, Dispatch):
                         begun.append(event)
@@ -155,29 +159,36 @@ class Simulation:
                         last_checkpoint = now
                     if stopping:
                         raise KeyboardInterrupt(f"a checkpoint of round {self.round} is in {self.folder}")
-                if not s.run.evaluates(self.round):  # `run.seconds` ended the run
+                if not s.run.evaluates(self.round):  # `run.seconds` or the last client ended the run
                     self._evaluate(recorder, progress)
         finally:
             recorder.close()
         self._checkpoint()
         save_params(self.folder, self.state["x"], self.assembly.layout)
+        if ended is not None:
+            raise RunError(
+                f"the run ended after round {ended.number} of {s.run.rounds}, at virtual second {ended.time:.6g}: "
+                f"{ended.reason}. What was recorded up to there is in {self.folder}"
+            )
         return Run(self.folder, resumed_at)
 
     # --- one event ----------------------------------------------------------------------------------------------------
 
     def _dispatch(self, event: Dispatch) -> None:
         received, privacy = self.scenario.algorithm.broadcast(self.state), self.assembly.privacy
-        if privacy is not None:
-            privacy.charge(event.clients, event.rounds, event.steps)
-            received = privacy.broadcast(received)
-        self.backend.dispatch(Job(event.clients, event.rounds, event.steps, received, event.jobs))
+        if len(event.clients):
+            if privacy is not None:
+                privacy.charge(event.clients, event.rounds, event.steps)
+                received = privacy.broadcast(received)
+            self.backend.dispatch(Job(event.clients, event.rounds, event.steps, received, event.jobs))
         if self.assembly.network is None:
-            self.totals.bytes_sent += len(event.clients) * message_bytes(received)
+            asked = len(event.clients) + len(event.in_vain)
+            self.totals.bytes_sent += asked * message_bytes(received)
+        if event.in_vain and self.assembly.durations is not None:
+            self.totals.bytes_sent += sum(lost.sent for lost in event.in_vain) * self.assembly.durations.up
 
     def _combine(self, event: Arrival, recorder: Recorder) -> None:
         task, algorithm = self.assembly.task, self.scenario.algorithm
-        if event.in_vain:
-            self.totals.bytes_sent += event.in_vain * message_bytes(algorithm.broadcast(self.state))
         if len(event.clients) == 0:  # a round in which nobody delivered
             self._end_round(event, recorder)
             return
@@ -270,8 +281,8 @@ class Simulation:
         return torch.as_tensor(values, dtype=self.assembly.dtype, device=self.assembly.device).unsqueeze(1)
 
 
-def _past(event: Dispatch | Arrival, limit: float | None) -> bool:
-    return limit is not None and isinstance(event, Arrival) and event.time > limit
+def _past(event: Event, limit: float | None) -> bool:
+    return limit is not None and not isinstance(event, Dispatch) and event.time > limit
 
 
 @contextmanager

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import pytest
 
 from fedsim import rng, schedule
 from fedsim.clock import ticks
-from fedsim.schedule import Combined, Started, Step
+from fedsim.schedule import Combined, Started, Steady, Step
 
 F80 = [Fraction(1), Fraction(11, 15), Fraction(7, 15), Fraction(1, 5)]
 TAU = [ticks(t) for t in F80]
 
 
+@Steady
 def constant(client: int, _index: int) -> int:
     return TAU[client]
 
@@ -73,17 +73,17 @@ def test_barrier_entry_for_entry() -> None:
 def test_the_fastest_of_twenty_delivers_in_every_window() -> None:
     """In floating point it misses a tenth of its windows, for 0.2 + 0.2 + 0.2 > 0.6."""
     tau = [ticks(1 - Fraction(4, 5) * Fraction(i, 19)) for i in range(20)]
-    steps = combines(schedule.fixed_interval(20, lambda c, _: tau[c], ticks(0.2)), 500)
+    steps = combines(schedule.fixed_interval(20, Steady(lambda c, _: tau[c]), ticks(0.2)), 500)
     assert all(19 in s.clients and s.staleness[s.clients.index(19)] == 0 for s in steps)
 
 
 MODES: dict[str, Callable[[Callable[[int, int], int]], Iterator[Step]]] = {
-    "asynchronous": lambda d: schedule.asynchronous(6, d),
-    "fixed_interval": lambda d: schedule.fixed_interval(6, d, 5),
-    "barrier": lambda d: schedule.barrier(6, d, 3),
-    "fedbuff": lambda d: schedule.buffered(6, d, 3, 4, np.random.default_rng(1)),
-    "fedbuff, one client at work": lambda d: schedule.buffered(6, d, 2, 1, np.random.default_rng(1)),
-    "fedbuff, a buffer beyond all clients": lambda d: schedule.buffered(6, d, 9, 6, np.random.default_rng(1)),
+    "asynchronous": lambda d: schedule.asynchronous(6, Steady(d)),
+    "fixed_interval": lambda d: schedule.fixed_interval(6, Steady(d), 5),
+    "barrier": lambda d: schedule.barrier(6, Steady(d), 3),
+    "fedbuff": lambda d: schedule.buffered(6, Steady(d), 3, 4, np.random.default_rng(1)),
+    "fedbuff, one client at work": lambda d: schedule.buffered(6, Steady(d), 2, 1, np.random.default_rng(1)),
+    "fedbuff, a buffer beyond all clients": lambda d: schedule.buffered(6, Steady(d), 9, 6, np.random.default_rng(1)),
 }
 
 
@@ -104,6 +104,7 @@ def test_laws_of_every_schedule(mode: str) -> None:
                 made[client] += 1
                 began[job], pulled[job] = (step.tick, client, index), number
             continue
+        assert isinstance(step, Combined)
         for job, client, index, stale in zip(step.jobs, step.clients, step.indices, step.staleness, strict=True):
             start, who, which = began[job]
             assert (who, which) == (client, index)
@@ -116,7 +117,7 @@ def test_laws_of_every_schedule(mode: str) -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 3, 6])
 def test_fedbuff_keeps_its_concurrency_at_every_instant(concurrency: int) -> None:
-    steps = [s for s in islice(schedule.buffered(6, drawn, 4, concurrency, np.random.default_rng(0)), 800)
+    steps = [s for s in islice(schedule.buffered(6, Steady(drawn), 4, concurrency, np.random.default_rng(0)), 800)
              if isinstance(s, Started)]  # fmt: skip
     spans = [(s.tick, s.tick + drawn(c, i), c) for s in steps for c, i in zip(s.clients, s.indices, strict=True)]
     horizon = steps[-1].tick  # jobs that start later are not listed
@@ -128,13 +129,13 @@ def test_fedbuff_keeps_its_concurrency_at_every_instant(concurrency: int) -> Non
 
 
 def test_fedbuff_replaces_by_random_idle_clients() -> None:
-    steps = combines(schedule.buffered(10, lambda *_: 5, 1, 2, np.random.default_rng(0)), 20_000)
+    steps = combines(schedule.buffered(10, Steady(lambda *_: 5), 1, 2, np.random.default_rng(0)), 20_000)
     counts = np.bincount([s.clients[0] for s in steps], minlength=10)
     assert np.abs(counts / 20_000 - 0.1).max() < 0.01
 
 
 def test_buffers_may_hold_a_client_twice() -> None:
-    fast_first = lambda c, _: 1 if c == 0 else 100  # noqa: E731
+    fast_first = Steady(lambda c, _: 1 if c == 0 else 100)
     first = combines(schedule.buffered(3, fast_first, 4, 3, np.random.default_rng(0)), 1)[0]
     assert first.clients == [0, 0, 0, 0]
     assert first.indices == [0, 1, 2, 3]
@@ -143,21 +144,21 @@ def test_buffers_may_hold_a_client_twice() -> None:
 
 
 def test_ties_are_broken_by_client() -> None:
-    equal: Any = lambda *_: 7  # noqa: E731
+    equal = Steady(lambda *_: 7)
     assert [s.clients for s in combines(schedule.asynchronous(3, equal), 6)] == [[0], [1], [2]] * 2
     assert [s.clients for s in combines(schedule.barrier(4, equal, 2), 4)] == [[0, 1], [2, 3]] * 2
     assert [s.staleness for s in combines(schedule.barrier(4, equal, 2), 4)] == [[0, 0], [1, 1], [1, 1], [1, 1]]
 
 
 def test_windows_in_which_nobody_delivers() -> None:
-    steps = combines(schedule.fixed_interval(2, lambda *_: 10, 4), 6)
+    steps = combines(schedule.fixed_interval(2, Steady(lambda *_: 10), 4), 6)
     assert [s.clients for s in steps] == [[], [], [0, 1]] * 2
     assert steps[2].staleness == [2, 2]
 
 
 def test_rates_count_deliveries() -> None:
-    rates = schedule.participation_rates(schedule.fixed_interval(4, constant, ticks(0.5)), 4, 100)
+    rates, _ = schedule.participation_rates(schedule.fixed_interval(4, constant, ticks(0.5)), 4, 100)
     assert rates.tolist() == [0.5, 0.5, 1.0, 1.0]
-    fast_first = lambda c, _: 1 if c == 0 else 100  # noqa: E731
+    fast_first = Steady(lambda c, _: 1 if c == 0 else 100)
     buffered = schedule.buffered(3, fast_first, 4, 3, np.random.default_rng(0))
-    assert schedule.participation_rates(buffered, 3, 10).tolist() == [4.0, 0.0, 0.0]
+    assert schedule.participation_rates(buffered, 3, 10)[0].tolist() == [4.0, 0.0, 0.0]

@@ -15,10 +15,10 @@ import yaml
 
 from fedsim.cli import main
 from fedsim.config import parse
-from fedsim.errors import InputError
 from fedsim.figures.schedule import Bar, schedule_figure
 from fedsim.report import write_report
-from fedsim.schedule_view import client_rows, combine_rows, follow, headline
+from fedsim.schedule_tables import client_rows, combine_rows, headline
+from fedsim.schedule_view import follow
 from fedsim.simulation import run as simulate
 
 F_80: dict[str, Any] = {"compute": {"model": "linear", "slowest": 1.0, "fastest": 0.2}}
@@ -171,13 +171,57 @@ def test_report_makes_the_schedule_again_without_the_data(tmp_path: Path) -> Non
     assert "the schedule cannot be made again" in page
 
 
-def test_gossip_has_no_schedule() -> None:
-    gossip = {
-        "data": {"dataset": "digits", "clients": 4}, "model": {"name": "linear"}, "algorithm": {"name": "dgd"},
-        "topology": {"graph": "ring"}, "participation": {"mode": "gossip"},
+def test_a_graph_by_hand(scenario: Make, tmp_path: Path) -> None:
+    """Nodes work 1, 11/15, 7/15 and 1/5 s and wait for the slowest of the round; the rest is the run's trace."""
+    keys = {"algorithm": {"name": "dspodfl"}, "topology": {"graph": "ring"}}
+    checked = parse(
+        scenario(4, {"mode": "gossip", "compute": 0.5, "links": 0.5}, {"rounds": 12, "trace": True}, **keys)
+    )
+    t = follow(checked)
+    rows = [json.loads(r) for r in (simulate(checked, tmp_path / "run").dir / "trace.jsonl").read_text().splitlines()]
+    tau = [1, 11 / 15, 7 / 15, 1 / 5]
+    assert [c.clients for c in t.first] == [r["compute"] for r in rows]
+    assert [c.links for c in t.first] == [r["edges"] for r in rows]
+    assert t.times == pytest.approx([r["time"] for r in rows])
+    assert t.delivered.tolist() == [sum(i in r["compute"] for r in rows) for i in range(4)]
+    assert t.messages.tolist() == [sum(i in edge for r in rows for edge in r["edges"]) for i in range(4)]
+    assert t.busy == pytest.approx([sum(tau[i] for r in rows if i in r["compute"]) / t.end for i in range(4)])
+    lengths = np.diff([0.0, *t.times])
+    waits = [sum(x - tau[i] for r, x in zip(rows, lengths, strict=True) if i in r["compute"]) / t.end for i in range(4)]
+    assert t.waiting == pytest.approx(waits)
+    assert t.busy + t.waiting + t.idle == pytest.approx(np.ones(4))
+    header, table = combine_rows(t)
+    assert header == ["round", "time (s)", "nodes that compute", "links that fire"]
+    assert table[0][2] == ", ".join(map(str, rows[0]["compute"]))
+    assert "weight per combine" not in client_rows(t)[0]
+    assert "4 nodes, 12 rounds" in headline(t)
+
+
+def test_work_in_vain_is_not_idle(scenario: Make) -> None:
+    """Clients of 1, 11/15, 7/15 and 1/5 s with a deadline of half a second: the first two work in vain to the end."""
+    t = follow(parse(scenario(4, {"mode": "synchronous", "deadline": 0.5}, {"rounds": 6})))
+    assert t.end == 3.0
+    assert t.in_vain.tolist() == [1, 1, 0, 0]
+    assert t.busy == pytest.approx([0, 0, 14 / 15, 2 / 5])
+    assert t.waiting == pytest.approx([0, 0, 1 / 15, 3 / 5])
+    assert t.idle.tolist() == [0, 0, 0, 0]
+    assert sum(b.kind == "in vain" for b in t.bars) == 12
+    figure = schedule_figure(t.bars, t.times, t.clients, t.bars_until)
+    assert "at work in vain" in [label.get_text() for label in figure.legends[0].get_texts()]
+
+
+def test_devices_that_are_off_and_clients_that_left(scenario: Make) -> None:
+    """Client 0 is on in the first half of every 2 s, client 1 leaves after 3 s; jobs of half a second."""
+    system = {
+        "compute": 0.5, "departure": {"model": "table", "values": [100.0, 3.0]},
+        "availability": {"model": "table", "active": [[[0.0, 1.0]], [[0.0, 2.0]]], "repeat": 2.0},
     }  # fmt: skip
-    with pytest.raises(InputError, match=r"participation.mode: found a gossip scenario.*fixed_interval"):
-        follow(parse(gossip))
+    participation = {"mode": "asynchronous", "weights": "identical"}
+    t = follow(parse(scenario(2, participation, {"rounds": 1000, "seconds": 12.0}, system=system)))
+    assert t.delivered.tolist() == [12, 6]
+    assert t.busy == pytest.approx([0.5, 0.25])
+    assert t.off == pytest.approx([0.5, 0.75])
+    assert t.idle.tolist() == [0, 0]
 
 
 def test_command(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,18 +13,22 @@ from fedsim.figures.curves import INK
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_BUSY, _WAITING, _COMBINE = "#2f7ebc", "#bcd6ea", "#c4501b"
+_BUSY, _WAITING, _IN_VAIN, _COMBINE = "#2f7ebc", "#bcd6ea", "#b9b3ab", "#c4501b"
 _MOST_ROWS, _MOST_JOBS_PER_ROW, _JOBS_OF_SLOWEST = 50, 30, 3
 _MANY_LINES = 60
 
 
 class Bar(NamedTuple):
-    """A job of `client` in virtual seconds: at work from `start` to `end`; its result is combined at `combined`."""
+    """A job of `client` in virtual seconds: at work from `start` to `end`; its result is combined at `combined`.
+
+    `kind`: ``in vain`` for work that is never combined.
+    """
 
     client: int
     start: float
     end: float
     combined: float | None = None
+    kind: Literal["work", "in vain"] = "work"
 
 
 def schedule_figure(
@@ -73,7 +77,8 @@ def schedule_figure(
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(INK)
-    figure.legend(handles=_legend(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    in_vain = any(b.kind == "in vain" for b in drawn)
+    figure.legend(handles=_legend(in_vain), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     if title:
         axes.set_title(title.replace("$", r"\$"), fontsize=10, color=INK, loc="left")
     return figure
@@ -129,19 +134,21 @@ def _draw_bars(axes: Any, bars: Sequence[Bar], place: dict[int, int], end: float
         waits = []
         for b, following_start in zip(jobs, following, strict=True):
             stop = min(end if b.combined is None else b.combined, following_start)
-            if stop > b.end:
+            if stop > b.end and b.kind == "work":
                 waits.append((b.end, stop - b.end))
-        work = [(b.start, min(b.end, end) - b.start) for b in jobs]
         axes.broken_barh(waits, (row - 0.22, 0.44), facecolor=_WAITING, linewidth=0, zorder=1)
-        axes.broken_barh(work, (row - 0.38, 0.76), facecolor=_BUSY, edgecolor="white", linewidth=0.5, zorder=2)
+        for kind, color in (("work", _BUSY), ("in vain", _IN_VAIN)):
+            work = [(b.start, min(b.end, end) - b.start) for b in jobs if b.kind == kind]
+            axes.broken_barh(work, (row - 0.38, 0.76), facecolor=color, edgecolor="white", linewidth=0.5, zorder=2)
 
 
-def _legend() -> list[Any]:
+def _legend(in_vain: bool) -> list[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     return [
         Patch(color=_BUSY, linewidth=0, label="at work"),
+        *([Patch(color=_IN_VAIN, linewidth=0, label="at work in vain")] if in_vain else []),
         Patch(color=_WAITING, linewidth=0, label="done, not combined yet"),
         Line2D([], [], color=_COMBINE, alpha=0.6, label="combine"),
         Line2D([], [], color=_COMBINE, marker="o", markersize=3.5, linestyle="", label="of this client's result"),
