@@ -74,8 +74,30 @@ class Material:
 Change = Callable[[Material], Material]
 
 
-def assemble(scenario: Scenario, change: Change | None = None) -> Assembly:
-    """Load the data, divide it, build model and graph; `change` may exchange data and model before they are used.
+@dataclass(frozen=True)
+class Held:
+    """What one machine of a deployment holds of the data: all rows of `data` are client `client`'s.
+
+    `sizes` ``[n]`` are the samples of all clients, its own among them; those of clients it knows nothing about are 0.
+    """
+
+    data: Dataset
+    client: int
+    sizes: Ints
+
+    @property
+    def rows(self) -> list[Ints]:
+        """Rows of `data` per client."""
+        return [np.arange(n if c == self.client else 0, dtype=np.int64) for c, n in enumerate(self.sizes.tolist())]
+
+
+def assemble(scenario: Scenario, change: Change | None = None, held: Held | None = None) -> Assembly:
+    """Load the data, divide it, build model and graph.
+
+    Parameters
+    ----------
+    change : exchanges data and model before they are used.
+    held : the data where they are not the scenario's.
 
     Raises
     ------
@@ -83,15 +105,15 @@ def assemble(scenario: Scenario, change: Change | None = None) -> Assembly:
         Anything that only shows once data, model and graph are there, with file, line and dotted key.
     """
     try:
-        return _assemble(scenario, change)
+        return _assemble(scenario, change, held)
     except InputError as error:
         raise scenario.document.locate(error) from None
 
 
-def _assemble(s: Scenario, change: Change | None) -> Assembly:
+def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly:
     device, dtype = choose_device(s.run.device), getattr(torch, s.run.dtype)
     with _section("data"):
-        data = s.dataset.load(s.clients, s.seed, s.base)
+        data = s.dataset.load(s.clients, s.seed, s.base) if held is None else held.data
     counts, layout = None, {}
     task: Task
     if isinstance(data, Quadratic):
@@ -102,7 +124,7 @@ def _assemble(s: Scenario, change: Change | None) -> Assembly:
         task = QuadraticTask(data, s.seed, device, dtype)
         layout = {"layout": json.dumps([["x", [task.dim]]])}
     else:
-        task, counts, layout = _supervised(s, data, device, dtype, change)
+        task, counts, layout = _supervised(s, data, device, dtype, change, held)
     with _section("algorithm"):
         s.algorithm.check(task.num_clients)
         for key in ("local_steps", "local_epochs"):
@@ -155,7 +177,12 @@ def one_message(algorithm: Algorithm, task: Task, gossip: bool) -> tuple[Message
 
 
 def _supervised(
-    s: Scenario, data: Dataset, device: torch.device, dtype: torch.dtype, change: Change | None
+    s: Scenario,
+    data: Dataset,
+    device: torch.device,
+    dtype: torch.dtype,
+    change: Change | None,
+    held: Held | None,
 ) -> tuple[Task, Any, dict[str, str]]:
     clients = s.clients or (len(data.clients) if data.clients is not None else None)
     if clients is None:
@@ -164,7 +191,7 @@ def _supervised(
         with _section("data.augment"):
             s.augment.check(tuple(data.train_x.shape[1:]))
     with _section("data"):
-        rows = assign_partition(s.partition, data, clients, s.seed)
+        rows = assign_partition(s.partition, data, clients, s.seed) if held is None else held.rows
     with _section("model"):
         assert s.model is not None
         targets = int(data.train_y.shape[1]) if data.train_y.dim() > 1 else 1
@@ -180,6 +207,8 @@ def _supervised(
             data, rows, made.module, loss_name, made.loss, s.seed, device, dtype,
             how.eval_samples, s.augment, how.precision, how.kernel,
         )  # fmt: skip
+    if held is not None:
+        task.sizes, task.importance = held.sizes, held.sizes / held.sizes.sum()
     counts = None if data.num_classes is None else label_counts(data.train_y.numpy(), rows, data.num_classes)
     shapes = task.kernel.layout
     layout = [[n, list(shape)] for n, shape in zip(shapes.names, shapes.shapes, strict=True)]

@@ -201,6 +201,21 @@ def topology(
 
 
 @app.command()
+def deploy(
+    scenario: ScenarioFile,
+    folder: Annotated[Path, typer.Argument(help="where the app goes: a new or empty folder", metavar="DIR")],
+    settings: Settings = None,
+) -> None:
+    """Write a Flower app that runs the scenario on real clients, ready for `flwr run`."""
+    from fedsim.config import load
+    from fedsim.deploy import deploy as write_app
+
+    for name in write_app(load(scenario, settings), folder):
+        _console().print(f"  {folder / name}", highlight=False)
+    _console().print(f"[bold]{folder / 'README.md'}[/bold] has the commands")
+
+
+@app.command()
 def check(
     algorithm: Annotated[str, typer.Argument(help="a registered name or PKG.MOD:CLASS")],
     settings: Annotated[list[str] | None, typer.Option("--set", help="a key of the algorithm: key=value")] = None,

@@ -87,12 +87,20 @@ def run(
 
 @dataclass
 class Simulation:
-    """One run: state, totals, and where they are recorded."""
+    """One run: state, totals, and where they are recorded.
+
+    Parameters
+    ----------
+    remote : where clients are computed, if not here.
+    source : where events come from, if not from the participation's schedule; its dispatches are sent at once.
+    """
 
     scenario: Scenario
     assembly: Assembly
     folder: Path
     resume: bool = False
+    remote: Backend | None = None
+    source: Callable[..., Iterator[Event]] | None = None
     state: State = field(init=False)
     totals: Totals = field(init=False, default_factory=Totals)
     round: int = field(init=False, default=0)
@@ -102,9 +110,8 @@ class Simulation:
         task, algorithm = self.assembly.task, self.scenario.algorithm
         if task.device.type == "cpu":
             keep_freed_memory()
-        initial, settings = task.initial(), self.scenario.run
-        store = ClientStore(algorithm, initial, task.num_clients, settings.client_state, self.folder)
-        self.backend: Backend = Vectorized(self.assembly.worker(self.scenario, store))
+        self.backend: Backend = self.remote or self._here()
+        initial = task.initial()
         if self.assembly.network is not None:
             initial = initial.expand(task.num_clients, -1).clone()
         self.state = algorithm.init(initial)
@@ -128,7 +135,7 @@ class Simulation:
             with _stop_requested() as stop:
                 if self.fresh:
                     self._evaluate(recorder, progress)
-                events = s.participation.events(
+                events = (self.source or s.participation.events)(
                     task, s.algorithm, s.seed, self.round, self.assembly.network, self.assembly.durations
                 )
                 begun: list[Dispatch] = []  # of a round that `run.seconds` may still cut off
@@ -140,7 +147,10 @@ class Simulation:
                         ended = event
                         break
                     if isinstance(event, Dispatch):
-                        begun.append(event)
+                        if self.source is None:
+                            begun.append(event)
+                        else:
+                            self._dispatch(event)
                         continue
                     for dispatch in begun:
                         self._dispatch(dispatch)
@@ -171,6 +181,14 @@ class Simulation:
                 f"{ended.reason}. What was recorded up to there is in {self.folder}"
             )
         return Run(self.folder, resumed_at)
+
+    def _here(self) -> Backend:
+        """All clients in this process; their state may lie in the run directory."""
+        task, settings = self.assembly.task, self.scenario.run
+        store = ClientStore(
+            self.scenario.algorithm, task.initial(), task.num_clients, settings.client_state, self.folder
+        )
+        return Vectorized(self.assembly.worker(self.scenario, store))
 
     # --- one event ----------------------------------------------------------------------------------------------------
 

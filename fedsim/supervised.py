@@ -27,6 +27,9 @@ _EVAL_SAMPLES = 1000
 class SupervisedTask(Task):
     """f_i = mean loss of one model over client i's samples."""
 
+    sees_training_data = True
+    """Whether the clients' samples are here, so that their loss can be evaluated; not so at a deployment's server."""
+
     def __init__(
         self,
         dataset: Dataset,
@@ -49,6 +52,7 @@ class SupervisedTask(Task):
         self.num_clients = len(rows)
         self.sizes = np.diff(self.offsets)
         self.importance = self.sizes / self.sizes.sum()
+        self.num_classes = dataset.num_classes
         self.loss_name, self.loss, self.is_classification = loss_name, loss, dataset.num_classes is not None
         self.kernel: Kernel = build_kernel(module.to(device), loss, device, self.inputs[0], precision, way)
         self._initial = flatten(module).to(device=device, dtype=dtype)
@@ -84,7 +88,9 @@ class SupervisedTask(Task):
         return self._plan(clients, rounds, positions, valid, torch.as_tensor(valid, device=self.device) / expected)
 
     def evaluate(self, params: Tensor) -> dict[str, float]:
-        result = {"train_loss": self._score(params, self.inputs, self.targets, self._train_rows)[0]}
+        result = {}
+        if self.sees_training_data:
+            result["train_loss"] = self._score(params, self.inputs, self.targets, self._train_rows)[0]
         result["test_loss"], accuracy = self._score(params, self.test_inputs, self.test_targets, None)
         if self.is_classification:
             result["test_accuracy"] = accuracy

@@ -1,0 +1,132 @@
+"""A SuperLink and SuperNodes as real processes on loopback, each ended by its pid."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class Cluster:
+    """Processes, their logs and Flower's configuration in `folder`; nothing outside it is touched."""
+
+    def __init__(self, folder: Path, simulation: bool = False) -> None:
+        self.folder, self.port, self.name = folder, free_port(), "loopback"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.logs: dict[str, Path] = {}
+        home = folder / "flwr"
+        home.mkdir(parents=True)
+        address = f'[superlink.{self.name}]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
+        (home / "config.toml").write_text(address)
+        self.environment = {
+            **os.environ, "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
+            "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1", "PATH": f"{BIN}:{os.environ['PATH']}",
+            "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
+        }  # fmt: skip
+        more = ["--simulation"] if simulation else []
+        self.start(
+            "superlink", ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(self.port), *more]
+        )
+        self.wait_for_port()
+
+    def start(self, name: str, command: Sequence[str]) -> None:
+        self.logs[name] = self.folder / f"{name}-{len(self.logs)}.log"
+        with self.logs[name].open("wb") as log:
+            self.processes[name] = subprocess.Popen(
+                [str(BIN / command[0]), *command[1:]], cwd=self.folder, env=self.environment, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    def supernode(self, client: int, clients: int, **config: Any) -> None:
+        """Start client `client`'s SuperNode; `config` are further keys of its node config, ``_`` for ``-``."""
+        keys = {"partition-id": client, "num-partitions": clients, "state-dir": str(self.folder / f"disk-{client}")}
+        keys |= {k.replace("_", "-"): v for k, v in config.items()}
+        text = " ".join(f'{k}="{v}"' if isinstance(v, str) else f"{k}={v}" for k, v in keys.items())
+        link = f"127.0.0.1:{self.port}"
+        command = [
+            "flower-supernode",
+            "--insecure",
+            "--superlink",
+            link,
+            "--port",
+            str(free_port()),
+            "--node-config",
+            text,
+        ]
+        self.start(f"node-{client}", command)
+
+    def end(self, name: str, how: signal.Signals = signal.SIGTERM) -> None:
+        """End one process and what it started; they are a process group of their own."""
+        process = self.processes.pop(name)
+        try:
+            os.killpg(process.pid, how)
+            process.wait(timeout=20)
+        except ProcessLookupError:
+            pass
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(timeout=20)
+
+    def close(self) -> None:
+        for name in sorted(self.processes, reverse=True):
+            self.end(name)
+
+    def wait_for_port(self, seconds: float = 90.0) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.2)
+        raise TimeoutError(f"no SuperLink after {seconds:g} s:\n{self.log('superlink')}")
+
+    def log(self, name: str) -> str:
+        return self.logs[name].read_text(errors="replace") if name in self.logs else ""
+
+    def flwr(self, *arguments: str, seconds: float = 120.0) -> Any:
+        """A ``flwr`` command with JSON output."""
+        done = subprocess.run(
+            [str(BIN / "flwr"), *arguments, "--format", "json"], cwd=self.folder, env=self.environment,
+            capture_output=True, text=True, timeout=seconds, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout[done.stdout.index("{") :])
+
+    def begin(self, app: Path, federation: str = "", **config: Any) -> str:
+        """Start a run; its number."""
+        text = " ".join(f"{k.replace('_', '-')}={json.dumps(v)}" for k, v in config.items())
+        more = ["--federation-config", federation] if federation else []
+        return str(self.flwr("run", str(app), self.name, "-c", text, *more)["run-id"])
+
+    def status(self, run: str) -> tuple[str, str]:
+        """A run's status and what is said about it."""
+        found = self.flwr("list", self.name, "--run-id", run)["runs"][0]
+        return found["status"], str(found.get("status-details", ""))
+
+    def finish(self, run: str, seconds: float = 300.0) -> tuple[str, str]:
+        """Wait for the end of a run."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            status, details = self.status(run)
+            if status.startswith("finished"):
+                return status, details
+            time.sleep(1.0)
+        raise TimeoutError(f"run {run} did not end within {seconds:g} s:\n{self.log('superlink')[-4000:]}")

@@ -1,0 +1,98 @@
+"""A Grid inside this process: real messages, real ClientApps, nodes that are slow, die, come back or send garbage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedsim.config import parse
+from fedsim.deploy_client import make_client_app
+from fedsim.deploy_server import RunConfig, serve
+from fedsim.results import Run
+
+Spoil = Callable[[Any, Any], Any]
+"""``spoil(message, reply)``: what is sent instead of `reply`; None for silence."""
+
+
+@dataclass
+class Node:
+    """A SuperNode: its config, how long it takes, what it does to its replies."""
+
+    config: dict[str, Any]
+    delay: float = 0.0
+    spoil: Spoil | None = None
+    online: bool = True
+
+
+@dataclass
+class LoopbackGrid:
+    """Answers are computed when a message is pushed, with the ClientApp that a deployment has."""
+
+    scenario_file: Path
+    nodes: dict[int, Node]
+    run_config: dict[str, Any] = field(default_factory=dict)
+    pushed: list[Any] = field(default_factory=list)
+    on_push: Callable[[LoopbackGrid, Any], None] | None = None
+    _ready: dict[str, tuple[float, int, Any]] = field(default_factory=dict)
+
+    def get_node_ids(self) -> list[int]:
+        return [i for i, node in self.nodes.items() if node.online]
+
+    def push_messages(self, messages: Iterable[Any]) -> list[str | None]:
+        return [self._push(m) for m in messages]
+
+    def pull_messages(self, ids: Iterable[str]) -> list[Any]:
+        now = time.monotonic()
+        here = [i for i in ids if i in self._ready and self._ready[i][0] <= now]
+        return [self._ready.pop(i)[2] for i in here if self.nodes[self._ready[i][1]].online]
+
+    def _push(self, message: Any) -> str | None:
+        from flwr.app import Context, Error, Message, RecordDict
+
+        message.metadata.__dict__["_message_id"] = f"m{len(self.pushed)}"
+        self.pushed.append(message)
+        if self.on_push is not None:
+            self.on_push(self, message)
+        number = message.metadata.dst_node_id
+        node = self.nodes.get(number)
+        if node is None or not node.online:
+            return None
+        context = Context(1, number, node.config, RecordDict(), self.run_config)
+        try:
+            reply = make_client_app(self.scenario_file)(message, context)  # a fresh app, as in a fresh process
+        except Exception as error:
+            reply = Message(Error(code=2, reason=str(error)), reply_to=message)
+        if node.spoil is not None:
+            reply = node.spoil(message, reply)
+        if reply is not None:
+            self._ready[message.metadata.message_id] = (time.monotonic() + node.delay, number, reply)
+        return str(message.metadata.message_id)
+
+
+class Deployment:
+    """A scenario on a `LoopbackGrid`: ``Deployment(folder, sections).run()``."""
+
+    def __init__(self, folder: Path, sections: dict[str, Any], clients: int, **config: Any) -> None:
+        from flwr.supercore.task_identity import TaskIdentity
+
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.scenario = folder, parse(sections)
+        file = folder / "scenario.yaml"
+        file.write_text(self.scenario.to_yaml())
+        self.config = {"poll": 0.002, "out": str(folder / "results"), "wait-seconds": 20.0, **config}
+        self.grid = LoopbackGrid(file, {100 + c: self.node(c, clients) for c in range(clients)})
+
+    def node(self, client: int, clients: int, **config: Any) -> Node:
+        disk = str(self.folder / f"disk-{client}")
+        return Node({"partition-id": client, "num-partitions": clients, "state-dir": disk, **config})
+
+    def run(self, run: str = "1", **config: Any) -> Run:
+        from fedsim.config import load
+
+        self.grid.run_config = {**self.config, **config}
+        read = RunConfig.read(self.grid.run_config)
+        return serve(self.grid, load(self.grid.scenario_file, read.settings), read, run)
