@@ -78,7 +78,7 @@ class RealTime:
     def _waited(self, events: Iterator[Event], network: Any) -> Iterator[Event]:
         """The schedule's events, every Arrival when its clients have answered, without those who did not."""
         for event in events:
-            if isinstance(event, Dispatch) or len(event.clients) == 0:
+            if not isinstance(event, Arrival) or len(event.clients) == 0:
                 yield event
                 continue
             came = self.inbox.settle(event.clients if event.jobs is None else event.jobs)
@@ -105,10 +105,10 @@ class RealTime:
         weights = event.weights[came] * (event.weights.sum() / event.weights[came].sum())
         trace = {**event.trace, **{k: kept[k] for k in ("clients", "steps", "staleness")}}
         trace |= {"weights": weights, "missing": missing}
-        return replace(
-            event, **kept, weights=weights, sends=int(came.sum()), trace=trace,
-            in_vain=event.in_vain + len(missing), jobs=None if event.jobs is None else event.jobs[came],
-        )  # fmt: skip
+        if "roles" in trace:
+            trace["roles"] = [role for role, here in zip(trace["roles"], came, strict=True) if here]
+        jobs = None if event.jobs is None else event.jobs[came]
+        return replace(event, **kept, weights=weights, sends=int(came.sum()), trace=trace, jobs=jobs)
 
 
 def _isolated(event: Arrival, missing: Ints, network: Network) -> Arrival:
