@@ -2,8 +2,9 @@
 
     python benchmarks/scale.py gossip [--mnist DIR]     one whole run: wall seconds and peak memory
     python benchmarks/scale.py population               seconds per round, cohort of 100 both times, and their ratio
-    python benchmarks/scale.py state [--rounds 250]     1,000 clients x 1e6 parameters of SCAFFOLD: peak memory and
-                                                        seconds per round with the state on disk and in memory
+    python benchmarks/scale.py state [--rounds 250]     1,000 clients x 1e6 parameters of SCAFFOLD: peak memory with
+                                                        the state on disk and in memory, each a whole run
+    python benchmarks/scale.py places                   seconds per round of both, 100 such clients, taking turns
 
 `gossip` runs softmax regression for 1,000 rounds with an evaluation (of every node's own model too) every 100, on MNIST
 in hub format where its folder is given, else on random numbers of MNIST's shape.
@@ -69,19 +70,39 @@ def whole_run(scenario: dict[str, object], folder: Path) -> tuple[dict[str, floa
     return json.loads(output)["metrics"], usage.ru_maxrss / 2**20
 
 
+def million(folder: Path, clients: int, **run: object) -> dict[str, object]:
+    """SCAFFOLD with 1,000,353 parameters, cohorts of 20, five small local steps."""
+    return {
+        "name": "state",
+        "data": {"dataset": "npz", "path": str(made_data(folder, 10 * clients, (784,))), "clients": clients},
+        "model": {"name": "mlp", "hidden": [1000, 213]},
+        "algorithm": {"name": "scaffold", "lr": 0.01, "local_steps": 5, "batch_size": 10},
+        "participation": {"mode": "synchronous", "clients_per_round": 20},
+        "run": run,
+    }
+
+
+def places(repeats: int) -> None:
+    """Rounds with the state on disk and in memory, every client having some, so that rows are read and written."""
+    with tempfile.TemporaryDirectory() as temporary:
+        engines = {}
+        for place in ("disk", "memory"):
+            folder = Path(temporary) / place
+            folder.mkdir()
+            sections = million(folder, 100, rounds=10**9, eval_every=10**9, client_state=place)
+            engines[place] = Engine(sections, folder)
+            for _ in range(15):
+                engines[place].round()
+        disk, memory, ratio = alternate(engines["disk"].round, engines["memory"].round, (3, 3), repeats)
+        print(f"on disk {disk * 1e3:.0f} ms/round, in memory {memory * 1e3:.0f} ms/round, ratio {1 / ratio:.2f}")
+
+
 def state(places: list[str], rounds: int, threads: int) -> None:
-    """SCAFFOLD's control variates of 1,000 clients with a million parameters, cohorts of 20, once per place."""
+    """The control variates of 1,000 clients, once per place."""
     for place in places:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            scenario = {
-                "name": "state",
-                "data": {"dataset": "npz", "path": str(made_data(folder, 10_000, (784,))), "clients": 1000},
-                "model": {"name": "mlp", "hidden": [1000, 213]},
-                "algorithm": {"name": "scaffold", "lr": 0.01, "local_steps": 5, "batch_size": 10},
-                "participation": {"clients_per_round": 20},
-                "run": {"rounds": rounds, "eval_every": rounds, "threads": threads, "client_state": place},
-            }
+            scenario = million(folder, 1000, rounds=rounds, eval_every=rounds, threads=threads, client_state=place)
             last, peak = whole_run(scenario, folder)
             files = [f for f in (folder / "run").rglob("*") if f.name in ("clients.bin", "clients.safetensors")]
             size = sum(f.stat().st_size for f in files) / 2**30
@@ -118,7 +139,7 @@ def population(repeats: int) -> None:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("what", choices=["gossip", "population", "state"])
+    arguments.add_argument("what", choices=["gossip", "population", "state", "places"])
     arguments.add_argument("--mnist", type=Path)
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--repeats", type=int, default=9)
@@ -128,6 +149,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.what == "gossip":
         gossip(options.mnist, options.threads)
+    elif options.what == "places":
+        places(options.repeats)
     elif options.what == "state":
         state(options.places, options.rounds, options.threads)
     else:

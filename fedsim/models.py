@@ -267,6 +267,25 @@ def flops(module: nn.Module, input_shape: Sequence[int]) -> int:
     return total
 
 
+@torch.no_grad()
+def widest(module: nn.Module, sample: Tensor) -> int:
+    """Numbers in the largest output of a layer with parameters, for one `sample` ``[1, ...]``: what memory goes by."""
+    sizes = [1]
+    layers = [layer for layer in module.modules() if next(layer.parameters(recurse=False), None) is not None]
+    hooks = [
+        layer.register_forward_hook(
+            lambda _layer, _inputs, out: sizes.append(out.numel() if torch.is_tensor(out) else 1)
+        )
+        for layer in layers
+    ]
+    try:
+        module(sample)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(sizes)
+
+
 def _loss_and_outputs(chosen: Any, default: str | None, num_classes: int | None, num_targets: int) -> tuple[str, int]:
     """The loss's name and how many outputs the model needs for it, or why it does not suit the data."""
     name = chosen or default or ("mse" if num_classes is None else "cross_entropy")

@@ -14,13 +14,13 @@ from fedsim.augment import Augment, moved
 from fedsim.data import Dataset
 from fedsim.kernel import Kernel, Precision
 from fedsim.losses import Loss
-from fedsim.models import flatten, predictions
+from fedsim.models import flatten, predictions, widest
 from fedsim.persample import budget, parts
 from fedsim.stacked import Way, build_kernel
 from fedsim.task import Ints, Oracle, Plan, Task, index_lists
 from fedsim.types import BatchSize
 
-_EVAL_FLOATS = 32 * 2**20  # outputs of one evaluation chunk: 128 MiB in float32
+_EVAL_FLOATS = 32 * 2**20  # of the widest layer in one evaluation chunk: 128 MiB in float32
 _EVAL_SAMPLES = 1000
 
 
@@ -99,7 +99,7 @@ class SupervisedTask(Task):
     def node_accuracy(self, params: Tensor) -> float | None:
         if not self.is_classification:
             return None
-        width = self._width()
+        width = widest(self.kernel.module, self.inputs[:1])
         models = max(1, min(len(params), _EVAL_FLOATS // (min(_EVAL_SAMPLES, len(self.test_inputs)) * width)))
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         for rows in torch.split(params, models):
@@ -188,9 +188,6 @@ class SupervisedTask(Task):
             if self.is_classification:
                 correct += (predictions(out, self.loss_name) == y).sum()
         return float(loss) / count, float(correct) / count
-
-    def _width(self) -> int:
-        return int(self.kernel.outputs(self._initial.unsqueeze(0), self.test_inputs[:1]).shape[-1])
 
 
 class _SupervisedPlan(Plan):

@@ -13,6 +13,7 @@ import torch
 from data_makers import idx_folder_in, image_folder_in, load, pictures, save_quadratic, write_images
 
 from fedsim import cache, data, data_files
+from fedsim.errors import InputError
 from fedsim.splits import Split, divide, scaled
 
 HERE = Path(__file__).parent
@@ -71,6 +72,21 @@ def test_colour_images_are_channels_first(tmp_path: Path) -> None:
         write_images(tmp_path / f"{split}.parquet", list(images), [0, 1, 2, 3], image="img")
     d = load(tmp_path, dataset="cifar10", path=".", normalize="unit")
     assert np.allclose(d.train_x.numpy(), images.transpose(0, 3, 1, 2) / 255)
+
+
+def test_cifar100_has_its_fine_labels_and_published_statistics(tmp_path: Path) -> None:
+    images, labels = pictures(6, (32, 32, 3)), [0, 99, 42, 7, 13, 99]
+    write_images(tmp_path / "train-00000.parquet", list(images), labels, image="img", label="fine_label")
+    write_images(tmp_path / "test.parquet", list(images[:2]), labels[:2], image="img", label="fine_label")
+    d = load(tmp_path, dataset="cifar100", path=".")
+    assert (d.train_x.shape, d.test_x.shape, d.num_classes) == ((6, 3, 32, 32), (2, 3, 32, 32), 100)
+    assert d.train_y.tolist() == labels
+    mean, std = np.array([0.5071, 0.4865, 0.4409]), np.array([0.2673, 0.2564, 0.2762])
+    expected = ((images / 255 - mean) / std).transpose(0, 3, 1, 2)
+    assert np.allclose(d.train_x.numpy(), expected, atol=1e-5)
+    write_images(tmp_path / "test.parquet", list(images[:2]), [0, 100], image="img", label="fine_label")
+    with pytest.raises(InputError, match="found label 100 with 100 classes; allowed: 0 to 99"):
+        load(tmp_path, dataset="cifar100", path=".")
 
 
 def test_hub_format_finds_the_image_column(image_folder: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from fedsim import losses
+from fedsim import losses, supervised
 from fedsim.data import Dataset, Quadratic
 from fedsim.models import flatten, views
 from fedsim.supervised import SupervisedTask
@@ -195,6 +195,16 @@ def test_node_accuracy_is_the_mean_of_the_models_own() -> None:
     alone = [task.evaluate(row)["test_accuracy"] for row in models]
     assert len(set(alone)) > 1
     assert task.node_accuracy(models) == pytest.approx(np.mean(alone), abs=1e-15)
+
+
+def test_the_widest_layer_bounds_how_many_models_are_evaluated_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = classification()  # 20 test rows, 5 hidden units and 3 outputs
+    models = torch.randn(5, task.dim, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    expected, outputs, seen = task.node_accuracy(models), task.kernel.outputs, []
+    monkeypatch.setattr(task.kernel, "outputs", lambda x, inputs: (seen.append(len(x)), outputs(x, inputs))[1])
+    monkeypatch.setattr(supervised, "_EVAL_FLOATS", 2 * 20 * 5)
+    assert task.node_accuracy(models) == expected
+    assert seen == [2, 2, 1]
 
 
 def test_evaluation_on_a_sample_is_the_same_sample_every_time() -> None:
