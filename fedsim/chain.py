@@ -13,6 +13,7 @@ from fedsim.losses import CLOSED_GRADIENTS, Loss
 from fedsim.models import views
 
 _Take = Callable[[int, Tensor, Tensor, bool], None]
+_CLOSED = (nn.ReLU, nn.Softplus, nn.Tanh, nn.Sigmoid)
 
 
 class ChainKernel(Kernel):
@@ -94,10 +95,13 @@ class ChainKernel(Kernel):
     def _factors(self, x: Tensor, inputs: Tensor, targets: Tensor) -> list[tuple[int, Tensor, Tensor, bool]]:
         """Of each Linear layer the index of its weight, dy ``[m, b, k]``, its inputs ``[m, b, n]``, has it a bias."""
         found: list[tuple[int, Tensor, Tensor, bool]] = []
+        m = len(x)
 
         def note(at: int, dy: Tensor, h: Tensor, bias: bool) -> None:
-            found.insert(0, (at, dy.view(len(x), -1, dy.shape[-1]), h.reshape(len(x), -1, h.shape[-1]), bias))
+            found.insert(0, (at, dy.view(m, -1, dy.shape[-1]), h.reshape(m, -1, h.shape[-1]), bias))
 
+        if x.stride(0) == 0:  # all rows are one model: plain matrix products
+            x, inputs, targets = x[:1], inputs.flatten(0, 1).unsqueeze(0), targets.flatten(0, 1).unsqueeze(0)
         self._passes(x, inputs, targets, 1.0, note)
         return found
 
@@ -120,17 +124,15 @@ class ChainKernel(Kernel):
                 else:
                     h, at = linear(params[at + 1].unsqueeze(-2), h, params[at].mT), at + 2
             else:
-                before = h if isinstance(layer, nn.ReLU) else h.requires_grad_()
+                before = h if type(layer) in _CLOSED else h.requires_grad_()
                 after = layer(before)
                 tape.append((before, after))
                 h = after.detach()
         dy = self._loss_grad(h, targets, weights)
         for i in range(len(self.chain) - 1, -1, -1):
             layer, (before, after) = self.chain[i], tape[i]
-            if isinstance(layer, nn.ReLU):
-                dy = torch.ops.aten.threshold_backward(dy, after, 0)
-            elif not isinstance(layer, nn.Linear):
-                (dy,) = torch.autograd.grad(after, before, dy)
+            if not isinstance(layer, nn.Linear):
+                dy = _backward(layer, dy, before, after)
             else:
                 at -= 1 if layer.bias is None else 2
                 below = product(dy, params[at]) if i > 0 else dy  # nobody needs the gradient of the inputs
@@ -195,3 +197,20 @@ class _Outer:
 
 def _outer(u: Tensor, v: Tensor) -> Tensor:
     return u.unsqueeze(-1) * v.unsqueeze(-2)
+
+
+def _backward(layer: nn.Module, dy: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """The gradient of a pointwise layer's inputs; a call of autograd costs a small model more than the arithmetic."""
+    aten = torch.ops.aten
+    result: Tensor
+    if type(layer) is nn.ReLU:
+        result = aten.threshold_backward(dy, after, 0)
+    elif type(layer) is nn.Softplus:
+        result = aten.softplus_backward(dy, before, layer.beta, layer.threshold)
+    elif type(layer) is nn.Tanh:
+        result = aten.tanh_backward(dy, after)
+    elif type(layer) is nn.Sigmoid:
+        result = aten.sigmoid_backward(dy, after)
+    else:
+        (result,) = torch.autograd.grad(after, before, dy)
+    return result

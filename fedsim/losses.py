@@ -63,7 +63,16 @@ def _multi_margin_gradient(outputs: Tensor, targets: Tensor) -> Tensor:
     return inside.scatter_(-1, own, -inside.sum(-1, keepdim=True)).div_(outputs.shape[-1])
 
 
-CLOSED_GRADIENTS: dict[Loss, Loss] = {cross_entropy: _cross_entropy_gradient, multi_margin: _multi_margin_gradient}
+def _mse_gradient(outputs: Tensor, targets: Tensor) -> Tensor:
+    """2 (output - target) / k"""
+    return torch.sub(outputs, targets.reshape(outputs.shape).to(outputs.dtype)).mul_(2.0 / outputs.shape[-1])
+
+
+CLOSED_GRADIENTS: dict[Loss, Loss] = {
+    cross_entropy: _cross_entropy_gradient,
+    multi_margin: _multi_margin_gradient,
+    mse: _mse_gradient,
+}
 """Gradients ``[N, k]`` of per-sample losses by the outputs, for the losses used most: a call of autograd costs a small
 model as much as its matrix products. Other losses go through autograd."""
 

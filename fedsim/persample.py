@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 Ints = npt.NDArray[np.int64]
-_CPU_FLOATS = 2**21
+_CPU_FLOATS = 2**23
 _GPU_SHARE = 0.2  # of the memory that is free
 _EVEN = 64  # rows whose numbers of samples differ by less are padded to the same length
 
