@@ -26,10 +26,12 @@ from fedsim.assembly import Assembly, Held, assemble
 from fedsim.backends.flower_records import BadRecord, Greeting, Order, Receipt, pack, unpack, unpack_arrays
 from fedsim.config import Scenario, load
 from fedsim.data import Dataset
-from fedsim.errors import InputError, RunError
+from fedsim.errors import InputError, RunError, nearest
 from fedsim.supervised import SupervisedTask
 from fedsim.types import State
 from fedsim.worker import Job
+
+_NODE_KEYS = ("partition-id", "num-partitions", "data-path", "own-data", "state-dir", "delay", "lost-state")
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,9 @@ class NodeConfig:
         InputError
             A key is missing or has a value of another kind.
         """
+        for key in config:  # a SuperNode may serve other apps with keys of their own: only slips are answered
+            if key not in _NODE_KEYS and (hint := nearest(key, _NODE_KEYS)):
+                raise InputError(f"--node-config: unknown key{hint}; allowed: {', '.join(_NODE_KEYS)}", key=key)
         for key in ("partition-id", "num-partitions"):
             if not isinstance(config.get(key), int):
                 found = config.get(key, "nothing")

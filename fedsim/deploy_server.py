@@ -74,8 +74,10 @@ class RunConfig:
         if values["on-failure"] not in _FAILURES:
             allowed = ", ".join(_FAILURES)
             raise InputError(f"run config: found {values['on-failure']!r}, allowed: {allowed}", key="on-failure")
-        if values["timeout"] <= 0 or values["poll"] <= 0 or values["attempts"] < 1:
-            raise InputError("run config: timeout, poll and attempts have to be above 0", key="timeout")
+        for key in ("timeout", "poll", "attempts"):
+            if values[key] == 0:
+                words = "a whole number" if key == "attempts" else "a number"
+                raise InputError(f"run config: found {values[key]}, allowed: {words} above 0", key=key)
         policy = Policy(values["timeout"], values["on-failure"], values["attempts"], values["poll"])
         return cls(
             values["settings"].split(), values["out"], values["resume"], values["min-clients"],

@@ -156,7 +156,7 @@ class _ClockedRun:
         self.out: dict[int, _Out] = {}
         self.done: dict[int, tuple[_Out, float]] = {}
         self.last = [clock.rounds_done.get(c, 0) for c in range(self.n)]
-        self.losses = [0] * self.n
+        self.losses, self.left_out = [0] * self.n, set[int]()
         self.seconds, self.answers, self.delivered = np.zeros(self.n), np.zeros(self.n), np.zeros(self.n)
 
     def events(self) -> Iterator[Event]:
@@ -177,8 +177,7 @@ class _ClockedRun:
                 client = self.done[job][0].client
                 yield self._combine([job])
                 yield self._start([client])
-            if lost:
-                yield self._start(lost)
+            yield from self._again(lost)
 
     def _fixed_interval(self, mode: FixedInterval) -> Iterator[Event]:
         yield self._start(range(self.n))
@@ -189,8 +188,7 @@ class _ClockedRun:
             while True:
                 fresh, lost = self._arrivals(close)
                 jobs += fresh
-                if lost:
-                    yield self._start(lost)
+                yield from self._again(lost)
                 if self.clock.now() >= close:
                     break
             clients = [self.done[j][0].client for j in jobs]
@@ -204,8 +202,7 @@ class _ClockedRun:
         while True:
             fresh, lost = self._arrivals(None)
             jobs += fresh
-            if lost:
-                yield self._start(lost)
+            yield from self._again(lost)
             while len(jobs) >= mode.buffer:
                 first, jobs = jobs[: mode.buffer], jobs[mode.buffer :]
                 clients = [self.done[j][0].client for j in first]
@@ -216,7 +213,7 @@ class _ClockedRun:
         random = rng.generator(self.seed, "fedbuff")
         order = random.permutation(self.n).tolist()
         concurrency = mode.concurrency or self.n
-        idle = order[concurrency:]
+        idle: list[int] = order[concurrency:]
         yield self._start(sorted(order[:concurrency]))
         jobs: list[int] = []
 
@@ -225,8 +222,10 @@ class _ClockedRun:
             if not idle:
                 return client
             place = int(random.integers(len(idle)))
-            idle[place], client = client, idle[place]
-            return client
+            chosen = idle.pop(place)
+            if client not in self.left_out:
+                idle.insert(place, client)
+            return chosen
 
         while True:
             fresh, lost = self._arrivals(None)
@@ -237,8 +236,9 @@ class _ClockedRun:
                     yield self._combine(jobs)
                     jobs = []
                 yield self._start([successor(client)])
-            if lost:
-                yield self._start([successor(c) for c in lost])
+            again = [c for job_of in lost if (c := successor(job_of)) not in self.left_out]
+            if again:
+                yield self._start(again)
 
     # --- what they share ----------------------------------------------------------------------------------------------
 
@@ -253,10 +253,18 @@ class _ClockedRun:
         rounds = np.array([self.last[c] for c in who.tolist()], dtype=np.int64)
         return Dispatch(who, rounds, self._steps(who, rounds), jobs)
 
+    def _again(self, lost: list[int]) -> Iterator[Dispatch]:
+        """Clients whose job was lost start anew from the present version."""
+        clients = [c for c in lost if c not in self.left_out]
+        if clients:
+            yield self._start(clients)
+
     def _arrivals(self, until: float | None) -> tuple[list[int], list[int]]:
-        """Jobs that delivered, and clients whose job was lost and who are to start again."""
+        """Jobs that delivered, and clients whose job was lost."""
+        if until is None and not self.out:
+            raise RunError(f"round {self.version + 1}: too few clients are left to fill the buffer")
         limit = None if until is None else until - self.clock.offset
-        fresh, lost = self.clock.inbox.arrivals(limit)
+        fresh, given_up = self.clock.inbox.arrivals(limit)
         now = self.clock.now()
         for job in fresh:
             one = self.out.pop(job)
@@ -264,17 +272,15 @@ class _ClockedRun:
             self.seconds[one.client] += now - one.since
             self.answers[one.client] += 1
             self.losses[one.client] = 0
-        again = []
-        for job in lost:
-            client = self.out.pop(job).client
+        lost = [self.out.pop(job).client for job in given_up]
+        for client in lost:
             self.losses[client] += 1
-            if self.losses[client] < _LOSSES:
-                again.append(client)
-            else:
+            if self.losses[client] >= _LOSSES:
+                self.left_out.add(client)
                 LOG.warning("client %d lost %d jobs in a row; it is left out from now on", client, _LOSSES)
-        if not self.out and not fresh and not again:
-            raise RunError(f"nobody is left after round {self.version}: all clients lost {_LOSSES} jobs in a row")
-        return fresh, again
+        if len(self.left_out) == self.n:
+            raise RunError(f"nobody is left after round {self.version}: every client lost {_LOSSES} jobs in a row")
+        return fresh, lost
 
     def _combine(self, jobs: list[int]) -> Arrival:
         """`jobs` make the next version; they are summed in the order of their clients, whenever each arrived."""
