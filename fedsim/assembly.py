@@ -159,7 +159,7 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
     privacy = None
     if s.privacy is not None:
         privacy = s.privacy.bind(
-            Setting(s.seed, s.run.rounds, task, s.algorithm, s.participation, s.aggregator, network)
+            Setting(s.seed, s.run.rounds, task, s.algorithm, s.participation, s.aggregator, network, durations)
         )
         task = privacy.task(task)
     return Assembly(task, network, device, dtype, counts, layout, durations, privacy)

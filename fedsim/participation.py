@@ -135,8 +135,9 @@ class Synchronous(Participation):
     fraction, clients_per_round : cohort size, one of the two (default: everybody). A fraction of n clients is
         round(fraction * n), at least 1.
     sampling : ``uniform`` without replacement, exactly the cohort size; ``bernoulli``, each client with probability
-        `fraction`, drawn again if nobody is; ``weighted``, with replacement with probability p_i and weight 1 / cohort
-        size per draw (Li et al., arXiv 1907.02189, scheme I: unbiased).
+        `fraction`, drawn again if nobody is; ``poisson``, the same with rounds of nobody (as privacy needs it);
+        ``weighted``, with replacement with probability p_i and weight 1 / cohort size per draw (Li et al., arXiv
+        1907.02189, scheme I: unbiased).
     stragglers : share of each cohort that does only part of its work, uniform between 1 and all but one unit (FedProx,
         arXiv 1812.06127).
     over_selection : that many times the cohort is asked, and the first cohort's worth of clients to finish is used.
@@ -148,7 +149,7 @@ class Synchronous(Participation):
     setting: ClassVar[Literal["server", "gossip"]] = "server"
     fraction: Fraction | None = None
     clients_per_round: Count | None = None
-    sampling: Literal["uniform", "bernoulli", "weighted"] = "uniform"
+    sampling: Literal["uniform", "bernoulli", "poisson", "weighted"] = "uniform"
     stragglers: Probability = 0.0
     straggler_policy: Literal["partial", "drop"] = "partial"
     over_selection: Annotated[float, Field(ge=1)] = 1.0
@@ -186,6 +187,10 @@ class Synchronous(Participation):
         if self.clients_per_round is not None:
             return self.clients_per_round
         return n if self.fraction is None else max(1, round(self.fraction * n))
+
+    def rate(self, n: int) -> float:
+        """Share of the clients in a cohort: `fraction` itself, or a cohort size over n."""
+        return self.fraction if self.fraction is not None else self.cohort_size(n) / n
 
     def events(
         self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
@@ -276,10 +281,12 @@ class Synchronous(Participation):
             draws = np.searchsorted(task.cumulative_importance, generator.random(size), side="right")
             clients, count = np.unique(np.minimum(draws, n - 1), return_counts=True)
             return clients.astype(np.int64), count.astype(np.float64)
-        if self.sampling == "bernoulli":
-            size = 0
-            while size == 0:  # a binomial number of clients, all sets of that size alike: without touching all n
-                size = int(generator.binomial(n, self.cohort_size(n) / n if self.fraction is None else self.fraction))
+        if self.sampling in ("bernoulli", "poisson"):
+            # a binomial number of clients, all sets of that size alike: without touching all n
+            rate = self.rate(n)
+            size = int(generator.binomial(n, rate))
+            while size == 0 and self.sampling == "bernoulli":
+                size = int(generator.binomial(n, rate))
         if size == n:
             return np.arange(n, dtype=np.int64), np.ones(n)
         return np.sort(generator.choice(n, size=size, replace=False)).astype(np.int64), np.ones(size)

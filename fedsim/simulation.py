@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsim.aggregators import MixingMatrix, message_bytes
 from fedsim.algorithms.base import Round
-from fedsim.assembly import Assembly, assemble
+from fedsim.assembly import Assembly, assemble, one_message
 from fedsim.asynchronous import Clocked
 from fedsim.backends.base import Backend
 from fedsim.backends.vectorized import Vectorized
@@ -207,10 +207,13 @@ class Simulation:
 
     def _combine(self, event: Arrival, recorder: Recorder) -> None:
         task, algorithm = self.assembly.task, self.scenario.algorithm
-        if len(event.clients) == 0:  # a round in which nobody delivered
+        if len(event.clients):
+            messages = self.backend.collect(event.clients if event.jobs is None else event.jobs)
+        elif (answer := self._empty_round(event)) is not None:
+            messages = answer
+        else:  # a round in which nobody delivered
             self._end_round(event, recorder)
             return
-        messages = self.backend.collect(event.clients if event.jobs is None else event.jobs)
         weights = None if event.weights is None else self._column(event.weights)
         info = Round(
             number=event.number,
@@ -228,6 +231,18 @@ class Simulation:
         self._count(event, messages)
         self._end_round(event, recorder)
 
+    def _empty_round(self, event: Arrival) -> Message | None:
+        """Messages of nobody, rows ``[0, d]``, where a private sum is released all the same: its absence would tell."""
+        privacy = self.assembly.privacy
+        if privacy is None or not privacy.answers_empty:
+            return None
+        privacy.charge(event.clients, event.rounds, event.steps)
+        sent = one_message(self.scenario.algorithm, self.assembly.task, gossip=False)[1]
+        job = Job(
+            event.clients, event.rounds, event.steps, privacy.broadcast(self.scenario.algorithm.broadcast(self.state))
+        )
+        return privacy.outgoing({k: v[:0] for k, v in sent.items()}, job)
+
     def _end_round(self, event: Arrival, recorder: Recorder) -> None:
         self.totals.time, self.round = event.time, event.number
         if self.scenario.run.trace:
@@ -244,7 +259,8 @@ class Simulation:
 
     def _count(self, event: Arrival, messages: Message) -> None:
         task, algorithm, totals = self.assembly.task, self.scenario.algorithm, self.totals
-        totals.bytes_sent += event.sends * message_bytes(algorithm.payload(messages))
+        sends = event.sends if self.assembly.privacy is None else event.sends * self.assembly.privacy.exchanges
+        totals.bytes_sent += sends * message_bytes(algorithm.payload(messages))
         totals.gradients += algorithm.gradients(task, event.clients, event.rounds, event.steps)
         totals.contributions += len(event.clients)
         totals.staleness += int(event.staleness.sum())

@@ -21,7 +21,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,7 @@ from fedsim.privacy.accounting import Profile
 from fedsim.privacy.accounting import epsilon as epsilon_of
 from fedsim.privacy.ledger import PrivacyLedger, finite
 from fedsim.registry import Part
+from fedsim.system import Durations
 from fedsim.task import Ints, Plan, Task
 from fedsim.types import Aggregate, BatchSize, Message, NonNegative, Positive, State
 from fedsim.worker import Job
@@ -56,6 +57,7 @@ class Setting:
     participation: Participation
     aggregator: Aggregator
     network: Network | None
+    durations: Durations | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,11 @@ class Mechanism(Part, ABC):
 
 class Bound:
     """A mechanism in one run: where it stands in data's way, and what it has spent (see the module)."""
+
+    answers_empty: ClassVar[bool] = False
+    """Whether a round in which no client delivers releases its noise all the same."""
+    exchanges: int = 1
+    """How often the nodes of a graph mix in a round."""
 
     def __init__(self, mechanism: Mechanism, setting: Setting, ledger: PrivacyLedger) -> None:
         self.seeds = (mechanism.noise_seed, setting.seed)

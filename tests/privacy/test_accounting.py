@@ -64,7 +64,8 @@ def test_why_the_library_is_never_asked_for_replace_one() -> None:
 def test_poisson_sampling_gives_the_recorded_values() -> None:
     profile = {Release("step", 1.0, 0.01): 1000}
     assert epsilon_rdp(profile, DELTA) == pytest.approx(2.1014, abs=1e-4)
-    assert epsilon(profile, DELTA) == epsilon_pld(profile, DELTA) == pytest.approx(1.8282, abs=1e-4)
+    assert epsilon_pld(profile, DELTA) == pytest.approx(1.8282, abs=1e-4)
+    assert 0 <= epsilon(profile, DELTA) - epsilon_pld(profile, DELTA) <= 1e-3
 
 
 @pytest.mark.parametrize(
