@@ -282,14 +282,17 @@ class Synchronous(Participation):
             clients, count = np.unique(np.minimum(draws, n - 1), return_counts=True)
             return clients.astype(np.int64), count.astype(np.float64)
         if self.sampling in ("bernoulli", "poisson"):
-            # a binomial number of clients, all sets of that size alike: without touching all n
-            rate = self.rate(n)
-            size = int(generator.binomial(n, rate))
-            while size == 0 and self.sampling == "bernoulli":
-                size = int(generator.binomial(n, rate))
+            size = self._binomial(generator, n, n)  # all sets of that size alike: without touching all n
         if size == n:
             return np.arange(n, dtype=np.int64), np.ones(n)
         return np.sort(generator.choice(n, size=size, replace=False)).astype(np.int64), np.ones(size)
+
+    def _binomial(self, generator: np.random.Generator, among: int, n: int) -> int:
+        """How many of `among` clients are chosen, each by itself at the rate of n; ``bernoulli`` wants at least one."""
+        size = int(generator.binomial(among, self.rate(n)))
+        while size == 0 and self.sampling == "bernoulli":
+            size = int(generator.binomial(among, self.rate(n)))
+        return size
 
     def _available_cohort(
         self, task: Task, seed: int, number: int, size: int, tick: int, durations: Durations
@@ -312,12 +315,8 @@ class Synchronous(Participation):
             draws = np.searchsorted(share, generator.random(size) * share[-1], side="right")
             picked, count = np.unique(np.minimum(draws, len(on) - 1), return_counts=True)
             return on[picked], count.astype(np.float64)
-        if self.sampling == "bernoulli":
-            rate = self.cohort_size(n) / n if self.fraction is None else self.fraction
-            size = 0
-            while size == 0:
-                size = int(generator.binomial(len(on), rate))
-            on = np.sort(generator.choice(on, size=size, replace=False))
+        if self.sampling in ("bernoulli", "poisson"):
+            on = np.sort(generator.choice(on, size=self._binomial(generator, len(on), n), replace=False))
         return on, np.ones(len(on))
 
     def _steps(self, task: Task, algorithm: Algorithm, clients: Ints, rounds: Ints, seed: int) -> Ints:
@@ -327,7 +326,7 @@ class Synchronous(Participation):
             units[rows] = work.of(clients[rows], rounds[rows], seed)
             if epochs:
                 per_unit[rows] = task.steps_per_epoch(clients[rows], role.batch_size)
-        if self.stragglers > 0:
+        if self.stragglers > 0 and len(clients):
             slow = np.zeros(len(clients), dtype=bool)
             count = len(clients) - round(len(clients) * (1.0 - self.stragglers))
             generator = rng.generator(seed, "stragglers", int(rounds[0]))

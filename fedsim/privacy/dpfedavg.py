@@ -118,6 +118,12 @@ def sampling_rate(setting: Setting) -> float:
             "their updates would change too; allowed: 0, or unequal local_steps",
             key="participation.stragglers",
         )
+    if setting.durations is not None and (setting.durations.presence or setting.durations.leaves) is not None:
+        raise InputError(
+            "found clients that come and go: who is there in a round depends on how long those before took, and so "
+            "on who took part in them; allowed: always there (dp_ftrl, local_dp and dp_sgd do not mind)",
+            key="system",
+        )
     if p.sampling == "poisson":
         return rate
     if p.sampling == "weighted" or rate < 1:

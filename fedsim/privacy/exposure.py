@@ -6,17 +6,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fedsim.participation import Arrival, Dispatch
+from fedsim.participation import Arrival, Dispatch, Ended, Event
 from fedsim.privacy.base import Setting
 from fedsim.task import Ints
 
 
-def events(setting: Setting) -> Iterator[Dispatch | Arrival]:
+def events(setting: Setting) -> Iterator[Event]:
     """The events of the whole run."""
     s = setting
     for event in s.participation.events(s.task, s.algorithm, s.seed, 0, s.network, s.durations):
         yield event
-        if isinstance(event, Arrival) and event.number == s.rounds:
+        if isinstance(event, Ended) or (isinstance(event, Arrival) and event.number == s.rounds):
             return
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsim.algorithms.base import Round
 from fedsim.errors import InputError
 from fedsim.gossip import Network
-from fedsim.participation import Dispatch
+from fedsim.participation import Arrival, Dispatch
 from fedsim.privacy.accounting import Release, calibrate, epsilon, scaled
 from fedsim.privacy.base import Bound, Mechanism, Setting
 from fedsim.privacy.exposure import events, gradients_per_client
@@ -249,7 +249,7 @@ class Muffliato(NodeMechanism):
     def check(self, setting: Setting) -> Network:
         network = super().check(setting)
         for event in events(setting):
-            edges = event.trace.get("edges") if not isinstance(event, Dispatch) else None
+            edges = event.trace.get("edges") if isinstance(event, Arrival) else None
             if edges is not None and len(edges) not in (0, len(network.mixings[0].links)):
                 message = (
                     "links that fail change what an observer sees; allowed: 1, or an algorithm that uses all links"
