@@ -113,6 +113,9 @@ class BaseMixing:
         """Receiving node of every off-diagonal entry, and the link it uses."""
         self.entry_links = inverse.reshape(-1)
         self.degrees = np.bincount(self.entry_rows, minlength=self.n)
+        self.link_weights = np.zeros(len(self.links))
+        """r_ij of every link (of an undirected graph)."""
+        self.link_weights[self.entry_links] = data[self._off]
 
     def realised(self, fired: npt.NDArray[np.bool_]) -> sparse.csr_array:
         """``p_ij = r_ij`` where link ij fired, ``p_ii = 1 - sum_j p_ij``.

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedsim.aggregators import Aggregator, Mean
-from fedsim.algorithms.base import Algorithm, ServerAlgorithm
+from fedsim.algorithms.base import Algorithm, GossipAlgorithm, ServerAlgorithm
 from fedsim.asynchronous import Clocked
 from fedsim.augment import Augment
 from fedsim.data import DatasetPart
@@ -22,6 +22,7 @@ from fedsim.errors import InputError, Problem, unknown
 from fedsim.kernel import Precision
 from fedsim.participation import Participation
 from fedsim.parts import dump_part, make_part, part_from
+from fedsim.poisson import PoissonGossip
 from fedsim.privacy.base import Mechanism
 from fedsim.registry import lookup
 from fedsim.stacked import Way
@@ -367,6 +368,13 @@ def _crosscheck(s: Scenario) -> list[Problem]:
         found.append(
             Problem(f"found '{s.participation.weights}', allowed with '{name}': {only}", "participation.weights")
         )
+    if isinstance(s.algorithm, GossipAlgorithm) and isinstance(s.participation, PoissonGossip):
+        sporadic = all(how == "sporadic" for how in s.algorithm.indicators.values())
+        if not (s.algorithm.in_continuous_time and sporadic):
+            message = f"'{name}' acts by rounds, and Poisson clocks know none; allowed: dspodfl, or mode gossip"
+            found.append(Problem(message, "participation.mode"))
+        if "system" in s.document.values:
+            found.append(Problem("ticks of Poisson clocks take no time: remove the section", "system"))
     for key in ("availability", "departure"):
         if s.algorithm.setting == "gossip" and getattr(s.system, key) is not None:
             message = "this is of clients of a server; allowed on a graph: participation.compute, participation.links"

@@ -114,9 +114,12 @@ class Gossip(Participation):
             mixing = whole[which] if fires.all() else MixingMatrix(base.realised(fires), task.device)
             trace = {"compute": np.flatnonzero(computes), "edges": base.links[fires], "steps": steps}
             now += length(number, which, fires, steps)
+            delays = normalised_delays(
+                base, units, fires, np.maximum(d, self.compute.floor), np.maximum(b, self.links.floor)
+            )
             yield Arrival(
                 number, seconds(now), nodes, rounds, steps, stale, int(fires[base.entry_links].sum()),
-                mixing=mixing, delays=self._delays(base, units, fires, d, b), trace=trace,
+                mixing=mixing, delays=delays, trace=trace,
             )  # fmt: skip
 
     def _probabilities(
@@ -130,18 +133,19 @@ class Gossip(Participation):
             draws[links_key] = self.links.draw(len(base.links), seed, "link", number)
         return draws[nodes_key], draws[links_key]
 
-    def _delays(self, base: BaseMixing, units: Any, fires: Bools, d: Floats, b: Floats) -> tuple[float, float]:
-        """(tau_proc, tau_trans) of one iteration, normalised: a round in which everybody computes once and every link
-        fires costs 1 + 1.
 
-        Several local steps count as that many computations.
-        """
-        slow = 1.0 / np.maximum(d, self.compute.floor)
-        processing = float((units * slow).sum() / slow.sum())
-        per_entry = (1.0 / np.maximum(b, self.links.floor))[base.entry_links] / base.degrees[base.entry_rows]
-        if len(per_entry) == 0:
-            return processing, 0.0
-        return processing, float((per_entry * fires[base.entry_links]).sum() / per_entry.sum())
+def normalised_delays(base: BaseMixing, units: Any, fires: Any, d: Floats, b: Floats) -> tuple[float, float]:
+    """(tau_proc, tau_trans) of one round, normalised: one in which everybody computes once and every link fires once
+    costs 1 + 1.
+
+    `units` ``[n]`` computations and `fires` ``[links]`` uses, each costing one over its `d` and `b` (above 0). Several
+    local steps count as that many computations.
+    """
+    processing = float((units / d).sum() / (1.0 / d).sum())
+    per_entry = (1.0 / b)[base.entry_links] / base.degrees[base.entry_rows]
+    if len(per_entry) == 0:
+        return processing, 0.0
+    return processing, float((per_entry * fires[base.entry_links]).sum() / per_entry.sum())
 
 
 def _link_ticks(edge: Mapping[str, Any], message_bytes: int) -> int:

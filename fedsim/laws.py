@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serial
 
 from fedsim import rng
 from fedsim.errors import InputError
-from fedsim.types import Count, Positive, Probability
+from fedsim.types import Count, NonNegative, Positive, Probability
 
 Floats = npt.NDArray[np.float64]
 _PAIR = Field(min_length=2, max_length=2)
@@ -81,6 +81,20 @@ class Law(BaseModel):
         return 0 if self.redraw_every is None else (round - 1) // self.redraw_every
 
 
+class RateLaw(Law):
+    """Ticks per virtual second of a Poisson clock, in the same forms: a number, a list, or drawn once per run."""
+
+    fixed: NonNegative | None = None
+    per_item: list[NonNegative] | None = None
+    uniform: Annotated[list[NonNegative], _PAIR] | None = None
+
+    @model_validator(mode="after")
+    def _drawn_once(self) -> RateLaw:
+        if self.redraw_every:
+            raise ValueError("found redraw_every: the rates of a run are drawn once, remove it")
+        return self
+
+
 def _bimodal(mu: float, std: float, count: int, generator: np.random.Generator) -> Floats:
     """An equal mixture of two normals around mu and 1 - mu, each truncated to [0, 1]."""
     from scipy.stats import truncnorm
@@ -104,3 +118,6 @@ def _short_forms(value: Any) -> Any:
 
 
 ProbabilityLaw = Annotated[Law, BeforeValidator(_short_forms, json_schema_input_type=float | list[float] | str | Law)]
+Rates = Annotated[
+    RateLaw, BeforeValidator(_short_forms, json_schema_input_type=NonNegative | list[NonNegative] | str | RateLaw)
+]

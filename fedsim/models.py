@@ -111,13 +111,14 @@ class MLP(Model):
 @register.model("cnn")
 @dataclass(frozen=True)
 class CNN(Model):
-    """CNN of LeNet's size: 5x5 convolutions of `channels`, each followed by 2x2 pooling, and `hidden` units."""
+    """CNN of LeNet's size: convolutions of `channels`, each followed by 2x2 pooling, and `hidden` units."""
 
     channels: Annotated[list[Count], Field(min_length=1)] = field(default_factory=lambda: [16, 32])
     hidden: Count = 128
+    kernel: Literal[3, 5] = 5
 
     def build(self, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
-        return vision.cnn(input_shape, num_outputs, self.channels, self.hidden)
+        return vision.cnn(input_shape, num_outputs, self.channels, self.hidden, self.kernel)
 
 
 @register.model("vgg11")

@@ -80,6 +80,8 @@ class Arrival:
     delays: tuple[float, float] | None = None
     trace: dict[str, Any] = field(default_factory=dict)
     jobs: Ints | None = None
+    closes: bool = True
+    """Whether the round ends with it; on a graph a round may have several, each of the nodes it names only."""
 
 
 @dataclass(frozen=True)

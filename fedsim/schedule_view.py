@@ -172,6 +172,8 @@ class _Follower:
                 shortened = True
                 break
             self._deliver(event, tick)
+            if not event.closes:
+                continue
             now = tick
             times.append(seconds(tick))
             if len(first) < _SHOWN_COMBINES:
@@ -227,10 +229,9 @@ class _Follower:
                 self.waiting[c] += self._time_on(c, self.finish[c], tick)
                 self.open.remove(c)
         np.add.at(self.delivered, computed, 1)
-        if event.mixing is not None:
+        if event.mixing is not None and event.closes:
             np.add.at(self.messages, np.asarray(event.trace["edges"], dtype=np.int64).reshape(-1), 1)
-        else:
-            np.add.at(self.stale, event.clients, event.staleness)
+        np.add.at(self.stale, event.clients, event.staleness)
         if event.weights is not None:
             np.add.at(self.weight, event.clients, event.weights)
 
@@ -280,7 +281,7 @@ class _Follower:
 def _combine(event: Arrival, time: float) -> Combine:
     if event.mixing is not None:
         links = np.asarray(event.trace["edges"], dtype=np.int64).reshape(-1, 2).tolist()
-        return Combine(event.number, time, event.clients[event.steps > 0].tolist(), [], [], links)
+        return Combine(event.number, time, np.asarray(event.trace["compute"]).tolist(), [], [], links)
     weights = [] if event.weights is None else event.weights.tolist()
     return Combine(event.number, time, event.clients.tolist(), event.staleness.tolist(), weights)
 

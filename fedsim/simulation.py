@@ -26,6 +26,7 @@ from fedsim.participation import Arrival, Dispatch, Ended, Event
 from fedsim.partition_table import write_partition
 from fedsim.results import Recorder, Run, open_directory, save_checkpoint, save_params, save_report
 from fedsim.store import ClientStore
+from fedsim.task import Ints
 from fedsim.types import Aggregate, Message, State
 from fedsim.worker import Job
 
@@ -156,6 +157,8 @@ class Simulation:
                         self._dispatch(dispatch)
                     begun.clear()
                     self._combine(event, recorder)
+                    if not event.closes:
+                        continue
                     now = time.monotonic()
                     self.totals.wall = before + now - started
                     if s.run.evaluates(self.round):
@@ -194,6 +197,8 @@ class Simulation:
 
     def _dispatch(self, event: Dispatch) -> None:
         received, privacy = self.scenario.algorithm.broadcast(self.state), self.assembly.privacy
+        if (rows := self._some_nodes(event.clients)) is not None:
+            received = {k: v[rows] for k, v in received.items()}
         if len(event.clients):
             if privacy is not None:
                 privacy.charge(event.clients, event.rounds, event.steps)
@@ -227,7 +232,13 @@ class Simulation:
         aggregate = self._aggregate(event.mixing, weights)
         if self.assembly.privacy is not None:
             aggregate = self.assembly.privacy.aggregate(info, self.state, messages, aggregate)
-        self.state = algorithm.combine(self.state, messages, info, aggregate)
+        rows = self._some_nodes(event.clients)
+        if rows is None:
+            self.state = algorithm.combine(self.state, messages, info, aggregate)
+        else:
+            part = algorithm.combine({k: v[rows] for k, v in self.state.items()}, messages, info, aggregate)
+            for k, v in part.items():
+                self.state[k].index_copy_(0, rows, v)
         self._count(event, messages)
         self._end_round(event, recorder)
 
@@ -243,7 +254,15 @@ class Simulation:
         )
         return privacy.outgoing({k: v[:0] for k, v in sent.items()}, job)
 
+    def _some_nodes(self, clients: Ints) -> Tensor | None:
+        """The rows of an event that is not of all nodes of a graph (None: it is, or there is a server)."""
+        if self.assembly.network is None or len(clients) == self.assembly.task.num_clients:
+            return None
+        return torch.as_tensor(clients, device=self.assembly.device)
+
     def _end_round(self, event: Arrival, recorder: Recorder) -> None:
+        if not event.closes:
+            return
         self.totals.time, self.round = event.time, event.number
         if self.scenario.run.trace:
             recorder.trace({"round": event.number, "time": event.time, **event.trace})

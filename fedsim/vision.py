@@ -43,12 +43,14 @@ def image_shape(input_shape: Sequence[int], model: str, smallest: int = 1) -> tu
     return channels, height, width
 
 
-def cnn(input_shape: Sequence[int], outputs: int, channels: Sequence[int], hidden: int) -> nn.Sequential:
-    """Per entry of `channels` a 5x5 convolution (same size), ReLU, 2x2 max-pooling; `hidden` units; the outputs."""
+def cnn(
+    input_shape: Sequence[int], outputs: int, channels: Sequence[int], hidden: int, kernel: int = 5
+) -> nn.Sequential:
+    """Per entry of `channels` a convolution (same size), ReLU, 2x2 max-pooling; `hidden` units; the outputs."""
     c, h, w = image_shape(input_shape, "cnn", smallest=2 ** len(channels))
     layers: list[nn.Module] = []
     for width in channels:
-        layers += [nn.Conv2d(c, width, kernel_size=5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [nn.Conv2d(c, width, kernel_size=kernel, padding=kernel // 2), nn.ReLU(), nn.MaxPool2d(2)]
         c, h, w = width, h // 2, w // 2
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(c * h * w, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 

@@ -22,7 +22,7 @@ LAYERS = (  # every module imports only from rows above its own
     "store",
     "worker participation",
     "backends asynchronous gossip contract_bench",
-    "privacy",
+    "privacy poisson",
     "modes config contract",
     "assembly realtime results schema",
     "schedule_view simulation deploy_client",

@@ -58,6 +58,7 @@ BUILT: list[tuple[dict[str, Any], tuple[int, ...], int]] = [
     ({"name": "mlp", "hidden": []}, (5,), 60),
     ({"name": "cnn"}, (1, 28, 28), CNN_CONVOLUTIONS + linear_count(32 * 7 * 7, 128) + linear_count(128, 10)),
     ({"name": "cnn"}, (1, 8, 8), CNN_CONVOLUTIONS + linear_count(32 * 2 * 2, 128) + linear_count(128, 10)),
+    ({"name": "cnn", "channels": [4], "hidden": 6, "kernel": 3}, (2, 9, 5), 76 + linear_count(4 * 4 * 2, 6) + 70),
     ({"name": "cnn", "channels": [4], "hidden": 6}, (2, 9, 5), 204 + linear_count(4 * 4 * 2, 6) + linear_count(6, 10)),
     ({"name": "vgg11"}, (3, 32, 32), VGG_COUNT),
     ({"name": "resnet18"}, (3, 32, 32), resnet_count(3, 10, stem=3)),

@@ -290,6 +290,9 @@ class GossipAlgorithm(Algorithm):
     needs_symmetric: ClassVar[bool] = False
     """Whether the mixing matrix must be symmetric, so that a directed graph is refused."""
 
+    in_continuous_time: ClassVar[bool] = False
+    """Whether a node's work and a link's mixing make sense one at a time, without a round (``mode: poisson``)."""
+
     def period(self, compute_probability: npt.NDArray[np.float64]) -> int:
         """Links are used in every `period`-th round only."""
         return 1

@@ -35,6 +35,7 @@ class DSpodFL(GossipAlgorithm):
     """
 
     needs_symmetric: ClassVar[bool] = True
+    in_continuous_time: ClassVar[bool] = True
 
     def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
         return {"x": received["x"], "delta": local["x"] - received["x"]}, client
