@@ -379,6 +379,12 @@ class QuadraticFile(DatasetPart):
         )
 
 
+def finished(name: str, whole: Split, normalize: Normalize, limit: int | None) -> Dataset:
+    """The data set made of one table of rows, a share of them held out."""
+    train, test = divide(whole, DEFAULT_TEST_FRACTION)
+    return _dataset(name, train, test, normalize, limit, None)
+
+
 def _dataset(
     name: str,
     train: Split,

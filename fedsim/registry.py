@@ -21,7 +21,7 @@ T = TypeVar("T")
 # Which module registers the built-in parts of a kind; imported on first use, so that a name look-up costs nothing more.
 _HOME = {
     "algorithm": "fedsim.algorithms",
-    "dataset": "fedsim.data",
+    "dataset": "fedsim.datasets",
     "partition": "fedsim.partition",
     "model": "fedsim.models",
     "loss": "fedsim.models",

@@ -58,6 +58,15 @@ class Run:
         return read_jsonl(self.dir / "trace.jsonl")
 
     @cached_property
+    def privacy(self) -> dict[str, Any]:
+        """``privacy.json`` of a private run: what was spent, and what that means."""
+        path = self.dir / "privacy.json"
+        if not path.exists():
+            raise RunError(f"{self.dir} has no privacy.json: its scenario has no section 'privacy'")
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return report
+
+    @cached_property
     def params(self) -> Tensor:
         """Final parameters: ``[d]`` for a server, ``[n, d]`` for gossip."""
         path = self.dir / "params.safetensors"
