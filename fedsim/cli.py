@@ -101,6 +101,7 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Run the variations of a scenario one after another and compare them."""
+    from fedsim.results import LAST
     from fedsim.sweeps import Point, summary
     from fedsim.sweeps import sweep as run_sweep
 
@@ -115,9 +116,13 @@ def sweep(
     if as_json:
         print(json.dumps(rows))
     else:
-        last = ("round", "test_accuracy", "node_accuracy", "train_loss", "delay_total", "bytes_sent", "error")
+        accuracy = [
+            f"{kind}_accuracy{part}" for kind in ("test", "node") for part in ("", "_best", f"_mean_of_last_{LAST}")
+        ]
+        last = ("round", *accuracy, "train_loss", "delay_total", "bytes_sent", "error")
         keys = ["run", *[k for k in last if any(r.get(k) is not None for r in rows)]]
-        _table(str(outcomes[0].dir.parent), [tuple(_text(r.get(k, "")) for k in keys) for r in rows], keys)
+        heads = [k.replace("_", " ") for k in keys]
+        _table(str(outcomes[0].dir.parent), [tuple(_text(r.get(k, "")) for k in keys) for r in rows], heads)
     failed = {o.point.label: o.error for o in outcomes if o.error is not None}
     for label, error in failed.items():
         print(f"{label}: {error}", file=sys.stderr)

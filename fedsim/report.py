@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from fedsim.figures.curves import BAND, OPEN_END, Line, Panel, grid_figure, pane
 from fedsim.page import Markup, details, escape, inline_svg, join, notes, page, swatch, table, tag
 from fedsim.report_schedule import schedules
 from fedsim.report_setting import environments, partitions, topologies
+from fedsim.results import LAST
 from fedsim.run_groups import BEST_IS_LARGEST, Group, Record, find_runs, group_runs, sweep_errors
 
 if TYPE_CHECKING:
@@ -69,11 +70,12 @@ _LEADS = {
     ),
 }
 _MANY_GROUPS = 6
+_TAIL = f"mean of the last {LAST}"
 
 FINAL_AND_BEST = (
-    "Final is the last evaluation. Best is the best evaluation of the whole run (largest accuracy, smallest loss or "
-    "distance): it picks its round afterwards, for test metrics by looking at the test set, and is never worse than "
-    "final."
+    f"Final is the last evaluation, mean of the last {LAST} that of the last {LAST} evaluations (of all, if there are "
+    "fewer). Best is the best evaluation of the whole run (largest accuracy, smallest loss or distance): it picks its "
+    "round afterwards, for test metrics by looking at the test set, and is never worse than final."
 )
 
 
@@ -193,23 +195,25 @@ def _one_result(run: Record) -> list[object]:
     rows = []
     for key, name in _present(_QUALITY, [Group("", [run])]):
         best, where = run.best(key)
-        shown = ("", "") if key == "consensus_distance" else (number(best, key), str(where))
-        rows.append((name, number(run.final(key), key), *shown))
+        shown = (number(best, key), str(where), number(run.tail(key), key))
+        rows.append((name, number(run.final(key), key), *(("", "", "") if key == "consensus_distance" else shown)))
     cost = [(name, number(run.final(key), key)) for key, name in _present(_COST, [Group("", [run])])]
-    quality = [table(["", "final", "best", "best in round"], rows), tag("p", FINAL_AND_BEST, "soft")] if rows else []
+    quality = (
+        [table(["", "final", "best", "best in round", _TAIL], rows), tag("p", FINAL_AND_BEST, "soft")] if rows else []
+    )
     return [tag("h2", "Results"), *quality, tag("h3", "Cost up to the last evaluation"), table(["", ""], cost)]
 
 
 @dataclass(frozen=True)
 class _Column:
-    """A column of the groups' tables: the mean and the spread of one metric's final or best value."""
+    """A column of the groups' tables: the mean and the spread of one metric's final, best or last values."""
 
     title: str
     key: str
-    best: bool = False
+    value: Callable[[Group, str], tuple[float, float]] = Group.final
 
     def cell(self, group: Group) -> str:
-        return spread(*(group.best if self.best else group.final)(self.key), self.key)
+        return spread(*self.value(group, self.key), self.key)
 
 
 def _results(groups: Sequence[Group], differing: Sequence[str]) -> list[object]:
@@ -217,7 +221,8 @@ def _results(groups: Sequence[Group], differing: Sequence[str]) -> list[object]:
     for key, name in _present(_QUALITY, groups):
         quality.append(_Column(f"{name}, final", key))
         if key != "consensus_distance":
-            quality.append(_Column(f"{name}, best", key, best=True))
+            quality.append(_Column(f"{name}, best", key, Group.best))
+            quality.append(_Column(f"{name}, {_TAIL}", key, Group.tail))
     cost = [_Column(name, key) for key, name in _present(_COST, groups)]
 
     def compare(columns: Sequence[_Column]) -> Markup:

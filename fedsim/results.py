@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +25,8 @@ from fedsim.config import Scenario
 from fedsim.errors import InputError, Problem, RunError
 from fedsim.store import FILE as CLIENTS
 
+LAST = 10
+"""Evaluations at the end of a run whose mean stands beside the last one and the best one."""
 _MAY_DIFFER = ("run.rounds", "run.checkpoint_seconds")
 """Keys of a resumed scenario that may differ from the recorded one's: more rounds, other checkpoints."""
 
@@ -295,3 +297,17 @@ def _write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".new")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def accuracies(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The best, and the mean of the last `LAST` evaluations, of every accuracy in the rows of ``metrics.jsonl``.
+
+    The last evaluation is beside them in the rows: the best alone picks its round by looking at the test set.
+    """
+    found = {}
+    for key in ("test_accuracy", "node_accuracy"):
+        values = [row[key] for row in rows if row.get(key) is not None]
+        if values:
+            last = values[-LAST:]
+            found[f"{key}_best"], found[f"{key}_mean_of_last_{LAST}"] = max(values), sum(last) / len(last)
+    return found

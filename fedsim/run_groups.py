@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsim.errors import InputError
+from fedsim.results import LAST
 from fedsim.yaml_files import read_yaml
 
 Floats = npt.NDArray[np.float64]
@@ -102,6 +103,10 @@ class Record:
         where = int(np.nanargmax(values) if key in BEST_IS_LARGEST else np.nanargmin(values))
         return float(values[where]), int(self.rows[where]["round"])
 
+    def tail(self, key: str) -> float:
+        """Mean of the metric's last `LAST` evaluations (of all, if there are fewer); nan where one is not finite."""
+        return float(self.column(key)[-LAST:].mean()) if self.rows else math.nan
+
     def _diverged(self) -> bool:
         last = self.rows[-1] if self.rows else {}
         return any(key in last and last[key] is None for key in ("train_loss", "test_loss"))
@@ -147,6 +152,10 @@ class Group:
     def best(self, key: str) -> tuple[float, float]:
         """Mean and sample standard deviation of the runs' best values, each over its own rounds."""
         return mean_std([run.best(key)[0] for run in self.counted])
+
+    def tail(self, key: str) -> tuple[float, float]:
+        """Mean and sample standard deviation of the runs' means over their last evaluations."""
+        return mean_std([run.tail(key) for run in self.counted])
 
     def band(self, x: str, y: str) -> tuple[Floats, Floats, Floats, Floats] | None:
         """`x`, and mean, lowest and highest `y` of the finished runs there; None for fewer than two.

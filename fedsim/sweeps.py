@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fedsim.config import NAME, Scenario, parse
 from fedsim.errors import FedsimError, InputError, Problem
 from fedsim.parts import make_part
-from fedsim.results import Run, read_jsonl
+from fedsim.results import Run, accuracies, read_jsonl
 from fedsim.simulation import Progress, run
 from fedsim.yaml_files import Document, Source, change, override, read_yaml
 
@@ -121,12 +121,13 @@ def sweep(
 
 
 def summary(outcomes: list[Outcome]) -> list[dict[str, Any]]:
-    """One row per run: what was varied and its last metrics."""
+    """One row per run: what was varied, its last metrics, best accuracy and mean accuracy of the last evaluations."""
     rows = []
     for o in outcomes:
         metrics = read_jsonl(o.dir / "metrics.jsonl") if (o.dir / "metrics.jsonl").exists() else []
         last = metrics[-1] if metrics else {}
-        rows.append({"run": o.point.label, **o.point.changes, **last, "error": str(o.error) if o.error else None})
+        brief = {**last, **accuracies(metrics)}
+        rows.append({"run": o.point.label, **o.point.changes, **brief, "error": str(o.error) if o.error else None})
     return rows
 
 

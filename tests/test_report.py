@@ -18,7 +18,8 @@ from fedsim.figures.curves import BAND, OPEN_END, Line, Panel, grid_figure, pane
 from fedsim.page import inline_svg
 from fedsim.partition_table import read_partition, write_partition
 from fedsim.report import number, spread, write_report
-from fedsim.run_groups import find_runs, group_runs, mean_std
+from fedsim.results import accuracies
+from fedsim.run_groups import Record, find_runs, group_runs, mean_std
 
 PNG = b"\x89PNG"
 SERVER = {
@@ -98,7 +99,8 @@ def test_one_run_shows_final_and_best_apart(runs):
     (runs / "server0" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     text = words(page_of(runs / "server0"))
     final = rows[-1]
-    assert f"test accuracy {final['test_accuracy']:.4f} 0.9877 2" in text
+    mean = np.mean([row["test_accuracy"] for row in rows[-10:]])
+    assert f"test accuracy {final['test_accuracy']:.4f} 0.9877 2 {mean:.4f}" in text
     lowest = min(rows, key=lambda r: r["test_loss"])
     assert f"test loss {final['test_loss']:.4g} {lowest['test_loss']:.4g} {lowest['round']}" in text
     assert f"rounds 6 virtual time (s) {final['time']:.4g}" in text
@@ -172,8 +174,10 @@ def test_seeds_are_one_group_with_numpys_mean_and_std(runs):
     text = words(page)
     finals = [metrics(runs / f"server{seed}")[-1]["test_accuracy"] for seed in (0, 1, 2)]
     bests = [max(row["test_accuracy"] for row in metrics(runs / f"server{seed}")) for seed in (0, 1, 2)]
-    cells = " ".join(f"{np.mean(v):.4f} ± {np.std(v, ddof=1):.4f}" for v in (finals, bests))
+    tails = [np.mean([r["test_accuracy"] for r in metrics(runs / f"server{seed}")[-10:]]) for seed in (0, 1, 2)]
+    cells = " ".join(f"{np.mean(v):.4f} ± {np.std(v, ddof=1):.4f}" for v in (finals, bests, tails))
     assert f"fedavg 3 {cells}" in text
+    assert "test accuracy, mean of the last 10" in text
     prox = metrics(runs / "prox")
     assert f"fedprox 1 {prox[-1]['test_accuracy']:.4f} {max(r['test_accuracy'] for r in prox):.4f}" in text
     assert "sample standard deviation (k - 1) over k seeds" in text
@@ -461,3 +465,18 @@ def test_the_grid_has_one_legend_for_all_and_hides_nothing():
     (legend,) = figure.legends
     assert [text.get_text().strip() for text in legend.get_texts()] == ["_hidden", r"\$math{", "plain"]
     figure.canvas.draw()  # a label read as a formula would fail here
+
+
+def test_the_mean_of_the_last_ten_leaves_out_what_was_before(tmp_path):
+    values = [0.1, 0.9, *np.linspace(0.5, 0.6, 10).tolist()]
+    rows = [{"round": i, "test_accuracy": v} for i, v in enumerate(values)]
+    record = Record(tmp_path, {}, "", rows, True)
+    assert record.tail("test_accuracy") == pytest.approx(np.mean(values[-10:]))
+    assert record.best("test_accuracy") == (0.9, 1)
+    assert accuracies(rows) == {
+        "test_accuracy_best": 0.9,
+        "test_accuracy_mean_of_last_10": pytest.approx(np.mean(values[-10:])),
+    }
+    assert np.isnan(
+        Record(tmp_path, {}, "", [*rows, {"round": 13, "test_accuracy": None}], False).tail("test_accuracy")
+    )

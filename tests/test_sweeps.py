@@ -96,6 +96,10 @@ def test_every_run_equals_the_run_of_its_scenario_alone(tmp_path: Path) -> None:
     assert list(table["algorithm.lr"]) == [0.1, 0.5] * 3
     assert list(table["round"]) == [3] * 6
     assert list(table["train_loss"]) == pytest.approx([o.run.metrics["train_loss"].iloc[-1] for o in outcomes if o.run])
+    best = [o.run.metrics["test_accuracy"].max() for o in outcomes if o.run]
+    assert list(table["test_accuracy_best"]) == pytest.approx(best)
+    mean = [o.run.metrics["test_accuracy"].iloc[-10:].mean() for o in outcomes if o.run]
+    assert list(table["test_accuracy_mean_of_last_10"]) == pytest.approx(mean)
     assert table["error"].isna().all()
     recorded = json.loads((tmp_path / "out" / "sweep.json").read_text())
     assert recorded["name"] == "compare"
