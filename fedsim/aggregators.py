@@ -70,17 +70,20 @@ class TrimmedMean(Aggregator):
 
 
 class MixingMatrix:
-    """A realised mixing matrix ``[n, n]``, applied to all nodes' rows at once; only its non-zeros cost anything."""
+    """A realised mixing matrix ``[n, n]``, applied to all nodes' rows at once; only its non-zeros cost anything.
+
+    A shard of the nodes has a part of it, ``[m, k]``: its own nodes' rows over all the nodes that reach them.
+    """
 
     def __init__(self, matrix: sparse.csr_array, device: torch.device) -> None:
         self.matrix = matrix
         self.device = device
-        self._dense = matrix.nnz > _DENSE_SHARE * matrix.shape[0] ** 2
+        self._dense = matrix.nnz > _DENSE_SHARE * matrix.shape[0] * matrix.shape[1]
         self._columns = torch.as_tensor(matrix.indices.astype(np.int64), device=device)
         self._starts = torch.as_tensor(matrix.indptr[:-1].astype(np.int64), device=device)
 
     def __call__(self, values: Tensor) -> Tensor:
-        """``W @ values``: ``[n, d] -> [n, d]``, a new tensor."""
+        """``W @ values``: ``[k, d] -> [m, d]``, a new tensor."""
         if self._dense:
             return torch.as_tensor(self.matrix.toarray(), dtype=values.dtype, device=self.device) @ values
         # A weighted sum of gathered rows per node; about twice as fast as a sparse matrix product on a CPU.

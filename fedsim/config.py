@@ -76,10 +76,28 @@ class RunSection(BaseModel):
 
 
 class BackendSection(BaseModel):
-    """Where clients are computed."""
+    """Where clients are computed. All keys but `name` belong to ``ray``."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    name: Literal["vectorized"] = "vectorized"
+    name: Literal["vectorized", "ray"] = "vectorized"
+    actors: Count | None = Field(default=None, description="processes that share the clients (default: 2)")
+    cpus_per_actor: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="CPUs of each, also its threads (default: an equal share of all, at least 1)"
+    )
+    gpus_per_actor: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="GPUs of each, e.g. 0.25 (default: 0)"
+    )
+    address: Annotated[str, Field(pattern=r"^(local|auto|[^:\s]+:\d{1,5})$")] | None = Field(
+        default=None,
+        description="local (this machine alone; default), auto (the cluster that runs), or HOST:PORT",
+    )
+    client_errors: Literal["fail", "drop"] | None = Field(
+        default=None,
+        description="clients whose work raises fail the run (default) or are left out of the cohort",
+    )
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="seconds without a sign of life after which an actor counts as lost (default: 60)"
+    )
 
 
 class Heading(BaseModel):
@@ -141,7 +159,7 @@ class Scenario:
             if self.privacy is None
             else {"mechanism": raw["privacy"]["mechanism"], **dump_part(self.privacy)},
             "run": self.run.model_dump(exclude_none=True),
-            "backend": self.backend.model_dump(),
+            "backend": self.backend.model_dump(exclude_none=True),
         }
         return {k: v for k, v in sections.items() if v is not None}
 
@@ -386,6 +404,16 @@ def _crosscheck(s: Scenario) -> list[Problem]:
                 "system.network",
             )
         )
+    if s.backend.name != "ray":
+        given = [key for key in s.backend.model_dump(exclude_none=True) if key != "name"]
+        found += [Problem(f"belongs to the backend 'ray', found '{s.backend.name}'", f"backend.{k}") for k in given]
+    elif s.run.client_state == "disk":
+        found.append(
+            Problem("actors keep what clients keep in their memory, allowed: auto, memory", "run.client_state")
+        )
+    gpus = s.backend.gpus_per_actor
+    if gpus is not None and gpus > 1 and gpus != int(gpus):
+        found.append(Problem(f"found {gpus}, allowed: a fraction up to 1, or whole GPUs", "backend.gpus_per_actor"))
     quadratic = s.document.values["data"]["dataset"] == "quadratic"
     if quadratic and s.model is not None:
         found.append(Problem("a quadratic problem has no model: remove the section", "model"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -82,6 +82,28 @@ class Arrival:
     jobs: Ints | None = None
     closes: bool = True
     """Whether the round ends with it; on a graph a round may have several, each of the nodes it names only."""
+
+    def without(self, lost: Ints, renormalise: bool) -> Arrival:
+        """This arrival without some of its clients (positions); the others' weights may keep their sum."""
+        keep = np.setdiff1d(np.arange(len(self.clients)), lost)
+        weights = None if self.weights is None else self.weights[keep]
+        if weights is not None and self.weights is not None and renormalise and len(keep):
+            weights = weights * (self.weights.sum() / weights.sum())
+        shown = ("clients", "rounds", "steps", "staleness", "weights")
+        trace = {k: v[keep] if k in shown and len(v) == len(self.clients) else v for k, v in self.trace.items()}
+        if weights is not None:
+            trace["weights"] = weights
+        return replace(
+            self,
+            clients=self.clients[keep],
+            rounds=self.rounds[keep],
+            steps=self.steps[keep],
+            staleness=self.staleness[keep],
+            weights=weights,
+            jobs=None if self.jobs is None else self.jobs[keep],
+            sends=len(keep),
+            trace=trace,
+        )
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,15 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fedsim.config import Scenario
+from fedsim.config import BackendSection, Scenario
 from fedsim.errors import InputError, Problem, RunError
+from fedsim.row_files import RowStream, read_rows, tensor_names, write_tensors
 from fedsim.store import FILE as CLIENTS
 
 LAST = 10
 """Evaluations at the end of a run whose mean stands beside the last one and the best one."""
-_MAY_DIFFER = ("run.rounds", "run.checkpoint_seconds")
-"""Keys of a resumed scenario that may differ from the recorded one's: more rounds, other checkpoints."""
+_MAY_DIFFER = ("run.rounds", "run.checkpoint_seconds", *(f"backend.{key}" for key in BackendSection.model_fields))
+"""Keys of a resumed scenario that may differ from the recorded one's: more rounds, other checkpoints, another place."""
 
 _SAME = "--resume continues the same scenario (run.rounds may grow): give another --out, or leave --resume out"
 _PACKAGES = ("fedsim", "torch", "numpy", "scipy", "networkx", "datasets", "flwr-datasets", "scikit-learn")
@@ -144,13 +145,13 @@ def open_directory(folder: Path, scenario: Scenario, resume: bool) -> dict[str, 
 
 
 def save_checkpoint(
-    folder: Path, progress: Mapping[str, Any], state: Mapping[str, Tensor], clients: Mapping[str, Tensor]
+    folder: Path, progress: Mapping[str, Any], state: Mapping[str, Tensor | RowStream], clients: Mapping[str, Tensor]
 ) -> None:
     """Replace the checkpoint in one step: a crash at any time leaves the old one or the new one, never a mixture."""
     fresh, current, old = (folder / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in state.items()}, fresh / "state.safetensors")
+    write_tensors(fresh / "state.safetensors", state)
     save_file({k: v.contiguous() for k, v in clients.items()}, fresh / "clients.safetensors")
     (fresh / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
     for file in fresh.iterdir():
@@ -178,10 +179,29 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def save_params(folder: Path, params: Tensor, metadata: Mapping[str, str]) -> None:
+@dataclass(frozen=True)
+class Checkpoint:
+    """The checkpoint of a run directory, read as far as it is asked for."""
+
+    folder: Path
+
+    def clients(self) -> dict[str, Tensor]:
+        """What the backend's `save` gave."""
+        return load_file(self.folder / "checkpoint" / "clients.safetensors")
+
+    def names(self) -> list[str]:
+        """Names of the states."""
+        return tensor_names(self.folder / "checkpoint" / "state.safetensors")
+
+    def rows(self, name: str, nodes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The states of some nodes of a graph."""
+        return read_rows(self.folder / "checkpoint" / "state.safetensors", name, nodes)
+
+
+def save_params(folder: Path, params: Tensor | RowStream, metadata: Mapping[str, str]) -> None:
     """``params.safetensors`` with the layout of the flat vector in its metadata."""
     temporary = folder / "params.safetensors.new"
-    save_file({"params": params.detach().cpu().contiguous()}, temporary, metadata=dict(metadata))
+    write_tensors(temporary, {"params": params}, dict(metadata))
     temporary.replace(folder / "params.safetensors")
 
 

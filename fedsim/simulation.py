@@ -8,25 +8,24 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from fedsim.aggregators import MixingMatrix, message_bytes
-from fedsim.algorithms.base import Round
+from fedsim.algorithms.base import Algorithm, Round
 from fedsim.assembly import Assembly, assemble, one_message
 from fedsim.asynchronous import Clocked
-from fedsim.backends.base import Backend
-from fedsim.backends.vectorized import Vectorized
+from fedsim.backend_factory import make_backend
+from fedsim.backends.base import Backend, NodeBackend
 from fedsim.config import Scenario, load, parse
 from fedsim.errors import InputError, RunError
 from fedsim.memory import keep_freed_memory
 from fedsim.participation import Arrival, Dispatch, Ended, Event
 from fedsim.partition_table import write_partition
-from fedsim.results import Recorder, Run, open_directory, save_checkpoint, save_params, save_report
-from fedsim.store import ClientStore
-from fedsim.task import Ints
+from fedsim.results import Checkpoint, Recorder, Run, open_directory, save_checkpoint, save_params, save_report
+from fedsim.task import Ints, Task
 from fedsim.types import Aggregate, Message, State
 from fedsim.worker import Job
 
@@ -80,10 +79,13 @@ def run(
         torch.set_num_threads(scenario.run.threads)
     assembly = assemble(scenario)
     folder = Path(out) if out is not None else Path("runs") / f"{scenario.name}-{scenario.hash()}"
+    simulation = Simulation(scenario, assembly, folder, resume)
     try:
-        return Simulation(scenario, assembly, folder, resume).run(progress)
+        return simulation.run(progress)
     except InputError as error:  # what only a schedule shows
         raise scenario.document.locate(error) from None
+    finally:
+        simulation.backend.close()
 
 
 @dataclass
@@ -111,19 +113,32 @@ class Simulation:
         task, algorithm = self.assembly.task, self.scenario.algorithm
         if task.device.type == "cpu":
             keep_freed_memory()
-        self.backend: Backend = self.remote or self._here()
+        self.backend: Backend = self.remote or make_backend(self.scenario, self.assembly, self.folder)
+        try:
+            self._begin(task, algorithm)
+        except BaseException:
+            self.backend.close()
+            raise
+
+    def _begin(self, task: Task, algorithm: Algorithm) -> None:
+        """The initial state, or the recorded one of a resumed run."""
+        self.nodes = cast(NodeBackend, self.backend) if self.backend.keeps_nodes else None
         initial = task.initial()
         if self.assembly.network is not None:
-            initial = initial.expand(task.num_clients, -1).clone()
+            rows = 1 if self.nodes else task.num_clients
+            initial = initial.expand(rows, -1).clone()
         self.state = algorithm.init(initial)
         saved = open_directory(self.folder, self.scenario, self.resume)
         self.fresh = saved is None
         if saved is not None:
             self.round, self.totals = saved["round"], Totals(**saved["totals"])
-            self.state = {k: v.to(task.device) for k, v in saved["state"].items()}
             self.backend.load(saved["clients"])
             if self.assembly.privacy is not None:
                 self.assembly.privacy.load(saved["privacy"])
+            if self.nodes is not None:
+                self.nodes.load_nodes(Checkpoint(self.folder))
+            else:
+                self.state = {k: v.to(task.device) for k, v in saved["state"].items()}
         self._write_inputs()
 
     def run(self, progress: Progress | None = None) -> Run:
@@ -166,7 +181,8 @@ class Simulation:
                     elif progress is not None:
                         progress(self.round, None)
                     stopping = stop() and self.round < s.run.rounds
-                    if stopping or now - last_checkpoint > s.run.checkpoint_seconds:
+                    due = now - last_checkpoint > s.run.checkpoint_seconds or self.backend.wants_checkpoint
+                    if stopping or due:
                         recorder.flush()
                         self._checkpoint()
                         last_checkpoint = now
@@ -177,7 +193,8 @@ class Simulation:
         finally:
             recorder.close()
         self._checkpoint()
-        save_params(self.folder, self.state["x"], self.assembly.layout)
+        params = self.state["x"] if self.nodes is None else self.nodes.nodes()["x"]
+        save_params(self.folder, params, self.assembly.layout)
         if ended is not None:
             raise RunError(
                 f"the run ended after round {ended.number} of {s.run.rounds}, at virtual second {ended.time:.6g}: "
@@ -185,18 +202,10 @@ class Simulation:
             )
         return Run(self.folder, resumed_at)
 
-    def _here(self) -> Backend:
-        """All clients in this process; their state may lie in the run directory."""
-        task, settings = self.assembly.task, self.scenario.run
-        store = ClientStore(
-            self.scenario.algorithm, task.initial(), task.num_clients, settings.client_state, self.folder
-        )
-        return Vectorized(self.assembly.worker(self.scenario, store))
-
     # --- one event ----------------------------------------------------------------------------------------------------
 
     def _dispatch(self, event: Dispatch) -> None:
-        received, privacy = self.scenario.algorithm.broadcast(self.state), self.assembly.privacy
+        received, privacy = {} if self.nodes else self.scenario.algorithm.broadcast(self.state), self.assembly.privacy
         if (rows := self._some_nodes(event.clients)) is not None:
             received = {k: v[rows] for k, v in received.items()}
         if len(event.clients):
@@ -212,11 +221,14 @@ class Simulation:
 
     def _combine(self, event: Arrival, recorder: Recorder) -> None:
         task, algorithm = self.assembly.task, self.scenario.algorithm
-        if len(event.clients):
-            messages = self.backend.collect(event.clients if event.jobs is None else event.jobs)
-        elif (answer := self._empty_round(event)) is not None:
-            messages = answer
-        else:  # a round in which nobody delivered
+        if self.nodes is not None:
+            assert isinstance(event.mixing, MixingMatrix)
+            self.nodes.mix(event.number, event.mixing)
+            self._count(event, one_message(algorithm, task, gossip=True)[1])
+            self._end_round(event, recorder)
+            return
+        event, messages = self._delivered(event)
+        if messages is None:  # a round in which nobody delivered
             self._end_round(event, recorder)
             return
         weights = None if event.weights is None else self._column(event.weights)
@@ -241,6 +253,17 @@ class Simulation:
                 self.state[k].index_copy_(0, rows, v)
         self._count(event, messages)
         self._end_round(event, recorder)
+
+    def _delivered(self, event: Arrival) -> tuple[Arrival, Message | None]:
+        """The messages of an arrival, which loses the clients that the backend left out."""
+        if len(event.clients):
+            messages = self.backend.collect(event.clients if event.jobs is None else event.jobs)
+            if len(self.backend.lost):
+                weighed = isinstance(self.scenario.participation, Clocked) or self.assembly.privacy is not None
+                event = event.without(self.backend.lost, renormalise=not weighed)
+            if len(event.clients):
+                return event, messages
+        return event, self._empty_round(event)
 
     def _empty_round(self, event: Arrival) -> Message | None:
         """Messages of nobody, rows ``[0, d]``, where a private sum is released all the same: its absence would tell."""
@@ -292,14 +315,18 @@ class Simulation:
     def _evaluate(self, recorder: Recorder, progress: Progress | None) -> None:
         totals, x = self.totals, self.state["x"]
         gossip = self.assembly.network is not None
-        centre = x.mean(0) if gossip else x
+        centre = self.nodes.mean() if self.nodes else x.mean(0) if gossip else x
         row: dict[str, Any] = {"round": self.round, "time": totals.time, "wall": round(totals.wall, 6)}
         row |= self.assembly.task.evaluate(centre)
         if gossip:
-            accuracy = self.assembly.task.node_accuracy(x)
+            if self.nodes is not None:
+                distance, accuracy = self.nodes.facts(centre)
+            else:
+                accuracy = self.assembly.task.node_accuracy(x)
+                distance = float((x - centre).pow_(2).sum(-1).mean())
             if accuracy is not None:
                 row["node_accuracy"] = accuracy
-            row["consensus_distance"] = float((x - centre).pow_(2).sum(-1).mean())
+            row["consensus_distance"] = distance
             row["delay_processing"], row["delay_transmission"] = totals.delay_processing, totals.delay_transmission
             row["delay_total"] = totals.delay_processing + totals.delay_transmission
         if isinstance(self.scenario.participation, Clocked):
@@ -321,7 +348,9 @@ class Simulation:
         if self.assembly.privacy is not None:
             progress["privacy"] = self.assembly.privacy.save()
             save_report(self.folder, self.assembly.privacy.report())
-        save_checkpoint(self.folder, progress, self.state, self.backend.save())
+        state = self.state if self.nodes is None else self.nodes.nodes()
+        save_checkpoint(self.folder, progress, state, self.backend.save())
+        self.backend.checkpointed(Checkpoint(self.folder))
 
     def _write_inputs(self) -> None:
         write_partition(self.folder, self.assembly.counts, self.assembly.task.sizes)

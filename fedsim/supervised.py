@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +56,8 @@ class SupervisedTask(Task):
         self.importance = self.sizes / self.sizes.sum()
         self.num_classes = dataset.num_classes
         self.loss_name, self.loss, self.is_classification = loss_name, loss, dataset.num_classes is not None
-        self.kernel: Kernel = build_kernel(module.to(device), loss, device, self.inputs[0], precision, way)
+        self._engine: tuple[Precision, Way] = (precision, way)
+        self.kernel: Kernel = build_kernel(module.to(device), loss, device, self.inputs[0], *self._engine)
         self._initial = flatten(module).to(device=device, dtype=dtype)
         self.dim = len(self._initial)
         self.metrics = ("train_loss", "test_loss", *(("test_accuracy",) if self.is_classification else ()))
@@ -66,6 +69,23 @@ class SupervisedTask(Task):
 
     def initial(self) -> Tensor:
         return self._initial.clone()
+
+    def shard(self, clients: Ints) -> Self:
+        part = copy.copy(self)
+        own = [self.indices[self.offsets[c] : self.offsets[c + 1]] for c in clients]
+        kept, part.indices = np.unique(np.concatenate(own), return_inverse=True)
+        rows = torch.as_tensor(kept, device=self.device)
+        part.inputs, part.targets = self.inputs[rows], self.targets[rows]
+        part.offsets = np.zeros_like(self.offsets)
+        part.offsets[clients] = np.cumsum(self.sizes[clients]) - self.sizes[clients]
+        part._train_rows = part.indices[:0]  # the training loss is measured where all data are
+        return part
+
+    def to(self, device: torch.device) -> Self:
+        part = super().to(device)
+        if device != self.device:
+            part.kernel = build_kernel(self.kernel.module.to(device), self.loss, device, part.inputs[0], *self._engine)
+        return part
 
     def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Plan:
         sizes = self.sizes[clients]

@@ -7,9 +7,11 @@ first-order oracle of local step `k` for the plan's first `count` rows. Which sa
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +114,30 @@ class Task(ABC):
     def evaluate(self, params: Tensor) -> dict[str, float]:
         """Metrics of one model ``[d]``: ``train_loss`` and, with test data, ``test_loss`` (and ``test_accuracy``)."""
 
+    def shard(self, clients: Ints) -> Self:
+        """The same objectives with the training data of `clients` only; clients keep their numbers and draws.
+
+        A task that wraps another one shards what it wraps.
+        """
+        return self._copied(lambda task: task.shard(clients))
+
+    def to(self, device: torch.device) -> Self:
+        """The same task with its data on `device`."""
+        part = self._copied(lambda task: task.to(device))
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor):
+                setattr(part, name, value.to(device))
+        part.device = device
+        return part
+
+    def _copied(self, inner: Callable[[Task], Task]) -> Self:
+        """A shallow copy in which the tasks that this one wraps are replaced."""
+        part = copy.copy(self)
+        for name, value in vars(part).items():
+            if isinstance(value, Task):
+                setattr(part, name, inner(value))
+        return part
+
     @cached_property
     def cumulative_importance(self) -> npt.NDArray[np.float64]:
         """Running sums of `importance`, for drawing clients in proportion to it."""
@@ -158,6 +184,19 @@ class QuadraticTask(Task):
         self._x0 = torch.as_tensor(data.x0, dtype=dtype, device=device)
         self._p = torch.as_tensor(self.importance, dtype=dtype, device=device)
         self._optimum = self._minimiser()
+        self._places: Ints | None = None  # where a shard's clients are in A and b; None: client i is row i
+
+    def shard(self, clients: Ints) -> Self:
+        part = copy.copy(self)
+        rows = self.rows(clients)
+        part.A, part.b = self.A[rows], self.b[rows]
+        part._places = np.full(self.num_clients, -1, dtype=np.int64)
+        part._places[clients] = np.arange(len(clients))
+        return part
+
+    def rows(self, clients: Ints) -> Tensor:
+        """Rows of A and b that belong to `clients`."""
+        return torch.as_tensor(clients if self._places is None else self._places[clients], device=self.device)
 
     def initial(self) -> Tensor:
         return self._x0.clone()
@@ -193,7 +232,7 @@ class QuadraticTask(Task):
 class _QuadraticPlan(Plan):
     def __init__(self, task: QuadraticTask, clients: Ints, rounds: Ints) -> None:
         self.task, self.clients, self.rounds = task, clients, rounds
-        self.rows = torch.as_tensor(clients, device=task.device)
+        self.rows = task.rows(clients)
 
     def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
         noise = None

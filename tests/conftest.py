@@ -7,7 +7,7 @@ import os
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -101,3 +101,26 @@ def run_scenario(tmp_path: Path) -> Callable[..., Any]:
         return fedsim.run({**sections, "run": settings}, out=tmp_path / f"run-{next(numbers)}")
 
     return run
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[Any]:
+    """A local Ray cluster on the loopback interface with ten logical CPUs."""
+    ray = pytest.importorskip("ray")
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    os.environ |= {"RAY_memory_monitor_refresh_ms": "0"}  # it counts the whole machine's memory, not the tests'
+    ray.init(
+        address="local", num_cpus=10, include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False,
+        logging_level="ERROR", _node_ip_address="127.0.0.1",
+    )  # fmt: skip
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture
+def ray_cluster(ray_session: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs with ``backend: {name: ray}`` use the session's cluster and its actors again."""
+    import ray_reuse
+
+    monkeypatch.setattr("fedsim.backends.ray_cluster.Cluster", ray_reuse.Reusing)
+    return ray_session

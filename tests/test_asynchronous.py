@@ -385,7 +385,7 @@ class Eager(Vectorized):
                 jobs=job.numbers[row],
             )  # fmt: skip
             super().dispatch(alone)
-            self._compute()
+            self.compute()
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (  # every module imports only from rows above its own
-    "errors types rng clock memory schedule figures",
+    "errors types rng clock memory schedule figures row_files",
     "registry laws augment yaml_files splits graph_files model_checks vision partition_table page device_traces",
     "parts losses cache mixing partitioners aggregators time_laws",
     "models data_files graphs availability",
@@ -21,10 +21,11 @@ LAYERS = (  # every module imports only from rows above its own
     "supervised algorithms",
     "store",
     "worker participation",
-    "backends asynchronous gossip contract_bench",
-    "privacy poisson",
+    "asynchronous gossip contract_bench",
+    "backends privacy poisson",
     "modes config contract",
     "assembly realtime results schema",
+    "backend_factory",
     "schedule_view simulation deploy_client",
     "deploy_server",
     "planning audit schedule_tables deploy",

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
+from fedsim.aggregators import MixingMatrix
+from fedsim.row_files import RowStream
 from fedsim.task import Ints
 from fedsim.types import Message
 from fedsim.worker import Job
 
 
+class Saved(Protocol):
+    """A checkpoint on disk."""
+
+    def clients(self) -> Mapping[str, Tensor]:
+        """What the backend's `save` gave."""
+
+    def names(self) -> list[str]:
+        """Names of the states of a graph's nodes."""
+
+    def rows(self, name: str, nodes: Ints) -> np.ndarray[Any, Any]:
+        """Some nodes' states."""
+
+
 class Backend(Protocol):
     """Runs local work somewhere."""
+
+    keeps_nodes: bool
+    """Whether the states of a graph's nodes are there too, as `NodeBackend` says, and never here."""
+
+    lost: Ints
+    """Which of the jobs collected last were left out (positions in `jobs`): their clients' work raised."""
 
     def dispatch(self, job: Job) -> None:
         """Note that these clients started; nothing needs to be computed yet."""
@@ -25,3 +48,46 @@ class Backend(Protocol):
 
     def load(self, saved: dict[str, Tensor]) -> None:
         """Continue from what `save` gave."""
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Whether a checkpoint is due, since too much would have to be done again after a loss."""
+
+    def checkpointed(self, saved: Saved) -> None:
+        """What `save` gave, and the states, are on disk now."""
+
+    def close(self) -> None:
+        """End whatever was started."""
+
+
+class BackendDefaults:
+    """What backends answer that lose nothing and keep no nodes."""
+
+    keeps_nodes = False
+    lost: Ints = np.empty(0, dtype=np.int64)
+    wants_checkpoint = False
+
+    def checkpointed(self, saved: Saved) -> None:
+        """Nothing depends on it."""
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+class NodeBackend(Backend, Protocol):
+    """A backend that keeps and mixes the states of a graph's nodes."""
+
+    def mix(self, number: int, mixing: MixingMatrix) -> None:
+        """Round `number`: the local work that was dispatched, and what `combine` makes of it."""
+
+    def mean(self) -> Tensor:
+        """The mean model, ``[d]``."""
+
+    def facts(self, centre: Tensor) -> tuple[float, float | None]:
+        """Mean over the nodes of the squared distance to `centre`, and of their own models' accuracy."""
+
+    def nodes(self) -> dict[str, RowStream]:
+        """The nodes' states, ``[n, d]`` each, in parts."""
+
+    def load_nodes(self, saved: Saved) -> None:
+        """Continue from a checkpoint."""

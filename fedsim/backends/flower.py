@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fedsim.backends.base import BackendDefaults
 from fedsim.backends.flower_nodes import LOG, Roster
 from fedsim.backends.flower_records import WORK, BadRecord, Order, Receipt, check_arrays, pack, unpack, unpack_arrays
 from fedsim.errors import RunError
@@ -59,7 +60,7 @@ class _Flight:
 
 
 @dataclass
-class Flower:
+class Flower(BackendDefaults):
     """The backend of a deployment.
 
     Parameters

@@ -6,13 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.backends.base import BackendDefaults
 from fedsim.errors import RunError
 from fedsim.task import Ints
 from fedsim.types import Message
 from fedsim.worker import Job, Worker
 
 
-class Vectorized:
+class Vectorized(BackendDefaults):
     """Dispatching records a job; collecting a client that is not computed yet computes all pending jobs at once."""
 
     def __init__(self, worker: Worker) -> None:
@@ -23,14 +24,14 @@ class Vectorized:
 
     def dispatch(self, job: Job) -> None:
         if self._stateful and any(np.isin(job.clients, other.clients).any() for other in self._pending):
-            self._compute()  # a client's next job builds on the state that its last one leaves
+            self.compute()  # a client's next job builds on the state that its last one leaves
         self._pending.append(job)
 
     def collect(self, jobs: Ints) -> Message:
         if len(self._pending) == 1 and not self._done and np.array_equal(self._pending[0].numbers, jobs):
             return self.worker.run(self._pending.pop())  # a synchronous round: nothing to sort out
         if self._pending and any(j not in self._done for j in jobs.tolist()):
-            self._compute()
+            self.compute()
         missing = [j for j in jobs.tolist() if j not in self._done]
         if missing:
             raise RunError(f"jobs {missing[:5]} were collected before they were dispatched")
@@ -66,8 +67,10 @@ class Vectorized:
             for i, number in enumerate(saved["done.numbers"].tolist()):
                 self._done[number] = {k: v[i] for k, v in messages.items()}
 
-    def _compute(self) -> None:
+    def compute(self) -> None:
         """All pending jobs in one batch."""
+        if not self._pending:
+            return
         job = _merge(self._pending)
         self._pending = []
         rows = {k: v.unbind(0) for k, v in self.worker.run(job).items()}

@@ -207,6 +207,8 @@ class WrappedTask(Task):
         return self.inner.node_accuracy(params)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "inner" or name.startswith("__"):  # asked for while a copy is made that has nothing yet
+            raise AttributeError(name)
         return getattr(self.inner, name)
 
 

@@ -1,0 +1,219 @@
+"""A graph's nodes on a Ray cluster: every shard keeps and mixes its own nodes' models.
+
+Only rows that a mixing matrix takes across a boundary between shards travel, from actor to actor; the calling process
+never holds ``[n, d]``. Rounds are handed out ahead of the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fedsim.aggregators import MixingMatrix
+from fedsim.backends.base import Saved
+from fedsim.backends.ray_actors import LostError, Pool, RayBackend
+from fedsim.backends.ray_cluster import Cluster, log
+from fedsim.backends.ray_transport import as_array, as_arrays
+from fedsim.backends.sharding import place_graph, split
+from fedsim.gossip import Network
+from fedsim.row_files import RowStream
+from fedsim.task import Ints, Task
+from fedsim.worker import Job, Worker
+
+_AHEAD = 4  # rounds that may be on their way at a time: enough to keep actors busy, few enough for their memory
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A mixing matrix by shard, and which shards send to which."""
+
+    exchanges: Mapping[int, Any]
+    sends: Mapping[int, list[int]]
+    receives: Mapping[int, list[int]]
+    bytes: int
+
+
+class RayNodes(RayBackend):
+    """Nodes of a graph in shards that cut few of its edges."""
+
+    keeps_nodes = True
+
+    def __init__(
+        self, pool: Pool, cluster: Cluster, task: Task, build: Callable[[Task], Worker], load: Any, network: Network
+    ) -> None:
+        self._network = network
+        self._static: dict[int, _Plan] = {}
+        self._saved: Saved | None = None
+        self._flying: list[dict[int, Any]] = []
+        self._aggregations: int | None = None
+        self._steps: Ints | None = None
+        super().__init__(pool, cluster, task, build, load)
+        self._reset(self.shards)
+
+    # --- rounds -------------------------------------------------------------------------------------------------------
+
+    def dispatch(self, job: Job) -> None:
+        self._steps = job.steps  # what every node does in the round that `mix` ends
+
+    def mix(self, number: int, mixing: MixingMatrix) -> None:
+        """Round `number`: the local work that was dispatched, and mixing."""
+        assert self._steps is not None
+        plan = self._planned(mixing)
+        entry = (number, {k: self._steps[self.members[k]] for k in self.shards}, plan)
+        self._log.append(entry)
+        self._log_bytes += self._steps.nbytes + plan.bytes
+        if self._aggregations is None:
+            try:
+                self._count_aggregations(entry)
+            except LostError:
+                self._recover()
+            return
+        self._flying.append(self._round(entry))
+        if len(self._flying) > _AHEAD:
+            self._settle(keep=_AHEAD // 2)
+
+    def _planned(self, mixing: MixingMatrix) -> _Plan:
+        """The matrix by shard; of a graph whose links all fire, made and shipped once."""
+        matrix = mixing.matrix
+        fixed = any(matrix is base.matrix for base in self._network.mixings)
+        if id(matrix) in self._static:
+            return self._static[id(matrix)]
+        parts = dict(enumerate(split(matrix, self.owner, self.pool.actors)))
+        sends = {k: [j for j in self.shards if len(parts[k].outgoing[j])] for k in self.shards}
+        receives = {k: [j for j in self.shards if parts[k].incoming[j]] for k in self.shards}
+        if not fixed:
+            return _Plan(parts, sends, receives, 24 * matrix.nnz)
+        shipped = {k: self._ray.put(parts[k]) for k in self.shards}
+        return self._static.setdefault(id(matrix), _Plan(shipped, sends, receives, 0))
+
+    def _round(self, entry: tuple[int, Mapping[int, Ints], _Plan]) -> dict[int, Any]:
+        """Hand out a whole round; references to what each shard says at its end."""
+        assert self._aggregations is not None
+        out = self._begun(entry)
+        for _ in range(self._aggregations):
+            out = self._resumed(entry[2], out)
+        return {k: rows[-1] for k, rows in out.items()}
+
+    def _count_aggregations(self, entry: tuple[int, Mapping[int, Ints], _Plan]) -> None:
+        """The first round: how often the algorithm mixes in a round only shows when it does."""
+        out, count = self._begun(entry), 0
+        while not all(self._said([rows[-1] for rows in out.values()])):
+            out, count = self._resumed(entry[2], out), count + 1
+        self._aggregations = count
+
+    def _begun(self, entry: tuple[int, Mapping[int, Ints], _Plan]) -> dict[int, list[Any]]:
+        number, steps, plan = entry
+        return {
+            k: self._many(k, len(plan.sends[k]) + 1, "begin", number, steps[k], plan.exchanges[k]) for k in self.shards
+        }
+
+    def _resumed(self, plan: _Plan, out: dict[int, list[Any]]) -> dict[int, list[Any]]:
+        rows = {(j, to): out[j][i] for j in self.shards for i, to in enumerate(plan.sends[j])}
+        return {
+            k: self._many(k, len(plan.sends[k]) + 1, "resume", *(rows[j, k] for j in plan.receives[k]))
+            for k in self.shards
+        }
+
+    def _many(self, k: int, returns: int, method: str, *arguments: Any) -> list[Any]:
+        answer = self.host[k].call.options(num_returns=returns).remote(k, method, *arguments)
+        return list(answer) if returns > 1 else [answer]
+
+    # --- waiting ------------------------------------------------------------------------------------------------------
+
+    def _settle(self, keep: int = 0) -> None:
+        """Wait until at most `keep` rounds are on their way."""
+        while len(self._flying) > keep:
+            try:
+                self._said(list(self._flying[0].values()))
+                self._flying.pop(0)
+                self._failures = 0
+            except LostError:
+                self._recover()
+
+    def _said(self, references: list[Any]) -> list[bool]:
+        """Whether each shard's round is over."""
+        ends = []
+        for over, dropped in self._get(references):
+            for why in dropped.values():
+                log.warning("did not compute in its round: %s", why)
+            ends.append(over)
+        return ends
+
+    def _affected(self, lost: list[int]) -> list[int]:
+        return self.shards  # neighbours have gone on with rows that the lost nodes will never send again
+
+    def _replay(self, shards: list[int]) -> dict[int, Any]:
+        self._flying.clear()
+        self._reset(shards)
+        for entry in self._log:
+            if self._aggregations is None:
+                self._count_aggregations(entry)
+            else:
+                self._said(list(self._round(entry).values()))
+        return {}
+
+    # --- state --------------------------------------------------------------------------------------------------------
+
+    def mean(self, name: str = "x") -> Tensor:
+        """Mean over the nodes, ``[d]``."""
+        parts = self._ask("node_sum", name)
+        total = self._tensor(parts[self.shards[0]]).clone()
+        for k in self.shards[1:]:
+            total += self._tensor(parts[k])
+        return total / self.task.num_clients
+
+    def facts(self, centre: Tensor) -> tuple[float, float | None]:
+        """Mean over the nodes of the squared distance to `centre`, and of their own models' accuracy."""
+        parts = self._ask("node_facts", as_array(centre))
+        n = self.task.num_clients
+        accuracies = [part[1] for part in parts.values()]
+        accuracy = None if any(a is None for a in accuracies) else sum(accuracies) / n
+        return sum(part[0] for part in parts.values()) / n, accuracy
+
+    def nodes(self) -> dict[str, RowStream]:
+        """The nodes' states, shard by shard, each ``[n, width]``."""
+        names = self._ask("node_names")[self.shards[0]]
+        return {name: self._stream(name) for name in names}
+
+    def _stream(self, name: str) -> RowStream:
+        def parts() -> Iterator[tuple[Ints, np.ndarray[Any, Any]]]:
+            for k in self.shards:
+                yield self.members[k], self._ask("node_rows", name, shards=[k])[k]
+
+        width = self._ask("node_sum", name)[self.shards[0]].shape[-1]
+        return RowStream((self.task.num_clients, width), self.like.dtype, parts)
+
+    def load_nodes(self, saved: Saved) -> None:
+        self.checkpointed(saved)
+        self._reset(self.shards)
+
+    def checkpointed(self, saved: Saved) -> None:
+        super().checkpointed(saved)
+        self._saved = saved
+
+    def save(self) -> dict[str, Tensor]:
+        self._settle()
+        return super().save()
+
+    def _ask(self, method: str, *arguments: Any, shards: list[int] | None = None) -> dict[int, Any]:
+        """What some (all) shards say after all rounds that are on their way."""
+        self._settle()
+        return self._do(method, dict.fromkeys(shards or self.shards, arguments), wait=True, logged=False)
+
+    def _reset(self, shards: list[int]) -> None:
+        parts = self._split(self._snapshot()) if self._snapshot is not None else {}
+        calls = []
+        for k in shards:
+            saved = self._saved
+            nodes = {} if saved is None else {n: saved.rows(n, self.members[k]) for n in saved.names()}
+            calls.append(self._send(k, "reset", as_arrays(parts.get(k, {})), nodes))
+            if saved is None:
+                calls.append(self._send(k, "start"))
+        self._get(calls)
+
+    def _place(self, load: Any) -> Ints:
+        return place_graph(load, self._network.mixings[0].matrix, self.pool.actors)

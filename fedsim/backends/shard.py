@@ -1,0 +1,248 @@
+"""One shard of a run: some clients' data, what they keep, and on a graph their own models; what an actor holds.
+
+Nothing here knows where it runs. Tensors come and go as numpy arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.aggregators import MixingMatrix
+from fedsim.algorithms.base import Round
+from fedsim.backends.ray_transport import as_array, as_arrays, as_tensor, as_tensors
+from fedsim.backends.sharding import Exchange
+from fedsim.backends.vectorized import Vectorized
+from fedsim.errors import FedsimError
+from fedsim.task import Ints, Task
+from fedsim.types import Message, State
+from fedsim.worker import Job, Worker
+
+Array = np.ndarray[Any, Any]
+Arrays = dict[str, Array]
+
+
+class ClientError(FedsimError):
+    """The local work of some clients raised: client numbers to what was raised."""
+
+    def __init__(self, clients: Mapping[int, str]) -> None:
+        super().__init__(clients)
+        self.clients = dict(clients)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a shard tells of the rows it keeps: their widths by name, and jobs that were dropped with their reason.
+
+    `scalars` are the messages of one number per client, ``[m, 1]``: sent at once, they cost less than asking for them.
+    """
+
+    widths: Mapping[str, int]
+    scalars: Mapping[str, Array]
+    dropped: Mapping[int, str] = field(default_factory=dict)
+
+
+class Guard:
+    """A worker whose clients cannot take the others down: who raises is found, and named or left out."""
+
+    def __init__(self, worker: Worker, drop: bool) -> None:
+        self.worker, self.drop = worker, drop
+        self.dropped: dict[int, str] = {}
+        """Jobs left out since they were last asked for, and why; their rows are zeros."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.worker, name)
+
+    def run(self, job: Job) -> Message:
+        """As `Worker.run`.
+
+        Raises
+        ------
+        ClientError
+            Some clients' work raises when each is computed alone, and they are not to be dropped. What clients keep is
+            then as before.
+        """
+        before = self.worker.store.gather(job.clients)
+        try:
+            return self.worker.run(job)
+        except Exception:
+            self.worker.store.scatter(job.clients, before)
+            guilty = self._guilty(job, before)
+            if not guilty:
+                raise  # only all together: out of memory, say
+            if not self.drop:
+                raise ClientError({int(job.clients[i]): why for i, why in guilty.items()}) from None
+            numbers = job.numbers
+            self.dropped |= {int(numbers[i]): f"client {job.clients[i]}: {why}" for i, why in guilty.items()}
+            idle = job.steps.copy()
+            idle[list(guilty)] = 0
+            return self.worker.run(replace(job, steps=idle))
+
+    def _guilty(self, job: Job, before: State) -> dict[int, str]:
+        """Rows that raise when computed alone."""
+        found = {}
+        for i in range(len(job.clients)):
+            one = slice(i, i + 1)
+            received = {k: v[one] if v.dim() > 1 else v for k, v in job.received.items()}
+            try:
+                self.worker.run(Job(job.clients[one], job.rounds[one], job.steps[one], received))
+            except Exception as error:  # somebody's data may raise anything
+                found[i] = f"{type(error).__name__}: {error}"
+            self.worker.store.scatter(job.clients[one], {k: v[one] for k, v in before.items()})
+        return found
+
+
+class _SuspendedError(Exception):
+    """`combine` needs rows of other shards before it can go on."""
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.values = values
+
+
+class Shard:
+    """The computation of `clients`.
+
+    Parameters
+    ----------
+    task : with the data of these clients.
+    build : makes the worker.
+    clients : ascending client numbers.
+    drop : leave clients out whose work raises, instead of failing.
+    """
+
+    def __init__(self, task: Task, build: Callable[[Task], Worker], clients: Ints, drop: bool) -> None:
+        self.task, self.clients, self._build, self._drop = task, clients, build, drop
+        self.reset({})
+
+    # --- what clients keep --------------------------------------------------------------------------------------------
+
+    def reset(self, saved: Arrays, nodes: Arrays | None = None) -> None:
+        """Start from what `save` gave (nothing: from the beginning), and from these states of the graph's nodes."""
+        self.guard = Guard(self._build(self.task), self._drop)
+        self.algorithm = self.guard.worker.algorithm
+        self.device = self.task.device
+        self.backend = Vectorized(self.guard)  # type: ignore[arg-type]
+        self._kept: Message = {}
+        if saved:
+            self.backend.load({k: torch.as_tensor(np.array(v)) for k, v in saved.items()})
+        self.state = {k: as_tensor(v, self.device).clone() for k, v in (nodes or {}).items()}
+        self._aggregations: int | None = None
+
+    def save(self) -> Arrays:
+        return as_arrays(self.backend.save())
+
+    # --- clients of a server ------------------------------------------------------------------------------------------
+
+    def dispatch(self, clients: Ints, rounds: Ints, steps: Ints, numbers: Ints, received: Arrays) -> None:
+        self.backend.dispatch(Job(clients, rounds, steps, as_tensors(received, self.device), numbers))
+
+    def compute(self) -> None:
+        """Compute all that is pending."""
+        self.backend.compute()
+
+    def collect(self, numbers: Ints) -> Collected:
+        """Have the messages of these jobs ready for `reduce` and `rows`, until the next call."""
+        self._kept = self.backend.collect(numbers)
+        dropped = {n: self.guard.dropped.pop(n) for n in numbers.tolist() if n in self.guard.dropped}
+        widths = {k: v.shape[-1] for k, v in self._kept.items()}
+        return Collected(widths, {k: as_array(self._kept[k]) for k, width in widths.items() if width == 1}, dropped)
+
+    def reduce(self, name: str, weights: Array) -> Array:
+        """``sum_i w_i row_i`` of what was collected, ``[d]``."""
+        rows = self._kept[name]
+        return as_array(torch.as_tensor(weights, dtype=rows.dtype, device=rows.device) @ rows)
+
+    def rows(self, name: str) -> Array:
+        """What was collected, ``[m, d]``."""
+        return as_array(self._kept[name])
+
+    # --- nodes of a graph ---------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Give every node the initial model."""
+        self.state = self.algorithm.init(self.task.initial().expand(len(self.clients), -1).clone())
+
+    def begin(self, number: int, steps: Ints, exchange: Exchange) -> tuple[Any, ...]:
+        """A round's local work, up to where rows of other shards are needed (see `resume`)."""
+        rounds = np.full(len(self.clients), number, dtype=np.int64)
+        received = self.algorithm.broadcast(self.state)
+        self._messages = self.guard.run(Job(self.clients, rounds, steps, received))
+        dropped = dict(self.guard.dropped)
+        self.guard.dropped.clear()
+        if dropped:
+            steps = np.where(np.isin(self.clients, list(dropped)), 0, steps)
+        self._round = Round(
+            number=number,
+            num_clients=self.task.num_clients,
+            importance=self._column(self.task.importance[self.clients]),
+            steps=self._column(steps),
+            lr=self._column(self.algorithm.lr_at(rounds)),
+            staleness=self._column(np.zeros(len(self.clients))),
+        )
+        self._exchange, self._mixing = exchange, MixingMatrix(exchange.matrix(), self.device)
+        self._mixed: list[Tensor] = []
+        return self._advance(dropped)
+
+    def resume(self, *incoming: Array) -> tuple[Any, ...]:
+        """Go on with the rows of the shards that send some, in their order.
+
+        Returns what `begin` returns: rows for each shard that is sent some (None once the round is over), and at the
+        end whether it is over and which clients were dropped.
+        """
+        halo = [as_tensor(rows, self.device) for rows in incoming]
+        self._mixed.append(self._mixing(torch.cat([self._values, *halo])))
+        return self._advance({})
+
+    def _advance(self, dropped: Mapping[int, str]) -> tuple[Any, ...]:
+        """Run `combine` until it needs rows that are not here yet.
+
+        Each time it starts from its beginning, with what it has aggregated so far at hand: methods of an algorithm
+        change nothing that they are given.
+        """
+        handed = 0
+
+        def aggregate(values: Tensor) -> Tensor:
+            nonlocal handed
+            if handed == len(self._mixed):
+                raise _SuspendedError(values)
+            handed += 1
+            # `combine` may work in place on what it gets; it is needed again where more is to come.
+            return self._mixed[handed - 1] if handed == self._aggregations else self._mixed[handed - 1].clone()
+
+        try:
+            self.state = self.algorithm.combine(self.state, self._messages, self._round, aggregate)
+        except _SuspendedError as suspended:
+            self._values = suspended.values
+            send = self._exchange.outgoing
+            out = [as_array(self._values[torch.as_tensor(rows, device=self.device)]) for rows in send if len(rows)]
+            return (*out, (False, dropped))
+        self._aggregations = len(self._mixed)
+        self._messages, self._mixed = {}, []
+        return (*[None for rows in self._exchange.outgoing if len(rows)], (True, dropped))
+
+    def node_sum(self, name: str) -> Array:
+        """Sum over the nodes, ``[d]``."""
+        return as_array(self.state[name].sum(0))
+
+    def node_facts(self, centre: Array) -> tuple[float, float | None]:
+        """Sum over the nodes of the squared distance to `centre`, and the sum of their own models' accuracies."""
+        x = self.state["x"]
+        accuracy = self.task.node_accuracy(x)
+        distance = float((x - as_tensor(centre, self.device)).pow_(2).sum(-1).sum())
+        return distance, None if accuracy is None else accuracy * len(x)
+
+    def node_rows(self, name: str) -> Array:
+        """The nodes' states, ``[m, d]``."""
+        return as_array(self.state[name])
+
+    def node_names(self) -> list[str]:
+        return list(self.state)
+
+    def _column(self, values: Any) -> Tensor:
+        return torch.as_tensor(values, dtype=self.task.dtype, device=self.device).unsqueeze(1)

@@ -1,0 +1,34 @@
+"""One local Ray cluster for all tests, whose actors are used again: starting them costs more than most tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedsim.backends.ray_cluster import Cluster
+
+_idle: list[Any] = []
+
+
+class Reusing(Cluster):
+    """A cluster that hands out actors which other runs left."""
+
+    def start(self, count: int, cpus: float, gpus: float, threads: int, seconds: float = 120.0) -> list[Any]:
+        if gpus > 0:
+            return super().start(count, cpus, gpus, threads, seconds)
+        hosts: list[Any] = []
+        while _idle and len(hosts) < count:
+            host = _idle.pop()
+            try:
+                self.ray.get(host.ready.remote(), timeout=30)
+                hosts.append(host)
+            except self.ray.exceptions.RayError:
+                continue
+        if len(hosts) < count:
+            hosts += super().start(count - len(hosts), 0, 0, 1, seconds)
+        return hosts
+
+    def end(self, hosts: list[Any]) -> None:
+        _idle.extend(hosts)
+
+    def close(self) -> None:
+        """The cluster stays for the next test."""

@@ -1,0 +1,144 @@
+"""Every registered algorithm gives over 1, 2 and 5 Ray actors the numbers of one process, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedsim
+from fedsim.assembly import assemble
+from fedsim.config import parse
+from fedsim.errors import InputError
+from fedsim.registry import lookup, names
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+Make = Callable[..., Any]
+ACTORS = (1, 2, 5)
+SAME = 1e-12
+ROUNDS = 8
+
+
+def sections(name: str, problem: Any) -> dict[str, Any]:
+    """A scenario that asks much of the algorithm: noise, unequal work, changing cohorts or links, idle nodes."""
+    kind = lookup("algorithm", name)
+    algorithm: dict[str, Any] = {"name": name, "lr": 0.02, "local_steps": {"uniform": [1, 3]}}
+    try:
+        kind(lr=0.02, local_steps=_uniform()).check(problem.n)
+    except InputError:
+        del algorithm["local_steps"]  # it takes one step per round, say
+    scenario = {"data": problem.section(noise=0.1), "algorithm": algorithm}
+    if kind.setting == "gossip":
+        scenario["topology"] = {"graph": "random_geometric", "radius": 0.6}
+        scenario["participation"] = {"mode": "gossip", "compute": 0.7, "links": 0.6}
+    elif kind.modes == ("asynchronous",):
+        weights = kind.arrival_weights or "identical"
+        scenario["participation"] = {"mode": "asynchronous", "weights": weights, "staleness": {"polynomial": 0.5}}
+        scenario["system"] = {"compute": {"model": "uniform", "low": 0.5, "high": 2.0}}
+    else:
+        scenario["participation"] = {"mode": "synchronous", "fraction": 0.6}
+    try:
+        assemble(parse(scenario))
+    except InputError:
+        del scenario["participation"]  # everybody has to take part in every round, say
+    return scenario
+
+
+def _uniform() -> Any:
+    from fedsim.algorithms.schedules import Work
+
+    return Work(uniform=[1, 3])
+
+
+def same(one: fedsim.Run, other: fedsim.Run, tolerance: float = SAME) -> None:
+    assert one.params.shape == other.params.shape
+    scale = max(1.0, float(one.params.abs().max()))
+    assert float((one.params - other.params).abs().max()) <= tolerance * scale
+    assert list(one.metrics.columns) == list(other.metrics.columns)
+    for column in one.metrics.columns.drop("wall"):
+        np.testing.assert_allclose(one.metrics[column], other.metrics[column], rtol=tolerance, atol=tolerance)
+    assert one.trace == other.trace
+
+
+def ray_backend(actors: int, **keys: Any) -> dict[str, Any]:
+    return {"name": "ray", "actors": actors, **keys}
+
+
+@pytest.mark.parametrize("name", names("algorithm"))
+def test_every_algorithm_over_any_number_of_actors(quadratic: Make, run_scenario: Make, name: str) -> None:
+    scenario = sections(name, quadratic(n=8, d=5, importance=True))
+    run = {"rounds": ROUNDS, "eval_every": 4}
+    alone = run_scenario(**scenario, run=run)
+    for actors in ACTORS:
+        same(alone, run_scenario(**scenario, run=run, backend=ray_backend(actors)))
+
+
+CLOCKED: dict[str, dict[str, Any]] = {
+    "asynchronous": {"mode": "asynchronous"},
+    "fixed_interval": {"mode": "fixed_interval", "window": 0.8},
+    "fedbuff": {"mode": "fedbuff", "buffer": 3, "concurrency": 5},
+}
+
+
+@pytest.mark.parametrize("mode", CLOCKED)
+def test_modes_on_the_virtual_clock(quadratic: Make, run_scenario: Make, mode: str) -> None:
+    scenario = {
+        "data": quadratic(n=8).section(noise=0.1),
+        "algorithm": {"name": "fedavg", "lr": 0.05, "local_steps": 3},
+        "participation": CLOCKED[mode],
+        "system": {"compute": {"model": "linear", "slowest": 1.0, "fastest": 0.2}},
+    }
+    alone = run_scenario(**scenario, run={"rounds": 30, "eval_every": 5})
+    same(alone, run_scenario(**scenario, run={"rounds": 30, "eval_every": 5}, backend=ray_backend(3)))
+
+
+@pytest.mark.parametrize("aggregator", [{"name": "median"}, {"name": "trimmed_mean", "trim": 0.2}], ids=str)
+def test_aggregators_that_need_every_row(quadratic: Make, run_scenario: Make, aggregator: dict[str, Any]) -> None:
+    scenario = {
+        "data": quadratic(n=7).section(noise=0.1),
+        "algorithm": {"name": "fedavg", "lr": 0.05, "local_steps": 3},
+        "aggregator": aggregator,
+    }
+    alone = run_scenario(**scenario, run={"rounds": 10})
+    other = run_scenario(**scenario, run={"rounds": 10}, backend=ray_backend(2))
+    assert np.array_equal(alone.params, other.params)
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "scaffold", "dspodfl"])
+def test_supervised_data_in_shards(run_scenario: Make, algorithm: str) -> None:
+    scenario: dict[str, Any] = {
+        "data": {"dataset": "digits", "clients": 9, "partition": {"scheme": "dirichlet", "alpha": 0.3}},
+        "model": {"name": "mlp", "hidden": [16]},
+        "algorithm": {"name": algorithm, "lr": 0.1, "local_epochs": 1, "batch_size": 16},
+    }
+    if algorithm == "dspodfl":
+        scenario["topology"] = {"graph": "ring"}
+        scenario["participation"] = {"mode": "gossip", "compute": 0.5, "links": 0.5}
+    run = {"rounds": 4, "eval_every": 2}
+    alone = run_scenario(**scenario, run=run)
+    same(alone, run_scenario(**scenario, run=run, backend=ray_backend(3)), 1e-10)
+
+
+@pytest.mark.parametrize("algorithm", ["scaffold", "gradient_tracking"])
+@pytest.mark.parametrize("first,then", [(2, 0), (0, 3), (5, 2)], ids=["leaves ray", "enters ray", "fewer actors"])
+def test_a_run_goes_on_elsewhere(quadratic: Make, tmp_path: Path, algorithm: str, first: int, then: int) -> None:
+    """What one backend checkpointed, another continues."""
+    problem = quadratic(n=8)
+    setting = {"topology": {"graph": "ring"}} if algorithm == "gradient_tracking" else {}
+    common = {"data": problem.section(), "algorithm": {"name": algorithm, "lr": 0.02}, **setting}
+
+    def go(actors: int, rounds: int, out: str, resume: bool = False) -> fedsim.Run:
+        run = {"rounds": rounds, "dtype": "float64", "device": "cpu", "eval_every": 3}
+        backend = ray_backend(actors) if actors else {"name": "vectorized"}
+        return fedsim.run({**common, "run": run, "backend": backend}, tmp_path / out, resume)
+
+    whole = go(0, 12, "whole")
+    go(first, 5, "parts")
+    resumed = go(then, 12, "parts", resume=True)
+    assert resumed.resumed_at == 5
+    np.testing.assert_allclose(whole.params, resumed.params, rtol=SAME, atol=SAME)
+    np.testing.assert_allclose(whole.metrics["train_loss"], resumed.metrics["train_loss"], rtol=SAME)
