@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.aggregators import message_bytes
-from fedsim.algorithms.base import GossipAlgorithm, ServerAlgorithm
+from fedsim.algorithms.base import Algorithm, GossipAlgorithm, ServerAlgorithm
 from fedsim.assembly import Assembly, assemble, one_message
 from fedsim.config import Scenario, parse
 from fedsim.errors import InputError
@@ -133,7 +133,9 @@ def _whole(parts: list[Arrival]) -> Arrival:
 
 
 def _begins_apart(s: Scenario) -> bool:
-    return isinstance(s.algorithm, ServerAlgorithm) and s.algorithm.begins_with_everybody
+    """Whether the first round costs something else than the others."""
+    a = s.algorithm
+    return isinstance(a, ServerAlgorithm) and (a.begins_with_everybody or type(a).gradients is not Algorithm.gradients)
 
 
 def _in_all(s: Scenario, costs: list[int]) -> float:

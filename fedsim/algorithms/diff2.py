@@ -23,6 +23,7 @@ from torch import Tensor
 from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Positive, Round, ServerAlgorithm, State
 from fedsim.errors import InputError
 from fedsim.registry import register
+from fedsim.task import Ints, Task
 from fedsim.types import BatchSize, Count, norm
 
 _FIXED = ("local_steps", "local_epochs", "batch_size", "momentum", "weight_decay", "clip", "server_lr", "relaxed_init")
@@ -102,6 +103,11 @@ class Diff2(ServerAlgorithm):
         v = torch.where(restart, mean, state["v"] + mean)
         x = state["x"] - round.lr[0] * v
         return {"x": x, "previous": state["x"], "v": v, "age": (state["age"] + 1) % self.restart_every}
+
+    def gradients(self, task: Task, clients: Ints, rounds: Ints, steps: Ints) -> int:
+        """Outside of restarts every example's gradient is taken at both iterates."""
+        points = 1 if self.restarts(int(rounds[0])) else 2
+        return points * super().gradients(task, clients, rounds, steps)
 
     def restarts(self, number: int) -> bool:
         """Whether round `number` (1, 2, ...) is a restart."""

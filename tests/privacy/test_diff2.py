@@ -305,3 +305,10 @@ def test_a_budget_of_some_rounds_does_not_serve_more(tmp_path: Path) -> None:
     fedsim.run(makers.scenario(tmp_path, **given), out=tmp_path / "given")
     longer = fedsim.run(makers.scenario(tmp_path, **given, run={"rounds": 12}), out=tmp_path / "given", resume=True)
     assert longer.metrics["epsilon"].iloc[-1] > longer.metrics["epsilon"].iloc[-2]
+
+
+def test_gradients_are_counted_at_both_iterates_but_in_restarts(tmp_path: Path) -> None:
+    made, assembly = makers.built(tmp_path)
+    run = fedsim.run(made, out=tmp_path / "run")
+    restarts = 3  # rounds 1, 4 and 7 of 8
+    assert run.metrics["gradients"].iloc[-1] == assembly.task.sizes.sum() * (restarts + 2 * (8 - restarts))
