@@ -1,0 +1,34 @@
+"""Algorithms that go wrong on purpose, importable by actors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedsim.algorithms.dspodfl import DSpodFL
+from fedsim.algorithms.fedavg import FedAvg
+from fedsim.task import Oracle
+
+
+def refuse(g: Tensor) -> Tensor:
+    """Raise where a gradient tells that the data are not to be believed."""
+    if float(g.abs().max()) > 1e3:
+        raise ValueError("these data are poison")
+    return g
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picky(FedAvg):
+    """FedAvg that raises on poisoned data."""
+
+    def gradient(self, oracle: Oracle, x: Tensor) -> Tensor:
+        return refuse(super().gradient(oracle, x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PickyNode(DSpodFL):
+    """DSpodFL that raises on poisoned data."""
+
+    def gradient(self, oracle: Oracle, x: Tensor) -> Tensor:
+        return refuse(super().gradient(oracle, x))

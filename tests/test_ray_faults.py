@@ -1,0 +1,152 @@
+"""What goes wrong on a cluster: killed actors, no room for new ones, poisoned clients, resources that are not there."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fedsim
+from fedsim.assembly import assemble
+from fedsim.config import parse
+from fedsim.errors import InputError, RunError
+from fedsim.simulation import Simulation
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+Make = Callable[..., Any]
+ROUNDS = 12
+
+
+def scenario(problem: Any, kind: str, **backend: Any) -> dict[str, Any]:
+    sections: dict[str, Any] = {
+        "data": problem.section(noise=0.1),
+        "algorithm": {"name": kind, "lr": 0.02, "local_steps": {"uniform": [1, 3]}},
+        "run": {"rounds": ROUNDS, "eval_every": 4, "dtype": "float64", "device": "cpu", "trace": True},
+        "backend": {"name": "ray", "actors": 2, **backend},
+    }
+    if kind == "gradient_tracking":
+        del sections["algorithm"]["local_steps"]
+    if kind in ("dspodfl", "gradient_tracking"):
+        sections["topology"] = {"graph": "ring"}
+    if kind == "dspodfl":
+        sections["participation"] = {"mode": "gossip", "compute": 0.7, "links": 0.6}
+    if kind == "fedavg":
+        sections["participation"] = {"mode": "fedbuff", "buffer": 2}
+        sections["system"] = {"compute": {"model": "linear", "slowest": 1.0, "fastest": 0.2}}
+    return sections
+
+
+def run_and_kill(ray: Any, sections: dict[str, Any], folder: Path, kill_after: tuple[int, ...]) -> fedsim.Run:
+    """Run, with SIGKILL to one of the actors after some rounds."""
+    checked = parse(sections)
+    simulation = Simulation(checked, assemble(checked), folder)
+    backend: Any = simulation.backend
+
+    def progress(number: int, row: object) -> None:
+        if number in kill_after and (row is None or number % 4 == 0):
+            host = backend.host[number % 2]
+            os.kill(ray.get(host.ready.remote(), timeout=60), signal.SIGKILL)
+
+    try:
+        return simulation.run(progress)
+    finally:
+        backend.close()
+
+
+def equal(one: fedsim.Run, other: fedsim.Run) -> None:
+    assert torch.equal(one.params, other.params)
+    assert one.metrics.drop(columns="wall").equals(other.metrics.drop(columns="wall"))
+    assert one.trace == other.trace
+
+
+@pytest.mark.parametrize("kind", ["scaffold", "fedavg", "dspodfl", "gradient_tracking"])
+def test_a_killed_actor_changes_no_number(quadratic: Make, tmp_path: Path, ray_cluster: Any, kind: str) -> None:
+    sections = scenario(quadratic(n=6), kind)
+    whole = run_and_kill(ray_cluster, sections, tmp_path / "whole", ())
+    equal(whole, run_and_kill(ray_cluster, sections, tmp_path / "killed", (3, 8)))
+
+
+@pytest.mark.parametrize("kind", ["scaffold", "dspodfl"])
+def test_without_room_the_others_take_over(
+    quadratic: Make, tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    import ray_reuse
+
+    sections = scenario(quadratic(n=6), kind)
+    whole = run_and_kill(ray_cluster, sections, tmp_path / "whole", ())
+    start = ray_reuse.Reusing.start
+
+    def only_the_first(self: Any, count: int, *arguments: Any, **keywords: Any) -> Any:
+        if count == 1:
+            raise RunError("no room for another actor")
+        return start(self, count, *arguments, **keywords)
+
+    monkeypatch.setattr(ray_reuse.Reusing, "start", only_the_first)
+    equal(whole, run_and_kill(ray_cluster, sections, tmp_path / "killed", (5,)))
+
+
+def test_after_a_checkpoint_only_what_followed_is_done_again(
+    quadratic: Make, tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints are asked for when the log grows, and an actor that dies later starts from the last one."""
+    monkeypatch.setattr("fedsim.backends.ray_actors._LOG_CALLS", 5)
+    for kind in ("scaffold", "gradient_tracking"):
+        sections = scenario(quadratic(n=6), kind)
+        whole = run_and_kill(ray_cluster, sections, tmp_path / kind / "whole", ())
+        killed = run_and_kill(ray_cluster, sections, tmp_path / kind / "killed", (10,))
+        equal(whole, killed)
+
+
+def poisoned(quadratic: Make) -> Any:
+    problem = quadratic(n=6)
+    problem.b[4] = 1e6
+    np.savez(problem.file, A=problem.A, b=problem.b, x0=problem.x0)
+    return problem
+
+
+def test_a_poisoned_client_is_named(quadratic: Make, tmp_path: Path) -> None:
+    sections = scenario(poisoned(quadratic), "ray_parts:Picky")
+    with pytest.raises(RunError, match=r"client 4: ValueError: these data are poison.*client_errors: drop"):
+        fedsim.run(sections, tmp_path)
+
+
+def test_or_left_out_of_the_cohort(quadratic: Make, tmp_path: Path) -> None:
+    sections = scenario(poisoned(quadratic), "ray_parts:Picky", client_errors="drop")
+    run = fedsim.run(sections, tmp_path)
+    assert run.metrics["round"].iloc[-1] == ROUNDS
+    for row in run.trace:
+        assert row["clients"] == [0, 1, 2, 3, 5]
+        assert sum(row["weights"]) == pytest.approx(1.0)
+    assert float(run.params.abs().max()) < 100
+
+
+def test_a_poisoned_node_does_not_compute(quadratic: Make, tmp_path: Path) -> None:
+    sections = scenario(poisoned(quadratic), "ray_parts:PickyNode", client_errors="drop")
+    sections["topology"] = {"graph": "ring"}
+    run = fedsim.run(sections, tmp_path)
+    assert torch.isfinite(run.params).all()
+    assert float(run.params.abs().max()) < 100
+
+
+@pytest.mark.parametrize(
+    "backend,key,says",
+    [
+        ({"gpus_per_actor": 0.5}, "backend.gpus_per_actor", "0 GPUs (0 free) on 1 node"),
+        ({"cpus_per_actor": 64, "address": "auto"}, "backend.cpus_per_actor", "10 CPUs"),
+    ],
+)
+def test_resources_that_are_not_there_are_an_error_at_once(
+    quadratic: Make, tmp_path: Path, backend: dict[str, Any], key: str, says: str
+) -> None:
+    sections = scenario(quadratic(n=6), "scaffold", **backend)
+    with pytest.raises(InputError) as caught:
+        fedsim.run(sections, tmp_path)
+    assert [p.key for p in caught.value.problems] == [key]
+    assert says in str(caught.value)
