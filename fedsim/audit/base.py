@@ -86,6 +86,13 @@ class Outcome:
     params: Tensor
 
 
+class _Rehearsal(Simulation):
+    """A run of which nothing is kept but its end: no checkpoint, and no report of what its privacy mechanism spent."""
+
+    def _checkpoint(self) -> None:
+        """Write nothing."""
+
+
 class Subject:
     """The scenario under audit."""
 
@@ -135,7 +142,7 @@ class Subject:
         scenario = self.seeded(index)
         assembly = assemble(scenario, change)
         with tempfile.TemporaryDirectory(prefix="fedsim-audit-") as folder:
-            simulation = Simulation(scenario, assembly, Path(folder) / "run")
+            simulation = _Rehearsal(scenario, assembly, Path(folder) / "run")
 
             def seen(_round: int, _row: Any) -> None:
                 if watch is not None:
