@@ -14,6 +14,7 @@ from typing import Any
 
 from fedsim import __version__
 from fedsim.config import Scenario
+from fedsim.deploy_noise import check_trust
 from fedsim.deploy_server import RUN_KEYS
 from fedsim.errors import InputError
 
@@ -121,6 +122,10 @@ def deploy(scenario: Scenario, folder: Path) -> list[str]:
     InputError
         The folder is not empty or cannot be written to, or Flower would leave a module out of the app.
     """
+    try:
+        check_trust(scenario)
+    except InputError as error:
+        raise scenario.document.locate(error) from None
     clients = _clients(scenario)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"DIR: found {folder}, which is there already; allowed: a new or empty folder")

@@ -26,6 +26,7 @@ from fedsim.assembly import Assembly, Held, assemble
 from fedsim.backends.flower_records import BadRecord, Greeting, Order, Receipt, pack, unpack, unpack_arrays
 from fedsim.config import Scenario, load
 from fedsim.data import Dataset
+from fedsim.deploy_noise import with_own_noise
 from fedsim.errors import InputError, RunError, nearest
 from fedsim.supervised import SupervisedTask
 from fedsim.types import State
@@ -198,7 +199,8 @@ class Client:
 
     def _assemble(self) -> Assembly:
         """The task with this client's rows: from the disk, or made from the data and then kept there."""
-        file, scenario, node = self.folder / "data.safetensors", self.scenario, self.node
+        file, node = self.folder / "data.safetensors", self.node
+        noisy = with_own_noise(self.scenario, self.folder / "noise.key")
         if file.exists():
             self.held = _read_held(file, node.client)
         elif node.own_data is not None:
@@ -206,11 +208,11 @@ class Client:
         else:
             whole = assemble(dataclasses.replace(self.located("data_path"), privacy=None)).task
             if not isinstance(whole, SupervisedTask) or node.clients != whole.num_clients:
-                return assemble(scenario)  # a quadratic problem is read anew; the server answers a wrong number
+                return assemble(noisy)  # a quadratic problem is read anew; the server answers a wrong number
             self.held = _share(whole, node.client)
         if not file.exists():
             _write_held(file, self.held)
-        return assemble(scenario, held=self.held)
+        return assemble(noisy, held=self.held)
 
     def located(self, key: str) -> Scenario:
         """The scenario with its data where the node config says they are."""

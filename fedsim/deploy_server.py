@@ -16,6 +16,7 @@ from fedsim.backends.flower import Flower, Policy
 from fedsim.backends.flower_nodes import LOG, Roster
 from fedsim.backends.flower_records import Greeting
 from fedsim.config import Scenario, load
+from fedsim.deploy_noise import check_trust, with_own_noise
 from fedsim.errors import InputError, RunError
 from fedsim.privacy.base import WrappedTask
 from fedsim.realtime import RealTime
@@ -109,14 +110,15 @@ def serve(grid: Any, scenario: Scenario, config: RunConfig, run: str) -> Run:
     RunError
         Clients are missing, or what they answer cannot be used, beyond what the run config puts up with.
     """
-    assembly = assemble(scenario)
+    check_trust(scenario)
+    folder = Path(config.out) if config.out else Path("runs") / f"{scenario.name}-{scenario.hash()}"
+    assembly = assemble(with_own_noise(scenario, folder / "noise.key", fresh=not config.resume))
     task = assembly.task
     wanted = config.min_clients or task.num_clients
     if wanted > task.num_clients:
         found = f"found {wanted}, allowed: at most data.clients = {task.num_clients}"
         raise InputError(f"run config: {found}", key="min-clients")
     worker = assembly.worker(scenario)
-    folder = Path(config.out) if config.out else Path("runs") / f"{scenario.name}-{scenario.hash()}"
     roster = Roster(grid, task.num_clients, run, lambda greeting: _refuses(greeting, scenario, assembly))
     backend = Flower(
         grid, roster, worker, _one_message(scenario, assembly, worker), config.policy,
@@ -147,6 +149,8 @@ def _one_message(scenario: Scenario, assembly: Assembly, worker: Worker) -> Mess
 
 def _needs_everybody(assembly: Assembly, backend: Flower) -> str | None:
     """Why a round may not go on without one of its clients, or None."""
+    if assembly.privacy is not None:
+        return "epsilon is stated for rounds in which all clients that are asked answer: on-failure = retry waits"
     if assembly.network is not None and backend.stateful:
         return "the nodes of this algorithm keep state that moves together: on-failure = retry waits for them"
     return None
@@ -159,6 +163,8 @@ def _refuses(greeting: Greeting, scenario: Scenario, assembly: Assembly) -> str 
     if not greeting.own:
         return None
     task = _supervised(assembly)
+    if assembly.privacy is not None:
+        return "it brings its own data: noise is made for sizes that are known beforehand, which those are not"
     if task is None:
         return "it brings its own data, but the scenario's objectives are given"
     here = ("x".join(map(str, task.inputs.shape[1:])), task.num_classes or 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -125,8 +126,9 @@ class Cluster:
         """Wait for the end of a run."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            status, details = self.status(run)
-            if status.startswith("finished"):
-                return status, details
-            time.sleep(1.0)
+            if re.search(rf"Finished task \d+ of run {run}", self.log("superlink")):  # asking takes a process each time
+                status, details = self.status(run)
+                if status.startswith("finished"):
+                    return status, details
+            time.sleep(0.5)
         raise TimeoutError(f"run {run} did not end within {seconds:g} s:\n{self.log('superlink')[-4000:]}")

@@ -24,7 +24,7 @@ LAYERS = (  # every module imports only from rows above its own
     "asynchronous gossip contract_bench",
     "backends privacy poisson",
     "modes config contract",
-    "assembly realtime results schema",
+    "assembly realtime results schema deploy_noise",
     "backend_factory",
     "schedule_view simulation deploy_client",
     "deploy_server",

@@ -1,0 +1,115 @@
+"""One SuperLink and three SuperNodes as real processes on loopback: the bars of a deployment.
+
+All runs share the processes. Every message starts a fresh client process that imports torch, so rounds are few.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flower_cluster import Cluster
+
+import fedsim
+from fedsim.config import parse
+from fedsim.deploy import deploy
+from fedsim.results import Run, read_jsonl
+
+pytest.importorskip("flwr")
+pytestmark = [pytest.mark.flower, pytest.mark.slow]
+
+Make = Callable[..., Any]
+N, SECONDS = 3, 400.0
+LINES = {"timeout": SECONDS / 2, "wait_seconds": SECONDS / 2}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    made = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        for client in range(N):
+            made.supernode(client, N)
+        yield made
+    finally:
+        made.close()
+
+
+def scenario(name: str, rounds: int = 2, **more: Any) -> dict[str, Any]:
+    algorithm = {"name": name, "lr": 0.1, "local_epochs": 1, **more.pop("algorithm", {})}
+    return {
+        "name": f"deployed-{name}",
+        "data": {"dataset": "digits", "clients": N, "partition": {"scheme": "dirichlet", "alpha": 0.5}},
+        "model": {"name": "mlp", "hidden": [16]},
+        "algorithm": {k: v for k, v in algorithm.items() if v is not None},
+        "run": {"rounds": rounds, "eval_every": 1, "trace": True},
+        **more,
+    }
+
+
+def complete(cluster: Cluster, sections: dict[str, Any], folder: Path, **config: Any) -> Run:
+    """The run directory of a deployed scenario that came to its end."""
+    deploy(parse(sections), folder)
+    run = cluster.begin(folder, **{**LINES, **config})
+    assert cluster.finish(run, SECONDS) == ("finished:completed", "N/A")
+    return Run(folder / "results")
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        scenario("fedavg", participation={"mode": "synchronous", "clients_per_round": 2}),
+        scenario("scaffold", rounds=3),
+        scenario("fedspeed"),
+        scenario(
+            "dspodfl",
+            topology={"graph": "ring"},
+            participation={"mode": "gossip", "compute": 0.7, "links": 0.7},
+            algorithm={"local_epochs": None},
+        ),
+    ],
+    ids=lambda s: s["algorithm"]["name"],
+)
+def test_a_deployment_equals_the_simulation(sections: dict[str, Any], cluster: Cluster, tmp_path: Path) -> None:
+    simulated = fedsim.run(sections, out=tmp_path / "simulated")
+    deployed = complete(cluster, sections, tmp_path / "app")
+    assert float((deployed.params - simulated.params).abs().max()) < 1e-6
+    for row, other in zip(deployed.trace, simulated.trace, strict=True):
+        assert {k: v for k, v in row.items() if k != "time"} == {k: v for k, v in other.items() if k != "time"}
+
+
+def test_fedfix_takes_what_has_arrived(cluster: Cluster, tmp_path: Path) -> None:
+    sections = scenario("fedavg", rounds=4, participation={"mode": "fixed_interval", "window": 10.0})
+    deployed = complete(cluster, sections, tmp_path / "app")
+    times = [row["time"] for row in deployed.trace]
+    assert times == pytest.approx([10.0, 20.0, 30.0, 40.0], abs=3.0)
+    came = [c for row in deployed.trace for c in row["clients"]]
+    assert came
+    loss = deployed.metrics["train_loss"]
+    assert loss.iloc[-1] < loss.iloc[0]
+
+
+def test_a_killed_supernode_comes_back(cluster: Cluster, tmp_path: Path) -> None:
+    """Killed in the middle of a round and started again: SCAFFOLD's state is on the disk, the numbers do not change."""
+    sections = scenario("scaffold", rounds=3)
+    simulated = fedsim.run(sections, out=tmp_path / "simulated")
+    deploy(parse(sections), tmp_path / "app")
+    run = cluster.begin(tmp_path / "app", **LINES)
+    replies = tmp_path / "app" / "results" / "replies.jsonl"
+    end = time.monotonic() + SECONDS
+    while not replies.exists() or len(read_jsonl(replies)) < N:  # until the first round is through
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    cluster.end("node-1", signal.SIGKILL)
+    cluster.supernode(1, N)
+    assert cluster.finish(run, SECONDS) == ("finished:completed", "N/A")
+    deployed = Run(tmp_path / "app" / "results")
+    assert float((deployed.params - simulated.params).abs().max()) < 1e-6
+    troubles = [r for r in read_jsonl(replies) if r["status"] != "ok"]
+    assert {r["client"] for r in troubles} == {1}
+    facts = json.loads((deployed.dir / "deployment.json").read_text())
+    assert len(facts["clients"]) == N
