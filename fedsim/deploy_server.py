@@ -18,6 +18,7 @@ from fedsim.backends.flower_records import Greeting
 from fedsim.config import Scenario, load
 from fedsim.deploy_noise import check_trust, with_own_noise
 from fedsim.errors import InputError, RunError
+from fedsim.partition_table import write_partition
 from fedsim.privacy.base import WrappedTask
 from fedsim.realtime import RealTime
 from fedsim.results import Run
@@ -132,7 +133,7 @@ def serve(grid: Any, scenario: Scenario, config: RunConfig, run: str) -> Run:
     clock.offset, clock.rounds_done = simulation.totals.time, dict(backend.taken)
     LOG.info("fedsim: '%s' goes to %s; waiting for %d of %d clients", scenario.name, folder, wanted, task.num_clients)
     backend.gather(wanted, config.wait_seconds)
-    _weigh(assembly, roster)
+    _weigh(assembly, roster, folder)
     backend.started = backend.clock()
     _write_facts(folder, roster, config)
     return simulation.run(_tell)
@@ -180,7 +181,7 @@ def _supervised(assembly: Assembly) -> SupervisedTask | None:
     return task if isinstance(task, SupervisedTask) else None
 
 
-def _weigh(assembly: Assembly, roster: Roster) -> None:
+def _weigh(assembly: Assembly, roster: Roster, folder: Path) -> None:
     """Where clients bring their own data, their sizes are what they say; the server sees none of these data."""
     task = _supervised(assembly)
     if task is None or not any(g.own for g in roster.greetings.values()):
@@ -191,6 +192,7 @@ def _weigh(assembly: Assembly, roster: Roster) -> None:
     task.sizes = np.array([roster.greetings[c].samples for c in range(task.num_clients)], dtype=np.int64)
     task.importance = task.sizes / task.sizes.sum()
     task.sees_training_data = False
+    write_partition(folder, None, task.sizes)
 
 
 def _write_facts(folder: Path, roster: Roster, config: RunConfig) -> None:

@@ -1,0 +1,113 @@
+"""Clients bring their own data: a local folder or file each, or their own copy of the scenario's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flower_loopback import Deployment
+
+from fedsim.assembly import Material, assemble
+from fedsim.errors import RunError
+from fedsim.partition_table import read_partition
+from fedsim.simulation import Simulation
+
+pytest.importorskip("flwr")
+N, SIZES = 3, (12, 30, 21)
+
+
+def file_of(folder: Path, name: str, size: int, seed: int, width: int = 4) -> Path:
+    random = np.random.default_rng(seed)
+    y = np.arange(size) % 3
+    x = (random.normal(size=(size, width)) + y[:, None]).astype(np.float32)
+    np.savez(folder / f"{name}.npz", x_train=x, y_train=y, x_test=x[:6], y_test=y[:6])
+    return folder / f"{name}.npz"
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Callable[..., Deployment]:
+    """Three clients with files of their own; the server has one with the test data."""
+
+    def make(**more: Any) -> Deployment:
+        server = file_of(tmp_path, "server", 40, seed=9)
+        scenario = {
+            "name": "own",
+            "data": {"dataset": "npz", "path": str(server), "clients": N, "partition": {"scheme": "iid"}},
+            "model": {"name": "linear"},
+            "algorithm": {"name": "fedavg", "lr": 0.2, "local_epochs": 2, "batch_size": 8},
+            "run": {"rounds": 3, "eval_every": 1, "dtype": "float64", "device": "cpu", "trace": True},
+            **more,
+        }
+        app = Deployment(tmp_path / "app", scenario, N)
+        for c, node in enumerate(app.grid.nodes.values()):
+            node.config["own-data"] = str(file_of(tmp_path, f"client-{c}", SIZES[c], seed=c))
+        return app
+
+    return make
+
+
+def test_every_client_learns_from_its_own_file(own: Callable[..., Deployment], tmp_path: Path) -> None:
+    app = own()
+    run = app.run()
+    share = np.array(SIZES) / sum(SIZES)
+    assert run.trace[0]["weights"] == pytest.approx(share)
+
+    def theirs(made: Material) -> Material:
+        files = [np.load(tmp_path / f"client-{c}.npz") for c in range(N)]
+        x, y = (torch.from_numpy(np.concatenate([f[k] for f in files])) for k in ("x_train", "y_train"))
+        starts = np.concatenate([[0], np.cumsum(SIZES)])
+        rows = [np.arange(starts[c], starts[c + 1]) for c in range(N)]
+        return replace(made, data=replace(made.data, train_x=x, train_y=y), rows=rows)
+
+    simulated = Simulation(app.scenario, assemble(app.scenario, theirs), tmp_path / "simulated").run()
+    assert float((run.params - simulated.params).abs().max()) < 1e-12
+    assert run.metrics["test_loss"].tolist() == pytest.approx(simulated.metrics["test_loss"].tolist())
+    assert "train_loss" not in run.metrics  # the server has none of the data that are learnt from
+    assert read_partition(run.dir / "partition.csv")[0].tolist() == list(SIZES)
+
+
+def test_data_of_another_form_are_refused(own: Callable[..., Deployment], tmp_path: Path, caplog: Any) -> None:
+    app = own()
+    app.grid.nodes[101].config["own-data"] = str(file_of(tmp_path, "wide", 20, seed=5, width=7))
+    with pytest.raises(RunError, match="2 of 3 clients were connected"):
+        app.run(**{"wait-seconds": 1.0})
+    said = " ".join(r.message for r in caplog.records)
+    assert "its own data have samples of shape 7 with 3 classes; the scenario's have 4 with 3" in said
+
+
+def test_a_file_that_is_not_there_is_named(own: Callable[..., Deployment], caplog: Any) -> None:
+    app = own()
+    app.grid.nodes[100].config["own-data"] = "/nowhere/at/all.npz"
+    with pytest.raises(RunError, match="2 of 3 clients were connected"):
+        app.run(**{"wait-seconds": 1.0})
+    said = " ".join(r.message for r in caplog.records)
+    assert "own-data" in said
+    assert "/nowhere/at/all.npz" in said
+
+
+def test_all_have_to_say_how_much_they_have(own: Callable[..., Deployment]) -> None:
+    app = own()
+    app.grid.nodes[102].online = False
+    with pytest.raises(RunError, match=r"clients \[2\] are not there: with data of their own, all have to say"):
+        app.run(**{"min-clients": 2})
+
+
+def test_a_copy_elsewhere_gives_the_same_share(own: Callable[..., Deployment], tmp_path: Path) -> None:
+    app = own()
+    (tmp_path / "copy").mkdir()
+    copy = tmp_path / "copy" / "elsewhere.npz"
+    copy.write_bytes((tmp_path / "server.npz").read_bytes())
+    for node in app.grid.nodes.values():
+        del node.config["own-data"]
+    first = app.run()
+    params, losses = first.params, first.metrics["train_loss"].tolist()
+    for node in app.grid.nodes.values():
+        node.config["data-path"] = str(copy)
+    second = app.run(run="2")
+    assert torch.equal(second.params, params)
+    assert second.metrics["train_loss"].tolist() == losses
