@@ -21,7 +21,8 @@ from fedsim.errors import InputError, RunError
 from fedsim.partition_table import write_partition
 from fedsim.privacy.base import WrappedTask
 from fedsim.realtime import RealTime
-from fedsim.results import Run
+from fedsim.replies import write_fitted
+from fedsim.results import Run, read_jsonl
 from fedsim.simulation import Simulation
 from fedsim.supervised import SupervisedTask
 from fedsim.types import Message
@@ -136,7 +137,10 @@ def serve(grid: Any, scenario: Scenario, config: RunConfig, run: str) -> Run:
     _weigh(assembly, roster, folder)
     backend.started = backend.clock()
     _write_facts(folder, roster, config)
-    return simulation.run(_tell)
+    try:
+        return simulation.run(_tell)
+    finally:
+        write_fitted(folder, read_jsonl(backend.journal) if backend.journal.exists() else [], task.num_clients)
 
 
 def _one_message(scenario: Scenario, assembly: Assembly, worker: Worker) -> Message:
@@ -203,7 +207,13 @@ def _write_facts(folder: Path, roster: Roster, config: RunConfig) -> None:
         {"client": c, "node": str(roster.node_of(c)), "samples": g.samples, "own_data": g.own, "fedsim": g.version}
         for c, g in sorted(roster.greetings.items())
     ]
-    facts = {"flwr": version("flwr"), "run": roster.run, "policy": vars(config.policy), "clients": clients}
+    facts = {
+        "flwr": version("flwr"),
+        "run": roster.run,
+        "policy": vars(config.policy),
+        "of": roster.clients,
+        "clients": clients,
+    }
     (folder / "deployment.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from fedsim.errors import InputError
 from fedsim.figures.curves import BAND, OPEN_END, Line, Panel, grid_figure, panel_figure, style
 from fedsim.page import Markup, details, escape, inline_svg, join, notes, page, swatch, table, tag
+from fedsim.report_deployment import deployments
 from fedsim.report_schedule import schedules
 from fedsim.report_setting import environments, partitions, topologies
 from fedsim.results import LAST
@@ -125,6 +126,7 @@ def make_page(runs: Sequence[Record], figures: Path, title: str) -> str:
     for name, heading, lead, rows in _figures(groups):
         save(name, grid_figure(rows, [g.label for g in groups], heading))
         body += [tag("h2", heading), tag("p", lead, "soft") if lead else "", *_panels(name, rows, groups)]
+    body += deployments(runs)
     body += schedules(groups, save)
     body += partitions(groups, save)
     body += topologies(groups, save)

@@ -226,9 +226,12 @@ def read_run(folder: Path) -> Record:
     planned = planned.get("rounds") if isinstance(planned, dict) else None
     reached = isinstance(planned, int) and bool(rows) and rows[-1]["round"] >= planned
     finished = bool(rows) and (reached or (folder / "params.safetensors").exists())
+    scenario = document.values
+    if (folder / "deployment.json").exists():  # the same scenario on real clients is another group
+        scenario = {**scenario, "backend": {"name": "flower"}}
     return Record(
         folder,
-        document.values,
+        scenario,
         text,
         rows,
         finished,

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (  # every module imports only from rows above its own
-    "errors types rng clock memory schedule figures row_files",
+    "errors types rng clock memory schedule figures row_files replies",
     "registry laws augment yaml_files splits graph_files model_checks vision partition_table page device_traces",
     "parts losses cache mixing partitioners aggregators time_laws",
     "models data_files graphs availability",
@@ -30,7 +30,7 @@ LAYERS = (  # every module imports only from rows above its own
     "deploy_server",
     "planning audit schedule_tables deploy",
     "sweeps run_groups",
-    "report_setting report_schedule",
+    "report_setting report_schedule report_deployment",
     "report",
     "cli",
 )
