@@ -18,6 +18,7 @@ from fedsim.errors import InputError
 from fedsim.figures.curves import BAND, OPEN_END, Line, Panel, grid_figure, panel_figure, style
 from fedsim.page import Markup, details, escape, inline_svg, join, notes, page, swatch, table, tag
 from fedsim.report_deployment import deployments
+from fedsim.report_privacy import privacy
 from fedsim.report_schedule import schedules
 from fedsim.report_setting import environments, partitions, topologies
 from fedsim.results import LAST
@@ -128,6 +129,7 @@ def make_page(runs: Sequence[Record], figures: Path, title: str) -> str:
         body += [tag("h2", heading), tag("p", lead, "soft") if lead else "", *_panels(name, rows, groups)]
     body += deployments(runs)
     body += schedules(groups, save)
+    body += privacy(groups)
     body += partitions(groups, save)
     body += topologies(groups, save)
     if len(runs) > 1:

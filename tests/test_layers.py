@@ -30,7 +30,7 @@ LAYERS = (  # every module imports only from rows above its own
     "deploy_server",
     "planning audit schedule_tables deploy",
     "sweeps run_groups",
-    "report_setting report_schedule report_deployment",
+    "report_setting report_schedule report_deployment report_privacy",
     "report",
     "cli",
 )
