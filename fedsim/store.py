@@ -7,6 +7,8 @@ with plain calls, never mapped, so what is resident is what one chunk of rows wo
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal, Protocol
 
@@ -85,23 +87,22 @@ class FileTable:
     def read(self, slots: Ints) -> State:
         pinned = self._device.type == "cuda"
         rows = {k: torch.empty((len(slots), len(v)), dtype=v.dtype, pin_memory=pinned) for k, v in self._form.items()}
-        file = self._open()
-        for i, slot in enumerate(slots.tolist()):
-            file.seek(slot * self._record)
-            for v in rows.values():
-                _read(file, v[i], self._path)
+        with _disk(self._path):
+            file = self._open()
+            for i, slot in enumerate(slots.tolist()):
+                file.seek(slot * self._record)
+                for v in rows.values():
+                    _read(file, v[i], self._path)
         return {k: v.to(self._device, non_blocking=True) for k, v in rows.items()}
 
     def write(self, slots: Ints, rows: State) -> None:
         rows = {k: rows[k].detach().to("cpu").contiguous() for k in self._form}
-        file = self._open()
-        try:
+        with _disk(self._path):
+            file = self._open()
             for i, slot in enumerate(slots.tolist()):
                 file.seek(slot * self._record)
                 for v in rows.values():
                     _write(file, v[i])
-        except OSError as error:
-            raise RunError(f"cannot keep clients' state in {self._path}: {error.strerror}") from error
 
     def length(self) -> int:
         """Slots that the file has room for."""
@@ -110,15 +111,13 @@ class FileTable:
     def flush(self) -> None:
         """Everything written so far is on the disk when this returns."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with _disk(self._path):
+                os.fsync(self._file.fileno())
 
     def _open(self) -> IO[bytes]:
         if self._file is None:
-            try:
-                self._path.touch()
-                self._file = self._path.open("r+b", buffering=0)
-            except OSError as error:
-                raise RunError(f"cannot keep clients' state in {self._path}: {error.strerror}") from error
+            self._path.touch()
+            self._file = self._path.open("r+b", buffering=0)
         return self._file
 
 
@@ -247,6 +246,15 @@ def state_place(choice: Choice, size: int, device: torch.device) -> Place:
     if choice == "auto" and size > AUTO_BYTES:
         return "disk"
     return "device" if device.type == "cpu" else "host"
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """What the disk refuses (no room, no rights, a fault) ends the run with a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot keep clients' state in {path}: {error.strerror}") from error
 
 
 def _towards(rows: Tensor, device: torch.device) -> Tensor:
