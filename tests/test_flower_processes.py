@@ -63,8 +63,13 @@ def complete(cluster: Cluster, sections: dict[str, Any], folder: Path, **config:
     "sections",
     [
         scenario("fedavg", participation={"mode": "synchronous", "clients_per_round": 2}),
-        scenario("scaffold", rounds=3),
         scenario("fedspeed"),
+        scenario(
+            "diff2",
+            participation={"mode": "synchronous"},
+            privacy={"mechanism": "gaussian", "noise_multiplier": 0.0},
+            algorithm={"local_epochs": None, "batch_size": "full", "clip_norm": 1.0, "difference_clip": 1.0},
+        ),
         scenario(
             "dspodfl",
             topology={"graph": "ring"},
