@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedsim.algorithms.base import Round
 from fedsim.errors import InputError
-from fedsim.gossip import Network
+from fedsim.gossip import Gossip, Network
 from fedsim.participation import Arrival, Dispatch
 from fedsim.privacy.accounting import Release, calibrate, epsilon, scaled
 from fedsim.privacy.base import Bound, Mechanism, Setting
@@ -53,6 +53,11 @@ class NodeMechanism(Mechanism):
         """Share of a release that the accounted adversary sees: the release's mu^2 over that of local DP."""
         return 1.0
 
+    @property
+    def in_step(self) -> bool:
+        """Whether nodes have to work and mix in common rounds."""
+        return True
+
     def against(self) -> str:
         """Who may look."""
         return "against everybody who sees messages"
@@ -67,6 +72,9 @@ class NodeMechanism(Mechanism):
         if network.topology.directed or len(network.topology.graphs) > 1:
             found = "a directed graph" if network.topology.directed else "a sequence of graphs"
             raise InputError(f"found {found}, allowed with '{name}': one undirected graph", key="topology.graph")
+        if self.in_step and not isinstance(setting.participation, Gossip):
+            message = f"'{name}' needs rounds in which all nodes compute and all links are used, allowed: gossip"
+            raise InputError(message, key="participation.mode")
         if self.clip_norm is None and self.noise_multiplier != 0:
             raise InputError("missing; allowed: the bound on each gradient", key="privacy.clip_norm")
         if self.unit == "example" and setting.algorithm.local_epochs is not None:
@@ -165,6 +173,10 @@ class Decor(NodeMechanism):
 
     correlation: NonNegative = 10.0
     adversary: Literal["participant", "eavesdropper"] = "participant"
+
+    @property
+    def in_step(self) -> bool:
+        return self.correlation > 0
 
     def leverage(self, network: Network) -> float:
         L = laplacian(network.topology.graphs[0])

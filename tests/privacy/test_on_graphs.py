@@ -210,6 +210,8 @@ MUFFLIATO = {"mechanism": "muffliato", "epsilon": 3.0}
         (DECOR, {"name": "dspodfl", "participation": {"compute": 0.5}}, "participation.compute", "cancels"),
         (DECOR, {"keys": {"local_steps": {"uniform": [1, 2]}}}, "participation.compute", "cancels"),
         (DECOR, {"name": "dgd", "graph": {"graph": "exponential"}}, "topology.graph", "a directed"),
+        (DECOR, {"name": "dspodfl", "participation": {"mode": "poisson"}}, "participation.mode", "gossip"),
+        (MUFFLIATO, {"name": "dspodfl", "participation": {"mode": "poisson"}}, "participation.mode", "gossip"),
         (MUFFLIATO, {"name": "dspodfl", "participation": {"links": 0.5}}, "participation.links", "links that fail"),
         ({**MUFFLIATO, "trust": "central"}, {}, "privacy.trust", "local"),
         ({**DECOR, "clip_norm": -1.0}, {}, "privacy.clip_norm", "greater than 0"),
