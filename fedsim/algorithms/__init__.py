@@ -2,6 +2,7 @@
 
 from fedsim.algorithms import (
     diff2,
+    diff2_bvr,
     dspodfl,
     fedamd,
     fedasync,
@@ -18,6 +19,6 @@ from fedsim.algorithms import (
 )
 
 __all__ = [
-    "diff2", "dspodfl", "fedamd", "fedasync", "fedavg", "fedcm", "feddyn", "fednova", "fedopt", "fedprox", "fedspeed",
-    "gradient_tracking", "sam", "scaffold",
+    "diff2", "diff2_bvr", "dspodfl", "fedamd", "fedasync", "fedavg", "fedcm", "feddyn", "fednova", "fedopt", "fedprox",
+    "fedspeed", "gradient_tracking", "sam", "scaffold",
 ]  # fmt: skip

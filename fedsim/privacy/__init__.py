@@ -4,6 +4,6 @@
 keeps what has been released; ``clipping`` and ``noise`` are what mechanisms are made of.
 """
 
-from fedsim.privacy import dpfedavg, dpsgd, ftrl, gaussian, graphs, local_dp
+from fedsim.privacy import bvr, dpfedavg, dpsgd, ftrl, gaussian, graphs, local_dp
 
-__all__ = ["dpfedavg", "dpsgd", "ftrl", "gaussian", "graphs", "local_dp"]
+__all__ = ["bvr", "dpfedavg", "dpsgd", "ftrl", "gaussian", "graphs", "local_dp"]

@@ -71,6 +71,7 @@ def epsilon_pld(profile: Profile, delta: float, interval: float = _FINE) -> floa
 
 def quick_pld(profile: Profile, delta: float) -> float:
     """`epsilon_pld` tight to about 1e-3, at intervals as coarse as that allows (its excess grows as n interval^2)."""
+    profile = merged(profile)
     releases = sum(profile.values())
     return epsilon_pld(profile, delta, min(_COARSE, max(_FINE, math.sqrt(1e-3 / releases))))
 
@@ -126,6 +127,13 @@ def calibrate(profile: Profile, target: float, delta: float) -> float:
 def scaled(profile: Profile, factor: float) -> dict[Release, int]:
     """The same releases with `factor` times their noise."""
     return {Release(r.kind, r.z * factor, r.q): n for r, n in profile.items()}
+
+
+def merged(profile: Profile) -> dict[Release, int]:
+    """The same privacy with one release in place of all that are not subsampled: composed, they are one Gaussian."""
+    sampled = {r: n for r, n in profile.items() if r.q < 1}
+    whole = {r: n for r, n in profile.items() if r.q == 1 and n > 0}
+    return {**sampled, Release("whole", 1.0 / mu_of(whole)): 1} if whole else sampled
 
 
 def _event(profile: Profile) -> Any:

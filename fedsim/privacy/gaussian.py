@@ -60,7 +60,7 @@ class Gaussian(Mechanism):
 
     def bind(self, setting: Setting) -> Bound:
         algorithm = setting.algorithm
-        if not isinstance(algorithm, Diff2):
+        if type(algorithm) is not Diff2:
             raise InputError(
                 "this mechanism is for algorithm diff2 (with restart_every: 1, DP-GD)", "privacy.mechanism"
             )

@@ -60,13 +60,22 @@ class PrivacyLedger:
     num_clients : how many clients there are; epsilon is the worst one's.
     budget : the epsilon that must not be passed (None: no limit).
     planned : the worst client's releases of the whole run, which have been found to stay within the budget.
+    allowed : where clients' releases differ, the largest count of each that any of them has planned (default:
+        `planned`).
     """
 
     def __init__(
-        self, claim: Claim, delta: float, num_clients: int, budget: float | None = None, planned: Profile | None = None
+        self,
+        claim: Claim,
+        delta: float,
+        num_clients: int,
+        budget: float | None = None,
+        planned: Profile | None = None,
+        allowed: Profile | None = None,
     ) -> None:
         self.claim, self.delta, self.num_clients, self.budget = claim, delta, num_clients, budget
         self.planned: dict[Release, int] = dict(planned or {})
+        self.allowed = self.planned if allowed is None else dict(allowed)
         self._common: dict[Release, int] = {}
         self._own: dict[Release, Ints] = {}
         self._known: dict[frozenset[tuple[Release, int]], float] = {}
@@ -79,7 +88,7 @@ class PrivacyLedger:
         BudgetExceeded
             They would spend more than the budget; nothing has been written down, and nothing may be released.
         """
-        if self.budget is not None and self._most(release, count, clients) > self.planned.get(release, 0):
+        if self.budget is not None and self._most(release, count, clients) > self.allowed.get(release, 0):
             self._check(release, count, clients)
         if clients is None:
             assert isinstance(count, int)
