@@ -14,10 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.assembly import Assembly, Change, Material, assemble
+from fedsim.backend_factory import make_backend
+from fedsim.backends.base import Backend, BackendDefaults
 from fedsim.config import BackendSection, Scenario
 from fedsim.errors import InputError
 from fedsim.privacy.accounting import epsilon
@@ -25,12 +28,18 @@ from fedsim.privacy.ledger import Claim
 from fedsim.registry import Part
 from fedsim.simulation import Simulation
 from fedsim.supervised import SupervisedTask
+from fedsim.task import Ints
+from fedsim.types import Message
+from fedsim.worker import Job
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Watch = Callable[[Simulation], None]
 """Called after every round (and once before the first)."""
+
+Hear = Callable[[Ints, Message], None]
+"""Called with every message that reaches the server: clients ``[m]`` and rows ``[m, d]``."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,29 @@ class Outcome:
     params: Tensor
 
 
+class _Tapped(BackendDefaults):
+    """A backend whose messages somebody hears."""
+
+    def __init__(self, backend: Backend, hear: Hear) -> None:
+        self._backend, self._hear = backend, hear
+        self._clients: dict[int, int] = {}
+
+    def dispatch(self, job: Job) -> None:
+        self._clients.update(zip(job.numbers.tolist(), job.clients.tolist(), strict=True))
+        self._backend.dispatch(job)
+
+    def collect(self, jobs: Ints) -> Message:
+        messages = self._backend.collect(jobs)
+        self._hear(np.array([self._clients[j] for j in jobs.tolist()]), messages)
+        return messages
+
+    def save(self) -> dict[str, Tensor]:
+        return self._backend.save()
+
+    def load(self, saved: dict[str, Tensor]) -> None:
+        self._backend.load(saved)
+
+
 class _Rehearsal(Simulation):
     """A run of which nothing is kept but its end: no checkpoint, and no report of what its privacy mechanism spent."""
 
@@ -137,12 +169,14 @@ class Subject:
         """The scenario with other draws of everything but the data and their division; 0: its own."""
         return self.scenario if index == 0 else replace(self.scenario, seed=self.scenario.seed + 1_000_003 * index)
 
-    def train(self, change: Change, index: int = 0, watch: Watch | None = None) -> Outcome:
+    def train(self, change: Change, index: int = 0, watch: Watch | None = None, hear: Hear | None = None) -> Outcome:
         """Run the scenario on other material; runs of different `index` draw different things."""
         scenario = self.seeded(index)
         assembly = assemble(scenario, change)
         with tempfile.TemporaryDirectory(prefix="fedsim-audit-") as folder:
-            simulation = _Rehearsal(scenario, assembly, Path(folder) / "run")
+            place = Path(folder) / "run"
+            tapped = None if hear is None else _Tapped(make_backend(scenario, assembly, place), hear)
+            simulation = _Rehearsal(scenario, assembly, place, remote=tapped)
 
             def seen(_round: int, _row: Any) -> None:
                 if watch is not None:

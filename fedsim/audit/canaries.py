@@ -1,19 +1,20 @@
 """Canaries: examples made to be seen, and what a white-box attacker reads off the released models.
 
 A canary is an example whose gradient lies in one coordinate that nothing else touches, and is so long that clipping
-always cuts it. To this end the model gets one more parameter per canary, theta_j, starting at 1; canary j's loss is
-``+-S theta_j``, or for DIFF2 ``+-S theta_j^2 / 2``, whose gradient *differences* are clipped as well, and every other
-example's loss does not depend on it. Batching, clipping, weights, sums and noise are the scenario's own code.
+always cuts it. To this end the model gets one more parameter per canary, theta_j, starting at 0; canary j's loss is
+``+-S theta_j``, or for DIFF2 ``+-S theta_j^2 / 2`` from a theta_j above 0, whose gradient *differences* are clipped as
+well, and every other example's loss does not depend on it. Batching, clipping, weights, sums and noise are the
+scenario's own code.
 
 A fair coin decides about each canary: plus or minus where examples are replaced, there or without effect where they are
 added or removed. Canaries take the places of the last examples of the clients whose examples weigh most, so that all
-sizes, and with them the noise, stay what they are.
+sizes, and with them the noise, stay what they are, and a last chunk that is treated differently shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,9 +29,12 @@ from fedsim.audit.scores import Bools, Floats
 from fedsim.errors import InputError
 from fedsim.simulation import Simulation
 from fedsim.task import Ints
+from fedsim.types import Message
 
 _LENGTH = 1e6
 """S: the length of a canary's gradient, far above any clip norm."""
+_ALIKE = 1.05  # clients whose examples' weights differ by less than that take turns
+_START = 0.01  # near 0, where float32 tells small moves apart, and S times it is still long
 
 
 class CanaryModule(nn.Module):
@@ -44,7 +48,8 @@ class CanaryModule(nn.Module):
         super().__init__()
         first = next(inner.parameters())
         self.inner, self.shape, self.quadratic = inner, shape, quadratic
-        self.theta = nn.Parameter(torch.ones(canaries, dtype=first.dtype))  # a module's own come first in ``[d]``
+        start = torch.full((canaries,), _START if quadratic else 0.0, dtype=first.dtype)
+        self.theta = nn.Parameter(start)  # a module's own parameters come first in ``[d]``
 
     def forward(self, x: Tensor) -> Tensor:
         number, sign = x[:, -2].long(), x[:, -1]
@@ -59,12 +64,14 @@ class CanaryModule(nn.Module):
 class Canaries:
     """Where the canaries of one run are, and their coins.
 
-    `places` ``[m]`` are rows of the training data, `weights` ``[m]`` what the client weighs over its number of examples
-    (relative to the largest), `coins` ``[m]``.
+    `places` ``[m]`` are rows of the training data, `clients` ``[m]`` who holds them, `weights` ``[m]`` what a canary
+    weighs in the average over clients (relative to the largest) and `own_weights` ``[m]`` in its client's message.
     """
 
     places: list[Ints]
+    clients: Ints
     weights: Floats
+    own_weights: Floats
     coins: Bools
     signs: Floats
 
@@ -97,34 +104,43 @@ class Canaries:
         return make
 
 
+class Scored(NamedTuple):
+    """Canaries' scores ``[m]``, larger for coin 1, their coins, what was claimed, and what the attacker saw."""
+
+    scores: Floats
+    coins: Bools
+    claim: Claimed
+    sees: str
+
+
 def place(subject: Subject, claim: Claimed, count: int, index: int) -> Canaries:
     """At most `count` canaries and their coins for the run number `index`.
 
-    They replace examples from the end of clients' data, the clients whose examples weigh most first; where the claim
-    protects clients, each canary is a client's whole data.
+    They replace examples from the end of clients' data, of the clients whose examples weigh most first, and taking
+    turns where clients weigh alike, so that the last chunk of each has some; where the claim protects clients, each
+    canary is a client's whole data.
     """
     material, algorithm = subject.material, subject.scenario.algorithm
     sizes = np.array([len(rows) for rows in material.rows])
     by_samples = isinstance(algorithm, ServerAlgorithm) and algorithm.weighting == "samples"
     share = sizes / sizes.sum() if by_samples else np.full(len(sizes), 1 / len(sizes))
     each = share if claim.claim.unit == "client" else share / sizes
-    places: list[Ints] = []
-    weights: list[float] = []
-    for client in np.lexsort((sizes, -each)):
-        rows = material.rows[client]
-        chosen = [rows] if claim.claim.unit == "client" else [rows[[i]] for i in range(len(rows) - 1, -1, -1)]
-        chosen = chosen[: count - len(places)]
-        places += chosen
-        weights += [float(each[client])] * len(chosen)
-        if len(places) == count:
-            break
+    spots = [(c, rows) for c, rows in enumerate(material.rows)]
+    if claim.claim.unit == "example":
+        spots = [(c, rows[[i]]) for c, rows in enumerate(material.rows) for i in range(len(rows) - 1, -1, -1)]
+    owners = np.array([c for c, _ in spots])
+    depth = np.concatenate([np.arange(n) for n in (np.bincount(owners, minlength=len(sizes)))])
+    alike = np.floor(np.log(each.max() / each) / np.log(_ALIKE) + 1e-9)[owners]
+    chosen = np.lexsort((owners, depth, alike))[:count]
+    places, clients = [spots[i][1] for i in chosen], owners[chosen]
     coins = rng.generator(subject.scenario.seed, "audit_canaries", index).random(len(places)) < 0.5
     signs = np.where(coins, 1.0, -1.0 if claim.claim.adjacency == "replace-one" else 0.0)
-    return Canaries(places, np.array(weights) / max(weights), coins, signs)
+    own = np.ones(len(places)) if claim.claim.unit == "client" else 1.0 / sizes[clients]
+    return Canaries(places, clients, each[clients] / each[clients].max(), own / own.max(), coins, signs)
 
 
-def scored_run(subject: Subject, count: int, index: int = 0) -> tuple[Floats, Bools, Claimed]:
-    """Run the scenario with canaries; their scores ``[m]``, larger for coin 1, their coins, and what was claimed.
+def scored_run(subject: Subject, count: int, index: int = 0) -> Scored:
+    """Run the scenario with canaries.
 
     Raises
     ------
@@ -134,11 +150,17 @@ def scored_run(subject: Subject, count: int, index: int = 0) -> tuple[Floats, Bo
     claim = needed_claim(subject)
     canaries = place(subject, claim, count, index)
     algorithm = subject.scenario.algorithm
-    transcript: Transcript = Differences(algorithm, canaries.count) if isinstance(algorithm, Diff2) else Displacement()
-    outcome = subject.train(canaries.change(transcript.quadratic), index, transcript.note)
+    local = claim.claim.trust == "local" and subject.scenario.topology is None
+    transcript: Transcript
+    if isinstance(algorithm, Diff2):
+        transcript = Differences(algorithm, canaries, local)
+    else:
+        transcript = Messages(canaries) if local else Displacement(canaries)
+    hear = transcript.hear if local else None
+    outcome = subject.train(canaries.change(transcript.quadratic), index, transcript.note, hear)
     audited = claimed(outcome.assembly)
     assert audited is not None
-    return transcript.scores(outcome, canaries), canaries.coins, audited
+    return Scored(transcript.scores(outcome), canaries.coins, audited, transcript.sees)
 
 
 def needed_claim(subject: Subject) -> Claimed:
@@ -155,38 +177,82 @@ class Transcript:
     """What the attacker keeps of a run, and the scores that follow from it."""
 
     quadratic: bool = False
-    note: Callable[[Simulation], None]
+    sees: str = "every released model"
 
-    def scores(self, outcome: Outcome, canaries: Canaries) -> Floats:
+    def __init__(self, canaries: Canaries) -> None:
+        self.canaries = canaries
+
+    def note(self, simulation: Simulation) -> None:
+        """After every round."""
+
+    def hear(self, clients: Ints, messages: Message) -> None:
+        """Every message, where the claim is that each is private by itself."""
+
+    def scores(self, outcome: Outcome) -> Floats:
+        """``[m]``, larger for coin 1."""
         raise NotImplementedError
+
+    def entries(self, clients: Ints, values: Tensor) -> Tensor:
+        """Each canary's coordinate of its own client's message, ``[k, d] -> [m]`` in float64; 0 where there is none."""
+        rows = np.full(int(max(clients.max(), self.canaries.clients.max())) + 1, -1)
+        rows[clients] = np.arange(len(clients))
+        row = torch.as_tensor(rows[self.canaries.clients], device=values.device)
+        own = values[row.clamp_min(0), torch.arange(self.canaries.count, device=values.device)].double()
+        return own * (row >= 0)
 
 
 class Displacement(Transcript):
-    """``score = a_j (theta_j at the start - at the end)``: how far the canary's coordinate was pushed down.
+    """``score = -a_j theta_j`` at the end: how far the canary's coordinate was pushed down.
 
     On a graph, of the mean model. It uses the final model alone, whatever the algorithm.
     """
 
-    def note(self, simulation: Simulation) -> None:
-        """Nothing between the rounds is used."""
+    sees = "the final model (on a graph: the mean model)"
 
-    def scores(self, outcome: Outcome, canaries: Canaries) -> Floats:
-        moved: Floats = 1.0 - outcome.params[: canaries.count].double().cpu().numpy()
-        return moved * canaries.weights
+    def scores(self, outcome: Outcome) -> Floats:
+        moved: Floats = -outcome.params[: self.canaries.count].double().cpu().numpy()
+        return moved * self.canaries.weights
+
+
+class Messages(Transcript):
+    """``score = -1 / b_j sum_r delta_{r, j}`` over the messages of the canary's own client, for claims about messages.
+
+    b_j is the canary's weight in its client's message, which the noise in there is proportional to.
+    """
+
+    sees = "every message of every client"
+
+    def __init__(self, canaries: Canaries) -> None:
+        super().__init__(canaries)
+        self._total: Tensor | float = 0.0
+
+    def hear(self, clients: Ints, messages: Message) -> None:
+        if "delta" not in messages:
+            raise InputError(f"found messages of {', '.join(messages)}; this audit needs updates", "algorithm.name")
+        self._total = self._total - self.entries(clients, messages["delta"])
+
+    def scores(self, outcome: Outcome) -> Floats:
+        assert isinstance(self._total, Tensor)
+        total: Floats = self._total.cpu().numpy()
+        return total / self.canaries.own_weights
 
 
 class Differences(Transcript):
-    """For DIFF2: the log-likelihood ratio of the coin, from every released v.
+    """For DIFF2: the log-likelihood ratio of the coin, from every released v, or from every message.
 
     The increment of v_j in round r is ``+-a c_r`` plus noise of variance s_r^2, with c_r the canary's clipped gradient,
     ``clip(S theta_r, C1)``, or in difference rounds ``clip(S (theta_r - theta_{r-1}), C2 D_r)``; so the ratio's
     logarithm is ``sum_r 2 a c_r (v_r - v_{r-1})_j / s_r^2``, up to constants, s_r being C_r times the round's z.
+    A message of the canary's own client is its increment by itself; noise there is proportional to a canary's weight.
     """
 
     quadratic = True
 
-    def __init__(self, algorithm: Diff2, count: int) -> None:
-        self.algorithm, self.own = algorithm, slice(count)
+    def __init__(self, algorithm: Diff2, canaries: Canaries, local: bool) -> None:
+        super().__init__(canaries)
+        self.algorithm, self.local = algorithm, local
+        if local:
+            self.sees = Messages.sees
         self.theta: list[Tensor] = []
         self.steps: list[float] = []
         self.increments: list[Tensor] = []
@@ -194,19 +260,22 @@ class Differences(Transcript):
         self._noise: dict[str, float] = {}
 
     def note(self, simulation: Simulation) -> None:
-        state = simulation.state
-        self.theta.append(state["x"][self.own].double())
+        state, own = simulation.state, slice(self.canaries.count)
+        self.theta.append(state["x"][own].double())
         self.steps.append(float((state["x"].double() - state["previous"].double()).norm()))
-        v = state["v"][self.own].double()
-        restart = simulation.round == 0 or self.algorithm.restarts(simulation.round)
-        if simulation.round > 0:
-            self.increments.append(v if restart or self._v is None else v - self._v)
+        v = state["v"][own].double()
+        if simulation.round > 0 and not self.local:
+            fresh = self._v is None or self.algorithm.restarts(simulation.round)
+            self.increments.append(v if fresh or self._v is None else v - self._v)
         self._v = v
         privacy = simulation.assembly.privacy
         if privacy is not None and not self._noise:
             self._noise = {release.kind: release.z for release in privacy.ledger.planned}
 
-    def scores(self, outcome: Outcome, canaries: Canaries) -> Floats:
+    def hear(self, clients: Ints, messages: Message) -> None:
+        self.increments.append(self.entries(clients, messages["mean"]))
+
+    def scores(self, outcome: Outcome) -> Floats:
         total = torch.zeros_like(self.theta[0])
         for r, increment in enumerate(self.increments):
             if self.algorithm.restarts(r + 1):
@@ -218,5 +287,5 @@ class Differences(Transcript):
             assert radius is not None
             if radius > 0:
                 total += gradient.clamp(-radius, radius) * increment / (radius * z) ** 2
-        result: Floats = total.cpu().numpy() * canaries.weights
-        return result
+        result: Floats = total.cpu().numpy()
+        return result / self.canaries.own_weights if self.local else result * self.canaries.weights

@@ -50,7 +50,7 @@ class OneRunAudit(Audit):
 
     def run(self, subject: Subject) -> Finding:
         subject.say("canaries: one run")
-        scores, coins, claim = scored_run(subject, self.canaries)
+        scores, coins, claim, sees = scored_run(subject, self.canaries)
         level = self.significance / 2 if claim.gaussian else self.significance
         bounds = {"one_run": from_scores(scores, coins, claim.delta, level, one_run_epsilon)}
         if claim.gaussian:
@@ -65,7 +65,7 @@ class OneRunAudit(Audit):
                 "lower_bound": bound.epsilon, "guesses": bound.guesses, "correct": bound.correct,
                 "most_it_could_show": bound.ceiling,
             }  # fmt: skip
-        return _finding(results, bounds, claim, scores, coins, "every released model")
+        return _finding(results, bounds, claim, scores, coins, sees)
 
 
 @register.audit("repeated")
@@ -85,7 +85,7 @@ class RepeatedAudit(Audit):
         for i in range(self.runs):
             if i % 10 == 0:
                 subject.say(f"repeated: run {i + 1} of {self.runs}")
-            one_score, one_coin, claim = scored_run(subject, 1, i + 1)
+            one_score, one_coin, claim, sees = scored_run(subject, 1, i + 1)
             scores[i], coins[i] = one_score[0], one_coin[0]
         half = self.runs // 2
         threshold = best_threshold(scores[:half], coins[:half], claim.delta, self.significance)
@@ -95,7 +95,7 @@ class RepeatedAudit(Audit):
             "confidence": 1 - self.significance, "canaries": 1, "runs": self.runs, "tested_runs": bound.guesses,
             "correct": bound.correct, "most_it_could_show": bound.ceiling,
         }  # fmt: skip
-        return _finding(results, {"repeated": bound}, claim, scores, coins, "every released model")
+        return _finding(results, {"repeated": bound}, claim, scores, coins, sees)
 
 
 def best_threshold(scores: Floats, coins: Bools, delta: float, significance: float) -> float:

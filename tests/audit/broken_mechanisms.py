@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.diff2 import Diff2
 from fedsim.privacy.base import Bound, Setting
 from fedsim.privacy.gaussian import BoundGaussian, Gaussian
-from fedsim.types import Positive
+from fedsim.task import Oracle
+from fedsim.types import Count, Message, Positive, State, clip_norm
 
 
 class TooQuiet(BoundGaussian):
@@ -30,3 +35,15 @@ class Broken(Gaussian):
         assert isinstance(bound, TooQuiet)
         bound.divided_by = self.divided_by
         return bound
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanOfMeans(Diff2):
+    """``diff2`` that averages the means of chunks of examples, so that those of a short last chunk weigh more."""
+
+    chunk: Count = 32
+
+    def direction(self, oracle: Oracle, x: Tensor, received: Message, client: State) -> Tensor:
+        """The mean over chunks of each chunk's mean of clipped gradients."""
+        g = clip_norm(oracle.per_sample_grad(x), self.clip_norm or float("inf"))
+        return torch.stack([part.mean(-2) for part in torch.split(g, self.chunk, dim=-2)]).mean(0)
