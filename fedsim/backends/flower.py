@@ -215,7 +215,11 @@ class Flower(BackendDefaults):
             )
             for f, node in ready
         ]  # fmt: skip
-        for (flight, node), message_id in zip(ready, self.grid.push_messages(letters), strict=True):
+        ids = list(self.grid.push_messages(letters))
+        if len(ids) != len(ready):  # Flower's answer to requests above its limit; it logs the limit
+            size = sum(v.numel() * v.element_size() for v in ready[0][0].received.values())
+            raise RunError(f"the SuperLink did not take messages of {size / 1e6:.1f} MB each; its log says why")
+        for (flight, node), message_id in zip(ready, ids, strict=True):
             if message_id:  # None: the SuperLink did not take it, so try again
                 flight.node, flight.message_id, flight.sent = node, message_id, now
 
