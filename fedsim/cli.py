@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -98,20 +99,29 @@ def sweep(
     settings: Settings = None,
     out: Out = None,
     resume: Resume = False,
+    retry_failed: Annotated[bool, typer.Option(help="with --resume: run those that failed again")] = True,
+    parallel: Annotated[int | None, typer.Option(min=1, help="runs at a time, on Ray (default: one by one)")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray: local, auto or HOST:PORT", metavar="ADDRESS")] = None,
+    cpus: Annotated[float, typer.Option("--cpus-per-run", min=0.01, help="on Ray: CPUs of each run")] = 1.0,
+    gpus: Annotated[float, typer.Option("--gpus-per-run", min=0.0, help="on Ray: GPUs of each run")] = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Run the variations of a scenario one after another and compare them."""
+    """Run the variations of a scenario, one after another or side by side, and compare them."""
     from fedsim.results import LAST
-    from fedsim.sweeps import Point, summary
+    from fedsim.sweeps import Point, Together, summary
     from fedsim.sweeps import sweep as run_sweep
+
+    together = None
+    if parallel is not None or address is not None:
+        together = Together(address or "local", parallel or os.cpu_count() or 1, cpus, gpus)
 
     def started(point: Point, index: int, count: int) -> Progress | None:
         if not as_json:
             _console().print(f"[{index + 1}/{count}] {point.label}", highlight=False)
         return None
 
-    with _interruptible():
-        outcomes = run_sweep(sweep_file, out, resume, settings, started)
+    with _interruptible(), _live_table(quiet=as_json or together is None) as told:
+        outcomes = run_sweep(sweep_file, out, resume, settings, started, together, retry_failed, told)
     rows = summary(outcomes)
     if as_json:
         print(json.dumps(rows))
@@ -374,6 +384,42 @@ def _progress(name: str, rounds: int, quiet: bool) -> Iterator[Progress | None]:
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+@contextmanager
+def _live_table(quiet: bool) -> Iterator[Callable[[Any, Any], None] | None]:
+    """A table on standard error of runs side by side: how many are done, and the latest metrics of the others."""
+    if quiet:
+        yield None
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+
+    latest: dict[str, str] = {}
+    counts = {"finished": 0, "failed": 0}
+
+    def table() -> Any:
+        shown = Table("run", "latest", title=", ".join(f"{n} {what}" for what, n in counts.items()), box=None)
+        for label, line in latest.items():
+            shown.add_row(label, line)
+        return shown
+
+    console = Console(stderr=True)
+    live = Live(table(), console=console, refresh_per_second=2, transient=True)
+
+    def told(point: Any, row: Any) -> None:
+        ended = "failed" if row.get("error") else "finished" if row.get("done") else None
+        if ended is None:
+            latest[point.label] = _line(row)
+        else:
+            latest.pop(point.label, None)
+            counts[ended] += 1
+            console.print(f"{point.label}: {row.get('error') or 'finished'}", highlight=False)
+        live.update(table())
+
+    with live:
+        yield told
 
 
 def _line(row: Any) -> str:
