@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedsim.audit.base import Audit, Finding, Subject
 from fedsim.config import Scenario
 from fedsim.errors import InputError
@@ -68,6 +70,8 @@ def audit(scenario: Scenario, attacks: Sequence[str] = (), progress: Progress | 
     InputError
         An unknown audit or key, or a scenario without what an audit needs.
     """
+    if scenario.run.threads is not None:
+        torch.set_num_threads(scenario.run.threads)
     try:
         chosen = choose(scenario, attacks)
         subject = Subject(scenario, progress)
