@@ -91,7 +91,7 @@ def tail(rows: Rows) -> list[float]:
 
 def describe(runs: list[Rows]) -> str:
     """Rounds to the targets, then last, best and mean of the last 10 accuracies, one number per seed or their mean."""
-    cells = [", ".join(f"{first_at(rows, target):g}" for rows in runs) for target in TARGETS]
+    cells = [", ".join(f"{first_at(rows, target):g}" for rows in runs).replace("inf", "never") for target in TARGETS]
     accuracies = [[row["test_accuracy"] for row in rows] for rows in runs]
     for pick in (lambda a: a[-1], max, lambda a: statistics.mean(a[-10:])):
         values = [pick(a) for a in accuracies]
