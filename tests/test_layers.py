@@ -27,7 +27,7 @@ LAYERS = (  # every module imports only from rows above its own
     "assembly realtime results schema deploy_noise",
     "backend_factory",
     "schedule_view simulation deploy_client",
-    "deploy_server",
+    "deploy_server deploy_strategy",
     "planning sweep_axes audit schedule_tables deploy",
     "sweep_tune run_groups",
     "sweeps",

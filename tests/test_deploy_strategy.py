@@ -1,0 +1,107 @@
+"""fedsim's server half inside a Flower app: the same numbers as Flower's own FedAvg, and as fedsim's own rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.algorithms.base import Round
+from fedsim.deploy_strategy import make_strategy
+from fedsim.errors import InputError
+from fedsim.parts import part_from
+
+pytest.importorskip("flwr")
+EXAMPLES = (10, 30, 60)
+NODES = (33, 11, 22)
+
+
+@pytest.fixture(autouse=True)
+def _identity() -> None:
+    from flwr.supercore.task_identity import TaskIdentity
+
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+
+
+def model(seed: int) -> dict[str, Any]:
+    random = np.random.default_rng(seed)
+    weights = {k: random.normal(size=s).astype(np.float32) for k, s in (("w", (4, 3)), ("b", (3,)))}
+    return {**weights, "seen": np.array([seed * 10])}
+
+
+def record(arrays: dict[str, Any]) -> Any:
+    from flwr.app import Array, ArrayRecord
+
+    return ArrayRecord({k: Array(v) for k, v in arrays.items()})
+
+
+class Grid:
+    def get_node_ids(self) -> list[int]:
+        return list(NODES)
+
+
+def step(strategy: Any, x: dict[str, Any], number: int = 1) -> dict[str, Any]:
+    """A round in which clients answer with models 1, 2 and 3 (plus the round's number)."""
+    from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+
+    messages = list(strategy.configure_train(number, record(x), ConfigRecord({}), Grid()))
+    assert len(messages) == 3
+    replies = []
+    for i, message in enumerate(sorted(messages, key=lambda m: NODES.index(m.metadata.dst_node_id))):
+        metrics = MetricRecord({"num-examples": EXAMPLES[i], "loss": 1.0})
+        content = RecordDict({"arrays": record(model(i + 10 * number)), "metrics": metrics})
+        replies.append(Message(content, reply_to=message))
+    arrays, metrics = strategy.aggregate_train(number, replies)
+    assert metrics["loss"] == pytest.approx(1.0)
+    return {k: v.numpy() for k, v in arrays.items()}
+
+
+def flat(arrays: dict[str, Any]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([arrays["w"].ravel(), arrays["b"]]))
+
+
+def test_fedavg_is_flowers_fedavg() -> None:
+    from flwr.serverapp.strategy import FedAvg
+
+    ours, theirs = step(make_strategy({"name": "fedavg"}), model(7)), step(FedAvg(), model(7))
+    assert ours.keys() == theirs.keys()
+    for k in ours:
+        assert ours[k].shape == theirs[k].shape
+        assert ours[k] == pytest.approx(theirs[k], abs=1e-6)
+    assert ours["w"].dtype == np.float32
+
+
+@pytest.mark.parametrize("keys", [{"name": "fedadam", "server_lr": 0.1}, {"name": "fedavg", "server_momentum": 0.9}])
+def test_state_is_kept_from_round_to_round(keys: dict[str, Any]) -> None:
+    strategy, algorithm = make_strategy(keys), part_from("algorithm", "name", keys)
+    x, weights = model(7), torch.tensor(EXAMPLES) / 100.0
+    state = algorithm.init(flat(x))
+    for number in (1, 2, 3):
+        x = step(strategy, x, number)
+        sent = torch.stack([flat(model(i + 10 * number)) for i in range(3)])
+        column = weights.unsqueeze(1)
+        info = Round(number, 3, column, torch.ones_like(column), torch.ones_like(column), column)
+        state = algorithm.combine(
+            state, {"delta": sent - state["x"]}, info, lambda v, given=None: (weights if given is None else given) @ v
+        )
+        assert flat(x).numpy() == pytest.approx(state["x"].numpy(), abs=1e-5)
+
+
+def test_a_robust_aggregator_and_uniform_weights() -> None:
+    got = step(make_strategy({"name": "fedavg"}, {"name": "median"}), model(7))
+    models = np.stack([flat(model(i + 10)).numpy() for i in range(3)])
+    assert flat(got).numpy() == pytest.approx(np.median(models, 0), abs=1e-6)
+    got = step(make_strategy({"name": "fedavg", "weighting": "uniform"}), model(7))
+    assert flat(got).numpy() == pytest.approx(models.mean(0), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fedprox", "scaffold", "fedspeed", "dspodfl"])
+def test_algorithms_with_a_half_of_the_client_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"'{name}' changes what clients do, which a Strategy cannot"):
+        make_strategy({"name": name})
+
+
+def test_settings_are_flowers() -> None:
+    assert make_strategy({"name": "fedavg"}, fraction_train=0.5).fraction_train == 0.5
