@@ -23,7 +23,7 @@ from fedsim.worker import Worker
 if TYPE_CHECKING:
     from fedsim.backends.ray_actors import RayBackend
 
-_ACTORS = 2
+ACTORS = 2
 
 
 def make_backend(scenario: Scenario, assembly: Assembly, folder: Path) -> Backend:
@@ -62,7 +62,7 @@ def _ray(scenario: Scenario, assembly: Assembly) -> RayBackend:
     from fedsim.backends.ray_gossip import RayNodes
 
     section, task = scenario.backend, assembly.task
-    actors = min(section.actors or _ACTORS, task.num_clients)
+    actors = min(section.actors or ACTORS, task.num_clients)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = int(np.ceil((section.cpus_per_actor or 1.0) * actors))
     cluster = Cluster(section.address or "local", max(cores, asked), _store_bytes(assembly))

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.aggregators import message_bytes
+from fedsim.aggregators import Mean, message_bytes
 from fedsim.algorithms.base import Algorithm, GossipAlgorithm, ServerAlgorithm
 from fedsim.assembly import Assembly, assemble, one_message
+from fedsim.backend_factory import ACTORS, client_load
+from fedsim.backends.sharding import cut_edges, place, place_graph, split
 from fedsim.config import Scenario, parse
 from fedsim.errors import InputError
 from fedsim.gossip import Gossip
@@ -39,6 +41,8 @@ def plan(scenario: Scenario) -> dict[str, Rows]:
     if a.privacy is not None:
         sections["privacy"] = a.privacy.facts()
     sections["messages"] = _messages(scenario, a, rounds)
+    if scenario.backend.name == "ray":
+        sections["between processes"] = _traffic(scenario, a, rounds[0])
     sections["memory"] = _memory(scenario, a, rounds[0])
     return sections
 
@@ -194,6 +198,28 @@ def _messages(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:
     traffic = [len(e.clients) * down + e.sends * message_bytes(sent) for e in rounds]
     rows: Rows = {"one message": _size(message_bytes(sent)), "sent in the first round": _size(traffic[0])}
     rows["sent in all"] = f"about {_size(_in_all(s, traffic))}"
+    return rows
+
+
+def _traffic(s: Scenario, a: Assembly, event: Arrival) -> Rows:
+    """What actors and the calling process send each other in a round; the first round's as an example."""
+    load = client_load(s, a)
+    actors = min(s.backend.actors or ACTORS, a.task.num_clients)
+    received, sent = (message_bytes(m) for m in one_message(s.algorithm, a.task, a.network is not None))
+    if a.network is None:
+        owner = place(load, actors)
+        down, up = actors * received, (actors if isinstance(s.aggregator, Mean) else len(event.clients)) * sent
+        rows: Rows = {"to the actors": f"{_size(down)} per round", "back": f"about {_size(up)} per round"}
+    else:
+        matrix = a.network.mixings[0].matrix
+        owner = place_graph(load, matrix, actors)
+        crossing = sum(int(part.incoming.sum()) for part in split(matrix, owner, actors))
+        rows = {
+            "edges between actors": f"{cut_edges(owner, matrix)} of {matrix.nnz - len(owner)} (both directions)",
+            "models between actors": f"{crossing}, {_size(crossing * sent)} per round in which all links fire",
+        }
+    totals = np.bincount(owner, load, minlength=actors)
+    rows["work of the busiest actor"] = f"{totals.max() / max(totals.mean(), 1e-12):.3g} times the mean"
     return rows
 
 
