@@ -231,13 +231,13 @@ class _BoundDecor(BoundNodes):
 
     def facts(self) -> dict[str, Any]:
         assert isinstance(self.mechanism, Decor)
-        L, r = laplacian(self.network.topology.graphs[0]), self.mechanism.correlation
+        n = len(self.neighbours)
+        share = self.z**2 / (self.calls * self.one.z**2) if self.z > 0 else 0.0
         (count,) = self.ledger.planned.values()
         local = epsilon({Release("gradient", self.z * self.calls**-0.5): count}, self.ledger.delta)
         return {
             **super().facts(),
-            "share of local DP's mu^2": f"participant {decor_leverage(L, r, True):.4g}, "
-            f"eavesdropper {decor_leverage(L, r, False):.4g}, at best 1/n = {1 / len(L):.4g}",
+            "share of local DP's mu^2": f"{share:.4g} for one {self.mechanism.adversary}, at best 1/n = {1 / n:.4g}",
             "epsilon if all others' seeds were known": local,
         }
 

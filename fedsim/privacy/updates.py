@@ -47,8 +47,8 @@ def check_server(setting: Setting, mechanism: str) -> None:
         )
     if _looks_at_messages(algorithm, params):
         raise InputError(
-            f"{name} uses single clients' updates besides their mean, which has noise only as a whole; allowed: "
-            "algorithms that use the mean alone, such as fedavg, fedprox and fedadam, or dp_sgd",
+            f"{name} uses clients' updates in another way than through their weighted mean, which is all that has "
+            "noise; allowed: algorithms that use the mean alone, such as fedavg, fedprox and fedadam, or dp_sgd",
             key="algorithm.name",
         )
 

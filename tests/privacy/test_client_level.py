@@ -274,7 +274,7 @@ LOCAL = {**FEDAVG, "mechanism": "local_dp"}
         (FEDAVG, {"participation": {**POISSON, "stragglers": 0.5}}, "participation.stragglers", "cohort"),
         (FEDAVG, {"participation": {"mode": "asynchronous"}}, "participation.mode", "one sum per round"),
         (FEDAVG, {"name": "scaffold"}, "algorithm.name", "delta, c"),
-        (FEDAVG, {"name": "feddyn"}, "algorithm.name", "single clients' updates"),
+        (FEDAVG, {"name": "feddyn"}, "algorithm.name", "in another way"),
         (FEDAVG, {"name": "fednova"}, "algorithm.name", "norm"),
         ({**FEDAVG, "trust": "secagg"}, {"participation": POISSON}, "privacy.trust", "cohort that changes"),
         ({**FEDAVG, "trust": "local"}, {}, "privacy.trust", "central"),
