@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.optimize import brentq
-
 _FINE, _COARSE = 1e-4, 1e-3  # intervals of privacy losses: both give bounds, the coarse one ten times as fast
 _SAMPLED_ORDERS = (*(1 + k / 10 for k in range(10, 100)), *range(11, 64), 128, 256, 512)
 _LARGEST_TARGET = 100.0
@@ -106,6 +104,7 @@ def calibrate(profile: Profile, target: float, delta: float) -> float:
     assert all(r.z > 0 for r in profile)
     if all(r.q == 1 for r in profile):
         return mu_of(profile) / mu_for(target, delta)
+    from scipy.optimize import brentq  # a second of start-up that only this search needs
 
     def excess(scale: float, of: Any) -> float:
         return float(of(scaled(profile, scale), delta)) - target
