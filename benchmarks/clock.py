@@ -22,7 +22,7 @@ from speed import Engine, made_data
 
 from fedsim import schedule
 from fedsim.backends.vectorized import Vectorized
-from fedsim.fates import Fates
+from fedsim.fates import jobs_of
 from fedsim.participation import Dispatch
 from fedsim.system import Durations, SystemSection
 from fedsim.worker import Job
@@ -36,7 +36,7 @@ class Eager(Vectorized):
             one = slice(i, i + 1)
             rows = (job.clients[one], job.rounds[one], job.steps[one])
             super().dispatch(Job(*rows, job.received, job.numbers[one]))
-            self._compute()
+            self.compute()
 
 
 def lazy(clients: int, combines: int) -> None:
@@ -78,7 +78,7 @@ def events(clients: int, count: int) -> None:
     start = time.perf_counter()
     durations = Durations(section, clients, 0)
     made = 0
-    for _ in schedule.asynchronous(clients, Fates(durations, lambda *_: 1)):
+    for _ in schedule.asynchronous(clients, jobs_of(durations, lambda *_: 1)):
         made += 1
         if made == count:
             break

@@ -26,7 +26,7 @@ from fedsim import rng, schedule
 from fedsim.algorithms.base import Algorithm, ServerAlgorithm
 from fedsim.clock import exact, seconds, ticks
 from fedsim.errors import InputError
-from fedsim.fates import Fates
+from fedsim.fates import jobs_of
 from fedsim.participation import Arrival, Dispatch, Ended, Event, InVain, Participation
 from fedsim.registry import register
 from fedsim.schedule import Combined, Jobs, Started, Step, Stopped
@@ -129,7 +129,7 @@ class Clocked(Participation):
         durations = durations or Durations(SystemSection(), n, seed)
         work = _Work(task, algorithm, seed)
         self.check_durations(task, algorithm, seed, durations)
-        jobs = Fates(durations, work.of, None if self.timeout is None else max(ticks(self.timeout), 1))
+        jobs = jobs_of(durations, work.of, None if self.timeout is None else max(ticks(self.timeout), 1))
         d = self._contribution_weights(task, algorithm, seed, jobs)
         number = 0
         for step in self.steps(n, jobs, seed):
@@ -153,7 +153,7 @@ class Clocked(Participation):
                 jobs=np.asarray(step.jobs, dtype=np.int64),
             )  # fmt: skip
 
-    def _contribution_weights(self, task: Task, algorithm: ServerAlgorithm, seed: int, jobs: Fates) -> Floats:
+    def _contribution_weights(self, task: Task, algorithm: ServerAlgorithm, seed: int, jobs: Jobs) -> Floats:
         """d_i of every client ``[n]``."""
         n = task.num_clients
         share = task.importance if algorithm.weighting == "samples" else np.ones(n)

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fedsim.schedule import Fate
+from fedsim.schedule import Fate, Jobs, Steady
 from fedsim.system import Durations
+
+
+def jobs_of(durations: Durations, steps: Callable[[int, int], int], timeout: int | None = None) -> Jobs:
+    """The jobs of a run: `Steady` where every one of them arrives, for schedules are made faster of these."""
+    if timeout is None and not durations.section.unreliable:
+        return Steady(lambda client, index: durations.of(client, index, steps(client, index)))
+    return Fates(durations, steps, timeout)
 
 
 class Fates:
@@ -26,14 +33,11 @@ class Fates:
         self.durations, self.steps, self.timeout = durations, steps, timeout
         availability = durations.section.availability
         self._pauses = availability is not None and availability.policy == "pause"
-        self._certain = timeout is None and not durations.section.unreliable
         self.ready = durations.ready
 
     def fate(self, client: int, index: int, tick: int) -> Fate:
         """What becomes of the client's job number `index` (0, 1, ...) if it starts at `tick`."""
         made, length = self.durations, self.durations.of(client, index, self.steps(client, index))
-        if self._certain:
-            return Fate(tick + length, tick + length, True)
         due: int | None = tick + length
         if self._pauses:
             assert made.presence is not None

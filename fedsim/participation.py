@@ -20,7 +20,7 @@ from fedsim import rng
 from fedsim.algorithms.base import Algorithm, ServerAlgorithm
 from fedsim.clock import seconds, ticks
 from fedsim.errors import InputError
-from fedsim.fates import Fates
+from fedsim.fates import jobs_of
 from fedsim.registry import Part, register
 from fedsim.system import Durations, SystemSection
 from fedsim.task import Ints, Task
@@ -273,7 +273,7 @@ class Synchronous(Participation):
         asked = np.flatnonzero(steps > 0)
         work = dict(zip(clients.tolist(), steps.tolist(), strict=True))
         limit = None if self.deadline is None else max(ticks(self.deadline), 1)
-        fates = Fates(durations, lambda client, _: work[client], limit)
+        fates = jobs_of(durations, lambda client, _: work[client], limit)
         found = [fates.fate(c, number - 1, start) for c in clients[asked].tolist()]
         silent = rng.uniform(rng.key(seed, "dropout", clients[asked], number)) < self.dropout
         reports = [i for i, fate in enumerate(found) if fate.arrives and not silent[i]]

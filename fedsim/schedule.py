@@ -149,28 +149,38 @@ class _Clients:
 
 def asynchronous(n: int, jobs: Jobs) -> Iterator[Step]:
     """Every arrival is combined by itself, and its client restarts at once."""
+    return _always_arriving(n, jobs.duration) if isinstance(jobs, Steady) else _asynchronous(n, jobs)
+
+
+def _asynchronous(n: int, jobs: Jobs) -> Iterator[Step]:
     state = _Clients(n, jobs)
     yield from state.again(0, range(n))
-    heap, job, index, pulled = state.heap, state.job, state.index, state.pulled
-    ready, fate = state.ready, state.fate
     while state.alive:
-        tick, c, kind = heap[0]
+        tick, c, kind = state.pop()
         if kind == _ARRIVES:
-            i = index[c]
-            yield Combined(tick, [job[c]], [c], [i], [state.version - pulled[c]])
-            state.version += 1
-            state.in_vain = 0
-            if ready(c, tick) == tick:  # written out: ten million of these are to take a minute
-                i += 1
-                job[c], index[c], pulled[c] = state.jobs, i, state.version
-                state.jobs += 1
-                coming = fate(c, i, tick)
-                heapq.heapreplace(heap, (coming.heard, c, _ARRIVES if coming.arrives else _LOST))
-                yield Started(tick, [job[c]], [c], [i], [coming])
-                continue
-        state.pop()
+            yield state.combine(tick, [c])
         yield from state.again(tick, [c])
     yield state.stop()
+
+
+def _always_arriving(n: int, duration: Callable[[int, int], int]) -> Iterator[Step]:
+    """The same for `Steady` jobs, written out: ten million of these are to take a minute."""
+    state = _Clients(n, Steady(duration))
+    yield state.start(0, list(range(n)))
+    heap = [(tick, c) for tick, c, _ in state.heap]  # a heap still
+    job, index, pulled = state.job, state.index, state.pulled
+    version, started = 0, n
+    while True:
+        tick, c = heap[0]
+        i = index[c]
+        yield Combined(tick, [job[c]], [c], [i], [version - pulled[c]])
+        version += 1
+        i += 1
+        job[c], index[c], pulled[c] = started, i, version
+        end = tick + duration(c, i)
+        yield Started(tick, [started], [c], [i], [Fate(end, end, True)])
+        started += 1
+        heapq.heapreplace(heap, (end, c))
 
 
 def fixed_interval(n: int, jobs: Jobs, window: int) -> Iterator[Step]:

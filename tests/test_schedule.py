@@ -162,3 +162,13 @@ def test_rates_count_deliveries() -> None:
     fast_first = Steady(lambda c, _: 1 if c == 0 else 100)
     buffered = schedule.buffered(3, fast_first, 4, 3, np.random.default_rng(0))
     assert schedule.participation_rates(buffered, 3, 10)[0].tolist() == [4.0, 0.0, 0.0]
+
+
+def test_the_fast_way_of_steady_jobs_is_the_general_one() -> None:
+    """`asynchronous` writes out jobs that all arrive; other jobs with the same fates make the same steps."""
+
+    class General:
+        fate, ready = Steady(drawn).fate, Steady(drawn).ready
+
+    fast, general = (list(islice(schedule.asynchronous(6, jobs), 2000)) for jobs in (Steady(drawn), General()))
+    assert fast == general
