@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from reference.poisson_loop import replay
 from scipy import stats
 
 import fedsim
+from fedsim.assembly import assemble
 from fedsim.config import parse
 from fedsim.errors import InputError
+from fedsim.participation import Arrival
 from fedsim.schedule_view import follow
 
 Make = Callable[..., Any]
@@ -98,40 +101,65 @@ def test_mixing_alone_keeps_the_mean_and_reaches_consensus(go: Make) -> None:
     assert fast.params.norm() > 0.1
 
 
-def test_counts_are_poisson_and_gaps_exponential(go: Make) -> None:
+@pytest.fixture
+def windows(quadratic: Make) -> Make:
+    """``windows(participation, count)``: what closes the first `count` rounds, without training, and the graph."""
+
+    def make(participation: dict[str, Any], count: int) -> tuple[list[Arrival], Any]:
+        scenario = parse({
+            "data": quadratic(n=6).section(), "topology": GRAPH, "participation": participation,
+            "algorithm": {"name": "dspodfl"}, "run": {"device": "cpu"},
+        })  # fmt: skip
+        a = assemble(scenario)
+        assert a.network is not None
+        events = scenario.participation.events(a.task, scenario.algorithm, scenario.seed, 0, a.network, a.durations)
+        closing = (e for e in events if isinstance(e, Arrival) and e.closes)
+        return list(islice(closing, count)), a.network.topology.graphs[0]
+
+    return make
+
+
+def test_counts_are_poisson_and_gaps_exponential(windows: Make) -> None:
     participation = {"mode": "poisson", "compute": [3.0, 0.5, 1.0, 1.0, 1.0, 0.0], "links": 2.0}
-    run, _ = go(participation=participation, rounds=600, algorithm={"lr": 1e-3})
-    counts = np.array([np.bincount(row["compute"], minlength=6) for row in run.trace])
+    rounds, graph = windows(participation, 300)
+    counts = np.array([np.bincount(r.trace["compute"], minlength=6) for r in rounds])
     for node, rate in enumerate(participation["compute"]):  # type: ignore[arg-type]
         if rate == 0:
             assert counts[:, node].sum() == 0
             continue
-        assert counts[:, node].mean() == pytest.approx(rate, abs=5 * np.sqrt(rate / 600))
-        expected = np.append(stats.poisson.pmf(range(6), rate), stats.poisson.sf(5, rate)) * 600
+        assert counts[:, node].mean() == pytest.approx(rate, abs=4 * np.sqrt(rate / 300))
+        expected = np.append(stats.poisson.pmf(range(6), rate), stats.poisson.sf(5, rate)) * 300
         observed = np.bincount(np.minimum(counts[:, node], 6), minlength=7)
         kept = expected > 5
         assert (
             stats.chisquare(observed[kept], expected[kept] * observed[kept].sum() / expected[kept].sum()).pvalue > 1e-3
         )
-    assert abs(np.corrcoef(counts[:, :5].T)[np.triu_indices(5, 1)]).max() < 5 / np.sqrt(600)
-    first = np.array([e[0] for row in run.trace for e in row["events"] if e[1:] == [0]])
+    assert abs(np.corrcoef(counts[:, :5].T)[np.triu_indices(5, 1)]).max() < 4 / np.sqrt(300)
+    first = np.array([e[0] for r in rounds for e in r.trace["events"] if e[1:] == [0]])
     assert stats.kstest(np.diff(first), stats.expon(scale=1 / 3).cdf).pvalue > 1e-3
-    edges = np.array([e for row in run.trace for e in row["edges"]])
-    links = len(np.unique(edges, axis=0))
-    assert len(edges) / links / 600 == pytest.approx(2.0, abs=5 * np.sqrt(2.0 / 600 / links))
+    links = graph.number_of_edges()
+    fired = sum(len(r.trace["edges"]) for r in rounds)
+    assert fired / links / 300 == pytest.approx(2.0, abs=4 * np.sqrt(2.0 / 300 / links))
 
 
-def test_delays_are_those_of_bernoulli_rounds_on_average(go: Make) -> None:
-    """A window of one second of rates d and b costs what a round of probabilities d and b does."""
-    rates = {"compute": [0.9, 0.3, 0.5, 0.5, 0.2, 0.8], "links": 0.5}
-    poisson, _ = go(participation={"mode": "poisson", **rates}, rounds=500, algorithm={"lr": 1e-3})
-    bernoulli, _ = go(participation={"mode": "gossip", **rates}, rounds=500, out="rounds", algorithm={"lr": 1e-3})
-    for name in ("delay_processing", "delay_transmission"):
-        a, b = (run.metrics[name].iloc[-1] / 500 for run in (poisson, bernoulli))
-        assert a == pytest.approx(b, rel=0.15)
-    slow = 1 / np.array(rates["compute"])
-    by_hand = sum(slow[row["compute"]].sum() / slow.sum() for row in poisson.trace)
-    assert poisson.metrics["delay_processing"].iloc[-1] == pytest.approx(by_hand)
+def test_delays_are_those_of_bernoulli_rounds_on_average(windows: Make) -> None:
+    """A window of one second of rates d and b costs what a round of probabilities d and b does, within 4 errors.
+
+    The processing delay ``sum_i N_i / d_i / sum_i 1 / d_i`` and the transmission delay ``sum_l c_l N_l`` have their
+    variance from that of the counts N: d for Poisson clocks, d (1 - d) for Bernoulli indicators.
+    """
+    d, b, count = np.array([0.9, 0.3, 0.5, 0.5, 0.2, 0.8]), 0.5, 1500
+    for mode, node_variance, link_variance in (("poisson", d, b), ("gossip", d * (1 - d), b * (1 - b))):
+        rounds, graph = windows({"mode": mode, "compute": d.tolist(), "links": b}, count)
+        found = np.mean([r.delays for r in rounds], axis=0)
+        node_share = (1 / d) / (1 / d).sum()
+        link_share = np.array([1 / graph.degree[u] + 1 / graph.degree[v] for u, v in graph.edges])
+        link_share /= link_share.sum()
+        errors = np.sqrt([(node_share**2 * node_variance).sum() / count, (link_share**2).sum() * link_variance / count])
+        assert (abs(found - [(node_share * d).sum(), b]) < 4 * errors).all()
+        assert (4 * errors < 0.1 * found).all()  # it would notice a tenth
+        by_hand = [node_share[np.asarray(r.trace["compute"], dtype=int)].sum() for r in rounds]
+        assert np.array([r.delays[0] for r in rounds]) == pytest.approx(np.array(by_hand))
 
 
 def test_a_thousand_nodes_are_fast(go: Make) -> None:
