@@ -303,10 +303,10 @@ def _schedule(scenario: Scenario, out: Path | None, as_json: bool) -> None:
             _table(title, rows, header)
         _console().print(headline(timeline), highlight=False, markup=False)
     if out is not None:
-        from fedsim.figures.schedule import schedule_figure
+        from fedsim.schedule_tables import timeline_figure
 
         title = f"{timeline.name} ({timeline.mode})"
-        figure = schedule_figure(timeline.bars, timeline.times, timeline.clients, timeline.bars_until, title)
+        figure = timeline_figure(timeline, title)
         _picture(figure, out, as_json)
 
 

@@ -14,12 +14,12 @@ from fedsim.aggregators import message_bytes
 from fedsim.assembly import Assembly, assemble, one_message
 from fedsim.config import Scenario, load
 from fedsim.errors import FedsimError, InputError, RunError
-from fedsim.figures.schedule import schedule_figure, staleness_figure
+from fedsim.figures.schedule import staleness_figure
 from fedsim.page import Markup, details, image, notes, table, tag
 from fedsim.partition_table import FILE, read_partition
 from fedsim.results import read_jsonl
 from fedsim.run_groups import Group, Record
-from fedsim.schedule_tables import client_rows, headline
+from fedsim.schedule_tables import client_rows, headline, timeline_figure
 from fedsim.schedule_view import follow
 from fedsim.system import Durations, SystemSection
 from fedsim.task import Ints, Plan, Task
@@ -60,7 +60,7 @@ def _is_clocked(run: Record) -> bool:
 def _schedule(run: Record, name: str, save: Save, label: str) -> list[object]:
     scenario = load(run.dir / "scenario.yaml")
     timeline = follow(scenario, _assembly(scenario, run.dir))
-    gantt = save(name, schedule_figure(timeline.bars, timeline.times, timeline.clients, timeline.bars_until))
+    gantt = save(name, timeline_figure(timeline))
     header, rows = client_rows(timeline)
     parts: list[object] = [
         tag("h3", label) if label else "",

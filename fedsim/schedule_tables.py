@@ -1,12 +1,16 @@
-"""The tables of a schedule: its first combines, and what clients do."""
+"""The tables and the picture of a schedule: its first combines, and what clients do."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedsim.figures.schedule import schedule_figure
 from fedsim.schedule_view import Timeline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SHOWN_CLIENTS, _SHOWN_IN_ROW = 40, 5
 _HEADERS = {
@@ -51,6 +55,12 @@ def client_rows(timeline: Timeline) -> tuple[list[str], list[tuple[str, ...]]]:
     ]
     rows = [(name, *map(_short, row)) for (name, _), row in zip(_QUANTILES, found, strict=True)]
     return [f"over {who}s", *header], rows
+
+
+def timeline_figure(timeline: Timeline, title: str = "") -> Figure:
+    """How the schedule begins."""
+    t = timeline
+    return schedule_figure(t.bars, t.times, t.clients, t.bars_until, title, times_off=t.times_off, gossip=t.gossip)
 
 
 def headline(timeline: Timeline) -> str:

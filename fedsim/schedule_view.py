@@ -13,7 +13,7 @@ from fedsim.assembly import Assembly, assemble
 from fedsim.clock import TICKS_PER_SECOND, seconds, ticks
 from fedsim.config import Scenario
 from fedsim.errors import InputError
-from fedsim.figures.schedule import Bar
+from fedsim.figures.schedule import Bar, TimesOff
 from fedsim.participation import Arrival, Dispatch, Ended
 
 Floats = npt.NDArray[np.float64]
@@ -56,6 +56,7 @@ class Timeline:
     busy, in_vain, waiting, idle, off : share of `end`, ``[n]``, at work; at work that is never combined; done, not
         combined and not at work again; on, but without work; device off or client gone.
     bars : every job that started before second `bars_until`.
+    times_off : ``times_off(client, until)``, stretches of seconds in which its device is off or the client is gone.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Timeline:
     off: Floats
     bars: list[Bar]
     bars_until: float
+    times_off: TimesOff
 
     @property
     def clients(self) -> int:
@@ -192,6 +194,11 @@ class _Follower:
     def _time_on(self, client: int, start: int, end: int) -> int:
         return max(end - start, 0) if self.durations is None else self.durations.time_on(client, start, end)
 
+    def _times_off(self, client: int, until: float) -> list[tuple[float, float]]:
+        if self.durations is None:
+            return []
+        return [(seconds(a), seconds(b)) for a, b in self.durations.times_off(client, ticks(until))]
+
     def _begin(self, event: Dispatch) -> None:
         tick, clients = event.start, event.clients.tolist()
         for c in [*clients, *(lost.client for lost in event.in_vain)]:
@@ -275,6 +282,7 @@ class _Follower:
             off=off_share,
             bars=list(self.bars.values()),
             bars_until=seconds(end if self.bars_until is None else min(end, self.bars_until)),
+            times_off=self._times_off,
         )
 
 

@@ -6,6 +6,7 @@ Every law is a quantile function of one uniform number, keyed by (seed, client) 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
@@ -184,6 +185,19 @@ class Durations:
         if self.presence is None:
             return max(end - start, 0)
         return self.presence.time_on(client, start, end)
+
+    def times_off(self, client: int, end: int) -> Iterator[tuple[int, int]]:
+        """Stretches of ticks before `end` in which the client's device is off or the client is gone."""
+        gone = end if self.leaves is None else min(end, self.leaves[client])
+        tick = 0
+        while self.presence is not None and tick < gone:
+            on, until = self.presence.stretch(client, tick)
+            stop = gone if until is None else min(until, gone)
+            if not on:
+                yield tick, stop
+            tick = stop
+        if gone < end:
+            yield gone, end
 
 
 def _draws(law: Law, n: int, seed: int, purpose: str, key: str) -> list[Fraction | float]:

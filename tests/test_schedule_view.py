@@ -17,7 +17,7 @@ from fedsim.cli import main
 from fedsim.config import parse
 from fedsim.figures.schedule import Bar, schedule_figure
 from fedsim.report import write_report
-from fedsim.schedule_tables import client_rows, combine_rows, headline
+from fedsim.schedule_tables import client_rows, combine_rows, headline, timeline_figure
 from fedsim.schedule_view import follow
 from fedsim.simulation import run as simulate
 
@@ -195,6 +195,9 @@ def test_a_graph_by_hand(scenario: Make, tmp_path: Path) -> None:
     assert table[0][2] == ", ".join(map(str, rows[0]["compute"]))
     assert "weight per combine" not in client_rows(t)[0]
     assert "4 nodes, 12 rounds" in headline(t)
+    figure = timeline_figure(t)
+    assert figure.axes[0].get_ylabel() == "node"
+    assert "end of a round" in [label.get_text() for label in figure.legends[0].get_texts()]
 
 
 def test_work_in_vain_is_not_idle(scenario: Make) -> None:
@@ -222,6 +225,10 @@ def test_devices_that_are_off_and_clients_that_left(scenario: Make) -> None:
     assert t.busy == pytest.approx([0.5, 0.25])
     assert t.off == pytest.approx([0.5, 0.75])
     assert t.idle.tolist() == [0, 0]
+    assert t.times_off(0, 4.5) == [(1.0, 2.0), (3.0, 4.0)]
+    assert t.times_off(1, 4.5) == [(3.0, 4.5)]
+    legend = timeline_figure(t).legends[0].get_texts()
+    assert "device off or gone" in [label.get_text() for label in legend]
 
 
 def test_command(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,9 +13,10 @@ from fedsim.figures.curves import INK
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_BUSY, _WAITING, _IN_VAIN, _COMBINE = "#2f7ebc", "#bcd6ea", "#b9b3ab", "#c4501b"
+_BUSY, _WAITING, _IN_VAIN, _COMBINE, _OFF = "#2f7ebc", "#bcd6ea", "#a39a8e", "#c4501b", "#e3e0da"
 _MOST_ROWS, _MOST_JOBS_PER_ROW, _JOBS_OF_SLOWEST = 50, 30, 3
 _MANY_LINES = 60
+TimesOff = Callable[[int, float], list[tuple[float, float]]]
 
 
 class Bar(NamedTuple):
@@ -37,6 +38,9 @@ def schedule_figure(
     clients: int,
     until: float,
     title: str = "",
+    *,
+    times_off: TimesOff | None = None,
+    gossip: bool = False,
 ) -> Figure:
     """The beginning of a schedule. No pyplot state: save it with ``figure.savefig``.
 
@@ -47,6 +51,8 @@ def schedule_figure(
     clients : how many there are; beyond 50 those are shown that are spread evenly from the slowest to the fastest.
     until : end of what is known. The figure ends there, or earlier: after the time of three of the longest jobs, or
         when the shown clients have begun 30 jobs each on average.
+    times_off : ``times_off(client, until)``, stretches of seconds in which its device is off; work in them is paled.
+    gossip : clients are the nodes of a graph, and combines the ends of its rounds.
     """
     from matplotlib.figure import Figure
 
@@ -57,6 +63,10 @@ def schedule_figure(
     figure = Figure(figsize=(9, 1.7 + 0.16 * max(len(shown), 6)), layout="constrained")
     axes = figure.add_subplot()
     _draw_bars(axes, drawn, place, end)
+    off = {} if times_off is None else {place[c]: stretches for c in shown if (stretches := times_off(c, end))}
+    for row, stretches in off.items():
+        lengths = [(start, stop - start) for start, stop in stretches]
+        axes.broken_barh(lengths, (row - 0.45, 0.9), facecolor=_OFF, alpha=0.75, linewidth=0, zorder=2.5)
     times = [t for t in combines if t <= end]
     many = len(times) > _MANY_LINES
     width, order = (0.5, 0) if many else (1.0, 3)  # many lines would hide the bars
@@ -71,14 +81,17 @@ def schedule_figure(
     step = 1 if len(shown) <= 25 else 2
     axes.set_yticks(range(0, len(shown), step), [str(c) for c in shown[::step]])
     axes.set_xlabel("virtual time (s)", fontsize=9, color=INK)
-    label = f"client ({len(shown)} of {clients}, slowest first)" if by_speed else "client"
+    who = "node" if gossip else "client"
+    label = f"{who} ({len(shown)} of {clients}, slowest first)" if by_speed else who
     axes.set_ylabel(label, fontsize=9, color=INK)
     axes.tick_params(labelsize=8, colors=INK)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(INK)
     in_vain = any(b.kind == "in vain" for b in drawn)
-    figure.legend(handles=_legend(in_vain), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    figure.legend(
+        handles=_legend(in_vain, bool(off), gossip), loc="outside lower center", ncols=6, frameon=False, fontsize=8
+    )
     if title:
         axes.set_title(title.replace("$", r"\$"), fontsize=10, color=INK, loc="left")
     return figure
@@ -142,14 +155,20 @@ def _draw_bars(axes: Any, bars: Sequence[Bar], place: dict[int, int], end: float
             axes.broken_barh(work, (row - 0.38, 0.76), facecolor=color, edgecolor="white", linewidth=0.5, zorder=2)
 
 
-def _legend(in_vain: bool) -> list[Any]:
+def _legend(in_vain: bool, off: bool, gossip: bool) -> list[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
+    waiting, line, dot = (
+        ("done, waits for the round's end", "end of a round", "of a round the node computed in")
+        if gossip
+        else ("done, not combined yet", "combine", "of this client's result")
+    )
     return [
         Patch(color=_BUSY, linewidth=0, label="at work"),
         *([Patch(color=_IN_VAIN, linewidth=0, label="at work in vain")] if in_vain else []),
-        Patch(color=_WAITING, linewidth=0, label="done, not combined yet"),
-        Line2D([], [], color=_COMBINE, alpha=0.6, label="combine"),
-        Line2D([], [], color=_COMBINE, marker="o", markersize=3.5, linestyle="", label="of this client's result"),
+        *([Patch(color=_OFF, linewidth=0, label="device off or gone")] if off else []),
+        Patch(color=_WAITING, linewidth=0, label=waiting),
+        Line2D([], [], color=_COMBINE, alpha=0.6, label=line),
+        Line2D([], [], color=_COMBINE, marker="o", markersize=3.5, linestyle="", label=dot),
     ]
