@@ -8,9 +8,11 @@ python benchmarks/ray_backend.py memory [--rounds 3]       peak memory here, gos
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +21,12 @@ from typing import Any
 import torch
 from speed import Engine, alternate, made_data
 
+_RUN = """
+import json, resource, sys
+import fedsim
+fedsim.run(json.load(open(sys.argv[1])), sys.argv[2])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 MLP: dict[str, Any] = {
     "name": "ray",
     "model": {"name": "mlp", "hidden": [200]},
@@ -66,9 +74,7 @@ def empty(actors: int, repeats: int) -> None:
 
 
 def memory(actors: int, rounds: int) -> None:
-    """A whole run, evaluations, checkpoint and final parameters included."""
-    from fedsim.simulation import run
-
+    """A whole run in a process of its own, evaluations, checkpoint and final parameters included."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         scenario = {
@@ -80,11 +86,12 @@ def memory(actors: int, rounds: int) -> None:
             "run": {"rounds": rounds, "eval_every": rounds},
             "backend": {"name": "ray", "actors": actors},
         }
+        (folder / "scenario.json").write_text(json.dumps(scenario))
         start = time.perf_counter()
-        params = run(scenario, folder / "run").dir / "params.safetensors"
+        command = [sys.executable, "-c", _RUN, str(folder / "scenario.json"), str(folder / "run")]
+        peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 2**20
         seconds = time.perf_counter() - start
-        size = params.stat().st_size / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        size = (folder / "run" / "params.safetensors").stat().st_size / 2**20
     print(
         f"2,000 nodes x 100,000 parameters ({size:.0f} MiB), {rounds} rounds: {seconds:.0f} s, peak {peak:.2f} GiB here"
     )

@@ -24,6 +24,7 @@ from fedsim.row_files import RowStream
 from fedsim.task import Ints, Task
 from fedsim.worker import Job, Worker
 
+_PART_BYTES = 2**25  # of nodes' states that pass through the calling process at a time
 _AHEAD = 4  # rounds that may be on their way at a time: enough to keep actors busy, few enough for their memory
 
 
@@ -182,9 +183,12 @@ class RayNodes(RayBackend):
     def _stream(self, name: str) -> RowStream:
         def parts() -> Iterator[tuple[Ints, np.ndarray[Any, Any]]]:
             for k in self.shards:
-                yield self.members[k], self._ask("node_rows", name, shards=[k])[k]
+                for first in range(0, len(self.members[k]), step):
+                    nodes = self.members[k][first : first + step]
+                    yield nodes, self._ask("node_rows", name, first, first + len(nodes), shards=[k])[k]
 
         width = self._ask("node_sum", name)[self.shards[0]].shape[-1]
+        step = max(1, _PART_BYTES // (width * self.like.element_size()))
         return RowStream((self.task.num_clients, width), self.like.dtype, parts)
 
     def load_nodes(self, saved: Saved) -> None:

@@ -237,9 +237,9 @@ class Shard:
         distance = float((x - as_tensor(centre, self.device)).pow_(2).sum(-1).sum())
         return distance, None if accuracy is None else accuracy * len(x)
 
-    def node_rows(self, name: str) -> Array:
-        """The nodes' states, ``[m, d]``."""
-        return as_array(self.state[name])
+    def node_rows(self, name: str, first: int, last: int) -> Array:
+        """States of some of the nodes, ``[last - first, d]``."""
+        return as_array(self.state[name][first:last])
 
     def node_names(self) -> list[str]:
         return list(self.state)
