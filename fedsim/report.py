@@ -21,6 +21,7 @@ from fedsim.report_deployment import deployments
 from fedsim.report_privacy import privacy
 from fedsim.report_schedule import schedules
 from fedsim.report_setting import environments, partitions, topologies
+from fedsim.report_sweep import tradeoffs
 from fedsim.results import LAST
 from fedsim.run_groups import BEST_IS_LARGEST, Group, Record, find_runs, group_runs, sweep_errors
 
@@ -127,6 +128,7 @@ def make_page(runs: Sequence[Record], figures: Path, title: str) -> str:
     for name, heading, lead, rows in _figures(groups):
         save(name, grid_figure(rows, [g.label for g in groups], heading))
         body += [tag("h2", heading), tag("p", lead, "soft") if lead else "", *_panels(name, rows, groups)]
+    body += tradeoffs(groups, differing, save)
     body += deployments(runs)
     body += schedules(groups, save)
     body += privacy(groups)

@@ -31,7 +31,7 @@ LAYERS = (  # every module imports only from rows above its own
     "planning sweep_axes audit schedule_tables deploy",
     "sweep_tune run_groups",
     "sweeps",
-    "report_setting report_schedule report_deployment report_privacy",
+    "report_setting report_sweep report_schedule report_deployment report_privacy",
     "report",
     "cli",
 )

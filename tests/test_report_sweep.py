@@ -1,0 +1,45 @@
+"""What a report says of a sweep: accuracy against cost, the Pareto front, heat maps of two axes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+import fedsim
+from fedsim.report import write_report
+from fedsim.report_sweep import pareto
+
+SCENARIO = {
+    "data": {"dataset": "digits", "clients": 6, "limit": 90},
+    "model": {"name": "linear"},
+    "algorithm": {"name": "dpsgd", "lr": 0.1, "batch_size": 10},
+    "topology": {"graph": "ring"},
+    "run": {"rounds": 2, "eval_every": 1, "device": "cpu", "threads": 1},
+}
+
+
+def test_the_pareto_front() -> None:
+    assert pareto([1.0, 2.0, 3.0, 1.5], [0.5, 0.4, 0.9, 0.7]) == [0, 3, 2]
+    assert pareto([1.0, 1.0], [0.2, 0.3]) == [1]
+
+
+def swept(folder: Path, **sweep: object) -> str:
+    (folder / "s.yaml").write_text(yaml.safe_dump(SCENARIO))
+    (folder / "w.yaml").write_text(yaml.safe_dump({"scenario": "s.yaml", **sweep}))
+    fedsim.sweep(folder / "w.yaml", out=folder / "out")
+    return write_report([folder / "out"]).read_text()
+
+
+def test_topologies_are_compared_by_gap_and_bytes(tmp_path: Path) -> None:
+    graphs = {"graph": {"topology.graph": "path"}, "b": None, "c": {"topology.graph": "complete"}}
+    text = swept(tmp_path, cases=graphs, grid={"seed": [0, 1]})
+    assert "Accuracy against cost" in text
+    assert (tmp_path / "out" / "figures" / "tradeoffs.png").stat().st_size > 10_000
+    assert "Two axes" not in text
+
+
+def test_two_axes_make_a_heat_map(tmp_path: Path) -> None:
+    text = swept(tmp_path, grid={"algorithm.lr": [0.05, 0.1], "algorithm.batch_size": [5, 10]})
+    assert "Two axes" in text
+    assert (tmp_path / "out" / "figures" / "heatmap.png").exists()
