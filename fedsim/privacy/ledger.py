@@ -27,7 +27,8 @@ NOT_COVERED = (
     "choices made by looking at results on the data: learning rates, clip norms, stopping, model selection",
     "preprocessing that looks at the data, such as scaling to its mean and deviation",
     "the metrics of this run: they are computed from the data without noise, for the simulation's reader only",
-    "noise whose seed is known: here it is drawn from noise_seed so that runs can be repeated",
+    "noise and samples whose seed is known: here they are drawn from noise_seed and seed so that runs can be repeated",
+    "messages that the system model loses: they are taken as seen by nobody",
 )
 
 
