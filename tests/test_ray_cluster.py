@@ -1,0 +1,56 @@
+"""A cluster of two nodes on the loopback interface, of which one is lost in the middle of a run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+import fedsim
+from fedsim.assembly import assemble
+from fedsim.config import parse
+from fedsim.simulation import Simulation
+
+keys = dict(num_cpus=1, node_ip_address="127.0.0.1", object_store_memory=150_000_000)
+cluster = Cluster(initialize_head=True, head_node_args={**keys, "include_dashboard": False})
+second = cluster.add_node(**keys)
+ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
+sections = {
+    "data": {"dataset": "digits", "clients": 8}, "model": {"name": "linear"}, "algorithm": {"name": "scaffold"},
+    "run": {"rounds": 8, "eval_every": 4, "dtype": "float64", "device": "cpu"},
+}
+whole = fedsim.run(sections, sys.argv[1] + "/whole")
+scenario = parse({**sections, "backend": {"name": "ray", "actors": 2, "address": "auto", "timeout": 20}})
+simulation = Simulation(scenario, assemble(scenario), Path(sys.argv[1]) / "lost")
+
+def progress(number, row):
+    if number == 4:
+        cluster.remove_node(second, allow_graceful=False)
+
+lost = simulation.run(progress)
+simulation.backend.close()
+print("difference", float((whole.params - lost.params).abs().max()))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_lost_node_changes_no_number(tmp_path: Path) -> None:
+    environment = os.environ | {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=240, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout.split("difference")[1]) < 1e-12
