@@ -150,9 +150,9 @@ class _Availability(Section):
 
     policy: Literal["pause", "void"] = "pause"
 
+    @abstractmethod
     def presence(self, n: int, seed: int) -> Presence:
         """When each of `n` devices is on."""
-        raise NotImplementedError
 
 
 class OnOff(_Availability):

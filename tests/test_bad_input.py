@@ -64,7 +64,7 @@ UNKNOWN_KEYS = [
     server("seed: 0", "1: 0", "s.yaml:2: 1: unknown key"),
 ]
 NAMES = [
-    server("dataset: digits", "dataset: digit", at(4, "data.dataset"), "(did you mean 'digits'?)", "allowed: california_housing, cifar10"),
+    server("dataset: digits", "dataset: digit", at(4, "data.dataset"), "(did you mean 'digits'?)", "allowed: calif"),
     server("name: mlp", "name: mpl", at(9, "model.name"), "unknown model 'mpl' (did you mean 'mlp'?)"),
     server("name: fedavg", "name: fedagv", at(12, "algorithm.name"), "(did you mean 'fedavg'?)", "scaffold"),
     server("scheme: iid", "scheme: dirichle", at(7, "data.partition.scheme"), "(did you mean 'dirichlet'?)"),
@@ -126,7 +126,7 @@ RANGES = [
 MISSING = [
     server("model:\n  name: mlp\n  hidden: [8]\n", "", "s.yaml: model: missing; e.g. model: {name: linear}"),
     server("  name: mlp", "  bias: true", at(8, "model.name"), "missing; allowed: cnn, linear"),
-    server("  dataset: digits\n", "", at(3, "data.dataset"), "missing; allowed: california_housing, cifar10"),
+    server("  dataset: digits\n", "", at(3, "data.dataset"), "missing; allowed: calif"),
     server("  clients: 4\n", "", at(3, "data.clients"), "missing; allowed: the number of clients"),
     server("{scheme: iid}", "{scheme: dirichlet}", at(7, "data.partition.alpha"), "missing"),
     server("  name: fedavg\n", "", at(11, "algorithm.name"), "missing; allowed: dfedavg"),

@@ -13,6 +13,7 @@ sizes, and with them the noise, stay what they are, and a last chunk that is tre
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -173,7 +174,7 @@ def needed_claim(subject: Subject) -> Claimed:
     return claim
 
 
-class Transcript:
+class Transcript(ABC):
     """What the attacker keeps of a run, and the scores that follow from it."""
 
     quadratic: bool = False
@@ -182,15 +183,15 @@ class Transcript:
     def __init__(self, canaries: Canaries) -> None:
         self.canaries = canaries
 
-    def note(self, simulation: Simulation) -> None:
+    def note(self, simulation: Simulation) -> None:  # noqa: B027 - nothing to note unless overridden
         """After every round."""
 
-    def hear(self, clients: Ints, messages: Message) -> None:
+    def hear(self, clients: Ints, messages: Message) -> None:  # noqa: B027 - nor to hear
         """Every message, where the claim is that each is private by itself."""
 
+    @abstractmethod
     def scores(self, outcome: Outcome) -> Floats:
         """``[m]``, larger for coin 1."""
-        raise NotImplementedError
 
     def entries(self, clients: Ints, values: Tensor) -> Tensor:
         """Each canary's coordinate of its own client's message, ``[k, d] -> [m]`` in float64; 0 where there is none."""
