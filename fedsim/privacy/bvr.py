@@ -20,7 +20,7 @@ from torch import Tensor
 from fedsim.aggregators import Mean
 from fedsim.algorithms.base import Round
 from fedsim.algorithms.diff2_bvr import Diff2Bvr
-from fedsim.errors import InputError
+from fedsim.errors import InputError, RunError
 from fedsim.privacy.accounting import Profile, Release, calibrate, epsilon, scaled
 from fedsim.privacy.base import Bound, Mechanism, Setting, WrappedTask
 from fedsim.privacy.clipping import max_coefficient, sensitivity
@@ -197,6 +197,9 @@ class _Walk(Plan):
         return _WalkOracle(self.inner.oracle(step, count, lr), self, step, count)
 
 
+_REFUSED = "found a call for gradients without noise; a private walk releases clipped differences only"
+
+
 class _WalkOracle(Oracle):
     """``sum_{j in S} clip(difference) + z3 bound N(0, I)``, and in place of the size of S what is expected of it."""
 
@@ -224,7 +227,7 @@ class _WalkOracle(Oracle):
         return total.index_add(0, rows, self.plan.bound.z["inner"] * scale * noise)
 
     def grad(self, x: Tensor) -> Tensor:
-        raise NotImplementedError("a private walk asks for clipped differences only")
+        raise RunError(_REFUSED)
 
     def per_sample_grad(self, x: Tensor) -> Tensor:
-        raise NotImplementedError("a private walk asks for clipped differences only")
+        raise RunError(_REFUSED)
