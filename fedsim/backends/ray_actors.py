@@ -1,9 +1,12 @@
 """Clients on a Ray cluster: shards of them in actors, the same numbers as in one process.
 
-Every shard is one `Shard`, normally in an actor of its own. What a shard did since the last checkpoint is kept as a log
-of calls; when an actor, a node or an object is lost, its shards are made anew (by a new actor, or by the others where
-resources are gone), loaded from the checkpoint, and the log is played again. Draws are keyed, so the numbers come out
-the same. Nodes of a graph depend on each other: there all shards go back.
+Every shard is one `Shard`, normally in an actor of its own. Calls that need no answer wait for one that does and travel
+with it: the work of a round and the sum of its messages are one call to every actor.
+
+What a shard did since the last checkpoint is kept as a log of calls; when an actor, a node or an object is lost, its
+shards are made anew (by a new actor, or by the others where resources are gone), loaded from the checkpoint, and the
+log is played again. Draws are keyed, so the numbers come out the same. Nodes of a graph depend on each other: there all
+shards go back.
 """
 
 from __future__ import annotations
@@ -21,17 +24,21 @@ from fedsim.backends.ray_cluster import Cluster, Shipment, log
 from fedsim.backends.ray_transport import as_arrays, as_tensor, pack
 from fedsim.backends.rows import Rows
 from fedsim.backends.shard import ClientError, Collected
-from fedsim.backends.sharding import place
+from fedsim.backends.sharding import merge_saved, place, split_saved
 from fedsim.errors import RunError
 from fedsim.task import Ints, Task
 from fedsim.types import Message
 from fedsim.worker import Job, Worker
 
+_INLINE_BYTES = 2**16  # of a broadcast that travels in the call itself; Ray does so below 100 KB
 _LOG_BYTES = 2**27
 _LOG_CALLS = 4000
 _IN_A_ROW = 5
 _PATIENCE = 10.0  # seconds without an answer after which actors are asked whether they are alive
 _ADOPTION_SECONDS = 20.0  # for a new actor in the place of a lost one, before others take its shards
+
+Call = tuple[str, tuple[Any, ...]]
+"""A method of a shard and its arguments."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +90,12 @@ class RayBackend:
         self._snapshot: Callable[[], Mapping[str, Tensor]] | None = None
         self._log: list[Any] = []
         self._log_bytes = 0
+        self._waiting: dict[int, list[Call]] = {}
+        self._widths: dict[str, int] = {}  # of messages, once one has been seen
         self._failures = 0
         self._where: dict[int, int] = {}
         self._pending: dict[int, set[int]] = {}
-        self._broadcast: tuple[list[Tensor], Any, int] | None = None
+        self._broadcast: tuple[list[Tensor], Any] | None = None
         algorithm = build(task).algorithm
         self._stateful = bool(algorithm.fresh_client(task.initial().unsqueeze(0)))
         hosts = cluster.start(len(self.shards), pool.cpus, pool.gpus, pool.threads)
@@ -99,7 +108,7 @@ class RayBackend:
         if not self._stateful and not self._where:
             self._forget(None)  # nothing is under way and nobody keeps anything: the past is of no use
         numbers = job.numbers
-        received, size = self._put(job.received)
+        received, size = self._shared(job.received)
         calls = {}
         for k in self.shards:
             rows = np.flatnonzero(self.owner[job.clients] == k)
@@ -109,7 +118,7 @@ class RayBackend:
                 wanted = numbers[rows].tolist()
                 self._where |= dict.fromkeys(wanted, k)
                 self._pending.setdefault(k, set()).update(wanted)
-        self._do("dispatch", calls, size=size)
+        self._later("dispatch", calls, size)
 
     def collect(self, jobs: Ints) -> Message:
         missing = [j for j in jobs.tolist() if j not in self._where]
@@ -119,14 +128,16 @@ class RayBackend:
         places = {k: np.flatnonzero(of == k) for k in self.shards if (of == k).any()}
         if any(j in self._pending.get(k, ()) for j, k in zip(jobs.tolist(), of.tolist(), strict=True)):
             # All pending jobs are computed in one go: by those that deliver now when they are asked, and by the others.
-            self._do("compute", {k: () for k in self._pending if k not in places})
+            self._later("compute", {k: () for k in self._pending if k not in places})
             self._pending.clear()
-        answers = self._do("collect", {k: (jobs[rows],) for k, rows in places.items()}, wait=True)
-        return self._messages(jobs, places, answers)
+        self._later("collect", {k: (jobs[rows], self._widths) for k, rows in places.items()})
+        return self._messages(jobs, places)
 
     def save(self) -> dict[str, Tensor]:
-        parts = self._do("save", dict.fromkeys(self.shards, ()), wait=True, logged=False)
-        return merge([{name: as_tensor(v, torch.device("cpu")) for name, v in part.items()} for part in parts.values()])
+        parts = self._answers("save", dict.fromkeys(self.shards, ()))
+        return merge_saved(
+            [{name: as_tensor(v, torch.device("cpu")) for name, v in part.items()} for part in parts.values()]
+        )
 
     def load(self, saved: dict[str, Tensor]) -> None:
         """Continue from what `save` of any backend gave, with any number of shards.
@@ -138,7 +149,7 @@ class RayBackend:
         """
         if "slots" in saved:
             raise RunError("this run keeps clients' state on disk: continue it with the backend vectorized")
-        for k, part in self._split(saved).items():
+        for k, part in split_saved(saved, self.owner).items():
             self._where |= dict.fromkeys([*part.get("pending.numbers", []), *part.get("done.numbers", [])], k)
             if "pending.numbers" in part:
                 self._pending[k] = set(part["pending.numbers"].tolist())
@@ -162,14 +173,23 @@ class RayBackend:
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
-    def _messages(self, jobs: Ints, places: dict[int, Ints], answers: dict[int, Collected]) -> Message:
+    def _messages(self, jobs: Ints, places: dict[int, Ints]) -> Message:
+        """Rows that stay in the shards.
+
+        Whether anybody was dropped, and messages of one number per client, have to be known at once; otherwise the
+        shards are only asked together with the first sum.
+        """
+        answers: dict[int, Collected] = {}
+        if not self._widths or self.pool.drop or 1 in self._widths.values():
+            answers = self._answers("collected", dict.fromkeys(places, ()))
+            self._widths = dict(next(iter(answers.values())).widths)
         dropped = {n: why for answer in answers.values() for n, why in answer.dropped.items()}
         self.lost = np.flatnonzero(np.isin(jobs, list(dropped) if self._cohort else []))
         for why in dropped.values():
             log.warning("left out of the cohort: %s" if self._cohort else "did not compute in its round: %s", why)
         keep = np.setdiff1d(np.arange(len(jobs)), self.lost)
         messages: dict[str, Any] = {}
-        for name, width in next(iter(answers.values())).widths.items():
+        for name, width in self._widths.items():
             columns = {k: answer.scalars[name] for k, answer in answers.items() if name in answer.scalars}
             messages[name] = (
                 self._assembled(columns, places, keep, len(jobs), width)
@@ -185,14 +205,14 @@ class RayBackend:
             every = np.zeros(count)
             every[keep] = weights.detach().cpu().double().numpy()
             calls = {k: (name, every[rows]) for k, rows in places.items()}
-            parts = self._do("reduce", calls, wait=True, logged=False)
+            parts = self._answers("reduce", calls)
             total = self._tensor(parts[min(parts)]).clone()
             for k in sorted(parts)[1:]:  # in the shards' order, so that the same run has the same sum again
                 total += self._tensor(parts[k])
             return total
 
         def fetch() -> Tensor:
-            parts = self._do("rows", dict.fromkeys(places, (name,)), wait=True, logged=False)
+            parts = self._answers("rows", dict.fromkeys(places, (name,)))
             return self._assembled(parts, places, keep, count, width)
 
         return Rows((len(keep), width), self.like, reduce, fetch)
@@ -208,40 +228,57 @@ class RayBackend:
     def _tensor(self, array: Any) -> Tensor:
         return as_tensor(array, self.like.device)
 
-    def _put(self, received: Message) -> tuple[Any, int]:
-        """A reference to what all clients received, put once as long as it is the same; None where rows differ."""
+    def _shared(self, received: Message) -> tuple[Any, int]:
+        """What all clients received, made ready once as long as it is the same; None where rows differ. And its size.
+
+        Small models travel in the calls, large ones through shared memory.
+        """
         values = list(received.values())
         if any(v.dim() > 1 for v in values):
             return None, sum(v.numel() * v.element_size() for v in values)
         if self._broadcast is None or not all(a is b for a, b in zip(self._broadcast[0], values, strict=True)):
             arrays = as_arrays(received)
-            self._broadcast = (values, self._ray.put(arrays), sum(a.nbytes for a in arrays.values()))
-            return self._broadcast[1], self._broadcast[2]
+            size = sum(a.nbytes for a in arrays.values())
+            if size > _INLINE_BYTES:
+                self._broadcast = (values, self._ray.put(arrays))
+            else:  # copies: what is changed in place after the call would be changed in the log, too
+                self._broadcast = (values, {k: v.copy() for k, v in arrays.items()})
+            return self._broadcast[1], size
         return self._broadcast[1], 0
 
     # --- calls, and what happens when they are lost -------------------------------------------------------------------
 
-    def _do(
-        self, method: str, calls: dict[int, tuple[Any, ...]], wait: bool = False, logged: bool = True, size: int = 0
-    ) -> dict[int, Any]:
-        """Call a method of some shards; with `wait`, what each returned."""
-        if logged and calls:
+    def _later(self, method: str, calls: dict[int, tuple[Any, ...]], size: int = 0) -> None:
+        """Have some shards do something before they next answer; `size` is what keeping the call costs."""
+        if calls:
             self._log.append((method, calls))
             self._log_bytes += size
-        sent = {k: self._send(k, method, *arguments) for k, arguments in calls.items()}
-        if not wait:
-            return {}
+        for k, arguments in calls.items():
+            self._waiting.setdefault(k, []).append((method, arguments))
+
+    def _answers(self, method: str, calls: dict[int, tuple[Any, ...]]) -> dict[int, Any]:
+        """What a method returns that changes nothing, of some shards; all that waits is sent first."""
+        waiting, self._waiting = self._waiting, {}
+        sent = {k: self._send(k, *waiting.pop(k, ()), (method, arguments)) for k, arguments in calls.items()}
+        for k, others in waiting.items():
+            self._send(k, *others)
         while True:
             try:
                 found = dict(zip(sent, self._get(list(sent.values())), strict=True))
                 self._failures = 0
                 return found
             except LostError:
-                again = self._recover()
-                sent |= again if logged else {k: self._send(k, method, *calls[k]) for k in sent}
+                self._recover()
+                sent = {k: self._send(k, (method, arguments)) for k, arguments in calls.items()}
 
-    def _send(self, k: int, method: str, *arguments: Any) -> Any:
-        return self.host[k].call.remote(k, method, *arguments)
+    def _send(self, k: int, *calls: Call) -> Any:
+        """Call methods of a shard; a reference to what the last of them returns."""
+        references = [a for _, arguments in calls for a in arguments if isinstance(a, self._ray.ObjectRef)]
+        plain = [
+            (method, tuple(None if isinstance(a, self._ray.ObjectRef) else a for a in arguments))
+            for method, arguments in calls
+        ]
+        return self.host[k].calls.remote(k, plain, *references)
 
     def _get(self, references: list[Any]) -> list[Any]:
         """Values of references.
@@ -289,8 +326,8 @@ class RayBackend:
                 pass
         return [host for host, call in zip(hosts, calls, strict=True) if call not in answered]
 
-    def _recover(self) -> dict[int, Any]:
-        """Bring lost shards to where they were; references to what their last logged call returns."""
+    def _recover(self) -> None:
+        """Bring lost shards to where they were."""
         while True:
             self._failures += 1
             if self._failures > _IN_A_ROW:
@@ -303,7 +340,8 @@ class RayBackend:
             log.warning("%d of %d actors were lost and are replaced", len(gone), len(set(self.host.values())))
             try:
                 self._rehouse(lost, gone)
-                return self._replay(self._affected(lost))
+                self._replay(self._affected(lost))
+                return
             except LostError:
                 continue
 
@@ -330,16 +368,16 @@ class RayBackend:
         """Shards that have to go back when some are lost."""
         return lost
 
-    def _replay(self, shards: list[int]) -> dict[int, Any]:
+    def _replay(self, shards: list[int]) -> None:
         self._reset(shards)
-        last: dict[int, Any] = {}
         for method, calls in self._log:
-            last = {k: self._send(k, method, *calls[k]) for k in shards if k in calls}
-        return last
+            for k in shards:
+                if k in calls:
+                    self._send(k, (method, calls[k]))
 
     def _reset(self, shards: list[int]) -> None:
-        parts = self._split(self._snapshot()) if self._snapshot is not None else {}
-        self._get([self._send(k, "reset", as_arrays(parts.get(k, {}))) for k in shards])
+        parts = split_saved(self._snapshot(), self.owner) if self._snapshot is not None else {}
+        self._get([self._send(k, ("reset", (as_arrays(parts.get(k, {})),))) for k in shards])
 
     def _forget(self, snapshot: Callable[[], Mapping[str, Tensor]] | None) -> None:
         self._snapshot, self._log, self._log_bytes = snapshot, [], 0
@@ -349,41 +387,9 @@ class RayBackend:
     def _place(self, load: Any) -> Ints:
         return place(load, self.pool.actors)
 
-    def _split(self, saved: Mapping[str, Tensor]) -> dict[int, dict[str, Any]]:
-        """What `save` gave, by shard. Results that wait to be collected may be anywhere."""
-        parts: dict[int, dict[str, Any]] = {}
-        for group, by in (("table.", "clients"), ("pending.", "pending.clients"), ("done.", None)):
-            names = [n for n in saved if n.startswith(group) or n == by]
-            if not names:
-                continue
-            if by is None:
-                parts.setdefault(self.shards[0], {}).update({n: saved[n] for n in names})
-                continue
-            of = self.owner[saved[by].numpy()]
-            for k in np.unique(of).tolist():
-                rows = torch.as_tensor(np.flatnonzero(of == k))
-                parts.setdefault(k, {}).update({n: saved[n][rows] for n in names})
-        for part in parts.values():
-            part.setdefault("clients", torch.empty(0, dtype=torch.int64))
-        return parts
-
 
 class LostError(Exception):
     """An actor, its node or an object is gone."""
-
-
-def merge(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What the shards' `save` gave as one, in the order of client and job numbers."""
-    merged: dict[str, Tensor] = {}
-    for group, by in (("table.", "clients"), ("pending.", "pending.numbers"), ("done.", "done.numbers")):
-        having = [part for part in parts if by in part and len(part[by])]
-        if not having:
-            continue
-        order = torch.cat([part[by] for part in having]).argsort()
-        names = {by, *(n for part in having for n in part if n.startswith(group))}
-        merged |= {n: torch.cat([part[n] for part in having])[order] for n in sorted(names)}
-    merged.setdefault("clients", torch.empty(0, dtype=torch.int64))
-    return merged
 
 
 def _rows(received: Message, rows: Ints) -> Message:

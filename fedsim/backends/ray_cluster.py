@@ -160,6 +160,16 @@ class Host:
         task, build, clients, drop = unpack([packed[0], *ray.get(packed[1:], timeout=_START_SECONDS)])
         self.shards[number] = Shard(task.to(self.device), build, clients, drop)
 
+    def calls(self, number: int, calls: list[tuple[str, tuple[Any, ...]]], *mapped: Any) -> Any:
+        """Call methods of a shard one after the other; what the last one returns.
+
+        Every argument that is None is the next one of `mapped`: Ray only maps what is an argument by itself.
+        """
+        shard, values, result = self.shards[number], iter(mapped), None
+        for method, arguments in calls:
+            result = getattr(shard, method)(*(next(values) if a is None else a for a in arguments))
+        return result
+
     def call(self, number: int, method: str, *arguments: Any) -> Any:
         """A method of a shard; what would be several values, and is only one, is that one."""
         result = getattr(self.shards[number], method)(*arguments)

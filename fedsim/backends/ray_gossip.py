@@ -18,7 +18,7 @@ from fedsim.backends.base import Saved
 from fedsim.backends.ray_actors import LostError, Pool, RayBackend
 from fedsim.backends.ray_cluster import Cluster, log
 from fedsim.backends.ray_transport import as_array, as_arrays
-from fedsim.backends.sharding import place_graph, split
+from fedsim.backends.sharding import place_graph, split, split_saved
 from fedsim.gossip import Network
 from fedsim.row_files import RowStream
 from fedsim.task import Ints, Task
@@ -147,7 +147,7 @@ class RayNodes(RayBackend):
     def _affected(self, lost: list[int]) -> list[int]:
         return self.shards  # neighbours have gone on with rows that the lost nodes will never send again
 
-    def _replay(self, shards: list[int]) -> dict[int, Any]:
+    def _replay(self, shards: list[int]) -> None:
         self._flying.clear()
         self._reset(shards)
         for entry in self._log:
@@ -155,7 +155,6 @@ class RayNodes(RayBackend):
                 self._count_aggregations(entry)
             else:
                 self._said(list(self._round(entry).values()))
-        return {}
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -206,17 +205,17 @@ class RayNodes(RayBackend):
     def _ask(self, method: str, *arguments: Any, shards: list[int] | None = None) -> dict[int, Any]:
         """What some (all) shards say after all rounds that are on their way."""
         self._settle()
-        return self._do(method, dict.fromkeys(shards or self.shards, arguments), wait=True, logged=False)
+        return self._answers(method, dict.fromkeys(shards or self.shards, arguments))
 
     def _reset(self, shards: list[int]) -> None:
-        parts = self._split(self._snapshot()) if self._snapshot is not None else {}
+        parts = split_saved(self._snapshot(), self.owner) if self._snapshot is not None else {}
         calls = []
         for k in shards:
             saved = self._saved
             nodes = {} if saved is None else {n: saved.rows(n, self.members[k]) for n in saved.names()}
-            calls.append(self._send(k, "reset", as_arrays(parts.get(k, {})), nodes))
+            calls.append(self._send(k, ("reset", (as_arrays(parts.get(k, {})), nodes))))
             if saved is None:
-                calls.append(self._send(k, "start"))
+                calls.append(self._send(k, ("start", ())))
         self._get(calls)
 
     def _place(self, load: Any) -> Ints:

@@ -18,7 +18,7 @@ from fedsim.algorithms.base import Round
 from fedsim.backends.ray_transport import as_array, as_arrays, as_tensor, as_tensors
 from fedsim.backends.sharding import Exchange
 from fedsim.backends.vectorized import Vectorized
-from fedsim.errors import FedsimError
+from fedsim.errors import FedsimError, RunError
 from fedsim.task import Ints, Task
 from fedsim.types import Message, State
 from fedsim.worker import Job, Worker
@@ -146,12 +146,26 @@ class Shard:
         """Compute all that is pending."""
         self.backend.compute()
 
-    def collect(self, numbers: Ints) -> Collected:
-        """Have the messages of these jobs ready for `reduce` and `rows`, until the next call."""
+    def collect(self, numbers: Ints, widths: Mapping[str, int]) -> None:
+        """Have the messages of these jobs ready, until the next call.
+
+        Raises
+        ------
+        RunError
+            They are not of the same form as those before, `widths` (empty: there were none).
+        """
         self._kept = self.backend.collect(numbers)
-        dropped = {n: self.guard.dropped.pop(n) for n in numbers.tolist() if n in self.guard.dropped}
+        self._dropped = {n: self.guard.dropped.pop(n) for n in numbers.tolist() if n in self.guard.dropped}
+        found = {k: v.shape[-1] for k, v in self._kept.items()}
+        if widths and found != widths:
+            raise RunError(f"clients sent {found} after {widths}: an algorithm's messages have one form in all rounds")
+
+    def collected(self) -> Collected:
+        """What there is to know about what was collected last."""
         widths = {k: v.shape[-1] for k, v in self._kept.items()}
-        return Collected(widths, {k: as_array(self._kept[k]) for k, width in widths.items() if width == 1}, dropped)
+        return Collected(
+            widths, {k: as_array(self._kept[k]) for k, width in widths.items() if width == 1}, self._dropped
+        )
 
     def reduce(self, name: str, weights: Array) -> Array:
         """``sum_i w_i row_i`` of what was collected, ``[d]``."""

@@ -1,14 +1,17 @@
-"""Which shard holds which clients, and what shards send each other when they mix."""
+"""Which shard holds which clients, what shards send each other when they mix, and their parts of a checkpoint."""
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy import sparse
 from scipy.sparse.csgraph import reverse_cuthill_mckee
+from torch import Tensor
 
 from fedsim.task import Ints
 
@@ -133,3 +136,36 @@ def split(matrix: sparse.csr_array, owner: Ints, shards: int) -> list[Exchange]:
         parts.append((starts, local, weights, np.bincount(owner[halo], minlength=shards)))
         wanted.append([position[halo[owner[halo] == j]] for j in range(shards)])
     return [Exchange(*part, outgoing=tuple(wanted[j][k] for j in range(shards))) for k, part in enumerate(parts)]
+
+
+def split_saved(saved: Mapping[str, Tensor], owner: Ints) -> dict[int, dict[str, Tensor]]:
+    """What a backend's `save` gave, by shard. Results that wait to be collected may be anywhere."""
+    parts: dict[int, dict[str, Tensor]] = {}
+    for group, by in (("table.", "clients"), ("pending.", "pending.clients"), ("done.", None)):
+        names = [n for n in saved if n.startswith(group) or n == by]
+        if not names:
+            continue
+        if by is None:
+            parts.setdefault(int(owner.min()), {}).update({n: saved[n] for n in names})
+            continue
+        of = owner[saved[by].numpy()]
+        for k in np.unique(of).tolist():
+            rows = torch.as_tensor(np.flatnonzero(of == k))
+            parts.setdefault(k, {}).update({n: saved[n][rows] for n in names})
+    for part in parts.values():
+        part.setdefault("clients", torch.empty(0, dtype=torch.int64))
+    return parts
+
+
+def merge_saved(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What the shards' `save` gave as one, in the order of client and job numbers."""
+    merged: dict[str, Tensor] = {}
+    for group, by in (("table.", "clients"), ("pending.", "pending.numbers"), ("done.", "done.numbers")):
+        having = [part for part in parts if by in part and len(part[by])]
+        if not having:
+            continue
+        order = torch.cat([part[by] for part in having]).argsort()
+        names = {by, *(n for part in having for n in part if n.startswith(group))}
+        merged |= {n: torch.cat([part[n] for part in having])[order] for n in sorted(names)}
+    merged.setdefault("clients", torch.empty(0, dtype=torch.int64))
+    return merged

@@ -72,8 +72,8 @@ class Vectorized(BackendDefaults):
         if not self._pending:
             return
         job = _merge(self._pending)
-        self._pending = []
         rows = {k: v.unbind(0) for k, v in self.worker.run(job).items()}
+        self._pending = []  # only now: what raises has to raise again when its messages are asked for
         for i, number in enumerate(job.numbers.tolist()):
             self._done[number] = {k: v[i] for k, v in rows.items()}
 
