@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
@@ -156,7 +157,7 @@ class SupervisedTask(Task):
         if self.augment is not None:
             drawn = self.augment.draw(self.seed, clients, rounds, *index.shape[1:])
             moves = torch.as_tensor(drawn, device=self.device)
-        return _SupervisedPlan(self, rows, self.targets[rows], valid.sum(-1), weights, moves)
+        return _SupervisedPlan(self, _Batches(rows, self.targets[rows], valid.sum(-1), weights, moves))
 
     def gather(self, index: Tensor, moves: Tensor | None) -> Tensor:
         """Training inputs ``[..., *sample]`` of rows `index`, augmented as `moves` says."""
@@ -210,76 +211,73 @@ class SupervisedTask(Task):
         return float(loss) / count, float(correct) / count
 
 
-class _SupervisedPlan(Plan):
-    def __init__(
-        self,
-        task: SupervisedTask,
-        index: Tensor,
-        targets: Tensor,
-        counts: Ints,
-        weights: Tensor | float,
-        moves: Tensor | None,
-    ) -> None:
-        self.task, self.index, self.targets, self.counts = task, index, targets, counts
-        self.weights, self.moves = weights, moves
+@dataclass(frozen=True)
+class _Batches:
+    """Minibatches ``[m, steps, b]`` of m clients, or of one step ``[m, b]``.
 
-    def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
+    `index` are rows of the data, of which the first `counts` ``[m, steps]`` of a minibatch count; `weights` are 0 for
+    the rest, or one number where every minibatch is whole; `moves` augment the samples.
+    """
+
+    index: Tensor
+    targets: Tensor
+    counts: Ints
+    weights: Tensor | float
+    moves: Tensor | None
+
+    def at(self, step: int, count: int) -> _Batches:
+        """Those of the first `count` clients in one step."""
         taken = (slice(0, count), step)
         weights = self.weights[taken] if isinstance(self.weights, Tensor) else self.weights
         moves = None if self.moves is None else self.moves[taken]
-        index, targets, counts = self.index[taken], self.targets[taken], self.counts[taken]
-        return _SupervisedOracle(self.task, index, targets, counts, weights, moves, lr)
+        return _Batches(self.index[taken], self.targets[taken], self.counts[taken], weights, moves)
+
+
+class _SupervisedPlan(Plan):
+    def __init__(self, task: SupervisedTask, batches: _Batches) -> None:
+        self.task, self.batches = task, batches
+
+    def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
+        return _SupervisedOracle(self.task, self.batches.at(step, count), lr)
 
 
 class _SupervisedOracle(Oracle):
-    """`index` ``[m, b]`` are rows of the data, of which the first ``counts[i]`` count; `weights` are 0 for the rest."""
-
-    def __init__(
-        self,
-        task: SupervisedTask,
-        index: Tensor,
-        targets: Tensor,
-        counts: Ints,
-        weights: Tensor | float,
-        moves: Tensor | None,
-        lr: Tensor,
-    ) -> None:
+    def __init__(self, task: SupervisedTask, batch: _Batches, lr: Tensor) -> None:
         super().__init__(lr)
-        self.task, self.index, self.targets, self.counts = task, index, targets, counts
-        self.weights, self.moves = weights, moves
+        self.task, self.batch = task, batch
 
     @cached_property
     def inputs(self) -> Tensor:
-        return self.task.gather(self.index, self.moves)
+        return self.task.gather(self.batch.index, self.batch.moves)
 
     def grad(self, x: Tensor) -> Tensor:
-        return self.task.kernel.grad(x, self.inputs, self.targets, self.weights)
+        return self.task.kernel.grad(x, self.inputs, self.batch.targets, self.batch.weights)
 
     def descend(self, x: Tensor) -> None:
-        self.task.kernel.descend(x, self.inputs, self.targets, self.weights, self.lr)
+        self.task.kernel.descend(x, self.inputs, self.batch.targets, self.batch.weights, self.lr)
 
     def per_sample_grad(self, x: Tensor) -> Tensor:
-        grads = self.task.kernel.per_sample_grad(x, self.inputs, self.targets)
-        return grads * (self.weights > 0).unsqueeze(-1) if isinstance(self.weights, Tensor) else grads
+        grads, weights = self.task.kernel.per_sample_grad(x, self.inputs, self.batch.targets), self.batch.weights
+        return grads * (weights > 0).unsqueeze(-1) if isinstance(weights, Tensor) else grads
 
     @property
     def samples(self) -> Tensor:
-        return torch.as_tensor(self.counts, dtype=self.lr.dtype, device=self.lr.device).unsqueeze(1)
+        return torch.as_tensor(self.batch.counts, dtype=self.lr.dtype, device=self.lr.device).unsqueeze(1)
 
     def clipped_sum(
         self, x: Tensor, bound: Tensor | float, minus: Tensor | None = None, dtype: torch.dtype | None = None
     ) -> Tensor:
-        dtype, kernel = dtype or x.dtype, self.task.kernel
+        dtype, task, batch = dtype or x.dtype, self.task, self.batch
         bounds = torch.as_tensor(bound, dtype=dtype, device=x.device).expand(len(x), 1)
         result = torch.zeros(x.shape, dtype=dtype, device=x.device)
-        floats = kernel.floats_per_sample(minus is not None) + self.task.inputs[0].numel()
-        for rows, columns in parts(self.counts, floats, budget(x.device, dtype)):
-            moves = None if self.moves is None else self.moves[rows, columns]
-            inputs, targets = self.task.gather(self.index[rows, columns], moves).to(dtype), self.targets[rows, columns]
-            whole = int(self.counts[rows].min()) >= columns.stop
-            valid = None if whole or not isinstance(self.weights, Tensor) else self.weights[rows, columns] > 0
+        floats = task.kernel.floats_per_sample(minus is not None) + task.inputs[0].numel()
+        for rows, columns in parts(batch.counts, floats, budget(x.device, dtype)):
+            moves = None if batch.moves is None else batch.moves[rows, columns]
+            inputs, targets = task.gather(batch.index[rows, columns], moves).to(dtype), batch.targets[rows, columns]
+            whole = int(batch.counts[rows].min()) >= columns.stop
+            valid = None if whole or not isinstance(batch.weights, Tensor) else batch.weights[rows, columns] > 0
             before = None if minus is None else minus[rows].to(dtype)
-            result[rows] += kernel.clipped_sum(x[rows].to(dtype), inputs, targets, valid, bounds[rows], before)
+            result[rows] += task.kernel.clipped_sum(x[rows].to(dtype), inputs, targets, valid, bounds[rows], before)
         return result.to(x.dtype)
 
 

@@ -70,7 +70,7 @@ def loop(task: SupervisedTask, oracle: Any, x: Tensor, bound: float, minus: Tens
         return found
 
     result = torch.zeros_like(x)
-    for row, (index, count) in enumerate(zip(oracle.index, oracle.counts, strict=True)):
+    for row, (index, count) in enumerate(zip(oracle.batch.index, oracle.batch.counts, strict=True)):
         for i in index[:count].tolist():
             g = gradient(x[row], i) - (gradient(minus[row], i) if minus is not None else 0)
             result[row] += g * min(1.0, bound / max(float(g.norm()), 1e-300))
@@ -89,8 +89,8 @@ def test_sums_are_those_of_a_loop_over_samples(
     oracle = full_oracle(task)
     x = task.initial().expand(4, -1) if shared else task.initial() + 0.1 * torch.randn(4, task.dim, dtype=task.dtype)
     minus = x + 0.01 * torch.randn(1, task.dim, dtype=task.dtype) if difference else None
-    every = task.kernel.per_sample_grad(x, oracle.inputs, oracle.targets)
-    every = every if minus is None else every - task.kernel.per_sample_grad(minus, oracle.inputs, oracle.targets)
+    every = task.kernel.per_sample_grad(x, oracle.inputs, oracle.batch.targets)
+    every = every if minus is None else every - task.kernel.per_sample_grad(minus, oracle.inputs, oracle.batch.targets)
     bound = float(every.norm(dim=-1).median())  # clips about half of the samples
     expected = loop(task, oracle, x, bound, minus)
     for limit in (10**9, 400, 1):
@@ -145,17 +145,17 @@ def test_poisson_batches_hold_each_sample_with_the_rate() -> None:
     sizes = task.sizes[clients]
     expected = sizes * rate
     spread = np.sqrt(sizes * rate * (1 - rate) / steps)
-    assert (np.abs(plan.counts.mean(1) - expected) <= 4 * spread).all()
-    assert np.abs(plan.counts[:2].var(1) / (sizes * rate * (1 - rate))[:2] - 1).max() < 0.25
+    assert (np.abs(plan.batches.counts.mean(1) - expected) <= 4 * spread).all()
+    assert np.abs(plan.batches.counts[:2].var(1) / (sizes * rate * (1 - rate))[:2] - 1).max() < 0.25
     taken = np.zeros(len(task.inputs))
     for step in range(steps):
-        index = plan.index[0, step, : plan.counts[0, step]].numpy()
+        index = plan.batches.index[0, step, : plan.batches.counts[0, step]].numpy()
         assert len(set(index.tolist())) == len(index)
         taken[index] += 1
     own = taken[task.indices[task.offsets[1] : task.offsets[2]]]
     assert taken.sum() == own.sum()
     assert np.abs(own / steps - 0.1).max() < 5 * np.sqrt(0.09 / steps)
-    assert (plan.counts[2] == 1).all()
+    assert (plan.batches.counts[2] == 1).all()
 
 
 def test_poisson_gradients_divide_by_a_public_number() -> None:
@@ -172,9 +172,9 @@ def test_poisson_gradients_divide_by_a_public_number() -> None:
         assert (oracle.grad(x)[(oracle.samples == 0).squeeze(1)] == 0).all()
     assert empty
     alone: Any = task.poisson_plan(clients[1:], rounds[1:], steps[1:], rate[1:])
-    assert (alone.counts[0] == plan.counts[1]).all()
-    width = int(alone.counts[0].max())
-    assert torch.equal(alone.index[0, :, :width], plan.index[1, :, :width])
+    assert (alone.batches.counts[0] == plan.batches.counts[1]).all()
+    width = int(alone.batches.counts[0].max())
+    assert torch.equal(alone.batches.index[0, :, :width], plan.batches.index[1, :, :width])
 
 
 def test_parts_cover_every_sample_once_and_stay_small() -> None:

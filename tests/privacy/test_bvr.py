@@ -49,7 +49,7 @@ def test_a_walk_is_the_equations_with_poisson_batches_and_noise(tmp_path: Path) 
     y, before, w = x - algorithm.lr * v, x, v
     for step in range(1, 4):
         oracle = plan.oracle(step, 1, torch.ones(1, 1, dtype=torch.float64))
-        index = oracle.index[0, : oracle.counts[0]]
+        index = oracle.batch.index[0, : oracle.batch.counts[0]]
         total = torch.zeros_like(x)
         clip = float((y - before).norm())
         for i in index.tolist():
