@@ -1,8 +1,9 @@
 """What a deployed round costs beyond Flower's own: against ClientApps that only send back what they got.
 
-One SuperLink and three SuperNodes on loopback, three apps in turn on the same processes: an empty ClientApp, one that
-also imports torch (as every app that trains with it does), and a fedsim scenario. Seconds per round are medians over
-the rounds after the first; the ratio is what counts. Run: ``python benchmarks/flower.py [--rounds 6]``
+One SuperLink and three SuperNodes on loopback, three apps in turn on the same processes, several times over: an empty
+ClientApp, one that also imports torch (as every app that trains with it does), and a fedsim scenario. Seconds per round
+are medians over all rounds but the first of each turn; the ratio is what counts. Turns that are short and many keep it
+right on a machine whose load changes. Run: ``python benchmarks/flower.py [--rounds 5] [--turns 4]``
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -79,31 +81,38 @@ def empty_app(folder: Path, name: str, imports: str, rounds: int, size: int) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=6)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=4)
+    given = parser.parse_args()
+    rounds = given.rounds
     size = 64 * 64 + 64 + 64 * 10 + 10
     with tempfile.TemporaryDirectory() as place:
-        folder, seconds = Path(place), {}
+        folder, seconds = Path(place), defaultdict[str, list[list[float]]](list)
         cluster = Cluster(folder / "cluster")
+        imports = {"empty": "", "torch": "import torch"}
+        out = {name: empty_app(folder, name, line, rounds, size) for name, line in imports.items()}
+        run = {"rounds": rounds, "eval_every": rounds, "trace": True}
+        deploy(parse({**SCENARIO, "run": run}), folder / "fedsim")
         try:
             for client in range(N):
                 cluster.supernode(client, N)
-            for name, imports in (("empty", ""), ("torch", "import torch")):
-                out = empty_app(folder, name, imports, rounds, size)
-                cluster.finish(cluster.begin(folder / name), 3600.0)
-                seconds[name] = json.loads(out.read_text())
-            run = {"rounds": rounds, "eval_every": rounds, "trace": True}
-            deploy(parse({**SCENARIO, "run": run}), folder / "fedsim")
-            cluster.finish(cluster.begin(folder / "fedsim"), 3600.0)
-            times = [0.0, *(row["time"] for row in read_jsonl(folder / "fedsim" / "results" / "trace.jsonl"))]
-            seconds["fedsim"] = [b - a for a, b in itertools.pairwise(times)]
+            for _ in range(given.turns):
+                for name in (*imports, "fedsim"):
+                    cluster.finish(cluster.begin(folder / name), 3600.0)
+                    seconds[name].append(json.loads(out[name].read_text()) if name in out else traced(folder / name))
         finally:
             cluster.close()
-    median = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    median = {name: statistics.median(s for turn in turns for s in turn[1:]) for name, turns in seconds.items()}
     for name, value in median.items():
-        shown = " ".join(f"{v:.1f}" for v in seconds[name])
+        shown = " | ".join(" ".join(f"{v:.1f}" for v in turn) for turn in seconds[name])
         print(f"{name:8} {value:6.2f} s per round   {value / median['empty']:.2f} x empty   (rounds: {shown})")
     print(f"fedsim against the empty app with torch: {median['fedsim'] / median['torch']:.2f} x")
+
+
+def traced(app: Path) -> list[float]:
+    """Seconds of every round of a fedsim run."""
+    times = [0.0, *(row["time"] for row in read_jsonl(app / "results" / "trace.jsonl"))]
+    return [b - a for a, b in itertools.pairwise(times)]
 
 
 if __name__ == "__main__":

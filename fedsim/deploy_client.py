@@ -1,95 +1,25 @@
-"""The ClientApp of a deployment: one client's row of the local training loop, its state on this machine's disk.
+"""The ClientApp of a deployment: takes messages, has the work done, answers.
 
-Every message may find a fresh process, so nothing counts but the disk: ``<state-dir>/<run>/client-<i>/`` holds the
-client's share of the data (made at the first message of a run) and its state after the last rounds. A file is replaced
-in one step, so a client that is killed at any time continues from the last whole one.
+Flower starts a process for every message. Such a process does not import torch but hands the work to the worker that
+stays beside the SuperNode (`deploy_link`). Where processes stay by themselves (Flower's simulation runtime), and on
+request (``idle-seconds=0``), the work is done here.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from typing import TYPE_CHECKING, Any
 
 import fedsim
-from fedsim.assembly import Assembly, Held, assemble
-from fedsim.backends.flower_records import BadRecord, Greeting, Order, Receipt, pack, unpack, unpack_arrays
-from fedsim.config import Scenario, load
-from fedsim.data import Dataset
-from fedsim.deploy_noise import with_own_noise
-from fedsim.errors import InputError, RunError, nearest
-from fedsim.supervised import SupervisedTask
-from fedsim.types import State
-from fedsim.worker import Job
+from fedsim.backends.flower_records import Arrays, Greeting, Order, Receipt, pack, unpack, unpack_arrays
+from fedsim.deploy_link import Spec, ask, retire
+from fedsim.deploy_node import NodeConfig, settings_of
 
-_NODE_KEYS = ("partition-id", "num-partitions", "data-path", "own-data", "state-dir", "delay", "lost-state")
-
-
-@dataclass(frozen=True)
-class NodeConfig:
-    """What a SuperNode's ``--node-config`` says.
-
-    Parameters
-    ----------
-    client, clients : its ``partition-id`` of ``num-partitions``: which client of the scenario it is.
-    data_path : where this machine has the scenario's data (``data-path``), of which the client takes its share.
-    own_data : a folder or file all of whose training rows are this client's (``own-data``).
-    state_dir : folder for the client's state (``state-dir``; default ``~/.local/state/fedsim``).
-    delay : seconds that are waited before every answer (``delay``), to try slow devices on one machine.
-    lost_state : ``refuse`` jobs that build on state that is not on the disk, or start ``fresh`` (``lost-state``).
-    """
-
-    client: int
-    clients: int
-    data_path: str | None = None
-    own_data: str | None = None
-    state_dir: Path = Path("~/.local/state/fedsim")
-    delay: float = 0.0
-    lost_state: str = "refuse"
-
-    @classmethod
-    def read(cls, config: Mapping[str, Any]) -> NodeConfig:
-        """From a Flower node config.
-
-        Raises
-        ------
-        InputError
-            A key is missing or has a value of another kind.
-        """
-        for key in config:  # a SuperNode may serve other apps with keys of their own: only slips are answered
-            if key not in _NODE_KEYS and (hint := nearest(key, _NODE_KEYS)):
-                raise InputError(f"--node-config: unknown key{hint}; allowed: {', '.join(_NODE_KEYS)}", key=key)
-        for key in ("partition-id", "num-partitions"):
-            if not isinstance(config.get(key), int):
-                found = config.get(key, "nothing")
-                raise InputError(f"--node-config: found {found!r}, allowed: a whole number", key=key)
-        for key in ("data-path", "own-data", "state-dir"):
-            if not isinstance(config.get(key, ""), str):
-                raise InputError(f'--node-config: found {config[key]!r}, allowed: text in quotes, {key}="..."', key=key)
-        delay, lost = config.get("delay", 0.0), config.get("lost-state", "refuse")
-        if not isinstance(delay, (int, float)) or delay < 0:
-            raise InputError(f"--node-config: found {delay!r}, allowed: seconds >= 0", key="delay")
-        if lost not in ("refuse", "fresh"):
-            raise InputError(f"--node-config: found {lost!r}, allowed: refuse, fresh", key="lost-state")
-        if "data-path" in config and "own-data" in config:
-            raise InputError(
-                "--node-config: found both data-path and own-data, allowed: one of the two", key="own-data"
-            )
-        folder = Path(str(config.get("state-dir", "~/.local/state/fedsim"))).expanduser()
-        return cls(
-            config["partition-id"], config["num-partitions"], config.get("data-path"), config.get("own-data"),
-            folder, float(delay), lost,
-        )  # fmt: skip
+if TYPE_CHECKING:
+    from fedsim.deploy_work import Client
 
 
 def make_client_app(scenario_file: str | Path) -> Any:
@@ -98,173 +28,61 @@ def make_client_app(scenario_file: str | Path) -> Any:
     from flwr.clientapp import ClientApp
 
     app = ClientApp()
-    open_clients: dict[tuple[str, int], Client] = {}  # of this process: a simulation's actor answers many messages
+    opened = _opener(scenario_file)
 
-    def client(order: Order, context: Any) -> Client:
-        node = NodeConfig.read(context.node_config)
-        if (order.run, node.client) not in open_clients:
-            if len(open_clients) >= 64:
-                open_clients.clear()
-            scenario = load(scenario_file, str(context.run_config.get("settings", "")).split())
-            open_clients[order.run, node.client] = Client(scenario, node, order.run)
-        return open_clients[order.run, node.client]
+    def asked(what: str, order: Order, arrays: Arrays, context: Any) -> tuple[dict[str, Any], Arrays]:
+        settings = settings_of(str(context.run_config.get("settings", "")))
+        node = dict(context.node_config)
+        spec = Spec(str(scenario_file), settings, node, order.run, os.getppid(), fedsim.__version__)
+        return ask(spec, what, order, arrays)
 
     @app.query("hello")  # type: ignore[untyped-decorator,unused-ignore]
     def hello(message: Message, context: Any) -> Message:
-        order = unpack(Order, message.content)
-        return Message(pack(client(order, context).greeting()), reply_to=message)
+        order, node = unpack(Order, message.content), NodeConfig.read(context.node_config)
+        retire(node, order.run)
+        if _has_worker(node):
+            greeting = Greeting(**asked("hello", order, {}, context)[0])
+        else:
+            greeting = opened(order, context).greeting()
+        return Message(pack(greeting), reply_to=message)
 
     @app.train()  # type: ignore[untyped-decorator,unused-ignore]
     def train(message: Message, context: Any) -> Message:
-        order = unpack(Order, message.content)
-        one = client(order, context)
-        receipt, arrays = one.work(order, unpack_arrays(message.content["arrays"], one.worker.initial.device))
-        return Message(pack(receipt, arrays), reply_to=message)
+        order, arrays = unpack(Order, message.content), unpack_arrays(message.content["arrays"])
+        if _has_worker(NodeConfig.read(context.node_config)):
+            record, made = asked("train", order, arrays, context)
+            receipt = Receipt(**record)
+        else:
+            receipt, made = opened(order, context).work(order, arrays)
+        return Message(pack(receipt, made), reply_to=message)
 
     return app
 
 
-class Client:
-    """One client of one run on this machine."""
+def _has_worker(node: NodeConfig) -> bool:
+    """Whether the work is done in a worker: where this process ends with its message, on a system that has sockets.
 
-    def __init__(self, scenario: Scenario, node: NodeConfig, run: str) -> None:
-        if not run.replace("-", "").isalnum():
-            raise BadRecord(f"'{run}' is no name of a run")
-        self.scenario, self.node = scenario, node
-        self.folder = node.state_dir / run / f"client-{node.client}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if scenario.run.threads is not None:
-            torch.set_num_threads(scenario.run.threads)
-        self.held: Held | None = None
-        self.assembly = self._assemble()
-        self.worker = self.assembly.worker(scenario)
-        self._fresh = self.worker.store.gather(np.array([node.client])) if node.client < node.clients else {}
-
-    def greeting(self) -> Greeting:
-        """Who this is and what it holds."""
-        task, node, held = self.assembly.task, self.node, self.held
-        shape = [task.dim] if held is None else list(held.data.train_x.shape[1:])
-        classes = None if held is None else held.data.num_classes
-        return Greeting(
-            node.client, node.clients, int(task.sizes[node.client]), node.own_data is not None,
-            "x".join(map(str, shape)), classes or 0,
-            self.scenario.hash(), fedsim.__version__,
-        )  # fmt: skip
-
-    def work(self, order: Order, received: State) -> tuple[Receipt, State]:
-        """Do `order`: the message ``[1, d]``, with the state after it on the disk."""
-        if order.client != self.node.client:
-            raise BadRecord(f"a job of client {order.client} was sent to client {self.node.client}")
-        started = time.perf_counter()
-        who = np.array([order.client], dtype=np.int64)
-        self._restore(order, who)
-        job = Job(who, np.array([order.round]), np.array([order.steps]), received, np.array([order.number]))
-        message = self.worker.run(job)
-        self._keep(order, self.worker.store.gather(who))
-        seconds = time.perf_counter() - started
-        if self.node.delay:
-            time.sleep(self.node.delay)
-        return Receipt(order.client, order.number, seconds + self.node.delay), message
-
-    # --- the disk -----------------------------------------------------------------------------------------------------
-
-    def _restore(self, order: Order, who: Any) -> None:
-        """The state that the job builds on: what was after a later round, whose message was never taken, is void."""
-        if not self._fresh:
-            return
-        file, rows = self._file(order.builds_on), self._fresh
-        if file.exists():
-            rows = load_file(file, device=str(self.worker.initial.device))
-        elif order.builds_on and self.node.lost_state == "refuse":
-            raise RunError(
-                f"{file} is not there: this client's state after round {order.builds_on} is lost "
-                "(start its SuperNode with --node-config 'lost-state=\"fresh\"' to go on without it)"
-            )
-        self.worker.store.scatter(who, rows)
-
-    def _keep(self, order: Order, rows: State) -> None:
-        """Write the state after this round; forget all but what may still be built on."""
-        if not rows:
-            return
-        _write(self._file(order.round), rows)
-        needed = {self._file(r) for r in (order.round, order.builds_on, order.keep)}
-        for file in self.folder.glob("round-*.safetensors"):
-            if file not in needed:
-                file.unlink(missing_ok=True)
-
-    def _file(self, round: int) -> Path:
-        return self.folder / f"round-{round}.safetensors"
-
-    # --- data ---------------------------------------------------------------------------------------------------------
-
-    def _assemble(self) -> Assembly:
-        """The task with this client's rows: from the disk, or made from the data and then kept there."""
-        file, node = self.folder / "data.safetensors", self.node
-        noisy = with_own_noise(self.scenario, self.folder / "noise.key")
-        if file.exists():
-            self.held = _read_held(file, node.client)
-        elif node.own_data is not None:
-            self.held = _own(self.located("own_data"), node)
-        else:
-            whole = assemble(dataclasses.replace(self.located("data_path"), privacy=None)).task
-            if not isinstance(whole, SupervisedTask) or node.clients != whole.num_clients:
-                return assemble(noisy)  # a quadratic problem is read anew; the server answers a wrong number
-            self.held = _share(whole, node.client)
-        if not file.exists():
-            _write_held(file, self.held)
-        return assemble(noisy, held=self.held)
-
-    def located(self, key: str) -> Scenario:
-        """The scenario with its data where the node config says they are."""
-        place = getattr(self.node, key)
-        if place is None:
-            return self.scenario
-        dataset = self.scenario.dataset
-        name = next((k for k in ("path", "file") if hasattr(dataset, k)), None)
-        if name is None:
-            raise InputError(f"--node-config: data set '{type(dataset).__name__}' takes no path", key=key)
-        return dataclasses.replace(self.scenario, dataset=dataclasses.replace(dataset, **{name: place}))  # type: ignore[type-var]
+    An environment that Flower makes for one message (``--allow-runtime-dependency-installation``) ends with it, too,
+    and a worker would lose its modules.
+    """
+    fleeting = Path(sys.argv[0]).name.startswith("flwr-clientapp") and "runtime-envs" not in Path(__file__).parts
+    return fleeting and os.name == "posix" and node.idle_seconds > 0
 
 
-def _share(task: SupervisedTask, client: int) -> Held:
-    """The rows of one client."""
-    rows = torch.as_tensor(task.indices[task.offsets[client] : task.offsets[client + 1]], device=task.device)
-    x, y = task.inputs[rows].cpu(), task.targets[rows].cpu()
-    data = Dataset("share", x, y, x[:0], y[:0], task.num_classes)
-    return Held(data, client, task.sizes)
+def _opener(scenario_file: str | Path) -> Callable[[Order, Any], Client]:
+    """The clients whose work is done in this process: a simulation's actor answers many messages."""
+    clients: dict[tuple[str, int], Client] = {}
 
+    def opened(order: Order, context: Any) -> Client:
+        from fedsim.config import load
+        from fedsim.deploy_work import Client
 
-def _own(scenario: Scenario, node: NodeConfig) -> Held:
-    """All training rows of the node's own data."""
-    try:
-        data = scenario.dataset.load(1, scenario.seed, Path.cwd())
-    except InputError as error:
-        raise error.under("--node-config: own-data") from None
-    if not isinstance(data, Dataset):
-        raise InputError("--node-config: a quadratic problem is not data of one's own", key="own-data")
-    sizes = np.zeros(node.clients, dtype=np.int64)
-    sizes[node.client] = len(data.train_x)
-    x, y = data.train_x, data.train_y
-    return Held(Dataset("own", x, y, x[:0], y[:0], data.num_classes), node.client, sizes)
+        node = NodeConfig.read(context.node_config)
+        if (order.run, node.client) not in clients:
+            if len(clients) >= 64:
+                clients.clear()
+            scenario = load(scenario_file, settings_of(str(context.run_config.get("settings", ""))))
+            clients[order.run, node.client] = Client(scenario, node, order.run)
+        return clients[order.run, node.client]
 
-
-def _write_held(file: Path, held: Held) -> None:
-    about = json.dumps({"classes": held.data.num_classes})
-    tensors = {"x": held.data.train_x, "y": held.data.train_y, "sizes": torch.as_tensor(held.sizes)}
-    _write(file, tensors, {"about": about})
-
-
-def _read_held(file: Path, client: int) -> Held:
-    with safe_open(file, framework="pt") as opened:
-        classes = json.loads(opened.metadata()["about"])["classes"]
-        x, y, sizes = (opened.get_tensor(k) for k in ("x", "y", "sizes"))
-    return Held(Dataset("share", x, y, x[:0], y[:0], classes), client, sizes.numpy())
-
-
-def _write(file: Path, tensors: State, metadata: dict[str, str] | None = None) -> None:
-    """Replace `file` in one step, on the disk before it has its name."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.new")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
-    temporary.replace(file)
+    return opened

@@ -16,6 +16,7 @@ from fedsim.backends.flower import Flower, Policy
 from fedsim.backends.flower_nodes import LOG, Roster
 from fedsim.backends.flower_records import Greeting
 from fedsim.config import Scenario, load
+from fedsim.deploy_node import settings_of
 from fedsim.deploy_noise import check_trust, with_own_noise
 from fedsim.errors import InputError, RunError
 from fedsim.partition_table import write_partition
@@ -83,7 +84,7 @@ class RunConfig:
                 raise InputError(f"run config: found {values[key]}, allowed: {words} above 0", key=key)
         policy = Policy(values["timeout"], values["on-failure"], values["attempts"], values["poll"])
         return cls(
-            values["settings"].split(), values["out"], values["resume"], values["min-clients"],
+            settings_of(values["settings"]), values["out"], values["resume"], values["min-clients"],
             values["wait-seconds"], policy,
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ from flower_loopback import Deployment, LoopbackGrid
 
 import fedsim
 from fedsim.backends.flower_records import PROTOCOL, BadRecord, Greeting, Order, pack, unpack
-from fedsim.deploy_client import NodeConfig
+from fedsim.deploy_node import NodeConfig
 from fedsim.deploy_server import RunConfig
 from fedsim.errors import InputError, RunError
 from fedsim.results import read_jsonl

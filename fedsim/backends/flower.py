@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from fedsim.backends.base import BackendDefaults
+from fedsim.backends.flower_arrays import check_message, to_arrays, to_tensors
 from fedsim.backends.flower_nodes import LOG, Roster
-from fedsim.backends.flower_records import WORK, BadRecord, Order, Receipt, check_arrays, pack, unpack, unpack_arrays
+from fedsim.backends.flower_records import WORK, BadRecord, Order, Receipt, pack, unpack, unpack_arrays
 from fedsim.errors import RunError
 from fedsim.task import Ints
 from fedsim.types import Message
@@ -210,7 +211,7 @@ class Flower(BackendDefaults):
         now = self.clock()
         letters = [
             FlowerMessage(
-                pack(f.order, f.received), node, WORK,
+                pack(f.order, to_arrays(f.received)), node, WORK,
                 ttl=max(1.0, f.since + self.policy.timeout - now), group_id=str(f.order.round),
             )
             for f, node in ready
@@ -244,8 +245,9 @@ class Flower(BackendDefaults):
             receipt = unpack(Receipt, reply.content)
             if (receipt.client, receipt.number) != (flight.order.client, flight.order.number):
                 raise BadRecord(f"it answers job {receipt.number} of client {receipt.client}")
-            message = unpack_arrays(reply.content.get("arrays") or {}, self.worker.initial.device)
-            check_arrays(message, self.expected)
+            arrays = unpack_arrays(reply.content.get("arrays") or {})
+            message = to_tensors(arrays, self.worker.initial.device)
+            check_message(message, self.expected)
         except BadRecord as error:
             flight.tries += 1
             self._failed(flight, "garbage", f"its answer is not used: {error}", answered=True)

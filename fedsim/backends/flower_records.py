@@ -1,7 +1,8 @@
 """What travels between a ServerApp and a ClientApp: jobs, messages and greetings as Flower records, and back.
 
 A `Message` is one to one an ArrayRecord: every tensor an array of the same name, ``[d]`` where all clients receive the
-same and ``[1, d]`` where a client receives, or sends, its own row.
+same and ``[1, d]`` where a client receives, or sends, its own row. Every message's process reads this, so torch stays
+out of it.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
-import torch
+import numpy.typing as npt
 
 from fedsim.errors import RunError
-from fedsim.types import Message
+
+Arrays = dict[str, npt.NDArray[Any]]
+"""A `Message` while it travels."""
 
 PROTOCOL = 1
 """Raised whenever records change, so that machines with different versions of fedsim refuse each other by name."""
@@ -74,15 +77,8 @@ class Greeting:
     protocol: int = PROTOCOL
 
 
-def pack_arrays(message: Message) -> Any:
-    """An ArrayRecord with the tensors of `message`."""
-    from flwr.app import Array, ArrayRecord
-
-    return ArrayRecord({k: Array(v.detach().cpu().contiguous().numpy()) for k, v in message.items()})
-
-
-def unpack_arrays(record: Any, device: torch.device) -> Message:
-    """The tensors of an ArrayRecord.
+def unpack_arrays(record: Any) -> Arrays:
+    """The arrays of an ArrayRecord.
 
     Raises
     ------
@@ -90,18 +86,18 @@ def unpack_arrays(record: Any, device: torch.device) -> Message:
         An array cannot be read.
     """
     try:
-        return {k: torch.from_numpy(array.numpy().copy()).to(device) for k, array in record.items()}
+        return {k: array.numpy() for k, array in record.items()}
     except Exception as error:  # bytes from elsewhere may be wrong in any way
         raise BadRecord(f"an array cannot be read: {error}") from error
 
 
-def pack(record: Order | Receipt | Greeting, arrays: Message | None = None) -> Any:
+def pack(record: Order | Receipt | Greeting, arrays: Arrays | None = None) -> Any:
     """A RecordDict with `record`, and with `arrays` where there are any."""
-    from flwr.app import ConfigRecord, RecordDict
+    from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
     content = RecordDict({"fedsim": ConfigRecord(asdict(record))})
     if arrays is not None:
-        content["arrays"] = pack_arrays(arrays)
+        content["arrays"] = ArrayRecord({k: Array(v) for k, v in arrays.items()})
     return content
 
 
@@ -125,16 +121,3 @@ def unpack(kind: type[R], content: Mapping[str, Any]) -> R:
         if type(found[f.name]) is not wanted:
             raise BadRecord(f"'{f.name}' is {found[f.name]!r}, expected {wanted.__name__}")
     return kind(**found)
-
-
-def check_arrays(message: Message, expected: Message) -> None:
-    """Raise BadRecord unless `message` has the names, shapes and types of `expected`, and finite numbers."""
-    if set(message) != set(expected):
-        raise BadRecord(f"found the arrays {sorted(message)}, expected {sorted(expected)}")
-    for name, value in message.items():
-        wanted = expected[name]
-        if value.shape != wanted.shape or value.dtype != wanted.dtype:
-            found, right = (f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in (value, wanted))
-            raise BadRecord(f"'{name}' is {found}, expected {right}")
-        if not bool(torch.isfinite(value).all()):
-            raise BadRecord(f"'{name}' holds numbers that are not finite")
