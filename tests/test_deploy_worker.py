@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from flower_cluster import is_gone, wait_for
 
 import fedsim
 from fedsim import deploy_link
@@ -69,21 +70,6 @@ def sent(x: float = 1.0) -> dict[str, Any]:
 def work(spec: Spec, order: Order = ORDER, **node: Any) -> dict[str, Any]:
     keys = {k.replace("_", "-"): v for k, v in node.items()}
     return ask(replace(spec, node={**spec.node, **keys}), "train", order, sent())[1]
-
-
-def is_gone(number: int) -> bool:
-    """Also where nobody has taken note of its end yet."""
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def in_this_process(spec: Spec, tmp_path: Path, order: Order = ORDER) -> dict[str, Any]:
@@ -292,6 +278,7 @@ def test_a_new_run_ends_the_workers_of_others_and_forgets_the_oldest(spec: Spec)
     assert "round-3.safetensors" in left["1"]  # its worker was alive a moment ago
     wait_for(lambda: is_gone(number), 8.0)
     os.utime(node.folder("1"), (1, 1))
+    (node.folder("5") / "noise.key").write_text("7")
     retire(node, "6")
     assert {f.name for f in node.state_dir.iterdir()} == {"2", "3", "4", "5", "6"}
     assert [f.name for f in (node.state_dir / "3").iterdir()] == ["client-1"]

@@ -1,19 +1,20 @@
 """One SuperLink and three SuperNodes as real processes on loopback: the bars of a deployment.
 
-All runs share the processes. Every message starts a fresh client process that imports torch, so rounds are few.
+All runs share the processes, and those that only have to equal a simulation go on side by side: a message costs seconds
+of polling, a SuperNode does one at a time.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flower_cluster import Cluster
+from flower_cluster import Cluster, is_gone, wait_for
 
 import fedsim
 from fedsim.config import parse
@@ -33,7 +34,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     made = Cluster(tmp_path_factory.mktemp("cluster"))
     try:
         for client in range(N):
-            made.supernode(client, N)
+            made.supernode(client, N, delay=0.5 if client == 2 else 0.0)
         yield made
     finally:
         made.close()
@@ -59,57 +60,75 @@ def complete(cluster: Cluster, sections: dict[str, Any], folder: Path, **config:
     return Run(folder / "results")
 
 
-@pytest.mark.parametrize(
-    "sections",
-    [
-        scenario("fedavg", participation={"mode": "synchronous", "clients_per_round": 2}),
-        scenario("fedspeed"),
-        scenario(
-            "diff2",
-            participation={"mode": "synchronous"},
-            privacy={"mechanism": "gaussian", "noise_multiplier": 0.0},
-            algorithm={"local_epochs": None, "batch_size": "full", "clip_norm": 1.0, "difference_clip": 1.0},
-        ),
-        scenario(
-            "dspodfl",
-            topology={"graph": "ring"},
-            participation={"mode": "gossip", "compute": 0.7, "links": 0.7},
-            algorithm={"local_epochs": None},
-        ),
-    ],
-    ids=lambda s: s["algorithm"]["name"],
-)
-def test_a_deployment_equals_the_simulation(sections: dict[str, Any], cluster: Cluster, tmp_path: Path) -> None:
+EQUAL = [
+    scenario("fedavg", participation={"mode": "synchronous", "clients_per_round": 2}),
+    scenario("fedspeed"),
+    scenario(
+        "diff2",
+        participation={"mode": "synchronous"},
+        privacy={"mechanism": "gaussian", "noise_multiplier": 0.0},
+        algorithm={"local_epochs": None, "batch_size": "full", "clip_norm": 1.0, "difference_clip": 1.0},
+    ),
+    scenario(
+        "dspodfl",
+        topology={"graph": "ring"},
+        participation={"mode": "gossip", "compute": 0.7, "links": 0.7},
+        algorithm={"local_epochs": None},
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[tuple[str, str], Run]]:
+    """How each of `EQUAL` ended, and its run directory."""
+    runs = {}
+    for sections in EQUAL:
+        folder = tmp_path_factory.mktemp("apps") / "app"
+        deploy(parse(sections), folder)
+        runs[sections["name"]] = folder, cluster.begin(folder, **LINES)
+    return {n: (cluster.finish(run, SECONDS), Run(folder / "results")) for n, (folder, run) in runs.items()}
+
+
+@pytest.mark.parametrize("sections", EQUAL, ids=lambda s: s["algorithm"]["name"])
+def test_a_deployment_equals_the_simulation(sections: dict[str, Any], finished: Any, tmp_path: Path) -> None:
     simulated = fedsim.run(sections, out=tmp_path / "simulated")
-    deployed = complete(cluster, sections, tmp_path / "app")
+    ended, deployed = finished[sections["name"]]
+    assert ended == ("finished:completed", "N/A")
     assert float((deployed.params - simulated.params).abs().max()) < 1e-6
     for row, other in zip(deployed.trace, simulated.trace, strict=True):
         assert {k: v for k, v in row.items() if k != "time"} == {k: v for k, v in other.items() if k != "time"}
 
 
 def test_fedfix_takes_what_has_arrived(cluster: Cluster, tmp_path: Path) -> None:
-    sections = scenario("fedavg", rounds=4, participation={"mode": "fixed_interval", "window": 10.0})
+    sections = scenario("fedavg", rounds=3, participation={"mode": "fixed_interval", "window": 7.0})
     deployed = complete(cluster, sections, tmp_path / "app")
     times = [row["time"] for row in deployed.trace]
-    assert times == pytest.approx([10.0, 20.0, 30.0, 40.0], abs=3.0)
+    assert times == pytest.approx([7.0, 14.0, 21.0], abs=3.0)
     came = [c for row in deployed.trace for c in row["clients"]]
     assert came
     loss = deployed.metrics["train_loss"]
     assert loss.iloc[-1] < loss.iloc[0]
 
 
-def test_a_killed_supernode_comes_back(cluster: Cluster, tmp_path: Path) -> None:
-    """Killed in the middle of a round and started again: SCAFFOLD's state is on the disk, the numbers do not change."""
+def test_a_killed_supernode_and_a_killed_worker_come_back(cluster: Cluster, tmp_path: Path) -> None:
+    """Killed in the middle of a round: SCAFFOLD's state is on the disk, the numbers do not change."""
     sections = scenario("scaffold", rounds=3)
     simulated = fedsim.run(sections, out=tmp_path / "simulated")
     deploy(parse(sections), tmp_path / "app")
     run = cluster.begin(tmp_path / "app", **LINES)
     replies = tmp_path / "app" / "results" / "replies.jsonl"
-    end = time.monotonic() + SECONDS
-    while not replies.exists() or len(read_jsonl(replies)) < N:  # until the first round is through
-        assert time.monotonic() < end
-        time.sleep(0.2)
+    places = [cluster.folder / f"disk-{c}" / run / f"client-{c}" for c in range(N)]
+
+    def worker(client: int) -> int:
+        return int(json.loads((places[client] / "worker.json").read_text())["pid"])
+
+    wait_for(lambda: replies.exists() and len(read_jsonl(replies)) >= N)  # until the first round is through
+    beside = worker(1)
     cluster.end("node-1", signal.SIGKILL)
+    wait_for(lambda: is_gone(beside), 10.0)
+    wait_for((places[2] / "round-2.safetensors").exists)  # its job waits for the node's `delay` now
+    killed = worker(2)
+    os.kill(killed, signal.SIGKILL)
     cluster.supernode(1, N)
     assert cluster.finish(run, SECONDS) == ("finished:completed", "N/A")
     deployed = Run(tmp_path / "app" / "results")
@@ -118,3 +137,12 @@ def test_a_killed_supernode_comes_back(cluster: Cluster, tmp_path: Path) -> None
     assert {r["client"] for r in troubles} == {1}
     facts = json.loads((deployed.dir / "deployment.json").read_text())
     assert len(facts["clients"]) == N
+    assert worker(1) != beside
+    assert worker(2) != killed
+    for c in range(N):  # the workers of earlier runs ended when this one greeted
+        names = list((cluster.folder / f"disk-{c}").glob("*/*/worker.json"))
+        assert names == [places[c] / "worker.json"]
+    last = [worker(c) for c in range(N)]
+    cluster.close()
+    for pid in last:
+        wait_for(lambda pid=pid: is_gone(pid), 10.0)  # type: ignore[misc]
