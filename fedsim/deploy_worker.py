@@ -48,6 +48,7 @@ class Resident:
         self.client: Client | None = None
         self.jobs: queue.SimpleQueue[tuple[Mapping[str, Any], Arrays, Future[Answer]]] = queue.SimpleQueue()
         self.open_jobs: set[Future[Answer]] = set()
+        self.ending = threading.Lock()
         self.key = secrets.token_hex(32)
         self.place = _own_folder()
         self.listener = Listener(str(self.place / "socket"), "AF_UNIX", backlog=16)
@@ -150,7 +151,8 @@ class Resident:
             return False
 
     def _end(self, why: str) -> NoReturn:
-        """Leave nothing but the log, whatever the other threads do."""
+        """Leave nothing but the log, whatever the other threads do; the first reason counts."""
+        self.ending.acquire()
         if self._is_signed():
             (self.folder / NAME).unlink(missing_ok=True)
         shutil.rmtree(self.place, ignore_errors=True)
