@@ -6,13 +6,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from fedsim.errors import FedsimError, InputError
+from fedsim.terminal import cell, metrics_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +60,7 @@ def run(
         _console().print(
             f"resumed at round {result.resumed_at}" if result.resumed_at else "nothing to resume, started anew"
         )
-    _console().print(f"[bold]{result.dir}[/bold]: {_line(last)}")
+    _console().print(f"[bold]{result.dir}[/bold]: {metrics_line(last)}")
 
 
 @app.command()
@@ -90,7 +91,7 @@ def plan(
         print(json.dumps(sections))
         return
     for title, rows in sections.items():
-        _table(title, [(k, _text(v)) for k, v in rows.items()])
+        _table(title, [(k, cell(v)) for k, v in rows.items()])
 
 
 @app.command()
@@ -107,8 +108,10 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Run the variations of a scenario, one after another or side by side, and compare them."""
-    from fedsim.results import LAST
-    from fedsim.sweeps import Point, Together, summary
+    from fedsim.sweep_book import summary
+    from fedsim.sweep_files import Point
+    from fedsim.sweep_tune import Together
+    from fedsim.sweep_view import follow_sweep, print_summary
     from fedsim.sweeps import sweep as run_sweep
 
     together = None
@@ -120,19 +123,14 @@ def sweep(
             _console().print(f"[{index + 1}/{count}] {point.label}", highlight=False)
         return None
 
-    with _interruptible(), _live_table(quiet=as_json or together is None) as told:
-        outcomes = run_sweep(sweep_file, out, resume, settings, started, together, retry_failed, told)
+    follow = nullcontext((None, None)) if as_json or together is None else follow_sweep(_console(stderr=True))
+    with _interruptible(), follow as (told, ended):
+        outcomes = run_sweep(sweep_file, out, resume, settings, started, together, retry_failed, told, ended)
     rows = summary(outcomes)
     if as_json:
         print(json.dumps(rows))
     else:
-        accuracy = [
-            f"{kind}_accuracy{part}" for kind in ("test", "node") for part in ("", "_best", f"_mean_of_last_{LAST}")
-        ]
-        last = ("round", *accuracy, "train_loss", "delay_total", "bytes_sent", "error")
-        keys = ["run", *[k for k in last if any(r.get(k) is not None for r in rows)]]
-        heads = [k.replace("_", " ") for k in keys]
-        _table(str(outcomes[0].dir.parent), [tuple(_text(r.get(k, "")) for k in keys) for r in rows], heads)
+        print_summary(_console(), str(outcomes[0].dir.parent), rows)
     failed = {o.point.label: o.error for o in outcomes if o.error is not None}
     for label, error in failed.items():
         print(f"{label}: {error}", file=sys.stderr)
@@ -207,7 +205,7 @@ def topology(
     if as_json:
         print(json.dumps(facts))
     else:
-        _table(str(facts.get("name", what)), [(k, _text(v)) for k, v in facts.items() if k != "name"])
+        _table(str(facts.get("name", what)), [(k, cell(v)) for k, v in facts.items() if k != "name"])
     if out is not None or not as_json:
         from fedsim.figures.topology import topology_figure
 
@@ -334,10 +332,10 @@ def _interruptible() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _console() -> Any:
+def _console(stderr: bool = False) -> Any:
     from rich.console import Console
 
-    return Console()
+    return Console(stderr=stderr)
 
 
 def _table(title: str, rows: Sequence[tuple[str, ...]], header: list[str] | None = None) -> None:
@@ -377,62 +375,13 @@ def _progress(name: str, rounds: int, quiet: bool) -> Iterator[Progress | None]:
         bar.start()  # not earlier: a run that cannot begin shows no bar
         bar.update(task, completed=done)
         if row:
-            bar.update(task, last=_line(row))
+            bar.update(task, last=metrics_line(row))
 
     try:
         yield update
     finally:
         if bar.live.is_started:
             bar.stop()
-
-
-@contextmanager
-def _live_table(quiet: bool) -> Iterator[Callable[[Any, Any], None] | None]:
-    """A table on standard error of runs side by side: how many are done, and the latest metrics of the others."""
-    if quiet:
-        yield None
-        return
-    from rich.console import Console
-    from rich.live import Live
-    from rich.table import Table
-
-    latest: dict[str, str] = {}
-    counts = {"finished": 0, "failed": 0}
-
-    def table() -> Any:
-        shown = Table("run", "latest", title=", ".join(f"{n} {what}" for what, n in counts.items()), box=None)
-        for label, line in latest.items():
-            shown.add_row(label, line)
-        return shown
-
-    console = Console(stderr=True)
-    live = Live(table(), console=console, refresh_per_second=2, transient=True)
-
-    def told(point: Any, row: Any) -> None:
-        ended = "failed" if row.get("error") else "finished" if row.get("done") else None
-        if ended is None:
-            latest[point.label] = _line(row)
-        else:
-            latest.pop(point.label, None)
-            counts[ended] += 1
-            console.print(f"{point.label}: {row.get('error') or 'finished'}", highlight=False)
-        live.update(table())
-
-    with live:
-        yield told
-
-
-def _line(row: Any) -> str:
-    keys = ("round", "test_accuracy", "node_accuracy", "test_loss", "train_loss", "optimum_distance", "delay_total")
-    return "  ".join(f"{k} {_text(row[k])}" for k in keys if row.get(k) is not None)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_text(v) for v in value)
-    return "" if value is None else str(value)
 
 
 def _plural(kind: str) -> str:

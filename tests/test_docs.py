@@ -29,7 +29,7 @@ from fedsim.errors import InputError
 from fedsim.parts import keys_of
 from fedsim.registry import lookup, names
 from fedsim.results import read_jsonl
-from fedsim.sweeps import points
+from fedsim.sweep_files import points
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (  # every module imports only from rows above its own
-    "errors types rng clock memory schedule figures row_files replies",
+    "errors types rng clock memory schedule figures row_files replies terminal sweep_home",
     "registry laws augment yaml_files splits graph_files model_checks vision partition_table page device_traces",
     "parts losses cache mixing partitioners aggregators time_laws",
     "models data_files graphs availability",
@@ -30,8 +30,9 @@ LAYERS = (  # every module imports only from rows above its own
     "schedule_view simulation deploy_client deploy_worker",
     "deploy_server deploy_strategy",
     "planning sweep_axes audit schedule_tables deploy",
-    "sweep_tune run_groups",
-    "sweeps",
+    "sweep_files sweep_trial run_groups",
+    "sweep_tune sweep_book",
+    "sweeps sweep_view",
     "report_setting report_sweep report_schedule report_deployment report_privacy",
     "report",
     "cli",

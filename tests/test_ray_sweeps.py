@@ -14,7 +14,8 @@ import yaml
 import fedsim
 from fedsim.errors import InputError
 from fedsim.sweep_axes import Axis
-from fedsim.sweeps import Together, points
+from fedsim.sweep_files import points
+from fedsim.sweep_tune import Together
 
 SCENARIO: dict[str, Any] = {
     "data": {"dataset": "digits", "clients": 4, "limit": 100},
@@ -81,16 +82,22 @@ def test_side_by_side_is_one_after_another(tmp_path: Path) -> None:
     file = write(tmp_path, cases=cases, grid={"seed": [0, 1]})
     alone = fedsim.sweep(file, out=tmp_path / "alone")
     told: list[Any] = []
+    ended: list[Any] = []
     together = fedsim.sweep(
-        file, out=tmp_path / "ray", together=Together(parallel=2), told=lambda p, row: told.append((p.label, dict(row)))
-    )
+        file, out=tmp_path / "ray", together=Together(parallel=2),
+        told=lambda point, row: told.append((point.label, row["round"])),
+        ended=lambda outcome: ended.append((outcome.point.label, outcome.status)),
+    )  # fmt: skip
     for one, other in zip(alone, together, strict=True):
         assert one.point.label == other.point.label
         assert type(one.error) is type(other.error)
         if one.run is not None and other.run is not None:
             assert torch.equal(one.run.params, other.run.params)
     assert "found 101 clients" in str(together[2].error)
-    assert {label for label, row in told if row.get("done")} == {"a_seed=0", "a_seed=1"}
+    assert [number for label, number in told if label == "a_seed=0"] == [0, 1, 2, 3, 4]
+    assert sorted(ended) == [
+        (f"{case}_seed={seed}", "finished" if case == "a" else "failed") for case in cases for seed in (0, 1)
+    ]
     table = pd.read_parquet(tmp_path / "ray" / "metrics.parquet")
     assert len(table[table["run"] == "a_seed=0"]) == 5
     assert len(pd.read_csv(tmp_path / "ray" / "summary.csv")) == 6
@@ -100,7 +107,7 @@ def test_side_by_side_is_one_after_another(tmp_path: Path) -> None:
     told.clear()
     again = fedsim.sweep(
         file, out=tmp_path / "ray", resume=True, retry=False, together=Together(parallel=2),
-        told=lambda *news: told.append(news),
+        ended=lambda outcome: told.append(outcome),
     )  # fmt: skip
     assert told == []
     assert [str(o.error) for o in again] == [str(o.error) for o in together]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ import yaml
 import fedsim
 from fedsim.cli import main
 from fedsim.errors import InputError, RunError
-from fedsim.sweeps import points
+from fedsim.sweep_files import points
+from fedsim.sweep_view import print_summary
 
 SCENARIO: dict[str, Any] = {
     "data": {"dataset": "digits", "clients": 4, "limit": 100},
@@ -179,3 +181,55 @@ def test_the_command_compares_and_its_exit_code_tells_the_worst(
     write(tmp_path, grid={}, cases={"crowded": {"data.clients": 101}, "fine": None})
     assert call(monkeypatch, "sweep", "w.yaml", "--json") == 2
     assert "crowded: w.yaml:7: data.clients: found 101 clients" in capsys.readouterr().err
+
+
+def test_tables_hold_values_of_several_kinds_and_long_labels_fit_a_folder(tmp_path: Path) -> None:
+    grid = {"algorithm.batch_size": [16, "full"], "participation": [{"fraction": 0.5}, {"clients_per_round": 2}]}
+    file = write(tmp_path, cases={"x" * 200: None}, grid=grid, set={"run.rounds": 1})
+    outcomes = fedsim.sweep(file, out=tmp_path / "out")
+    assert [o.status for o in outcomes] == ["finished"] * 4
+    assert len({o.point.label for o in outcomes}) == 4
+    assert all(len(o.point.label) <= 90 for o in outcomes)
+    table = pd.read_parquet(tmp_path / "out" / "metrics.parquet")
+    assert table.columns[0] == "run"
+    assert set(table["algorithm.batch_size"]) == {"16", "full"}
+    assert set(table["participation"]) == {'{"fraction": 0.5}', '{"clients_per_round": 2}'}
+
+
+def test_tables_are_up_to_date_while_runs_are_under_way(tmp_path: Path) -> None:
+    file = write(tmp_path, grid={})
+    seen: list[list[str]] = []
+    fedsim.sweep(
+        file, out=tmp_path / "out",
+        ended=lambda _: seen.append(list(pd.read_csv(tmp_path / "out" / "summary.csv")["status"])),
+    )  # fmt: skip
+    assert seen[0] == ["finished"]
+    assert len(pd.read_csv(tmp_path / "out" / "summary.csv")) == 3
+
+
+def test_a_run_that_failed_after_its_parameters_were_written_stays_failed(tmp_path: Path) -> None:
+    file = write(tmp_path, cases={"a": None, "b": None}, grid={})
+    outcomes = fedsim.sweep(file, out=tmp_path / "out")
+    book = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    book["runs"][0] |= {"status": "failed", "error": "everybody left"}
+    (tmp_path / "out" / "sweep.json").write_text(json.dumps(book))
+    again = fedsim.sweep(file, out=tmp_path / "out", resume=True, retry=False)
+    assert [str(o.error) for o in again] == ["everybody left", "None"]
+    assert outcomes[0].status == "finished"
+
+
+def test_the_summary_fits_the_terminal() -> None:
+    from rich.console import Console
+
+    rows = [
+        {"run": "exponential-dpsgd_seed=0", "status": status, "round": 400, "test_accuracy": 0.875, "train_loss": 0.123,
+         "node_accuracy": 0.81, "bytes_sent": 123_456_789, "time": 12.5, "test_accuracy_best": 0.9, "error": "x" * 200}
+        for status in ("finished", "failed")
+    ]  # fmt: skip
+    for width in (60, 80, 200):
+        console = Console(width=width, record=True, file=io.StringIO())
+        print_summary(console, "sweeps/x", rows)
+        lines = console.export_text().splitlines()
+        assert any("exponential-dpsgd_seed=0" in line and "failed" in line and "0.875" in line for line in lines)
+        assert ("best" in "".join(lines)) == (width == 200)
+        assert any("more columns" in line for line in lines) == (width < 200)

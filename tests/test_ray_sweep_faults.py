@@ -1,0 +1,233 @@
+"""What happens to sweeps on Ray: killed, interrupted, trials that fail or need actors, machines without the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+import fedsim
+from fedsim.errors import InputError, RunError
+from fedsim.sweep_files import read_sweep
+from fedsim.sweep_home import Home
+from fedsim.sweep_trial import Work
+from fedsim.sweep_tune import Together
+
+SCENARIO: dict[str, Any] = {
+    "data": {"dataset": "digits", "clients": 4, "limit": 100},
+    "model": {"name": "linear"},
+    "algorithm": {"name": "scaffold", "lr": 0.1, "batch_size": 10},
+    "run": {"rounds": 4, "eval_every": 1, "device": "cpu", "dtype": "float64", "threads": 1},
+}
+
+
+def write(folder: Path, **sweep: Any) -> Path:
+    (folder / "s.yaml").write_text(yaml.safe_dump(SCENARIO))
+    (folder / "w.yaml").write_text(yaml.safe_dump({"name": "faults", "scenario": "s.yaml", **sweep}, sort_keys=False))
+    return folder / "w.yaml"
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"RAY_memory_monitor_refresh_ms": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "fedsim.cli", "sweep", "w.yaml", "--out", "out", "--parallel", "2", *more], cwd=folder,
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for(count: int, folder: Path, process: subprocess.Popen[str]) -> None:
+    """Until `count` runs of a sweep are finished."""
+    until = time.monotonic() + 120
+    while len(list((folder / "out").glob("*/params.safetensors"))) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def wait_for_the_end(session: int) -> None:
+    """Until no process of a session lives that could compute or write.
+
+    Two agents of Ray's outlive a cluster whose driver was killed by about a minute, in which they try to report that.
+    """
+    until = time.monotonic() + 30
+    while left := [line for line in processes(session) if "Agent" not in line]:
+        assert time.monotonic() < until, left
+        time.sleep(0.1)
+
+
+def processes(session: int) -> list[str]:
+    """The command lines of the processes of a session."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, own = (place / "stat").read_text().rpartition(")")[2].split()[:4]
+            if own == str(session) and state != "Z":
+                found.append((place / "cmdline").read_text())
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_and_an_interrupted_sweep_lose_and_repeat_nothing(tmp_path: Path) -> None:
+    file = write(tmp_path, grid={"seed": list(range(8))}, set={"run.rounds": 150, "run.eval_every": 50})
+    whole = fedsim.sweep(file, out=tmp_path / "whole")
+    out = tmp_path / "out"
+
+    first = start(tmp_path)
+    wait_for(2, tmp_path, first)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    wait_for_the_end(first.pid)
+    kept = {p: p.stat().st_mtime_ns for p in out.glob("*/params.safetensors")}
+    assert 2 <= len(kept) < 8
+
+    second = start(tmp_path, "--resume")
+    wait_for(len(kept) + 2, tmp_path, second)
+    os.killpg(second.pid, signal.SIGINT)  # as Ctrl-C in a terminal: to all its processes
+    _, said = second.communicate(timeout=60)
+    assert second.returncode == 130, said
+    assert "--resume continues" in said
+    assert "Traceback" not in said
+    wait_for_the_end(second.pid)
+    assert not (out / ".tune").exists()
+    kept |= {p: p.stat().st_mtime_ns for p in out.glob("*/params.safetensors") if p not in kept}
+    assert 4 <= len(kept) < 8
+
+    third = start(tmp_path, "--resume", "--json")
+    printed, said = third.communicate(timeout=120)
+    assert third.returncode == 0, said
+    assert [row["status"] for row in json.loads(printed)] == ["finished"] * 8
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    for outcome in whole:
+        again = fedsim.results.Run(out / outcome.point.label)
+        assert outcome.run is not None
+        assert torch.equal(again.params, outcome.run.params)
+        assert again.metrics.drop(columns="wall").equals(outcome.run.metrics.drop(columns="wall"))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_stopped_runs_stay_stopped_and_failures_harm_nobody(tmp_path: Path) -> None:
+    cases = {
+        "good": {"algorithm.lr": 0.3}, "bad": {"algorithm.lr": 1e-7}, "worse": {"algorithm.lr": 1e-8},
+        "crowded": {"data.clients": 101},
+    }  # fmt: skip
+    stop = {"metric": "test_accuracy", "grace": 2, "factor": 4}
+    file = write(tmp_path, cases=cases, set={"run.rounds": 20}, stop=stop)
+    outcomes = fedsim.sweep(file, out=tmp_path / "out", together=Together(parallel=1))
+    assert [o.status for o in outcomes] == ["finished", "stopped", "stopped", "failed"]
+    assert [o.run is None for o in outcomes] == [False, True, True, True]
+    seen: list[str] = []
+    again = fedsim.sweep(
+        file, out=tmp_path / "out", resume=True, together=Together(parallel=1),
+        ended=lambda outcome: seen.append(outcome.point.label),
+    )  # fmt: skip
+    assert seen == ["crowded"]  # what failed is tried again, what was stopped is not
+    assert [o.status for o in again] == [o.status for o in outcomes]
+    assert list(pd.read_csv(tmp_path / "out" / "summary.csv")["status"]) == [o.status for o in outcomes]
+
+    misspelt = write(tmp_path, cases={"good": None}, stop={**stop, "metric": "test_acuracy"})
+    (outcome,) = fedsim.sweep(misspelt, out=tmp_path / "misspelt", together=Together(parallel=1))
+    assert isinstance(outcome.error, RunError)
+    assert "test_acuracy; allowed: a metric of the run: round, time" in str(outcome.error)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_paths_are_of_the_folder_where_the_sweep_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "graphs").mkdir()
+    (tmp_path / "graphs" / "g.csv").write_text("source,target\n0,1\n1,2\n2,3\n")
+    monkeypatch.chdir(tmp_path)
+    ring = {"algorithm": {"name": "dgd", "lr": 0.1}, "topology": {"graph": "file", "path": "graphs/g.csv"}}
+    write(tmp_path, cases={"file": ring})
+    (outcome,) = fedsim.sweep("w.yaml", out="out", together=Together(parallel=1))
+    assert outcome.status == "finished", outcome.error
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_runs_whose_own_backend_is_ray_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    file = write(
+        tmp_path, cases={"ray": {"backend": {"name": "ray", "actors": 2}}, "here": None}, grid={"seed": [0, 1]}
+    )
+    outcomes = fedsim.sweep(file, out=tmp_path / "out", together=Together(parallel=3))
+    assert [o.status for o in outcomes] == ["finished"] * 4, [o.error for o in outcomes]
+    for one, other in zip(outcomes[:2], outcomes[2:], strict=True):
+        assert one.run is not None
+        assert other.run is not None
+        assert torch.allclose(one.run.params, other.run.params, rtol=0, atol=1e-12)
+    greedy = write(tmp_path, cases={"ray": {"backend": {"name": "ray", "actors": 11}, "data.clients": 20}})
+    with pytest.raises(InputError, match="found 12 CPUs for a run and the actors of its own backend"):
+        fedsim.sweep(greedy, out=tmp_path / "greedy", together=Together(parallel=1))
+
+
+@pytest.mark.parametrize("together", [None, pytest.param(Together(parallel=1), marks=pytest.mark.ray)])
+def test_what_somebodys_own_part_raises_fails_its_run_only(
+    tmp_path: Path, together: Together | None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if together is not None:
+        request.getfixturevalue("ray_session")
+    (tmp_path / "sulky.py").write_text(
+        "from fedsim.algorithms.fedavg import FedAvg\n"
+        "class Sulky(FedAvg):\n"
+        "    def combine(self, state, messages, round, aggregate):\n"
+        "        if self.server_lr > 1 and round.number == 2:\n"
+        "            raise KeyError('no such thing')\n"
+        "        return super().combine(state, messages, round, aggregate)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    file = write(tmp_path, set={"algorithm": {"name": "sulky:Sulky"}}, grid={"algorithm.server_lr": [1.0, 2.0]})
+    fine, broken = fedsim.sweep(file, out=tmp_path / "out", together=together)
+    assert fine.status == "finished", fine.error
+    assert isinstance(broken.error, RunError)
+    assert str(broken.error) == "KeyError: 'no such thing' (traceback in error.txt of its directory)"
+    assert "in combine" in (broken.dir / "error.txt").read_text()
+
+
+@pytest.mark.ray
+def test_machines_that_do_not_see_the_folder_send_what_they_recorded(ray_session: Any, tmp_path: Path) -> None:
+    diverges = {"algorithm": {"name": "fedavg", "lr": 1e38, "local_steps": 50}, "run.dtype": "float32"}
+    file = write(tmp_path, cases={"fine": None, "diverges": diverges})
+    points = read_sweep(file).points
+    alone = fedsim.sweep(file, out=tmp_path / "alone")
+    places = [tmp_path / "home" / point.label for point in points]
+    places[0].mkdir(parents=True)
+    (places[0] / "stale").touch()
+    home = ray_session.remote(num_cpus=0)(Home).remote([str(place) for place in places])
+    work = Work([pickle.dumps(p.scenario) for p in points], [f"/nowhere/{p.label}" for p in points], "/no", [], home)
+
+    def errors_of_both(work: Work) -> list[str | None]:
+        """What the trials tell Ray Tune."""
+        from unittest.mock import patch
+
+        from fedsim.sweep_trial import trial
+
+        said: list[Any] = []
+        with patch("ray.tune.report", said.append):
+            found = []
+            for number in (0, 1):
+                trial({"number": number}, work)
+                found.append(said[-1].get("error"))
+        return found
+
+    errors = ray_session.get(ray_session.remote(num_cpus=1)(errors_of_both).remote(work))
+    assert "diverged" in errors[1]
+    assert errors[0] is None
+    assert fedsim.results.read_jsonl(places[1] / "metrics.jsonl")[0]["round"] == 0
+    assert alone[0].run is not None
+    assert torch.equal(fedsim.results.Run(places[0]).params, alone[0].run.params)
+    assert sorted(p.name for p in places[0].iterdir()) == sorted(p.name for p in alone[0].dir.iterdir())
+    ray_session.kill(home)
