@@ -57,7 +57,8 @@ def client_load(scenario: Scenario, assembly: Assembly) -> npt.NDArray[np.float6
 
 
 def _ray(scenario: Scenario, assembly: Assembly) -> RayBackend:
-    from fedsim.backends.ray_actors import Pool, RayBackend
+    from fedsim.backends.ray_actors import RayBackend
+    from fedsim.backends.ray_calls import Pool
     from fedsim.backends.ray_cluster import Cluster
     from fedsim.backends.ray_gossip import RayNodes
 

@@ -18,12 +18,12 @@ from typing import IO, Any
 import numpy as np
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fedsim.config import BackendSection, Scenario
 from fedsim.errors import InputError, Problem, RunError
-from fedsim.row_files import RowStream, read_rows, tensor_names, write_tensors
+from fedsim.row_files import RowStream, TensorFile, write_tensors
 from fedsim.store import FILE as CLIENTS
 
 LAST = 10
@@ -107,7 +107,7 @@ class Recorder:
                 file.close()
 
 
-def open_directory(folder: Path, scenario: Scenario, resume: bool) -> dict[str, Any] | None:
+def open_directory(folder: Path, scenario: Scenario, resume: bool) -> Checkpoint | None:
     """Make `folder` ready for a run; with `resume`, return the checkpoint, or None where there is none.
 
     What was recorded after the checkpoint is cut off: the resumed run records it again.
@@ -129,7 +129,7 @@ def open_directory(folder: Path, scenario: Scenario, resume: bool) -> dict[str, 
         if checkpoint is None:
             _clear(folder)
         else:
-            done = checkpoint["round"]
+            done = checkpoint.progress["round"]
             _check_rounds(folder, done, scenario)
             _cut(folder / "metrics.jsonl", lambda number: number <= done and scenario.run.evaluates(number))
             _cut(folder / "trace.jsonl", lambda number: number <= done)
@@ -145,14 +145,17 @@ def open_directory(folder: Path, scenario: Scenario, resume: bool) -> dict[str, 
 
 
 def save_checkpoint(
-    folder: Path, progress: Mapping[str, Any], state: Mapping[str, Tensor | RowStream], clients: Mapping[str, Tensor]
-) -> None:
+    folder: Path,
+    progress: Mapping[str, Any],
+    state: Mapping[str, Tensor | RowStream],
+    clients: Mapping[str, Tensor | RowStream],
+) -> Checkpoint:
     """Replace the checkpoint in one step: a crash at any time leaves the old one or the new one, never a mixture."""
     fresh, current, old = (folder / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     write_tensors(fresh / "state.safetensors", state)
-    save_file({k: v.contiguous() for k, v in clients.items()}, fresh / "clients.safetensors")
+    write_tensors(fresh / "clients.safetensors", clients)
     (fresh / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
     for file in fresh.iterdir():
         with file.open("rb") as handle:
@@ -162,40 +165,46 @@ def save_checkpoint(
         current.rename(old)
     fresh.rename(current)
     shutil.rmtree(old, ignore_errors=True)
+    return Checkpoint(current.absolute(), progress)
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint: progress with `state` and `clients` tensors; None where there is none."""
+def load_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint; None where there is none.
+
+    Raises
+    ------
+    RunError
+        It is damaged.
+    """
     for name in ("checkpoint", "checkpoint.old"):
         place = folder / name
         if (place / "progress.json").exists():
             try:
-                progress: dict[str, Any] = json.loads((place / "progress.json").read_text(encoding="utf-8"))
-                progress["state"] = load_file(place / "state.safetensors")
-                progress["clients"] = load_file(place / "clients.safetensors")
+                found = Checkpoint(place.absolute(), json.loads((place / "progress.json").read_text(encoding="utf-8")))
+                found.state.check()
+                found.clients.check()
             except Exception as error:  # a damaged file: say so instead of starting over silently
                 raise RunError(f"{place} is damaged ({error}); delete it to start from the beginning") from error
-            return progress
+            return found
     return None
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The checkpoint of a run directory, read as far as it is asked for."""
+    """A checkpoint in the folder `place`: the tensors are read when they are asked for."""
 
-    folder: Path
+    place: Path
+    progress: Mapping[str, Any]
 
-    def clients(self) -> dict[str, Tensor]:
+    @cached_property
+    def state(self) -> TensorFile:
+        """The algorithm's state: of a server, or ``[n, d]`` of a graph's nodes."""
+        return TensorFile(self.place / "state.safetensors")
+
+    @cached_property
+    def clients(self) -> TensorFile:
         """What the backend's `save` gave."""
-        return load_file(self.folder / "checkpoint" / "clients.safetensors")
-
-    def names(self) -> list[str]:
-        """Names of the states."""
-        return tensor_names(self.folder / "checkpoint" / "state.safetensors")
-
-    def rows(self, name: str, nodes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """The states of some nodes of a graph."""
-        return read_rows(self.folder / "checkpoint" / "state.safetensors", name, nodes)
+        return TensorFile(self.place / "clients.safetensors")
 
 
 def save_params(folder: Path, params: Tensor | RowStream, metadata: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,117 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 Ints = npt.NDArray[np.int64]
 Array = np.ndarray[Any, Any]
-_NAMES = {torch.float32: "F32", torch.float64: "F64"}
-_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+_NAMES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
+_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor ``[n, ...]`` lies in a file: rows of `shape`, the first at byte `start`."""
+
+    path: Path
+    start: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    def write(self, rows: Ints, values: Array) -> None:
+        """Put ``values[i]`` into row ``rows[i]``; several processes may write rows of one file at a time."""
+        handle = os.open(self.path, os.O_WRONLY)
+        try:
+            values = np.ascontiguousarray(values)
+            for first, last in _runs(rows):
+                block, offset = values[first:last].data.cast("B"), self._offset(int(rows[first]))
+                while len(block):
+                    done = os.pwrite(handle, block, offset)
+                    block, offset = block[done:], offset + done
+        finally:
+            os.close(handle)
+
+    def read(self, rows: Ints) -> Array:
+        """These rows."""
+        result: Array = np.empty((len(rows), *self.shape), dtype=_TYPES[self.dtype])
+        with self.path.open("rb") as file:
+            for first, last in _runs(rows):
+                file.seek(self._offset(int(rows[first])))
+                file.readinto(result[first:last].data.cast("B"))
+        return result
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.shape)) * _TYPES[self.dtype].itemsize
+
+    def _offset(self, row: int) -> int:
+        return self.start + row * self.row_bytes
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Rows of a tensor that stay in their file until somebody reads them."""
+
+    place: Place
+    rows: Ints
+
+    def read(self) -> Array:
+        return self.place.read(self.rows)
 
 
 @dataclass(frozen=True)
 class RowStream:
-    """A tensor ``[n, d]`` that comes in parts: ``parts()`` gives (row numbers, rows), every row once."""
+    """A tensor ``[n, d]`` that comes in parts: ``parts(place)`` gives (row numbers, rows).
+
+    Every row comes once, or is written to its place in the file by whoever has it.
+    """
 
     shape: tuple[int, int]
     dtype: torch.dtype
-    parts: Callable[[], Iterator[tuple[Ints, Array]]]
+    parts: Callable[[Place], Iterator[tuple[Ints, Array]]]
+
+
+@dataclass(frozen=True)
+class TensorFile(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, read as far as they are asked for."""
+
+    path: Path
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._header:
+            raise KeyError(name)
+        with safe_open(self.path, "pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._header)
+
+    def __len__(self) -> int:
+        return len(self._header)
+
+    def place(self, name: str) -> Place:
+        """Where the rows of a tensor are."""
+        entry = self._header[name]
+        return Place(self.path, self._start + entry["data_offsets"][0], tuple(entry["shape"][1:]), entry["dtype"])
+
+    def check(self) -> None:
+        """Raise an exception of safetensors, or OSError, where the file is damaged."""
+        with safe_open(self.path, "pt"):
+            """It compares the file's length with what its header says."""
+
+    @cached_property
+    def _header(self) -> dict[str, Any]:
+        with self.path.open("rb") as file:
+            entries = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return {k: v for k, v in entries.items() if k != "__metadata__"}
+
+    @cached_property
+    def _start(self) -> int:
+        with self.path.open("rb") as file:
+            return 8 + int.from_bytes(file.read(8), "little")
 
 
 def write_tensors(
@@ -40,60 +136,24 @@ def write_tensors(
         save_file(whole, path, metadata=metadata)
         return
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-    offsets, end = {}, 0
+    end = 0
     for name, v in tensors.items():
-        dtype = _NAMES[v.dtype]
-        offsets[name] = end
+        start, dtype = end, _NAMES[v.dtype]
         end += int(np.prod(v.shape)) * _TYPES[dtype].itemsize
-        header[name] = {"dtype": dtype, "shape": list(v.shape), "data_offsets": [offsets[name], end]}
+        header[name] = {"dtype": dtype, "shape": list(v.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
-        for name, v in tensors.items():
-            stream = v if isinstance(v, RowStream) else _one_part(v)
-            width = int(np.prod(stream.shape[1:])) * _TYPES[_NAMES[v.dtype]].itemsize
-            for rows, values in stream.parts():
-                _write(file.fileno(), 8 + len(text) + offsets[name], width, rows, values)
-
-
-def read_rows(path: Path, name: str, rows: Ints) -> Array:
-    """Rows of a tensor ``[n, d]`` in a safetensors file."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(length))[name]
-        width = int(np.prod(entry["shape"][1:]))
-        result: Array = np.empty((len(rows), *entry["shape"][1:]), dtype=_TYPES[entry["dtype"]])
-        start = 8 + length + entry["data_offsets"][0]
-        for first, last in _runs(rows):
-            offset = start + int(rows[first]) * width * result.itemsize
-            file.seek(offset)
-            result[first:last] = np.frombuffer(
-                file.read((last - first) * width * result.itemsize), dtype=result.dtype
-            ).reshape(last - first, *entry["shape"][1:])
-    return result
-
-
-def tensor_names(path: Path) -> list[str]:
-    """Names of the tensors in a safetensors file."""
-    with path.open("rb") as file:
-        return [k for k in json.loads(file.read(int.from_bytes(file.read(8), "little"))) if k != "__metadata__"]
-
-
-def _one_part(tensor: Tensor) -> RowStream:
-    rows = tensor.detach().cpu().contiguous().reshape(len(tensor), -1)
-    return RowStream((rows.shape[0], rows.shape[1]), tensor.dtype, lambda: iter([(np.arange(len(rows)), rows.numpy())]))
-
-
-def _write(handle: int, start: int, width: int, rows: Ints, values: Array) -> None:
-    values = np.ascontiguousarray(values)
-    for first, last in _runs(rows):
-        block = values[first:last].data.cast("B")
-        offset = start + int(rows[first]) * width
-        while len(block):
-            done = os.pwrite(handle, block, offset)
-            block, offset = block[done:], offset + done
+    written = TensorFile(path.absolute())
+    for name, v in tensors.items():
+        place = written.place(name)
+        if isinstance(v, RowStream):
+            for rows, values in v.parts(place):
+                place.write(rows, values)
+        else:
+            place.write(np.arange(len(v)), v.detach().cpu().contiguous().numpy())
 
 
 def _runs(rows: Ints) -> Iterator[tuple[int, int]]:

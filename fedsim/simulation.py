@@ -24,7 +24,7 @@ from fedsim.errors import InputError, RunError
 from fedsim.memory import keep_freed_memory
 from fedsim.participation import Arrival, Dispatch, Ended, Event
 from fedsim.partition_table import write_partition
-from fedsim.results import Checkpoint, Recorder, Run, open_directory, save_checkpoint, save_params, save_report
+from fedsim.results import Recorder, Run, open_directory, save_checkpoint, save_params, save_report
 from fedsim.task import Ints, Task
 from fedsim.types import Aggregate, Message, State
 from fedsim.worker import Job
@@ -131,14 +131,14 @@ class Simulation:
         saved = open_directory(self.folder, self.scenario, self.resume)
         self.fresh = saved is None
         if saved is not None:
-            self.round, self.totals = saved["round"], Totals(**saved["totals"])
-            self.backend.load(saved["clients"])
+            self.round, self.totals = saved.progress["round"], Totals(**saved.progress["totals"])
+            self.backend.load(saved.clients)
             if self.assembly.privacy is not None:
-                self.assembly.privacy.load(saved["privacy"])
+                self.assembly.privacy.load(saved.progress["privacy"])
             if self.nodes is not None:
-                self.nodes.load_nodes(Checkpoint(self.folder))
+                self.nodes.load_nodes(saved)
             else:
-                self.state = {k: v.to(task.device) for k, v in saved["state"].items()}
+                self.state = {k: v.to(task.device) for k, v in saved.state.items()}
         self._write_inputs()
 
     def run(self, progress: Progress | None = None) -> Run:
@@ -349,8 +349,7 @@ class Simulation:
             progress["privacy"] = self.assembly.privacy.save()
             save_report(self.folder, self.assembly.privacy.report())
         state = self.state if self.nodes is None else self.nodes.nodes()
-        save_checkpoint(self.folder, progress, state, self.backend.save())
-        self.backend.checkpointed(Checkpoint(self.folder))
+        self.backend.checkpointed(save_checkpoint(self.folder, progress, state, self.backend.save()))
 
     def _write_inputs(self) -> None:
         write_partition(self.folder, self.assembly.counts, self.assembly.task.sizes)

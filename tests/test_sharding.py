@@ -16,7 +16,7 @@ from fedsim.aggregators import MixingMatrix
 from fedsim.backends.rows import Rows
 from fedsim.backends.sharding import cut_edges, place, place_graph, split
 from fedsim.mixing import mixing_matrix
-from fedsim.row_files import RowStream, read_rows, tensor_names, write_tensors
+from fedsim.row_files import RowStream, TensorFile, write_tensors
 
 CPU = torch.device("cpu")
 
@@ -106,14 +106,16 @@ def test_rows_are_reduced_where_they_are_or_fetched(name: str) -> None:
 def test_files_by_rows_are_safetensors(tmp_path: Path) -> None:
     x, y = torch.randn(6, 4), torch.randn(6, 2, dtype=torch.float64)
     parts = [np.array([0, 2, 3]), np.array([1, 4, 5])]
-    stream = RowStream((6, 4), x.dtype, lambda: iter([(p, x[p].numpy()) for p in parts]))
+    stream = RowStream((6, 4), x.dtype, lambda _: iter([(p, x[p].numpy()) for p in parts]))
     write_tensors(tmp_path / "f.safetensors", {"x": stream, "y": y}, {"layout": "[]"})
     found = load_file(tmp_path / "f.safetensors")
     assert torch.equal(found["x"], x)
     assert torch.equal(found["y"], y)
-    assert tensor_names(tmp_path / "f.safetensors") == ["x", "y"]
+    file = TensorFile(tmp_path / "f.safetensors")
+    assert list(file) == ["x", "y"]
+    assert torch.equal(file["y"], y)
     some = np.array([5, 0, 1])
-    assert np.array_equal(read_rows(tmp_path / "f.safetensors", "x", some), x[some].numpy())
+    assert np.array_equal(file.place("x").read(some), x[some].numpy())
 
 
 def test_an_asymmetric_matrix_is_split_too() -> None:

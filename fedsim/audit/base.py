@@ -26,6 +26,7 @@ from fedsim.errors import InputError
 from fedsim.privacy.accounting import epsilon
 from fedsim.privacy.ledger import Claim
 from fedsim.registry import Part
+from fedsim.row_files import RowStream
 from fedsim.simulation import Simulation
 from fedsim.supervised import SupervisedTask
 from fedsim.task import Ints
@@ -111,10 +112,10 @@ class _Tapped(BackendDefaults):
         self._hear(np.array([self._clients[j] for j in jobs.tolist()]), messages)
         return messages
 
-    def save(self) -> dict[str, Tensor]:
+    def save(self) -> Mapping[str, Tensor | RowStream]:
         return self._backend.save()
 
-    def load(self, saved: dict[str, Tensor]) -> None:
+    def load(self, saved: Mapping[str, Tensor]) -> None:
         self._backend.load(saved)
 
 

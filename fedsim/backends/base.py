@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
 from fedsim.aggregators import MixingMatrix
-from fedsim.row_files import RowStream
+from fedsim.row_files import RowStream, TensorFile
 from fedsim.task import Ints
 from fedsim.types import Message
 from fedsim.worker import Job
@@ -18,14 +18,13 @@ from fedsim.worker import Job
 class Saved(Protocol):
     """A checkpoint on disk."""
 
-    def clients(self) -> Mapping[str, Tensor]:
+    @property
+    def clients(self) -> TensorFile:
         """What the backend's `save` gave."""
 
-    def names(self) -> list[str]:
-        """Names of the states of a graph's nodes."""
-
-    def rows(self, name: str, nodes: Ints) -> np.ndarray[Any, Any]:
-        """Some nodes' states."""
+    @property
+    def state(self) -> TensorFile:
+        """The states of a graph's nodes."""
 
 
 class Backend(Protocol):
@@ -43,10 +42,10 @@ class Backend(Protocol):
     def collect(self, jobs: Ints) -> Message:
         """The messages of jobs that have been dispatched, row i belonging to job number ``jobs[i]``."""
 
-    def save(self) -> dict[str, Tensor]:
+    def save(self) -> Mapping[str, Tensor | RowStream]:
         """What has to survive for an exact resume: the clients' state and the jobs in flight."""
 
-    def load(self, saved: dict[str, Tensor]) -> None:
+    def load(self, saved: Mapping[str, Tensor]) -> None:
         """Continue from what `save` gave."""
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -131,7 +131,7 @@ class Flower(BackendDefaults):
         rounds = [self.taken.get(c, 0) for c in range(self.roster.clients)]
         return {"taken": torch.tensor(rounds), "run": torch.tensor(list(self.roster.run.encode()), dtype=torch.uint8)}
 
-    def load(self, saved: dict[str, Tensor]) -> None:
+    def load(self, saved: Mapping[str, Tensor]) -> None:
         if not {"taken", "run"} <= set(saved):
             raise RunError("the checkpoint is one of a simulation: a deployment cannot continue it")
         self.taken = {c: r for c, r in enumerate(saved["taken"].tolist()) if r}

@@ -75,6 +75,10 @@ class Cluster:
         if self.mine and self.ray.is_initialized():
             self.ray.shutdown()
 
+    def here(self) -> str:
+        """The name in the cluster of the machine that this process runs on."""
+        return str(self.ray.get_runtime_context().get_node_id())
+
     def resources(self) -> dict[str, float]:
         """CPUs and GPUs of the whole cluster, used or not."""
         found = self.ray.cluster_resources()
@@ -153,12 +157,16 @@ class Host:
         """As `ready`; called in a concurrency group of its own, so that it answers while something is computed."""
         return os.getpid()
 
-    def adopt(self, number: int, packed: list[Any]) -> None:
-        """Hold the shard that `packed` describes; its buffers may be references to shared memory."""
+    def adopt(self, number: int, packed: list[Any]) -> str:
+        """Hold the shard that `packed` describes; its buffers may be references to shared memory.
+
+        Returns the machine's name in the cluster.
+        """
         import ray
 
         task, build, clients, drop = unpack([packed[0], *ray.get(packed[1:], timeout=_START_SECONDS)])
         self.shards[number] = Shard(task.to(self.device), build, clients, drop)
+        return str(ray.get_runtime_context().get_node_id())
 
     def calls(self, number: int, calls: list[tuple[str, tuple[Any, ...]]], *mapped: Any) -> Any:
         """Call methods of a shard one after the other; what the last one returns.
@@ -182,7 +190,6 @@ class Shipment:
     def __init__(self, put: Callable[[Any], Any]) -> None:
         self._put = put
         self._there: dict[tuple[int, int], Any] = {}
-        self.bytes = 0
 
     def send(self, packed: Packed) -> list[Any]:
         """The packed object with references in the place of its buffers."""
@@ -192,7 +199,6 @@ class Shipment:
         key = (buffer.__array_interface__["data"][0], buffer.nbytes)
         if key not in self._there:
             self._there[key] = (self._put(buffer), buffer)  # the buffer too: its address stays taken
-            self.bytes += buffer.nbytes
         return self._there[key][0]
 
 

@@ -6,25 +6,24 @@ never holds ``[n, d]``. Rounds are handed out ahead of the answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from fedsim.aggregators import MixingMatrix
 from fedsim.backends.base import Saved
-from fedsim.backends.ray_actors import LostError, Pool, RayBackend
+from fedsim.backends.ray_actors import RayBackend
+from fedsim.backends.ray_calls import LostError, Pool
 from fedsim.backends.ray_cluster import Cluster, log
-from fedsim.backends.ray_transport import as_array, as_arrays
-from fedsim.backends.sharding import place_graph, split, split_saved
+from fedsim.backends.ray_transport import as_array
+from fedsim.backends.sharding import place_graph, split
 from fedsim.gossip import Network
-from fedsim.row_files import RowStream
+from fedsim.row_files import RowStream, Stored
 from fedsim.task import Ints, Task
 from fedsim.worker import Job, Worker
 
-_PART_BYTES = 2**25  # of nodes' states that pass through the calling process at a time
 _AHEAD = 4  # rounds that may be on their way at a time: enough to keep actors busy, few enough for their memory
 
 
@@ -176,19 +175,9 @@ class RayNodes(RayBackend):
 
     def nodes(self) -> dict[str, RowStream]:
         """The nodes' states, shard by shard, each ``[n, width]``."""
-        names = self._ask("node_names")[self.shards[0]]
-        return {name: self._stream(name) for name in names}
-
-    def _stream(self, name: str) -> RowStream:
-        def parts() -> Iterator[tuple[Ints, np.ndarray[Any, Any]]]:
-            for k in self.shards:
-                for first in range(0, len(self.members[k]), step):
-                    nodes = self.members[k][first : first + step]
-                    yield nodes, self._ask("node_rows", name, first, first + len(nodes), shards=[k])[k]
-
-        width = self._ask("node_sum", name)[self.shards[0]].shape[-1]
-        step = max(1, _PART_BYTES // (width * self.like.element_size()))
-        return RowStream((self.task.num_clients, width), self.like.dtype, parts)
+        widths = self._ask("node_widths")[self.shards[0]]
+        having = {k: (self.members[k], self.members[k]) for k in self.shards}
+        return {name: self._stream(name, self.task.num_clients, width, having) for name, width in widths.items()}
 
     def load_nodes(self, saved: Saved) -> None:
         self.checkpointed(saved)
@@ -198,7 +187,7 @@ class RayNodes(RayBackend):
         super().checkpointed(saved)
         self._saved = saved
 
-    def save(self) -> dict[str, Tensor]:
+    def save(self) -> dict[str, Tensor | RowStream]:
         self._settle()
         return super().save()
 
@@ -208,15 +197,18 @@ class RayNodes(RayBackend):
         return self._answers(method, dict.fromkeys(shards or self.shards, arguments))
 
     def _reset(self, shards: list[int]) -> None:
-        parts = split_saved(self._snapshot(), self.owner) if self._snapshot is not None else {}
+        parts, saved = self._parts(), self._saved
         calls = []
         for k in shards:
-            saved = self._saved
-            nodes = {} if saved is None else {n: saved.rows(n, self.members[k]) for n in saved.names()}
-            calls.append(self._send(k, ("reset", (as_arrays(parts.get(k, {})), nodes))))
+            nodes = {}
+            if saved is not None:
+                nodes = {n: Stored(saved.state.place(n), self.members[k]) for n in saved.state}
+            calls.append(self._send(k, ("reset", (self._sendable(k, parts.get(k, {})), self._sendable(k, nodes)))))
             if saved is None:
                 calls.append(self._send(k, ("start", ())))
+            elif not self._near[k]:
+                self._get([calls.pop()])  # one shard's rows at a time pass through this process
         self._get(calls)
 
-    def _place(self, load: Any) -> Ints:
-        return place_graph(load, self._network.mixings[0].matrix, self.pool.actors)
+    def _place(self, load: Any, shards: int) -> Ints:
+        return place_graph(load, self._network.mixings[0].matrix, shards)

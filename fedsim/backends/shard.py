@@ -19,12 +19,17 @@ from fedsim.backends.ray_transport import as_array, as_arrays, as_tensor, as_ten
 from fedsim.backends.sharding import Exchange
 from fedsim.backends.vectorized import Vectorized
 from fedsim.errors import FedsimError, RunError
+from fedsim.row_files import Place, Stored
 from fedsim.task import Ints, Task
 from fedsim.types import Message, State
 from fedsim.worker import Job, Worker
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
+
+TABLE = "table."
+"""Names of tables of clients' rows in a checkpoint begin so."""
+_PART_BYTES = 2**25  # that are made ready to be written at a time
 
 
 class ClientError(FedsimError):
@@ -122,20 +127,39 @@ class Shard:
 
     # --- what clients keep --------------------------------------------------------------------------------------------
 
-    def reset(self, saved: Arrays, nodes: Arrays | None = None) -> None:
-        """Start from what `save` gave (nothing: from the beginning), and from these states of the graph's nodes."""
+    def reset(self, saved: Mapping[str, Array | Stored], nodes: Mapping[str, Array | Stored] | None = None) -> None:
+        """Start from what `save` gave (nothing: from the beginning), and from these states of the graph's nodes.
+
+        What is in a file is read here.
+        """
         self.guard = Guard(self._build(self.task), self._drop)
         self.algorithm = self.guard.worker.algorithm
         self.device = self.task.device
         self.backend = Vectorized(self.guard)  # type: ignore[arg-type]
         self._kept: Message = {}
         if saved:
-            self.backend.load({k: torch.as_tensor(np.array(v)) for k, v in saved.items()})
-        self.state = {k: as_tensor(v, self.device).clone() for k, v in (nodes or {}).items()}
+            self.backend.load({k: _read(v, torch.device("cpu")) for k, v in saved.items()})
+        self.state = {k: _read(v, self.device) for k, v in (nodes or {}).items()}
         self._aggregations: int | None = None
 
-    def save(self) -> Arrays:
-        return as_arrays(self.backend.save())
+    def save(self) -> tuple[Arrays, dict[str, int]]:
+        """What has to survive but for tables of clients' rows, and those tables' widths; see `kept`."""
+        saved = self.backend.save()
+        tables = {k: v.shape[-1] for k, v in saved.items() if k.startswith(TABLE)}
+        return as_arrays({k: v for k, v in saved.items() if k not in tables}), tables
+
+    def kept(self, name: str, clients: Ints) -> Array:
+        """Rows of some of the clients, ``[m, width]``: of a table that they keep, or of a state of the nodes."""
+        if name.startswith(TABLE):
+            return as_array(self.guard.worker.store.gather(clients)[name.removeprefix(TABLE)])
+        return as_array(self.state[name][torch.as_tensor(np.searchsorted(self.clients, clients), device=self.device)])
+
+    def write(self, name: str, place: Place, clients: Ints, rows: Ints) -> None:
+        """Write what `kept` gives into those rows of a file, some at a time."""
+        step = max(1, _PART_BYTES // place.row_bytes)
+        for first in range(0, len(clients), step):
+            part = slice(first, first + step)
+            place.write(rows[part], self.kept(name, clients[part]))
 
     # --- clients of a server ------------------------------------------------------------------------------------------
 
@@ -251,12 +275,13 @@ class Shard:
         distance = float((x - as_tensor(centre, self.device)).pow_(2).sum(-1).sum())
         return distance, None if accuracy is None else accuracy * len(x)
 
-    def node_rows(self, name: str, first: int, last: int) -> Array:
-        """States of some of the nodes, ``[last - first, d]``."""
-        return as_array(self.state[name][first:last])
-
-    def node_names(self) -> list[str]:
-        return list(self.state)
+    def node_widths(self) -> dict[str, int]:
+        return {k: v.shape[-1] for k, v in self.state.items()}
 
     def _column(self, values: Any) -> Tensor:
         return torch.as_tensor(values, dtype=self.task.dtype, device=self.device).unsqueeze(1)
+
+
+def _read(value: Array | Stored, device: torch.device) -> Tensor:
+    """A tensor of its own."""
+    return as_tensor(value.read(), device) if isinstance(value, Stored) else as_tensor(value, device).clone()

@@ -139,10 +139,10 @@ def split(matrix: sparse.csr_array, owner: Ints, shards: int) -> list[Exchange]:
 
 
 def split_saved(saved: Mapping[str, Tensor], owner: Ints) -> dict[int, dict[str, Tensor]]:
-    """What a backend's `save` gave, by shard. Results that wait to be collected may be anywhere."""
+    """What a backend's `save` gave but for tables, by shard. Results that wait to be collected may be anywhere."""
     parts: dict[int, dict[str, Tensor]] = {}
-    for group, by in (("table.", "clients"), ("pending.", "pending.clients"), ("done.", None)):
-        names = [n for n in saved if n.startswith(group) or n == by]
+    for group, by in (("clients", "clients"), ("pending.", "pending.clients"), ("done.", None)):
+        names = [n for n in saved if n.startswith(group)]
         if not names:
             continue
         if by is None:
@@ -158,9 +158,9 @@ def split_saved(saved: Mapping[str, Tensor], owner: Ints) -> dict[int, dict[str,
 
 
 def merge_saved(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """What the shards' `save` gave as one, in the order of client and job numbers."""
+    """What the shards' `save` gave but for tables as one, in the order of client and job numbers."""
     merged: dict[str, Tensor] = {}
-    for group, by in (("table.", "clients"), ("pending.", "pending.numbers"), ("done.", "done.numbers")):
+    for group, by in (("clients", "clients"), ("pending.", "pending.numbers"), ("done.", "done.numbers")):
         having = [part for part in parts if by in part and len(part[by])]
         if not having:
             continue

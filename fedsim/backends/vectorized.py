@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -53,7 +55,8 @@ class Vectorized(BackendDefaults):
                 saved[f"done.message.{k}"] = torch.stack([row[k] for row in self._done.values()])
         return saved
 
-    def load(self, saved: dict[str, Tensor]) -> None:
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        saved = dict(saved)  # of a file, each tensor once
         self.worker.store.load(saved)
         device = self.worker.initial.device
         if "pending.numbers" in saved:
@@ -78,7 +81,7 @@ class Vectorized(BackendDefaults):
             self._done[number] = {k: v[i] for k, v in rows.items()}
 
 
-def _under(prefix: str, saved: dict[str, Tensor]) -> dict[str, Tensor]:
+def _under(prefix: str, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
 
 
