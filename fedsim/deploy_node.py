@@ -17,6 +17,8 @@ from fedsim.errors import InputError, nearest
 _TEXTS = ("data-path", "own-data", "state-dir")
 _KEYS = ("partition-id", "num-partitions", *_TEXTS, "delay", "lost-state", "idle-seconds", "keep-runs")
 
+_SHORTEST = 5  # seconds: a worker must not end before who has started it has given it a job
+
 
 @dataclass(frozen=True)
 class NodeConfig:
@@ -62,10 +64,11 @@ class NodeConfig:
         for key in _TEXTS:
             if not isinstance(config.get(key, ""), str):
                 raise _wrong(key, config[key], f'text in quotes, {key}="..."')
-        seconds = {key: config.get(key, default) for key, default in (("delay", 0.0), ("idle-seconds", 600.0))}
-        for key, found in seconds.items():
-            if type(found) not in (int, float) or not 0 <= found < float("inf"):
-                raise _wrong(key, found, "seconds >= 0")
+        delay, idle = config.get("delay", 0.0), config.get("idle-seconds", 600.0)
+        if type(delay) not in (int, float) or not 0 <= delay < float("inf"):
+            raise _wrong("delay", delay, "seconds >= 0")
+        if type(idle) not in (int, float) or not (idle == 0 or _SHORTEST <= idle < float("inf")):
+            raise _wrong("idle-seconds", idle, f"0 (no worker) or at least {_SHORTEST} seconds")
         lost, keep = config.get("lost-state", "refuse"), config.get("keep-runs", 5)
         if lost not in ("refuse", "fresh"):
             raise _wrong("lost-state", lost, "refuse, fresh")
@@ -77,8 +80,8 @@ class NodeConfig:
             )
         return cls(
             config["partition-id"], config["num-partitions"], config.get("data-path"), config.get("own-data"),
-            Path(str(config.get("state-dir", cls.state_dir))).expanduser(), float(seconds["delay"]), lost,
-            float(seconds["idle-seconds"]), keep,
+            Path(str(config.get("state-dir", cls.state_dir))).expanduser(), float(delay), lost,
+            float(idle), keep,
         )  # fmt: skip
 
     def folder(self, run: str) -> Path:

@@ -137,11 +137,10 @@ class Resident:
     def _sign(self) -> None:
         """Write where this worker listens; the file is there whole or not at all, and only its owner can read it."""
         name = {"address": self.listener.address, "pid": os.getpid(), "key": self.key, "spec": asdict(self.spec)}
-        file = self.place / NAME
-        file.touch(mode=0o600)
-        file.write_text(json.dumps(name), encoding="utf-8")
         beside = self.folder / f"worker.{os.getpid()}.new"
-        shutil.copy(file, beside)
+        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(handle, "w", encoding="utf-8") as file:
+            json.dump(name, file)
         beside.replace(self.folder / NAME)
 
     def _is_signed(self) -> bool:

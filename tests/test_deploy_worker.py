@@ -204,12 +204,12 @@ def test_it_ends_with_its_supernode(spec: Spec, supernode: subprocess.Popen[byte
 
 
 def test_it_ends_when_nothing_is_asked(spec: Spec) -> None:
-    number = start(spec, idle_seconds=2.0)
-    time.sleep(0.5)
+    number = start(spec, idle_seconds=5)
+    time.sleep(3.0)
     assert not is_gone(number)
-    wait_for(lambda: is_gone(number), 8.0)
-    assert "no job for 2 s" in (folder(spec) / "worker.log").read_text()
-    assert start(spec, idle_seconds=2.0) != number
+    wait_for(lambda: is_gone(number), 10.0)
+    assert "no job for 5 s" in (folder(spec) / "worker.log").read_text()
+    assert start(spec, idle_seconds=5) != number
 
 
 def test_it_ends_when_its_folder_goes(spec: Spec) -> None:

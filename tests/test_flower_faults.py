@@ -247,6 +247,13 @@ def test_nodes_that_do_not_fit_are_named(deployment: Make, caplog: Any) -> None:
             {"partition-id": 1, "num-partitions": 3, "delay": -1},
             "delay: --node-config: found -1, allowed: seconds >= 0",
         ),
+        (
+            {"partition-id": True, "num-partitions": 3},
+            "partition-id: --node-config: found True, allowed: a whole number",
+        ),
+        ({"partition-id": 1, "num-partitions": 3, "idle-seconds": 0.5}, "found 0.5, allowed: 0 (no worker) or at"),
+        ({"partition-id": 1, "num-partitions": 3, "idle-second": 1}, "unknown key (did you mean 'idle-seconds'?)"),
+        ({"partition-id": 1, "num-partitions": 3, "keep-runs": 1.5}, "found 1.5, allowed: a whole number >= 0"),
         ({"partition-id": 1, "num-partitions": 3, "lost-state": "x"}, "found 'x', allowed: refuse, fresh"),
         ({"partition-id": 1, "num-partitions": 3, "state-dir": 5}, "found 5, allowed: text in quotes"),
         ({"partition-id": 1, "num-partitions": 3, "partition": 3}, "unknown key (did you mean 'partition-id'?)"),
@@ -268,12 +275,19 @@ def test_wrong_node_configs(config: dict[str, Any], says: str) -> None:
         ({"resume": 1}, "resume: run config: found 1, allowed: true or false"),
         ({"attempts": 0}, "attempts: run config: found 0, allowed: a whole number above 0"),
         ({"min-clients": -1}, "found -1, allowed: a whole number >= 0"),
+        ({"settings": "name='a b"}, "in which a quotation mark is not closed"),
     ],
 )
 def test_wrong_run_configs(config: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError) as caught:
         RunConfig.read(config)
     assert says in str(caught.value)
+
+
+def test_settings_are_parted_as_in_a_shell(deployment: Make) -> None:
+    app = deployment()
+    run = app.run(settings="run.rounds=2 'participation={mode: synchronous, clients_per_round: 2}'")
+    assert [len(row["clients"]) for row in run.trace] == [2, 2]
 
 
 def test_more_clients_than_there_are(deployment: Make) -> None:
