@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ class Record:
     finished : False where the run was interrupted, failed, or still runs.
     notes : what was wrong with the files, in words.
     error : what ended the run, where the sweep it belongs to says so.
+    part : its number in that sweep, and what it is called there, its seed left out.
     """
 
     dir: Path
@@ -46,6 +49,7 @@ class Record:
     finished: bool
     notes: tuple[str, ...] = ()
     error: str | None = None
+    part: tuple[int, str] | None = None
 
     @property
     def seed(self) -> Any:
@@ -229,29 +233,45 @@ def read_run(folder: Path) -> Record:
     scenario = document.values
     if (folder / "deployment.json").exists():  # the same scenario on real clients is another group
         scenario = {**scenario, "backend": {"name": "flower"}}
-    return Record(
-        folder,
-        scenario,
-        text,
-        rows,
-        finished,
-        tuple(notes),
-        sweep_errors(folder.resolve().parent).get(folder.resolve().name),
-    )
+    told, number = _told(folder.resolve())
+    part = (number, re.sub(r"(^|_)seed=\d+(?=_|$)", "", folder.resolve().name).strip("_")) if told is not None else None
+    error = str(told["error"]) if told and told.get("error") else None
+    return Record(folder, scenario, text, rows, finished, tuple(notes), error, part)
 
 
 def sweep_errors(folder: Path) -> dict[str, str]:
     """What ended the runs of a sweep that failed, by the names of their folders; nothing where no sweep is."""
+    return {name: str(run["error"]) for name, (_, run) in _sweep(folder).items() if run.get("error")}
+
+
+def _told(place: Path) -> tuple[Row | None, int]:
+    """What the sweep around a run's directory says of it, and its number there."""
+    number, told = _sweep(place.parent).get(place.name, (0, None))
+    return told, number
+
+
+def _sweep(folder: Path) -> dict[str, tuple[int, Row]]:
     try:
-        runs = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["runs"]
-        return {str(run["run"]): str(run["error"]) for run in runs if run.get("error")}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        file = folder / "sweep.json"
+        return _read_sweep(file, file.stat().st_mtime_ns)
+    except OSError:
+        return {}
+
+
+@lru_cache(maxsize=16)
+def _read_sweep(file: Path, changed: int) -> dict[str, tuple[int, Row]]:  # noqa: ARG001 (read again once it changed)
+    try:
+        runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
+        return {str(run["run"]): (number, dict(run)) for number, run in enumerate(runs)}
+    except (OSError, ValueError, LookupError, TypeError):
         return {}
 
 
 def group_runs(runs: Sequence[Record]) -> tuple[list[Group], list[str]]:
     """Groups in order of appearance, and the dotted keys whose values differ between them."""
     members: dict[str, list[Record]] = {}
+    if all(run.part is not None for run in runs) and len({run.dir.resolve().parent for run in runs}) == 1:
+        runs = sorted(runs, key=lambda run: run.part or (0, ""))  # a sweep's own order
     for run in runs:
         same = {key: value for key, value in run.scenario.items() if key not in ("name", "seed")}
         members.setdefault(json.dumps(same, sort_keys=True, default=str), []).append(run)
@@ -263,9 +283,18 @@ def group_runs(runs: Sequence[Record]) -> tuple[list[Group], list[str]]:
         names = {str(run.scenario.get("name", run.dir.name)) for run in runs}
         labels = [names.pop() if len(names) == 1 else settings[0].get("algorithm.name", runs[0].dir.name)]
     else:
-        labels = _labels(settings, differing)
+        labels = _names_in_sweep(list(members.values())) or _labels(settings, differing)
     groups = [Group(label, group, one) for label, group, one in zip(labels, members.values(), settings, strict=True)]
     return groups, differing
+
+
+def _names_in_sweep(groups: Sequence[Sequence[Record]]) -> list[str] | None:
+    """What a sweep calls its groups; None where they are not of one sweep, or its names do not tell them apart."""
+    names = [{run.part[1] if run.part is not None else "" for run in group} for group in groups]
+    labels = [name for found in names for name in found]
+    parents = {run.dir.resolve().parent for group in groups for run in group}
+    unclear = "" in labels or len(labels) != len(groups) or len(set(labels)) != len(groups) or len(parents) != 1
+    return None if unclear else labels
 
 
 def _labels(settings: Sequence[Mapping[str, str]], differing: Sequence[str]) -> list[str]:

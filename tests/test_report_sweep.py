@@ -26,7 +26,7 @@ def test_the_pareto_front() -> None:
 
 def swept(folder: Path, **sweep: object) -> str:
     (folder / "s.yaml").write_text(yaml.safe_dump(SCENARIO))
-    (folder / "w.yaml").write_text(yaml.safe_dump({"scenario": "s.yaml", **sweep}))
+    (folder / "w.yaml").write_text(yaml.safe_dump({"scenario": "s.yaml", **sweep}, sort_keys=False))
     fedsim.sweep(folder / "w.yaml", out=folder / "out")
     return write_report([folder / "out"]).read_text()
 
@@ -37,6 +37,13 @@ def test_topologies_are_compared_by_gap_and_bytes(tmp_path: Path) -> None:
     assert "Accuracy against cost" in text
     assert (tmp_path / "out" / "figures" / "tradeoffs.png").stat().st_size > 10_000
     assert "Two axes" not in text
+    assert all(f"</svg>{number} {case}</span>" in text for number, case in ((1, "graph"), (2, "b"), (3, "c")))
+    assert text.index("graph</span>") < text.index("b</span>")  # the sweep's order, not that of the folders
+
+
+def test_axes_of_words_make_a_heat_map_too(tmp_path: Path) -> None:
+    text = swept(tmp_path, grid={"topology.graph": ["ring", "complete"], "algorithm.batch_size": ["full", 10]})
+    assert "node_accuracy over algorithm.batch_size and topology.graph" in text
 
 
 def test_two_axes_make_a_heat_map(tmp_path: Path) -> None:
