@@ -33,7 +33,7 @@ def make_client_app(scenario_file: str | Path) -> Any:
     def asked(what: str, order: Order, arrays: Arrays, context: Any) -> tuple[dict[str, Any], Arrays]:
         settings = settings_of(str(context.run_config.get("settings", "")))
         node = dict(context.node_config)
-        spec = Spec(str(scenario_file), settings, node, order.run, os.getppid(), fedsim.__version__)
+        spec = Spec(str(scenario_file), settings, node, order.run, _keepers(), fedsim.__version__)
         return ask(spec, what, order, arrays)
 
     @app.query("hello")  # type: ignore[untyped-decorator,unused-ignore]
@@ -67,6 +67,16 @@ def _has_worker(node: NodeConfig) -> bool:
     """
     fleeting = Path(sys.argv[0]).name.startswith("flwr-clientapp") and "runtime-envs" not in Path(__file__).parts
     return fleeting and os.name == "posix" and node.idle_seconds > 0
+
+
+def _keepers() -> list[int]:
+    """The process that started this one for its message and, where the system says so, the SuperNode above it."""
+    parent = os.getppid()
+    try:
+        above = int(Path(f"/proc/{parent}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+    except OSError:
+        return [parent]
+    return [parent, above] if above > 1 else [parent]
 
 
 def _opener(scenario_file: str | Path) -> Callable[[Order, Any], Client]:

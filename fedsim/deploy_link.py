@@ -46,7 +46,7 @@ class Spec:
     settings : overrides of it.
     node : the SuperNode's ``--node-config`` as it was given.
     run : the run's name on this disk.
-    parent : the process whose end is the worker's too: the SuperNode's, that starts the messages' processes.
+    keepers : the processes whose end is the worker's, too: the one that starts the messages' processes, its SuperNode.
     version : of fedsim.
     """
 
@@ -54,7 +54,7 @@ class Spec:
     settings: list[str]
     node: Mapping[str, Any]
     run: str
-    parent: int
+    keepers: list[int]
     version: str
 
 

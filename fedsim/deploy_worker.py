@@ -126,7 +126,7 @@ class Resident:
 
     def _watch(self) -> None:
         """End with the SuperNode, or when the name was taken away."""
-        wait = _watcher(self.spec.parent)
+        wait = _watcher(self.spec.keepers)
         while wait():
             if not self.open_jobs and not self._is_signed():
                 self._end("its name was taken away")
@@ -168,27 +168,29 @@ def _own_folder() -> Path:
     return made
 
 
-def _watcher(pid: int) -> Callable[[], bool]:
-    """A function that waits a second, or less if the process ends: whether it is still there."""
+def _watcher(pids: list[int]) -> Callable[[], bool]:
+    """A function that waits a second, or less if one of these processes ends: whether all are still there."""
+    poll = select.poll()
     try:
-        handle = os.pidfd_open(pid)  # says of a process that it ended also where nobody has taken note of it
+        for pid in pids:  # a handle says that it ended also where nobody has taken note of that
+            poll.register(os.pidfd_open(pid), select.POLLIN)
     except ProcessLookupError:
         return lambda: False
     except (AttributeError, OSError):
-        return lambda: _is_there(pid)
-    poll = select.poll()
-    poll.register(handle, select.POLLIN)
+        return lambda: _are_there(pids)
     return lambda: not poll.poll(_BEAT * 1000)
 
 
-def _is_there(pid: int) -> bool:
+def _are_there(pids: list[int]) -> bool:
+    """What `_watcher` says, on systems without such handles."""
     time.sleep(_BEAT)
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
+    for pid in pids:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
     return True
 
 

@@ -52,7 +52,7 @@ def spec(tmp_path: Path, quadratic: Make, supernode: subprocess.Popen[bytes]) ->
     file = tmp_path / "scenario.yaml"
     file.write_text(parse(scenario).to_yaml())
     node = {"partition-id": 0, "num-partitions": 2, "state-dir": str(tmp_path / "disk")}
-    return Spec(str(file), [], node, "1", supernode.pid, fedsim.__version__)
+    return Spec(str(file), [], node, "1", [os.getpid(), supernode.pid], fedsim.__version__)
 
 
 def folder(spec: Spec) -> Path:
