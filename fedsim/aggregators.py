@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedsim.registry import Part, register
-from fedsim.types import Message
+from fedsim.types import Aggregate, Message
 
 _DENSE_SHARE = 0.3  # above this share of non-zeros one dense matrix product is faster than gathering rows
 
@@ -89,6 +89,19 @@ class MixingMatrix:
         # A weighted sum of gathered rows per node; about twice as fast as a sparse matrix product on a CPU.
         weights = torch.as_tensor(self.matrix.data, dtype=values.dtype, device=self.device)
         return functional.embedding_bag(self._columns, values, self._starts, mode="sum", per_sample_weights=weights)
+
+
+def repeated(mixing: MixingMatrix, times: int) -> Aggregate:
+    """``W^times @ values``, one exchange between neighbours after the other."""
+    if times == 1:
+        return mixing
+
+    def mix(values: Tensor) -> Tensor:
+        for _ in range(times):
+            values = mixing(values)
+        return values
+
+    return mix
 
 
 class BaseMixing:

@@ -17,6 +17,8 @@ from fedsim.backends.vectorized import Vectorized
 from fedsim.config import Scenario
 from fedsim.errors import InputError
 from fedsim.gossip import Gossip
+from fedsim.poisson import PoissonGossip
+from fedsim.privacy.base import Bound
 from fedsim.store import ClientStore
 from fedsim.worker import Worker
 
@@ -56,6 +58,19 @@ def client_load(scenario: Scenario, assembly: Assembly) -> npt.NDArray[np.float6
     return task.samples_per_step(clients, steps, algorithm.batch_size, epochs).astype(np.float64)
 
 
+def shards_mix(scenario: Scenario, assembly: Assembly) -> bool:
+    """Whether actors keep and mix the models of a graph's nodes themselves.
+
+    A privacy mechanism of somebody's own that changes what is broadcast or aggregated needs all rows in one place.
+    """
+    hooks = ("broadcast", "aggregate")
+    return (
+        assembly.network is not None
+        and isinstance(scenario.participation, (Gossip, PoissonGossip))
+        and (assembly.privacy is None or all(getattr(type(assembly.privacy), h) is getattr(Bound, h) for h in hooks))
+    )
+
+
 def _ray(scenario: Scenario, assembly: Assembly) -> RayBackend:
     from fedsim.backends.ray_actors import RayBackend
     from fedsim.backends.ray_calls import Pool
@@ -74,16 +89,15 @@ def _ray(scenario: Scenario, assembly: Assembly) -> RayBackend:
         cluster.check(actors, cpus, gpus)
         threads = scenario.run.threads or max(1, int(cpus))
         drop = section.client_errors == "drop"
-        pool = Pool(section.address or "local", actors, cpus, gpus, threads, drop, section.timeout or Pool.timeout)
-        outgoing = None if assembly.privacy is None else assembly.privacy.outgoing
+        privacy = assembly.privacy
+        outgoing, exchanges = (None, 1) if privacy is None else (privacy.outgoing, privacy.exchanges)
+        timeout = section.timeout or Pool.timeout
+        pool = Pool(section.address or "local", actors, cpus, gpus, threads, drop, timeout, exchanges)
         build = partial(Worker, algorithm=scenario.algorithm, chunk_rows=scenario.run.chunk_rows, outgoing=outgoing)
         load = client_load(scenario, assembly)
-        if assembly.network is None:
-            return RayBackend(pool, cluster, task, build, load)
-        if assembly.privacy is None and isinstance(scenario.participation, Gossip):
+        if assembly.network is not None and shards_mix(scenario, assembly):
             return RayNodes(pool, cluster, task, build, load, assembly.network)
-        # Noise on a graph is made where all rows are; single ticks of a clock touch too few rows to be worth a call.
-        return RayBackend(pool, cluster, task, build, load, cohort=False)
+        return RayBackend(pool, cluster, task, build, load, cohort=assembly.network is None)
     except BaseException:
         cluster.close()
         raise

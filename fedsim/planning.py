@@ -11,7 +11,7 @@ import numpy as np
 from fedsim.aggregators import Mean, message_bytes
 from fedsim.algorithms.base import Algorithm, GossipAlgorithm, ServerAlgorithm
 from fedsim.assembly import Assembly, assemble, one_message
-from fedsim.backend_factory import ACTORS, client_load
+from fedsim.backend_factory import ACTORS, client_load, shards_mix
 from fedsim.backends.sharding import cut_edges, place, place_graph, split
 from fedsim.config import Scenario, parse
 from fedsim.errors import InputError
@@ -214,10 +214,14 @@ def _traffic(s: Scenario, a: Assembly, event: Arrival) -> Rows:
         matrix = a.network.mixings[0].matrix
         owner = place_graph(load, matrix, actors)
         crossing = sum(int(part.incoming.sum()) for part in split(matrix, owner, actors))
-        rows = {
-            "edges between actors": f"{cut_edges(owner, matrix)} of {matrix.nnz - len(owner)} (both directions)",
-            "models between actors": f"{crossing}, {_size(crossing * sent)} per round in which all links fire",
-        }
+        times = 1 if a.privacy is None else a.privacy.exchanges
+        rows = {"edges between actors": f"{cut_edges(owner, matrix)} of {matrix.nnz - len(owner)} (both directions)"}
+        if shards_mix(s, a):
+            size = f"{_size(times * crossing * sent)} per round in which all links fire"
+            rows["models between actors"] = f"{times * crossing}, {size}"
+        else:
+            each = f"{_size(len(event.clients) * sent)} per round each way"
+            rows["models through this process"] = f"{len(event.clients)}, {each}; all nodes' models are kept here"
     totals = np.bincount(owner, load, minlength=actors)
     rows["work of the busiest actor"] = f"{totals.max() / max(totals.mean(), 1e-12):.3g} times the mean"
     return rows

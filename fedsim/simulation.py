@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fedsim.aggregators import MixingMatrix, message_bytes
+from fedsim.aggregators import MixingMatrix, message_bytes, repeated
 from fedsim.algorithms.base import Algorithm, Round
 from fedsim.assembly import Assembly, assemble, one_message
 from fedsim.asynchronous import Clocked
@@ -222,9 +222,10 @@ class Simulation:
     def _combine(self, event: Arrival, recorder: Recorder) -> None:
         task, algorithm = self.assembly.task, self.scenario.algorithm
         if self.nodes is not None:
-            assert isinstance(event.mixing, MixingMatrix)
-            self.nodes.mix(event.number, event.mixing)
-            self._count(event, one_message(algorithm, task, gossip=True)[1])
+            if len(event.clients):
+                assert isinstance(event.mixing, MixingMatrix)
+                self.nodes.mix(event.number, event.mixing)
+                self._count(event, one_message(algorithm, task, gossip=True)[1])
             self._end_round(event, recorder)
             return
         event, messages = self._delivered(event)
@@ -293,7 +294,7 @@ class Simulation:
     def _aggregate(self, mixing: Any, weights: Tensor | None) -> Aggregate:
         """A server's aggregator with this round's weights, or a graph's mixing matrix."""
         if isinstance(mixing, MixingMatrix):
-            return mixing
+            return mixing if self.assembly.privacy is None else repeated(mixing, self.assembly.privacy.exchanges)
         aggregator = self.scenario.aggregator
         assert weights is not None
         default = weights.squeeze(-1)

@@ -77,7 +77,8 @@ class NodeBackend(Backend, Protocol):
     """A backend that keeps and mixes the states of a graph's nodes."""
 
     def mix(self, number: int, mixing: MixingMatrix) -> None:
-        """Round `number`: the local work that was dispatched, and what `combine` makes of it."""
+        """The local work that was dispatched last, of all nodes or some, and what `combine` makes of it in round
+        `number`; the matrix is of those nodes."""
 
     def mean(self) -> Tensor:
         """The mean model, ``[d]``."""

@@ -52,6 +52,8 @@ class Pool:
     drop: bool = False
     timeout: float = 60.0
     """Seconds without a sign of life after which an actor counts as lost."""
+    exchanges: int = 1
+    """On a graph, how often nodes mix where the algorithm mixes once."""
 
 
 class Shards:
@@ -65,8 +67,9 @@ class Shards:
         self.shards = [k for k, mine in enumerate(self.members) if len(mine)]
         shipment = Shipment(self._ray.put)
         self._packed = {
-            k: shipment.send(pack((task.shard(self.members[k]), build, self.members[k], pool.drop)))
-            for k in self.shards
+            k: shipment.send(pack((task.shard(mine), build, mine, pool.drop, pool.exchanges)))
+            for k, mine in enumerate(self.members)
+            if len(mine)
         }
         self._near: dict[int, bool] = {}  # shards on this machine, which read and write its files themselves
         self._snapshot: Mapping[str, Any] | None = None

@@ -164,8 +164,8 @@ class Host:
         """
         import ray
 
-        task, build, clients, drop = unpack([packed[0], *ray.get(packed[1:], timeout=_START_SECONDS)])
-        self.shards[number] = Shard(task.to(self.device), build, clients, drop)
+        task, *rest = unpack([packed[0], *ray.get(packed[1:], timeout=_START_SECONDS)])
+        self.shards[number] = Shard(task.to(self.device), *rest)
         return str(ray.get_runtime_context().get_node_id())
 
     def calls(self, number: int, calls: list[tuple[str, tuple[Any, ...]]], *mapped: Any) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from fedsim.aggregators import MixingMatrix
@@ -26,10 +27,13 @@ from fedsim.worker import Job, Worker
 
 _AHEAD = 4  # rounds that may be on their way at a time: enough to keep actors busy, few enough for their memory
 
+_Work = Mapping[int, tuple[Any, ...]]
+"""What `Shard.begin` is told, by shard."""
+
 
 @dataclass(frozen=True)
 class _Plan:
-    """A mixing matrix by shard, and which shards send to which."""
+    """A mixing matrix by shard, and which shards send to which; shards without a node in it have no part."""
 
     exchanges: Mapping[int, Any]
     sends: Mapping[int, list[int]]
@@ -50,72 +54,76 @@ class RayNodes(RayBackend):
         self._saved: Saved | None = None
         self._flying: list[dict[int, Any]] = []
         self._aggregations: int | None = None
-        self._steps: Ints | None = None
+        self._job: Job | None = None
         super().__init__(pool, cluster, task, build, load)
         self._reset(self.shards)
 
     # --- rounds -------------------------------------------------------------------------------------------------------
 
     def dispatch(self, job: Job) -> None:
-        self._steps = job.steps  # what every node does in the round that `mix` ends
+        self._job = job  # done by `mix`
 
     def mix(self, number: int, mixing: MixingMatrix) -> None:
-        """Round `number`: the local work that was dispatched, and mixing."""
-        assert self._steps is not None
-        plan = self._planned(mixing)
-        entry = (number, {k: self._steps[self.members[k]] for k in self.shards}, plan)
-        self._log.append(entry)
-        self._log_bytes += self._steps.nbytes + plan.bytes
+        """The local work that was dispatched last, and mixing, in round `number`."""
+        assert self._job is not None
+        job, self._job = self._job, None
+        of = self.owner[job.clients]
+        plan = self._planned(mixing, of)
+        work: dict[int, tuple[Any, ...]] = {}
+        for k in plan.exchanges:
+            mine = np.flatnonzero(of == k)
+            some = np.searchsorted(self.members[k], job.clients[mine])
+            whole = len(some) == len(self.members[k])
+            work[k] = (number, job.rounds[mine], job.steps[mine], plan.exchanges[k], None if whole else some)
+        self._log.append((work, plan))
+        self._log_bytes += 3 * job.steps.nbytes + plan.bytes
         if self._aggregations is None:
             try:
-                self._count_aggregations(entry)
+                self._count_aggregations(work, plan)
             except LostError:
                 self._recover()
             return
-        self._flying.append(self._round(entry))
+        self._flying.append(self._round(work, plan))
         if len(self._flying) > _AHEAD:
             self._settle(keep=_AHEAD // 2)
 
-    def _planned(self, mixing: MixingMatrix) -> _Plan:
-        """The matrix by shard; of a graph whose links all fire, made and shipped once."""
+    def _planned(self, mixing: MixingMatrix, owner: Ints) -> _Plan:
+        """The matrix of nodes that `owner` has by shard; of a graph whose links all fire, made and shipped once."""
         matrix = mixing.matrix
-        fixed = any(matrix is base.matrix for base in self._network.mixings)
         if id(matrix) in self._static:
             return self._static[id(matrix)]
-        parts = dict(enumerate(split(matrix, self.owner, self.pool.actors)))
-        sends = {k: [j for j in self.shards if len(parts[k].outgoing[j])] for k in self.shards}
-        receives = {k: [j for j in self.shards if parts[k].incoming[j]] for k in self.shards}
-        if not fixed:
+        at_work = np.unique(owner).tolist()
+        every = split(matrix, owner, self.pool.actors)
+        parts = {k: every[k] for k in at_work}
+        sends = {k: [j for j in at_work if len(parts[k].outgoing[j])] for k in at_work}
+        receives = {k: [j for j in at_work if parts[k].incoming[j]] for k in at_work}
+        if not any(matrix is base.matrix for base in self._network.mixings):
             return _Plan(parts, sends, receives, 24 * matrix.nnz)
-        shipped = {k: self._ray.put(parts[k]) for k in self.shards}
+        shipped = {k: self._ray.put(part) for k, part in parts.items()}
         return self._static.setdefault(id(matrix), _Plan(shipped, sends, receives, 0))
 
-    def _round(self, entry: tuple[int, Mapping[int, Ints], _Plan]) -> dict[int, Any]:
+    def _round(self, work: _Work, plan: _Plan) -> dict[int, Any]:
         """Hand out a whole round; references to what each shard says at its end."""
         assert self._aggregations is not None
-        out = self._begun(entry)
+        out = self._begun(work, plan)
         for _ in range(self._aggregations):
-            out = self._resumed(entry[2], out)
+            out = self._resumed(plan, out)
         return {k: rows[-1] for k, rows in out.items()}
 
-    def _count_aggregations(self, entry: tuple[int, Mapping[int, Ints], _Plan]) -> None:
+    def _count_aggregations(self, work: _Work, plan: _Plan) -> None:
         """The first round: how often the algorithm mixes in a round only shows when it does."""
-        out, count = self._begun(entry), 0
+        out, count = self._begun(work, plan), 0
         while not all(self._said([rows[-1] for rows in out.values()])):
-            out, count = self._resumed(entry[2], out), count + 1
+            out, count = self._resumed(plan, out), count + 1
         self._aggregations = count
 
-    def _begun(self, entry: tuple[int, Mapping[int, Ints], _Plan]) -> dict[int, list[Any]]:
-        number, steps, plan = entry
-        return {
-            k: self._many(k, len(plan.sends[k]) + 1, "begin", number, steps[k], plan.exchanges[k]) for k in self.shards
-        }
+    def _begun(self, work: _Work, plan: _Plan) -> dict[int, list[Any]]:
+        return {k: self._many(k, len(plan.sends[k]) + 1, "begin", *arguments) for k, arguments in work.items()}
 
     def _resumed(self, plan: _Plan, out: dict[int, list[Any]]) -> dict[int, list[Any]]:
-        rows = {(j, to): out[j][i] for j in self.shards for i, to in enumerate(plan.sends[j])}
+        rows = {(j, to): out[j][i] for j in out for i, to in enumerate(plan.sends[j])}
         return {
-            k: self._many(k, len(plan.sends[k]) + 1, "resume", *(rows[j, k] for j in plan.receives[k]))
-            for k in self.shards
+            k: self._many(k, len(plan.sends[k]) + 1, "resume", *(rows[j, k] for j in plan.receives[k])) for k in out
         }
 
     def _many(self, k: int, returns: int, method: str, *arguments: Any) -> list[Any]:
@@ -149,11 +157,11 @@ class RayNodes(RayBackend):
     def _replay(self, shards: list[int]) -> None:
         self._flying.clear()
         self._reset(shards)
-        for entry in self._log:
+        for work, plan in self._log:
             if self._aggregations is None:
-                self._count_aggregations(entry)
+                self._count_aggregations(work, plan)
             else:
-                self._said(list(self._round(entry).values()))
+                self._said(list(self._round(work, plan).values()))
 
     # --- state --------------------------------------------------------------------------------------------------------
 

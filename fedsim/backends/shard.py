@@ -119,10 +119,13 @@ class Shard:
     build : makes the worker.
     clients : ascending client numbers.
     drop : leave clients out whose work raises, instead of failing.
+    exchanges : on a graph, how often nodes mix where the algorithm mixes once.
     """
 
-    def __init__(self, task: Task, build: Callable[[Task], Worker], clients: Ints, drop: bool) -> None:
-        self.task, self.clients, self._build, self._drop = task, clients, build, drop
+    def __init__(
+        self, task: Task, build: Callable[[Task], Worker], clients: Ints, drop: bool, exchanges: int = 1
+    ) -> None:
+        self.task, self.clients, self._build, self._drop, self._exchanges = task, clients, build, drop, exchanges
         self.reset({})
 
     # --- what clients keep --------------------------------------------------------------------------------------------
@@ -206,22 +209,27 @@ class Shard:
         """Give every node the initial model."""
         self.state = self.algorithm.init(self.task.initial().expand(len(self.clients), -1).clone())
 
-    def begin(self, number: int, steps: Ints, exchange: Exchange) -> tuple[Any, ...]:
-        """A round's local work, up to where rows of other shards are needed (see `resume`)."""
-        rounds = np.full(len(self.clients), number, dtype=np.int64)
-        received = self.algorithm.broadcast(self.state)
-        self._messages = self.guard.run(Job(self.clients, rounds, steps, received))
+    def begin(
+        self, number: int, rounds: Ints, steps: Ints, exchange: Exchange, some: Ints | None = None
+    ) -> tuple[Any, ...]:
+        """The local work of all nodes, or of `some` (positions), up to where rows of other shards are needed.
+
+        `exchange` is of the mixing matrix of those nodes. See `resume`.
+        """
+        self._some = None if some is None else torch.as_tensor(some, device=self.device)
+        clients = self.clients if some is None else self.clients[some]
+        self._messages = self.guard.run(Job(clients, rounds, steps, self.algorithm.broadcast(self._working())))
         dropped = dict(self.guard.dropped)
         self.guard.dropped.clear()
         if dropped:
-            steps = np.where(np.isin(self.clients, list(dropped)), 0, steps)
+            steps = np.where(np.isin(clients, list(dropped)), 0, steps)
         self._round = Round(
             number=number,
             num_clients=self.task.num_clients,
-            importance=self._column(self.task.importance[self.clients]),
+            importance=self._column(self.task.importance[clients]),
             steps=self._column(steps),
             lr=self._column(self.algorithm.lr_at(rounds)),
-            staleness=self._column(np.zeros(len(self.clients))),
+            staleness=self._column(np.zeros(len(clients))),
         )
         self._exchange, self._mixing = exchange, MixingMatrix(exchange.matrix(), self.device)
         self._mixed: list[Tensor] = []
@@ -234,7 +242,11 @@ class Shard:
         end whether it is over and which clients were dropped.
         """
         halo = [as_tensor(rows, self.device) for rows in incoming]
-        self._mixed.append(self._mixing(torch.cat([self._values, *halo])))
+        self._values: Tensor = self._mixing(torch.cat([self._values, *halo]))
+        self._left: int = self._left - 1
+        if self._left:
+            return self._outgoing({})
+        self._mixed.append(self._values)
         return self._advance({})
 
     def _advance(self, dropped: Mapping[int, str]) -> tuple[Any, ...]:
@@ -254,15 +266,27 @@ class Shard:
             return self._mixed[handed - 1] if handed == self._aggregations else self._mixed[handed - 1].clone()
 
         try:
-            self.state = self.algorithm.combine(self.state, self._messages, self._round, aggregate)
+            after = self.algorithm.combine(self._working(), self._messages, self._round, aggregate)
         except _SuspendedError as suspended:
-            self._values = suspended.values
-            send = self._exchange.outgoing
-            out = [as_array(self._values[torch.as_tensor(rows, device=self.device)]) for rows in send if len(rows)]
-            return (*out, (False, dropped))
+            self._values, self._left = suspended.values, self._exchanges
+            return self._outgoing(dropped)
+        if self._some is None:
+            self.state = after
+        else:
+            for k, v in after.items():
+                self.state[k].index_copy_(0, self._some, v)
         self._aggregations = len(self._mixed)
         self._messages, self._mixed = {}, []
         return (*[None for rows in self._exchange.outgoing if len(rows)], (True, dropped))
+
+    def _working(self) -> State:
+        """The states of the nodes that are at work."""
+        return self.state if self._some is None else {k: v[self._some] for k, v in self.state.items()}
+
+    def _outgoing(self, dropped: Mapping[int, str]) -> tuple[Any, ...]:
+        """The rows that other shards need, and that this one is not at the end of its round."""
+        send = [torch.as_tensor(rows, device=self.device) for rows in self._exchange.outgoing if len(rows)]
+        return (*[as_array(self._values[rows]) for rows in send], (False, dropped))
 
     def node_sum(self, name: str) -> Array:
         """Sum over the nodes, ``[d]``."""

@@ -104,7 +104,7 @@ class Bound:
     answers_empty: ClassVar[bool] = False
     """Whether a round in which no client delivers releases its noise all the same."""
     exchanges: int = 1
-    """How often the nodes of a graph mix in a round."""
+    """How often the nodes of a graph mix where the algorithm mixes once."""
 
     def __init__(self, mechanism: Mechanism, setting: Setting, ledger: PrivacyLedger) -> None:
         self.seeds = (mechanism.noise_seed, setting.seed)

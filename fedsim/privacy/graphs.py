@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import Round
 from fedsim.errors import InputError
 from fedsim.gossip import Gossip, Network
 from fedsim.participation import Arrival, Dispatch
@@ -27,7 +26,7 @@ from fedsim.privacy.noise import gaussian
 from fedsim.privacy.oracle import PrivateTask, Question, calls_per_step
 from fedsim.registry import register
 from fedsim.task import Ints, Oracle, Task
-from fedsim.types import Aggregate, Count, Message, NonNegative, Positive, State, clip_norm
+from fedsim.types import Count, NonNegative, Positive, clip_norm
 
 _OBSERVERS = 64  # of larger graphs, that many observers are looked at
 
@@ -281,14 +280,6 @@ class _BoundMuffliato(BoundNodes):
     ) -> None:
         super().__init__(mechanism, setting, ledger, z, calls, one)
         self.exchanges = mechanism.gossip_steps
-
-    def aggregate(self, round: Round, state: State, messages: Message, aggregate: Aggregate) -> Aggregate:
-        def mix(values: Tensor) -> Tensor:
-            for _ in range(self.exchanges):
-                values = aggregate(values)
-            return values
-
-        return mix
 
     def facts(self) -> dict[str, Any]:
         seen = self.network_dp

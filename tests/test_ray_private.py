@@ -1,0 +1,126 @@
+"""Every privacy mechanism and Poisson clocks over 1, 2 and 5 Ray actors: the numbers and the ledger of one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_ray_contract import ACTORS, ray_backend, same
+
+import fedsim
+from fedsim.assembly import assemble
+from fedsim.backend_factory import shards_mix
+from fedsim.backends.ray_gossip import RayNodes
+from fedsim.config import parse
+from fedsim.planning import plan
+from fedsim.results import read_jsonl
+from fedsim.simulation import Simulation
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+Make = Callable[..., Any]
+DIGITS: dict[str, Any] = {"data": {"dataset": "digits", "clients": 8, "limit": 120}, "model": {"name": "linear"}}
+SERVER: dict[str, Any] = {
+    **DIGITS,
+    "algorithm": {"name": "fedavg", "lr": 0.1, "local_steps": 2, "batch_size": 8},
+    "participation": {"sampling": "poisson", "fraction": 0.5},
+}
+DIFF2: dict[str, Any] = {
+    **DIGITS,
+    "algorithm": {"name": "diff2", "lr": 0.1, "restart_every": 3, "clip_norm": 0.5, "difference_clip": 1.0},
+}
+BVR = {"name": "diff2_bvr", "inner_steps": 4, "inner_batch": 4, "inner_clip": 1.0}
+GRAPH: dict[str, Any] = {**DIGITS, "algorithm": {"name": "dfedavg", "lr": 0.1}, "topology": {"graph": "ring"}}
+TRACKING = {"name": "gradient_tracking", "lr": 0.05}
+CASES: dict[str, Any] = {
+    "gaussian": (DIFF2, {"mechanism": "gaussian", "epsilon": 4.0}),
+    "gaussian, shares of noise": (DIFF2, {"mechanism": "gaussian", "epsilon": 4.0, "trust": "secagg"}),
+    "bvr": (
+        {**DIFF2, "algorithm": {**DIFF2["algorithm"], **BVR}},
+        {"mechanism": "gaussian_bvr", "noise_multiplier": 3.0},
+    ),
+    "dp_sgd": (SERVER, {"mechanism": "dp_sgd", "noise_multiplier": 1.0, "clip_norm": 0.5, "sampling_rate": 0.2}),
+    "dp_fedavg": (
+        SERVER,
+        {"mechanism": "dp_fedavg", "epsilon": 8.0, "adaptive": {"initial": 0.3, "bit_noise": 2.0}},
+    ),
+    "dp_fedavg, shares of noise": (
+        {**SERVER, "participation": {}},
+        {"mechanism": "dp_fedavg", "noise_multiplier": 1.5, "clip_norm": 0.3, "trust": "secagg"},
+    ),
+    "dp_ftrl": (SERVER, {"mechanism": "dp_ftrl", "epsilon": 8.0, "clip_norm": 0.5, "restart_every": 4}),
+    "local_dp": (SERVER, {"mechanism": "local_dp", "noise_multiplier": 1.0, "clip_norm": 0.5}),
+    "decor": (GRAPH, {"mechanism": "decor", "epsilon": 8.0, "clip_norm": 0.5}),
+    "decor, tracked gradients": (
+        {**GRAPH, "algorithm": TRACKING},
+        {"mechanism": "decor", "noise_multiplier": 1.0, "clip_norm": 0.5},
+    ),
+    "muffliato": (GRAPH, {"mechanism": "muffliato", "epsilon": 8.0, "clip_norm": 0.5, "gossip_steps": 3}),
+    "muffliato, tracked gradients": (
+        {**GRAPH, "algorithm": TRACKING},
+        {"mechanism": "muffliato", "noise_multiplier": 1.0, "clip_norm": 0.5, "gossip_steps": 2},
+    ),
+}
+RUN = {"rounds": 4, "eval_every": 2, "dtype": "float64", "device": "cpu", "trace": True}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mechanism_spends_and_does_the_same(tmp_path: Path, case: str) -> None:
+    base, privacy = CASES[case]
+    scenario = {**base, "privacy": privacy, "run": RUN}
+    alone = fedsim.run(scenario, tmp_path / "alone")
+    assert any(row["epsilon"] for row in read_jsonl(alone.dir / "metrics.jsonl")[1:])
+    for actors in ACTORS:
+        other = fedsim.run({**scenario, "backend": ray_backend(actors)}, tmp_path / f"{actors}")
+        same(alone, other)
+        assert (alone.dir / "privacy.json").read_text() == (other.dir / "privacy.json").read_text()
+
+
+def poisson(problem: Any, **algorithm: Any) -> dict[str, Any]:
+    return {
+        "data": problem.section(noise=0.1),
+        "algorithm": {"name": "dspodfl", "lr": 0.05, **algorithm},
+        "topology": {"graph": "random_geometric", "radius": 0.6},
+        "participation": {"mode": "poisson", "compute": {"uniform": [0.3, 2.0]}, "links": 0.4, "window": 0.7},
+    }
+
+
+def test_clocks_on_nodes_and_links(quadratic: Make, run_scenario: Make) -> None:
+    scenario = poisson(quadratic(n=9))
+    alone = run_scenario(**scenario, run={"rounds": 12, "eval_every": 3})
+    assert any(not row["events"] for row in alone.trace) or len({len(row["events"]) for row in alone.trace}) > 3
+    for actors in ACTORS:
+        same(alone, run_scenario(**scenario, run={"rounds": 12, "eval_every": 3}, backend=ray_backend(actors)))
+
+
+def test_private_clocks_are_killed_and_resumed(quadratic: Make, tmp_path: Path, ray_cluster: Any) -> None:
+    """Independent noise on a clock's ticks, an actor killed on the way, then other numbers of actors."""
+    from test_ray_faults import run_and_kill
+
+    privacy = {"mechanism": "decor", "noise_multiplier": 1.0, "clip_norm": 0.5, "correlation": 0.0}
+    run = {**RUN, "rounds": 8, "eval_every": 4}
+    scenario = {**poisson(quadratic(n=6)), "privacy": privacy, "run": run}
+    whole = fedsim.run(scenario, tmp_path / "whole")
+    on_ray = {**scenario, "backend": ray_backend(2)}
+    same(whole, run_and_kill(ray_cluster, on_ray, tmp_path / "killed", (3,)))
+    fedsim.run({**on_ray, "run": {**run, "rounds": 4}}, tmp_path / "parts")
+    same(whole, fedsim.run({**scenario, "run": run, "backend": ray_backend(5)}, tmp_path / "parts", resume=True))
+
+
+@pytest.mark.parametrize("case", ["decor", "muffliato"])
+def test_private_nodes_stay_in_their_shards(tmp_path: Path, case: str) -> None:
+    base, privacy = CASES[case]
+    scenario = parse({**base, "privacy": privacy, "run": RUN, "backend": ray_backend(2)})
+    assembly = assemble(scenario)
+    assert shards_mix(scenario, assembly)
+    rows = plan(scenario)["between processes"]
+    times = privacy.get("gossip_steps", 1)
+    assert rows["models between actors"].startswith(f"{4 * times}, ")  # a ring is cut twice, and both ends send
+    simulation = Simulation(scenario, assembly, tmp_path)
+    try:
+        assert isinstance(simulation.backend, RayNodes)
+        assert simulation.state["x"].shape[0] == 1
+    finally:
+        simulation.backend.close()
