@@ -17,7 +17,15 @@ from fedsim.errors import InputError
 
 def check_trust(scenario: Scenario) -> None:
     """Raise InputError where the noise relies on something that a deployment does not do."""
-    if scenario.privacy is not None and scenario.privacy.trust == "secagg":
+    if scenario.privacy is None:
+        return
+    if scenario.privacy.shares_noise:
+        raise InputError(
+            "found noise that neighbours draw together, for which a deployment would have to agree on secrets between "
+            "every two of them; allowed: mechanisms whose clients draw their own, such as muffliato",
+            key="privacy.mechanism",
+        )
+    if scenario.privacy.trust == "secagg":
         raise InputError(
             "found secagg: a deployment has no secure aggregation, so the server would see each client's message with "
             "only its share of the noise; allowed: central, local",

@@ -80,6 +80,9 @@ class Mechanism(Part, ABC):
     trust: Literal["central", "secagg", "local"] = "central"
     noise_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
+    shares_noise: ClassVar[bool] = False
+    """Whether clients draw some of it together, so that all of them have to know the same seed."""
+
     @abstractmethod
     def bind(self, setting: Setting) -> Bound:
         """Calibrate for a run.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import networkx as nx
 import numpy as np
@@ -172,6 +172,8 @@ class Decor(NodeMechanism):
 
     correlation: NonNegative = 10.0
     adversary: Literal["participant", "eavesdropper"] = "participant"
+
+    shares_noise: ClassVar[bool] = True
 
     @property
     def in_step(self) -> bool:
