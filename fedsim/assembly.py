@@ -15,7 +15,6 @@ from fedsim.aggregators import message_bytes
 from fedsim.algorithms.base import Algorithm, Effort, GossipAlgorithm, ServerAlgorithm
 from fedsim.algorithms.schedules import Work
 from fedsim.asynchronous import Clocked
-from fedsim.config import Scenario
 from fedsim.data import Dataset, Quadratic
 from fedsim.errors import InputError
 from fedsim.gossip import Network, build_network
@@ -26,6 +25,7 @@ from fedsim.participation import Synchronous
 from fedsim.partition import assign_partition, label_counts
 from fedsim.privacy.base import Bound, Setting
 from fedsim.registry import lookup
+from fedsim.scenario import Scenario
 from fedsim.store import ClientStore
 from fedsim.supervised import SupervisedTask
 from fedsim.system import Durations

@@ -14,11 +14,11 @@ import torch
 from fedsim.assembly import Assembly
 from fedsim.backends.base import Backend
 from fedsim.backends.vectorized import Vectorized
-from fedsim.config import Scenario
 from fedsim.errors import InputError
 from fedsim.gossip import Gossip
 from fedsim.poisson import PoissonGossip
 from fedsim.privacy.base import Bound
+from fedsim.scenario import Scenario
 from fedsim.store import ClientStore
 from fedsim.worker import Worker
 

@@ -18,7 +18,7 @@ from fedsim.terminal import cell, metrics_line
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from fedsim.config import Scenario
+    from fedsim.scenario import Scenario
     from fedsim.simulation import Progress
 
 app = typer.Typer(

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import __version__
-from fedsim.config import Scenario
 from fedsim.deploy_noise import check_trust
 from fedsim.deploy_server import RUN_KEYS
 from fedsim.errors import InputError
+from fedsim.scenario import Scenario
 
 PACKAGE = "fedsim_deployment"
 

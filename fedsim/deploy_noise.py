@@ -11,8 +11,8 @@ import secrets
 from dataclasses import replace
 from pathlib import Path
 
-from fedsim.config import Scenario
 from fedsim.errors import InputError
+from fedsim.scenario import Scenario
 
 
 def check_trust(scenario: Scenario) -> None:

@@ -15,7 +15,7 @@ from fedsim.asynchronous import Clocked
 from fedsim.backends.flower import Flower, Policy
 from fedsim.backends.flower_nodes import LOG, Roster
 from fedsim.backends.flower_records import Greeting
-from fedsim.config import Scenario, load
+from fedsim.config import load
 from fedsim.deploy_node import settings_of
 from fedsim.deploy_noise import check_trust, with_own_noise
 from fedsim.errors import InputError, RunError
@@ -24,6 +24,7 @@ from fedsim.privacy.base import WrappedTask
 from fedsim.realtime import RealTime
 from fedsim.replies import write_fitted
 from fedsim.results import Run, read_jsonl
+from fedsim.scenario import Scenario
 from fedsim.simulation import Simulation
 from fedsim.supervised import SupervisedTask
 from fedsim.types import Message

@@ -23,11 +23,11 @@ import fedsim
 from fedsim.assembly import Assembly, Held, assemble
 from fedsim.backends.flower_arrays import to_arrays, to_tensors
 from fedsim.backends.flower_records import Arrays, BadRecord, Greeting, Order, Receipt
-from fedsim.config import Scenario
 from fedsim.data import Dataset
 from fedsim.deploy_node import NodeConfig
 from fedsim.deploy_noise import with_own_noise
 from fedsim.errors import InputError, RunError
+from fedsim.scenario import Scenario
 from fedsim.supervised import SupervisedTask
 from fedsim.types import State
 from fedsim.worker import Job

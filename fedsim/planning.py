@@ -13,12 +13,13 @@ from fedsim.algorithms.base import Algorithm, GossipAlgorithm, ServerAlgorithm
 from fedsim.assembly import Assembly, assemble, one_message
 from fedsim.backend_factory import ACTORS, client_load, shards_mix
 from fedsim.backends.sharding import cut_edges, place, place_graph, split
-from fedsim.config import Scenario, parse
+from fedsim.config import parse
 from fedsim.errors import InputError
 from fedsim.gossip import Gossip
 from fedsim.mixing import expected_mixing, mixing_matrix, spectral_gap, summary
 from fedsim.participation import Arrival, Ended, Synchronous
 from fedsim.registry import names
+from fedsim.scenario import Scenario
 from fedsim.store import FILE, state_bytes, state_place
 from fedsim.topology import build_topology
 from fedsim.worker import default_chunk_rows

@@ -12,13 +12,14 @@ import torch
 
 from fedsim.aggregators import message_bytes
 from fedsim.assembly import Assembly, assemble, one_message
-from fedsim.config import Scenario, load
+from fedsim.config import load
 from fedsim.errors import FedsimError, InputError, RunError
 from fedsim.figures.schedule import staleness_figure
 from fedsim.page import Markup, details, image, notes, table, tag
 from fedsim.partition_table import FILE, read_partition
 from fedsim.results import read_jsonl
 from fedsim.run_groups import Group, Record
+from fedsim.scenario import Scenario
 from fedsim.schedule_tables import client_rows, headline, timeline_figure
 from fedsim.schedule_view import follow
 from fedsim.system import Durations, SystemSection

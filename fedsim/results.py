@@ -21,9 +21,9 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fedsim.config import BackendSection, Scenario
 from fedsim.errors import InputError, Problem, RunError
 from fedsim.row_files import RowStream, TensorFile, write_tensors
+from fedsim.scenario import BackendSection, Scenario
 from fedsim.store import FILE as CLIENTS
 
 LAST = 10

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from fedsim.assembly import Assembly, assemble
 from fedsim.clock import TICKS_PER_SECOND, seconds, ticks
-from fedsim.config import Scenario
 from fedsim.errors import InputError
 from fedsim.figures.schedule import Bar, TimesOff
 from fedsim.participation import Arrival, Dispatch, Ended
+from fedsim.scenario import Scenario
 
 Floats = npt.NDArray[np.float64]
 Rows = dict[str, Any]

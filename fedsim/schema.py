@@ -8,9 +8,9 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema
 
 from fedsim.augment import Augment
-from fedsim.config import BackendSection, Heading, RunSection
 from fedsim.parts import fields_model
 from fedsim.registry import lookup, names
+from fedsim.scenario import BackendSection, Heading, RunSection
 from fedsim.system import SystemSection
 
 _SECTIONS = {  # section: (kind of part, the key that names it)

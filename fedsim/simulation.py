@@ -19,12 +19,13 @@ from fedsim.assembly import Assembly, assemble, one_message
 from fedsim.asynchronous import Clocked
 from fedsim.backend_factory import make_backend
 from fedsim.backends.base import Backend, NodeBackend
-from fedsim.config import Scenario, load, parse
+from fedsim.config import load, parse
 from fedsim.errors import InputError, RunError
 from fedsim.memory import keep_freed_memory
 from fedsim.participation import Arrival, Dispatch, Ended, Event
 from fedsim.partition_table import write_partition
 from fedsim.results import Recorder, Run, open_directory, save_checkpoint, save_params, save_report
+from fedsim.scenario import Scenario
 from fedsim.task import Ints, Task
 from fedsim.types import Aggregate, Message, State
 from fedsim.worker import Job

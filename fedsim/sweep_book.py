@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedsim.config import Scenario
 from fedsim.errors import FedsimError, RunError
 from fedsim.results import Run, accuracies, read_jsonl
+from fedsim.scenario import Scenario
 from fedsim.sweep_files import Plan, Point
 
 _SHARE = 0.05

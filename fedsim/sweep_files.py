@@ -14,9 +14,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedsim.config import NAME, Scenario, parse
+from fedsim.config import parse
 from fedsim.errors import InputError, Problem
 from fedsim.parts import make_part
+from fedsim.scenario import NAME, Scenario
 from fedsim.sweep_axes import Axis, Stop
 from fedsim.yaml_files import Document, Source, change, override, read_yaml
 

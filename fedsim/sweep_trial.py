@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsim.config import Scenario
 from fedsim.errors import FedsimError, InputError, RunError
+from fedsim.scenario import Scenario
 from fedsim.simulation import Progress, run
 from fedsim.sweep_home import pack
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from fedsim.backend_factory import ACTORS
 from fedsim.backends.ray_cluster import Cluster
-from fedsim.config import Scenario
 from fedsim.errors import FedsimError, InputError, RunError
+from fedsim.scenario import Scenario
 from fedsim.sweep_axes import Stop
 from fedsim.sweep_home import Home
 from fedsim.sweep_trial import Work, trial

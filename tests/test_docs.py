@@ -24,11 +24,11 @@ from typer.testing import CliRunner
 import fedsim
 from fedsim import registry
 from fedsim.cli import app
-from fedsim.config import RunSection
 from fedsim.errors import InputError
 from fedsim.parts import keys_of
 from fedsim.registry import lookup, names
 from fedsim.results import read_jsonl
+from fedsim.scenario import RunSection
 from fedsim.sweep_files import points
 
 ROOT = Path(__file__).parents[1]

@@ -14,10 +14,11 @@ import pytest
 
 import fedsim
 from fedsim.assembly import Assembly, assemble
-from fedsim.config import Scenario, parse
+from fedsim.config import parse
 from fedsim.errors import RunError
 from fedsim.participation import Arrival, Dispatch, Event
 from fedsim.realtime import RealTime
+from fedsim.scenario import Scenario
 
 Make = Callable[..., Any]
 TAU = [1.0, 0.37, 0.61, 0.83]

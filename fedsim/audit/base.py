@@ -21,12 +21,12 @@ from torch import Tensor
 from fedsim.assembly import Assembly, Change, Material, assemble
 from fedsim.backend_factory import make_backend
 from fedsim.backends.base import Backend, BackendDefaults
-from fedsim.config import BackendSection, Scenario
 from fedsim.errors import InputError
 from fedsim.privacy.accounting import epsilon
 from fedsim.privacy.ledger import Claim
 from fedsim.registry import Part
 from fedsim.row_files import RowStream
+from fedsim.scenario import BackendSection, Scenario
 from fedsim.simulation import Simulation
 from fedsim.supervised import SupervisedTask
 from fedsim.task import Ints

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from fedsim.audit.base import Audit, Finding, Subject
-from fedsim.config import Scenario
 from fedsim.errors import InputError
 from fedsim.page import Markup, escape, image, notes, page, table, tag
 from fedsim.parts import dump_part, part_from
+from fedsim.scenario import Scenario
 
 Progress = Callable[[str], None]
 

@@ -14,10 +14,10 @@ from torch.func import functional_call, grad, vmap
 
 from fedsim.algorithms.base import Algorithm, Effort
 from fedsim.audit.base import supervised
-from fedsim.config import Scenario
 from fedsim.errors import InputError
 from fedsim.losses import Loss
 from fedsim.models import layout, views
+from fedsim.scenario import Scenario
 from fedsim.task import Oracle
 from fedsim.types import Message, clip_norm
 from fedsim.worker import Job

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from fedsim.assembly import Assembly, assemble
-from fedsim.config import Scenario, parse
+from fedsim.config import parse
+from fedsim.scenario import Scenario
 
 CLIENTS, ROWS, FEATURES, HIDDEN = 4, 60, 3, 4
 
