@@ -138,7 +138,7 @@ def _shared(
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         ray = cluster.ray
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        here = NodeAffinitySchedulingStrategy(cluster.here(), soft=False)
         home = ray.remote(num_cpus=0, scheduling_strategy=here)(Home).remote(places)
     try:
         yield Work(scenarios, places, str(token.resolve()), list(sys.path), home, metric)

@@ -37,6 +37,8 @@ class Cluster:
         ------
         InputError
             Ray is not installed, or there is no cluster at the address.
+        RunError
+            Ray does not start here (too busy a machine, say).
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if address == "local":  # read when a node starts: keeps a node of its own on 127.0.0.1
@@ -53,10 +55,14 @@ class Cluster:
         if address == "local":
             free = _shared_memory()
             store = max(_SMALLEST_STORE, min(store_bytes, free // 2) if free else store_bytes)
-            ray.init(
-                address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=store, **quiet,
-                _node_ip_address="127.0.0.1",
-            )  # fmt: skip
+            try:
+                ray.init(
+                    address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=store, **quiet,
+                    _node_ip_address="127.0.0.1",
+                )  # fmt: skip
+            except Exception as error:  # of a kind of its own for nothing that may go wrong
+                ray.shutdown()
+                raise RunError(f"Ray did not start on this machine: {str(error).strip().splitlines()[0]}") from error
             return
         _reachable(address)
         try:
@@ -119,7 +125,9 @@ class Cluster:
         """
         ray = self.ray
         kind = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, concurrency_groups={"health": 1})(Host)
-        if count > 1:
+        if (
+            count > 1 and ray.util.get_current_placement_group() is None
+        ):  # where a sweep reserved places, those are taken
             kind = kind.options(scheduling_strategy="SPREAD")
         hosts = [kind.remote(sys.path, threads, gpus > 0) for _ in range(count)]
         calls = [host.ready.remote() for host in hosts]
