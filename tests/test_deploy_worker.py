@@ -8,10 +8,10 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -198,24 +198,25 @@ def test_wrong_input_is_named_as_without_a_worker(spec: Spec) -> None:
 def test_it_ends_with_its_supernode(spec: Spec, supernode: subprocess.Popen[bytes]) -> None:
     number, place = start(spec), Path(json.loads((folder(spec) / NAME).read_text())["address"]).parent
     supernode.kill()  # nobody takes note of its end before the test is over
-    wait_for(lambda: is_gone(number), 5.0)
+    wait_for(lambda: is_gone(number), 10.0)
     assert not (folder(spec) / NAME).exists()
     assert not place.exists()
 
 
 def test_it_ends_when_nothing_is_asked(spec: Spec) -> None:
     number = start(spec, idle_seconds=5)
-    time.sleep(3.0)
-    assert not is_gone(number)
-    wait_for(lambda: is_gone(number), 10.0)
-    assert "no job for 5 s" in (folder(spec) / "worker.log").read_text()
+    wait_for(lambda: is_gone(number), 60.0)
+    first, last = (folder(spec) / "worker.log").read_text().splitlines()
+    assert last.endswith(f"worker {number} ends: no job for 5 s")
+    begun, ended = (datetime.fromisoformat(line[:19]) for line in (first, last))
+    assert (ended - begun).seconds >= 4
     assert start(spec, idle_seconds=5) != number
 
 
 def test_it_ends_when_its_folder_goes(spec: Spec) -> None:
     number = start(spec)
     folder(spec).rename(folder(spec).with_name("elsewhere"))
-    wait_for(lambda: is_gone(number), 8.0)
+    wait_for(lambda: is_gone(number), 20.0)
 
 
 def test_it_ends_when_who_asked_is_gone(spec: Spec) -> None:
@@ -231,7 +232,7 @@ def test_it_ends_when_who_asked_is_gone(spec: Spec) -> None:
     number = pid(slow)
     asker.kill()
     asker.wait()
-    wait_for(lambda: is_gone(number), 8.0)
+    wait_for(lambda: is_gone(number), 20.0)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,7 @@ def test_for_something_else_it_is_replaced(change: dict[str, Any], spec: Spec) -
     number = start(spec)
     assert start(spec) == number
     assert start(replace(spec, **change)) != number
-    wait_for(lambda: is_gone(number), 8.0)
+    wait_for(lambda: is_gone(number), 20.0)
 
 
 def test_settings_count(spec: Spec) -> None:
@@ -276,7 +277,7 @@ def test_a_new_run_ends_the_workers_of_others_and_forgets_the_oldest(spec: Spec)
     assert left["2"] == ["mine.txt"]
     assert left["3"] == left["4"] == ["data.safetensors", "round-3.safetensors"]
     assert "round-3.safetensors" in left["1"]  # its worker was alive a moment ago
-    wait_for(lambda: is_gone(number), 8.0)
+    wait_for(lambda: is_gone(number), 20.0)
     os.utime(node.folder("1"), (1, 1))
     (node.folder("5") / "noise.key").write_text("7")
     retire(node, "6")
