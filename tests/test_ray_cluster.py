@@ -67,3 +67,59 @@ def test_two_nodes_and_the_loss_of_one_change_no_number(tmp_path: Path) -> None:
     assert resumed_at == "4"
     assert float(difference) < 1e-12
     assert float(done.stdout.split("difference")[1].split("\n")[0]) < 1e-12
+
+
+OUT_OF_MEMORY = """
+import os
+import sys
+import time
+from pathlib import Path
+import numpy as np
+from ray._common.utils import get_system_memory
+from ray._private.utils import get_used_memory
+import fedsim
+from fedsim.assembly import assemble
+from fedsim.config import parse
+from fedsim.simulation import Simulation
+
+GIB = 2**30
+os.environ["RAY_memory_usage_threshold"] = str((get_used_memory() + 1.5 * GIB) / get_system_memory())
+sections = {
+    "data": {"dataset": "digits", "clients": 8}, "model": {"name": "linear"}, "algorithm": {"name": "scaffold"},
+    "run": {"rounds": 8, "eval_every": 4, "dtype": "float64", "device": "cpu"},
+}
+whole = fedsim.run(sections, sys.argv[1] + "/whole")
+scenario = parse({**sections, "backend": {"name": "ray", "actors": 2}})
+simulation = Simulation(scenario, assemble(scenario), Path(sys.argv[1]) / "crowded")
+ray = simulation.backend.cluster.ray
+pids = [ray.get(host.ready.remote()) for host in simulation.backend.host.values()]
+killed = []
+
+def progress(number, row):
+    if number == 4:
+        crowd = np.ones(int(2.5 * GIB), dtype=np.uint8)
+        end = time.monotonic() + 60
+        while not killed and time.monotonic() < end:
+            killed.extend(pid for pid in pids if not Path(f"/proc/{pid}").exists())
+            time.sleep(0.05)
+        del crowd
+
+crowded = simulation.run(progress)
+simulation.backend.close()
+print("killed", len(killed))
+print("difference", float((whole.params - crowded.params).abs().max()))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_actor_that_ray_kills_for_its_memory_changes_no_number(tmp_path: Path) -> None:
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "100"}
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY, str(tmp_path)], capture_output=True, text=True, timeout=240,
+        env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = dict(line.split() for line in done.stdout.splitlines() if line.startswith(("killed", "difference")))
+    assert int(said["killed"]) >= 1
+    assert float(said["difference"]) < 1e-12

@@ -1,0 +1,127 @@
+"""`fedsim run` with the Ray backend, interrupted or killed: what is left, and that it goes on from there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import fedsim
+from fedsim.results import load_checkpoint
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SCENARIO: dict[str, Any] = {
+    "data": {"dataset": "digits", "clients": 6, "limit": 200},
+    "model": {"name": "linear"},
+    "algorithm": {"name": "scaffold", "lr": 0.05, "local_steps": 3},
+    "run": {"rounds": 100_000, "eval_every": 10, "dtype": "float64", "device": "cpu"},
+    "backend": {"name": "ray", "actors": 2},
+}
+NODES = {"algorithm": {"name": "gradient_tracking", "lr": 0.01}, "topology": {"graph": "ring"}}
+MARK = "FEDSIM_TEST_MARK"
+
+
+def begin(folder: Path, **sections: Any) -> tuple[subprocess.Popen[str], str]:
+    """`fedsim run` in a process group of its own, as a terminal would start it, and a mark that its children carry."""
+    (folder / "s.yaml").write_text(yaml.safe_dump({**SCENARIO, **sections}))
+    mark = uuid.uuid4().hex
+    command = [sys.executable, "-m", "fedsim.cli", "run", str(folder / "s.yaml"), "--out", str(folder / "run")]
+    process = subprocess.Popen(
+        command, env={**os.environ, MARK: mark, "RAY_memory_monitor_refresh_ms": "0"}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    return process, mark
+
+
+def evaluated(folder: Path, process: subprocess.Popen[str], rows: int) -> None:
+    """Wait until the run has recorded so many evaluations."""
+    for _ in range(3000):
+        metrics = folder / "run" / "metrics.jsonl"
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= rows:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    raise AssertionError("the run does not get on")
+
+
+def alive(mark: str) -> list[str]:
+    """Commands of processes with the mark in their environment that are not zombies."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={mark}".encode() in (place / "environ").read_bytes():
+                found.append((place / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:120])
+        except OSError:
+            continue
+    return found
+
+
+def gone_within(mark: str, seconds: float) -> list[str]:
+    """What is still alive after that time."""
+    deadline = time.monotonic() + seconds
+    while (left := alive(mark)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return left
+
+
+@pytest.mark.parametrize("how", ["ctrl-c", "sigterm"])
+@pytest.mark.parametrize("kind", ["server", "nodes"])
+def test_interrupted_it_writes_a_checkpoint_and_leaves_nothing_running(tmp_path: Path, how: str, kind: str) -> None:
+    sections: dict[str, Any] = NODES if kind == "nodes" else {}
+    process, mark = begin(tmp_path, **sections)
+    try:
+        evaluated(tmp_path, process, 3)
+        if how == "ctrl-c":  # a terminal sends it to all processes of the group
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert gone_within(mark, 20) == []
+    # Some rounds more, here or on Ray, are those of an unbroken run.
+    found = load_checkpoint(tmp_path / "run")
+    assert found is not None
+    at = found.progress["round"]
+    shorter = {**SCENARIO, **sections, "run": {**SCENARIO["run"], "rounds": at + 10}, "backend": {"name": "vectorized"}}
+    resumed = fedsim.run(shorter, tmp_path / "run", resume=True)
+    assert resumed.resumed_at == at
+    whole = fedsim.run(shorter, tmp_path / "whole")
+    assert float((whole.params - resumed.params).abs().max()) < 1e-9 * float(whole.params.abs().max())
+    assert torch.isfinite(whole.params).all()
+
+
+def test_while_it_starts(tmp_path: Path) -> None:
+    """Ctrl-C before the first round, wherever the start is."""
+    for seconds in (2.0, 5.0, 9.0):
+        process, mark = begin(tmp_path)
+        try:
+            time.sleep(seconds)
+            os.killpg(process.pid, signal.SIGINT)
+            said, _ = process.communicate(timeout=120)
+        finally:
+            process.kill()
+        assert process.returncode == 130, said
+        assert "Traceback" not in said
+        assert gone_within(mark, 20) == []
+
+
+def test_a_killed_run_takes_its_cluster_along(tmp_path: Path) -> None:
+    """SIGKILL leaves no time to clean up: Ray's processes notice by themselves, its two agents after a minute."""
+    process, mark = begin(tmp_path)
+    evaluated(tmp_path, process, 3)
+    process.kill()
+    process.wait(timeout=30)
+    assert gone_within(mark, 180) == []
