@@ -13,6 +13,7 @@ from fedsim.algorithms.dspodfl import DSpodFL
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.scaffold import Scaffold
 from fedsim.algorithms.schedules import LrDecay
+from fedsim.backends.shard import Shard
 from fedsim.backends.vectorized import Vectorized
 from fedsim.data import Quadratic
 from fedsim.errors import RunError
@@ -174,6 +175,33 @@ def test_collecting_what_was_never_dispatched(task: QuadraticTask, backend: Vect
     backend.dispatch(job([0, 1], [1, 1], {"x": task.initial()}))
     with pytest.raises(RunError, match="2"):
         backend.collect(np.array([0, 2]))
+
+
+def test_what_raises_raises_again(task: QuadraticTask, backend: Vectorized, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor computes before it is asked for messages, and its answer is what the run ends with."""
+
+    def refuse(_: Job) -> Any:
+        raise ValueError("these data are poison")
+
+    monkeypatch.setattr(backend.worker, "run", refuse)
+    backend.dispatch(job([0], [1], {"x": task.initial()}))
+    for ask in (backend.compute, lambda: backend.collect(np.array([0]))):
+        with pytest.raises(ValueError, match="poison"):
+            ask()
+
+
+def test_a_shard_refuses_messages_of_another_form(task: QuadraticTask) -> None:
+    clients = np.arange(N)
+    shard = Shard(task, lambda part: Worker(part, FedAvg(lr=0.1)), clients, drop=False)
+    for rounds, widths in ((1, {}), (2, {"delta": D}), (3, {"delta": D, "more": D})):
+        ones = np.ones(N, dtype=np.int64)
+        shard.dispatch(clients, rounds * ones, ones, clients, {"x": task.initial().numpy()})
+        if rounds < 3:
+            shard.collect(clients, widths)
+            assert shard.collected().widths == {"delta": D}
+        else:
+            with pytest.raises(RunError, match="one form in all rounds"):
+                shard.collect(clients, widths)
 
 
 def test_clients_survive_saving(task: QuadraticTask, backend: Vectorized) -> None:
