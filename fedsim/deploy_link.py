@@ -77,7 +77,7 @@ def ask(spec: Spec, what: str, order: Order, arrays: Arrays) -> tuple[dict[str, 
             with connection:
                 answer, made = _exchange(connection, place, header, save(arrays))
         except (EOFError, ConnectionError, FileNotFoundError):
-            _dismiss(folder)
+            _dismiss(folder, dead=True)  # its socket may still answer while the system clears it away
             continue
         if "error" in answer:
             raise _as_error(answer["error"])
@@ -181,19 +181,19 @@ def _name(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _dismiss(folder: Path) -> bool:
+def _dismiss(folder: Path, dead: bool = False) -> bool:
     """Take a worker's name away, with which it ends; whether it was alive. A dead one's socket is cleared away."""
     try:
         place = _name(folder)
     except (OSError, ValueError):
         return False
     (folder / NAME).unlink(missing_ok=True)
-    try:
-        Client(place["address"]).close()
-    except OSError:
-        shutil.rmtree(Path(place["address"]).parent, ignore_errors=True)
-        return False
-    return True
+    if not dead:
+        with suppress(OSError):
+            Client(place["address"]).close()
+            return True
+    shutil.rmtree(Path(place["address"]).parent, ignore_errors=True)
+    return False
 
 
 def _last_words(folder: Path) -> str:

@@ -163,7 +163,11 @@ def test_one_that_is_silent_is_replaced(spec: Spec, monkeypatch: pytest.MonkeyPa
     assert pid(spec) != first
 
 
-def test_one_that_always_dies_is_an_error_that_names_its_log(spec: Spec, tmp_path: Path) -> None:
+def test_one_that_always_dies_is_an_error_that_names_its_log(
+    spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sockets").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "sockets"))
     (tmp_path / "deadly.py").write_text(
         "import os, sys\nfrom dataclasses import dataclass\nfrom fedsim.algorithms.fedavg import FedAvg\n\n\n"
         "@dataclass(frozen=True, kw_only=True)\nclass Deadly(FedAvg):\n    def direction(self, *a):\n"
@@ -173,6 +177,7 @@ def test_one_that_always_dies_is_an_error_that_names_its_log(spec: Spec, tmp_pat
     Path(spec.scenario).write_text(yaml.safe_dump({**document, "algorithm": {"name": "deadly:Deadly", "lr": 0.1}}))
     with pytest.raises(RunError, match=r"the worker of client 0 ended twice at this job; its log .*: .*goodbye"):
         ask(spec, "train", ORDER, {"x": np.ones(3)})
+    assert list(tmp_path.glob("sockets/*")) == []
 
 
 def test_errors_come_back_with_their_type_and_the_next_job_is_done(spec: Spec) -> None:
