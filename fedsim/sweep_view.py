@@ -63,7 +63,7 @@ def follow_sweep(
     from rich.live import Live
     from rich.table import Table
 
-    latest: dict[str, str] = {}
+    latest: dict[str, tuple[str, str]] = {}
     counts = dict.fromkeys(("finished", "stopped", "failed"), 0)
     begun = time.monotonic()
 
@@ -71,16 +71,20 @@ def follow_sweep(
         minutes, seconds = divmod(int(time.monotonic() - begun), 60)
         ended = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
         shown = Table(title=f"{ended or 'none finished yet'}, {minutes}:{seconds:02}", title_justify="left", box=None)
-        shown.add_column("under way", no_wrap=True, ratio=2)
-        shown.add_column("latest", no_wrap=True, ratio=3)
-        for label, line in list(latest.items())[:_SHOWN]:
-            shown.add_row(label, line)
+        running = list(latest.items())[:_SHOWN]
+        longest = max((len(label) for label, _ in running), default=0)
+        shown.add_column("under way", no_wrap=True, min_width=min(longest, console.width // 2))
+        shown.add_column("round", no_wrap=True, min_width=9)
+        shown.add_column("latest", no_wrap=True)
+        for label, (rounds, line) in running:
+            shown.add_row(label, rounds, line)
         return shown
 
     live = Live(get_renderable=table, console=console, refresh_per_second=2, transient=True)
 
     def told(point: Point, row: Mapping[str, Any]) -> None:
-        latest[point.label] = f"of {point.scenario.run.rounds}: {metrics_line(row)}"
+        line = metrics_line({k: v for k, v in row.items() if k != "round"})
+        latest[point.label] = f"{row['round']}/{point.scenario.run.rounds}", line
 
     def ended(outcome: Outcome) -> None:
         latest.pop(outcome.point.label, None)
