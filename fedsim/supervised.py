@@ -88,7 +88,7 @@ class SupervisedTask(Task):
             part.kernel = build_kernel(self.kernel.module.to(device), self.loss, device, part.inputs[0], *self._engine)
         return part
 
-    def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Plan:
+    def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> SupervisedPlan:
         sizes = self.sizes[clients]
         full = batch_size == "full"
         width = int(sizes.max() if full else min(int(batch_size), int(sizes.max())))
@@ -150,14 +150,14 @@ class SupervisedTask(Task):
 
     def _plan(
         self, clients: Ints, rounds: Ints, positions: Ints, valid: npt.NDArray[np.bool_], weights: Tensor | float
-    ) -> Plan:
+    ) -> SupervisedPlan:
         index = self.indices[self.offsets[clients][:, None, None] + positions]
         rows = torch.as_tensor(index, device=self.device)
         moves = None
         if self.augment is not None:
             drawn = self.augment.draw(self.seed, clients, rounds, *index.shape[1:])
             moves = torch.as_tensor(drawn, device=self.device)
-        return _SupervisedPlan(self, _Batches(rows, self.targets[rows], valid.sum(-1), weights, moves))
+        return SupervisedPlan(self, Batches(rows, self.targets[rows], valid.sum(-1), weights, moves))
 
     def gather(self, index: Tensor, moves: Tensor | None) -> Tensor:
         """Training inputs ``[..., *sample]`` of rows `index`, augmented as `moves` says."""
@@ -212,7 +212,7 @@ class SupervisedTask(Task):
 
 
 @dataclass(frozen=True)
-class _Batches:
+class Batches:
     """Minibatches ``[m, steps, b]`` of m clients, or of one step ``[m, b]``.
 
     `index` are rows of the data, of which the first `counts` ``[m, steps]`` of a minibatch count; `weights` are 0 for
@@ -225,16 +225,16 @@ class _Batches:
     weights: Tensor | float
     moves: Tensor | None
 
-    def at(self, step: int, count: int) -> _Batches:
+    def at(self, step: int, count: int) -> Batches:
         """Those of the first `count` clients in one step."""
         taken = (slice(0, count), step)
         weights = self.weights[taken] if isinstance(self.weights, Tensor) else self.weights
         moves = None if self.moves is None else self.moves[taken]
-        return _Batches(self.index[taken], self.targets[taken], self.counts[taken], weights, moves)
+        return Batches(self.index[taken], self.targets[taken], self.counts[taken], weights, moves)
 
 
-class _SupervisedPlan(Plan):
-    def __init__(self, task: SupervisedTask, batches: _Batches) -> None:
+class SupervisedPlan(Plan):
+    def __init__(self, task: SupervisedTask, batches: Batches) -> None:
         self.task, self.batches = task, batches
 
     def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
@@ -242,7 +242,7 @@ class _SupervisedPlan(Plan):
 
 
 class _SupervisedOracle(Oracle):
-    def __init__(self, task: SupervisedTask, batch: _Batches, lr: Tensor) -> None:
+    def __init__(self, task: SupervisedTask, batch: Batches, lr: Tensor) -> None:
         super().__init__(lr)
         self.task, self.batch = task, batch
 

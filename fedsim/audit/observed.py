@@ -152,11 +152,10 @@ def observe(scenario: Scenario, assembly: Any, client: int, classes: int | None)
     if key is None:
         raise InputError(f"found messages of {', '.join(sent)}: no update of the model to invert", "algorithm.name")
     own = task.indices[task.offsets[client] : task.offsets[client + 1]]
-    plan: Any = task.plan(clients, rounds, steps, batch_size, epochs)
+    taken = task.plan(clients, rounds, steps, batch_size, epochs).batches
     where = {int(row): i for i, row in enumerate(own)}
-    weights = plan.weights if isinstance(plan.weights, Tensor) else torch.ones(plan.index.shape)
     batches = tuple(
-        torch.tensor([where[int(row)] for row in plan.index[0, k][(weights[0, k] > 0).to(plan.index.device)].cpu()])
+        torch.tensor([where[int(row)] for row in taken.index[0, k, : int(taken.counts[0, k])].cpu()])
         for k in range(int(steps[0]))
     )
     wide = {k: v.double() for k, v in received.items()}

@@ -99,7 +99,7 @@ def test_a_gradient_is_the_clipped_sum_and_noise_over_a_public_denominator() -> 
     sample: Any = task.inner.poisson_plan(clients, np.full(5, 3), np.ones(5, dtype=int), np.full(5, 0.2))
     sample = sample.oracle(0, 5, torch.ones(5, 1))
     for i in clients.tolist():
-        mine = sample.index[i][: sample.counts[i]]
+        mine = sample.batch.index[i][: sample.batch.counts[i]]
         assert set(mine.tolist()) <= set(task.indices[task.offsets[i] : task.offsets[i + 1]].tolist())
         total = torch.zeros_like(x[i])
         for j in mine.tolist():
