@@ -165,21 +165,21 @@ class _Grid:
 
 
 def _grid(groups: Sequence[Group], quality: str, first: str, second: str) -> _Grid | None:
-    """The groups over two keys; None where they fill less than half of them."""
+    """The groups over two keys; None where some do not have both (a graph file's path), or they fill less than half."""
+    if any(key not in group.settings for group in groups for key in (first, second)):
+        return None
     xs, ys = _ticks(groups, first), _ticks(groups, second)
     if min(len(xs), len(ys)) < 2 or 2 * len(groups) < len(xs) * len(ys):
         return None
     cells = np.full((len(ys), len(xs)), np.nan)
     for group in groups:
-        cells[ys.index(group.settings.get(second, "")), xs.index(group.settings.get(first, ""))] = group.final(quality)[
-            0
-        ]
+        cells[ys.index(group.settings[second]), xs.index(group.settings[first])] = group.final(quality)[0]
     return _Grid(xs, ys, cells)
 
 
 def _ticks(groups: Sequence[Group], key: str) -> list[str]:
     """A key's values: numbers by size, anything else in the order of the groups."""
-    values = list(dict.fromkeys(group.settings.get(key, "") for group in groups))
+    values = list(dict.fromkeys(group.settings[key] for group in groups))
     try:
         return sorted(values, key=float)
     except ValueError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import networkx
 import yaml
 
 import fedsim
@@ -50,3 +51,11 @@ def test_two_axes_make_a_heat_map(tmp_path: Path) -> None:
     text = swept(tmp_path, grid={"algorithm.lr": [0.05, 0.1], "algorithm.batch_size": [5, 10]})
     assert "Two axes" in text
     assert (tmp_path / "out" / "figures" / "heatmap.png").exists()
+
+
+def test_a_key_that_some_runs_lack_is_no_axis(tmp_path: Path) -> None:
+    networkx.write_graphml(networkx.wheel_graph(6), tmp_path / "wheel.graphml")
+    file = {"topology": {"graph": "file", "path": "wheel.graphml"}}
+    text = swept(tmp_path, cases={"a": None, "b": {"topology.graph": "complete"}, "c": file})
+    assert "topology.path" in text
+    assert "Two axes" not in text
