@@ -129,9 +129,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Any:
     for column in frame:
         kinds = {_kind(value) for value in frame[column]} - {None}
         if len(kinds) > 1 or dict in kinds:
-            frame[column] = [
-                None if _kind(v) is None else v if isinstance(v, str) else json.dumps(v) for v in frame[column]
-            ]
+            frame[column] = [_as_text(value) for value in frame[column]]
     return frame
 
 

@@ -104,11 +104,8 @@ def test_interrupted_it_writes_a_checkpoint_and_leaves_nothing_running(tmp_path:
 
 
 def test_while_it_starts(tmp_path: Path) -> None:
-    """Ctrl-C before the first round, wherever the start is.
-
-    Where Ray itself is starting, two agents of its own may outlive it; they end by themselves after a minute.
-    """
-    for seconds in (2.0, 5.0, 9.0):
+    """Ctrl-C before the first round, wherever the start is."""
+    for seconds in (2.0, 3.5, 5.0, 9.0):
         process, mark = begin(tmp_path)
         try:
             time.sleep(seconds)
@@ -116,10 +113,10 @@ def test_while_it_starts(tmp_path: Path) -> None:
             said, _ = process.communicate(timeout=120)
         finally:
             process.kill()
-        assert process.returncode == 130, said
+        # An import that Ctrl-C strikes makes Python itself end by the signal, which a shell calls 130, too.
+        assert process.returncode in (130, -signal.SIGINT), said
         assert "Traceback" not in said
-        assert [left for left in gone_within(mark, 20) if "Agent" not in left] == []
-        assert gone_within(mark, 160) == []
+        assert gone_within(mark, 20) == []
 
 
 def test_a_killed_run_takes_its_cluster_along(tmp_path: Path) -> None:

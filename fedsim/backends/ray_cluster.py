@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -56,10 +59,14 @@ class Cluster:
             free = _shared_memory()
             store = max(_SMALLEST_STORE, min(store_bytes, free // 2) if free else store_bytes)
             try:
-                ray.init(
-                    address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=store, **quiet,
-                    _node_ip_address="127.0.0.1",
-                )  # fmt: skip
+                with _interrupts_wait():
+                    ray.init(
+                        address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=store, **quiet,
+                        _node_ip_address="127.0.0.1",
+                    )  # fmt: skip
+            except KeyboardInterrupt:
+                ray.shutdown()
+                raise
             except Exception as error:  # of a kind of its own for nothing that may go wrong
                 ray.shutdown()
                 raise RunError(f"Ray did not start on this machine: {str(error).strip().splitlines()[0]}") from error
@@ -215,6 +222,22 @@ def _fits(amount: float, each: float) -> int:
     if each <= 0:
         return 10**9
     return int(amount) * int(1 / each + 1e-9) if each < 1 else int(amount / each + 1e-9)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C comes at the end: a Ray that is interrupted while it starts leaves processes behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def _shared_memory() -> int:

@@ -199,10 +199,10 @@ class RayNodes(RayBackend):
         self._settle()
         return super().save()
 
-    def _ask(self, method: str, *arguments: Any, shards: list[int] | None = None) -> dict[int, Any]:
-        """What some (all) shards say after all rounds that are on their way."""
+    def _ask(self, method: str, *arguments: Any) -> dict[int, Any]:
+        """What all shards say after all rounds that are on their way."""
         self._settle()
-        return self._answers(method, dict.fromkeys(shards or self.shards, arguments))
+        return self._answers(method, dict.fromkeys(self.shards, arguments))
 
     def _reset(self, shards: list[int]) -> None:
         parts, saved = self._parts(), self._saved
