@@ -113,7 +113,7 @@ def test_while_it_starts(tmp_path: Path) -> None:
             said, _ = process.communicate(timeout=120)
         finally:
             process.kill()
-        # An import that Ctrl-C strikes makes Python itself end by the signal, which a shell calls 130, too.
+        # Struck in its imports, Python may itself end by the signal, which a shell calls 130, too.
         assert process.returncode in (130, -signal.SIGINT), said
         assert "Traceback" not in said
         assert gone_within(mark, 20) == []
