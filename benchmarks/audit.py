@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.audit.command import audit
-from fedsim.config import parse
+from fedsim.scenario.load import parse
 
 ROOT = Path(__file__).parents[1]
 SCENARIO: dict[str, Any] = {

@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 from speed import Engine, made_data
 
-from fedsim import schedule
-from fedsim.backends.vectorized import Vectorized
-from fedsim.fates import jobs_of
-from fedsim.participation import Dispatch
-from fedsim.system import Durations, SystemSection
-from fedsim.worker import Job
+from fedsim.backends.in_process import Vectorized
+from fedsim.clients.worker import Job
+from fedsim.devices.system import Durations, SystemSection
+from fedsim.participation import schedule
+from fedsim.participation.fates import jobs_of
+from fedsim.participation.synchronous import Dispatch
 
 
 class Eager(Vectorized):

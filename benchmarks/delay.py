@@ -13,7 +13,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from fedsim.results import read_jsonl
+from fedsim.engine.run_directory import read_jsonl
 
 
 def main() -> None:

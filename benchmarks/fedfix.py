@@ -17,7 +17,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fedsim.results import read_jsonl
+from fedsim.engine.run_directory import read_jsonl
 
 
 def main() -> None:

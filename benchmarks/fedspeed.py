@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import fedsim
-from fedsim.results import read_jsonl
+from fedsim.engine.run_directory import read_jsonl
 
 Rows = list[dict[str, Any]]
 LRS, PULLS = (0.1, 0.2), (0.01, 0.1)

@@ -21,9 +21,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from flower_cluster import Cluster
 
-from fedsim.config import parse
-from fedsim.deploy import deploy
-from fedsim.results import read_jsonl
+from fedsim.deployment.app import deploy
+from fedsim.engine.run_directory import read_jsonl
+from fedsim.scenario.load import parse
 
 N = 3
 SCENARIO: dict[str, Any] = {

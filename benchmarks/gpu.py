@@ -22,8 +22,8 @@ import torch
 from loops import ClientLoop
 from speed import Engine, alternate, made_data
 
-from fedsim.backends.vectorized import Vectorized
-from fedsim.models import load_flat
+from fedsim.backends.in_process import Vectorized
+from fedsim.models.build import load_flat
 
 
 def engine(options: argparse.Namespace, kernel: str, precision: str, file: Path, folder: Path) -> Engine:

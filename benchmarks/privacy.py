@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 import fedsim
-from fedsim.assembly import assemble
-from fedsim.config import parse
+from fedsim.engine.assembly import assemble
+from fedsim.scenario.load import parse
 
 ROWS, FEATURES, CLIENTS = 16512, 8, 10
 

@@ -27,9 +27,9 @@ import torch
 import yaml
 from speed import Engine, alternate, made_data
 
-from fedsim.assembly import assemble
-from fedsim.config import parse
-from fedsim.simulation import Simulation
+from fedsim.engine.assembly import assemble
+from fedsim.engine.loop import Simulation
+from fedsim.scenario.load import parse
 
 _RUN = """
 import json, resource, sys
@@ -173,7 +173,7 @@ def sweep(parallel: int) -> None:
     }
     rates, seeds = [0.02, 0.05, 0.1, 0.2], list(range(6))
     grid = {"algorithm.lr": rates, "seed": seeds}
-    program = [sys.executable, "-m", "fedsim.cli"]
+    program = [sys.executable, "-m", "fedsim.cli.app"]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "trial.yaml").write_text(yaml.safe_dump(scenario))

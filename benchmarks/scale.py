@@ -60,7 +60,7 @@ def whole_run(scenario: dict[str, object], folder: Path) -> tuple[dict[str, floa
     """The last metrics and the peak memory (GiB) of ``fedsim run`` as a process of its own."""
     file = folder / "scenario.yaml"
     file.write_text(json.dumps(scenario))
-    command = [sys.executable, "-m", "fedsim.cli", "run", str(file), "--out", str(folder / "run"), "--json"]
+    command = [sys.executable, "-m", "fedsim.cli.app", "run", str(file), "--out", str(folder / "run"), "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     output = process.stdout.read()

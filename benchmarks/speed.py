@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from loops import ClientLoop, NodeLoop
 
-from fedsim.assembly import assemble
-from fedsim.config import parse
-from fedsim.participation import Dispatch
-from fedsim.results import Recorder
-from fedsim.simulation import Simulation
+from fedsim.engine.assembly import assemble
+from fedsim.engine.loop import Simulation
+from fedsim.engine.run_directory import Recorder
+from fedsim.participation.synchronous import Dispatch
+from fedsim.scenario.load import parse
 
 
 def made_data(folder: Path, samples: int, shape: tuple[int, ...]) -> Path:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fedsim.registry import register
+from fedsim.core.registry import register
 
 if TYPE_CHECKING:
-    from fedsim.config import load
-    from fedsim.simulation import run
-    from fedsim.sweeps import sweep
+    from fedsim.engine.loop import run
+    from fedsim.scenario.load import load
+    from fedsim.sweeps.run import sweep
 
 __version__ = "0.1.0"
 __all__ = ["load", "register", "run", "sweep"]
 
-_HOME = {"load": "fedsim.config", "run": "fedsim.simulation", "sweep": "fedsim.sweeps"}
+_HOME = {"load": "fedsim.scenario.load", "run": "fedsim.engine.loop", "sweep": "fedsim.sweeps.run"}
 
 
 def __getattr__(name: str) -> Any:

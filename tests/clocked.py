@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fedsim.assembly import assemble
-from fedsim.config import parse
-from fedsim.participation import Arrival, Dispatch
+from fedsim.engine.assembly import assemble
+from fedsim.participation.synchronous import Arrival, Dispatch
+from fedsim.scenario.load import parse
 
 Make = Callable[..., Any]
 F80 = {"compute": {"model": "linear", "slowest": 1.0, "fastest": 0.2}}

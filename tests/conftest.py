@@ -122,5 +122,5 @@ def ray_cluster(ray_session: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs with ``backend: {name: ray}`` use the session's cluster and its actors again."""
     import ray_reuse
 
-    monkeypatch.setattr("fedsim.backends.ray_cluster.Cluster", ray_reuse.Reusing)
+    monkeypatch.setattr("fedsim.backends.ray.cluster.Cluster", ray_reuse.Reusing)
     return ray_session

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.parts import part_from
+from fedsim.core.fields import part_from
 
 
 def load(base: Path, clients: int | None = None, seed: int = 0, **section: Any) -> Any:

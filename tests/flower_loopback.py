@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedsim.config import parse
-from fedsim.deploy_client import make_client_app
-from fedsim.deploy_server import RunConfig, serve
-from fedsim.results import Run
+from fedsim.deployment.client import make_client_app
+from fedsim.deployment.server import RunConfig, serve
+from fedsim.engine.run_directory import Run
+from fedsim.scenario.load import parse
 
 Spoil = Callable[[Any, Any], Any]
 """``spoil(message, reply)``: what is sent instead of `reply`; None for silence."""
@@ -91,7 +91,7 @@ class Deployment:
         return Node({"partition-id": client, "num-partitions": clients, "state-dir": disk, **config})
 
     def run(self, run: str = "1", **config: Any) -> Run:
-        from fedsim.config import load
+        from fedsim.scenario.load import load
 
         self.grid.run_config = {**self.config, **config}
         read = RunConfig.read(self.grid.run_config)

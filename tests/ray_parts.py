@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedsim.algorithms.dspodfl import DSpodFL
 from fedsim.algorithms.fedavg import FedAvg
-from fedsim.task import Oracle
+from fedsim.objective.quadratic import Oracle
 
 
 def refuse(g: Tensor) -> Tensor:

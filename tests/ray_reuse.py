@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedsim.backends.ray_cluster import Cluster
+from fedsim.backends.ray.cluster import Cluster
 
 _idle: list[Any] = []
 

@@ -12,8 +12,8 @@ import pytest
 from safetensors.torch import load_file
 
 from fedsim.algorithms.dspodfl import PeriodicGossip
-from fedsim.errors import InputError
-from fedsim.mixing import mixing_matrix
+from fedsim.core.errors import InputError
+from fedsim.graphs.mixing import mixing_matrix
 
 Make = Callable[..., Any]
 RING = {"graph": "ring"}

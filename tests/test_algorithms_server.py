@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from fedsim.algorithms.schedules import LrDecay, Work
-from fedsim.errors import InputError
+from fedsim.algorithms.work import LrDecay, Work
+from fedsim.core.errors import InputError
 
 Make = Callable[..., Any]
 TWO_OF_FIVE = {"mode": "synchronous", "clients_per_round": 2}

@@ -11,8 +11,8 @@ import pytest
 import torch
 from clocked import ASYNC, DIGITS, F80, MODES, Make, events
 
-from fedsim.backends.vectorized import Vectorized
-from fedsim.participation import Dispatch
+from fedsim.backends.in_process import Vectorized
+from fedsim.participation.synchronous import Dispatch
 
 # --- limit cases --------------------------------------------------------------------------------------------------
 
@@ -168,7 +168,7 @@ def test_lazy_is_eager(
         "system": F80,
     }
     lazy = [run_scenario(**keys, run={"rounds": 25, "chunk_rows": rows}) for rows in (1, 4, 100)]
-    monkeypatch.setattr("fedsim.backend_factory.Vectorized", Eager)
+    monkeypatch.setattr("fedsim.engine.place.Vectorized", Eager)
     eager = run_scenario(**keys, run={"rounds": 25, "chunk_rows": 1})
     assert torch.equal(lazy[0].params, eager.params)
     for other in lazy[1:]:

@@ -14,10 +14,10 @@ import torch
 from clocked import ASYNC, DIGITS, F80, MODES, Make
 
 import fedsim
-from fedsim.assembly import assemble
-from fedsim.config import parse
-from fedsim.participation import Arrival, Dispatch
-from fedsim.results import read_jsonl
+from fedsim.engine.assembly import assemble
+from fedsim.engine.run_directory import read_jsonl
+from fedsim.participation.synchronous import Arrival, Dispatch
+from fedsim.scenario.load import parse
 
 
 def resumable(mode: str, rounds: int = 30, **run: Any) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def test_seconds_before_the_first_arrival(tmp_path: Path) -> None:
 
 
 def test_planning_a_run_whose_first_window_is_empty(quadratic: Make) -> None:
-    from fedsim.planning import plan
+    from fedsim.reports.plan import plan
 
     scenario = {
         "data": quadratic(n=3).section(), "algorithm": {"name": "fedavg"}, "run": {"device": "cpu"},

@@ -11,11 +11,11 @@ import torch
 import yaml
 
 import fedsim
-from fedsim.assembly import assemble
-from fedsim.augment import Augment, moved
-from fedsim.config import parse
-from fedsim.errors import InputError
-from fedsim.supervised import SupervisedTask
+from fedsim.core.errors import InputError
+from fedsim.data.augment import Augment, moved
+from fedsim.engine.assembly import assemble
+from fedsim.objective.supervised import SupervisedTask
+from fedsim.scenario.load import parse
 
 
 def obvious(image: np.ndarray, mirrored: int, rows: int, columns: int, pad: int) -> np.ndarray:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsim.availability import Presence
-from fedsim.clock import TICKS_PER_SECOND, ticks
-from fedsim.errors import InputError
-from fedsim.parts import make_part
-from fedsim.system import SystemSection
+from fedsim.core.clock import TICKS_PER_SECOND, ticks
+from fedsim.core.errors import InputError
+from fedsim.core.fields import make_part
+from fedsim.devices.availability import Presence
+from fedsim.devices.system import SystemSection
 
 LAW = {"model": "uniform", "low": 0.2, "high": 2.0}
 MODELS: dict[str, dict[str, Any]] = {

@@ -32,7 +32,7 @@ from bad_input_makers import (
 )
 from data_makers import idx_bytes
 
-from fedsim.cli import main
+from fedsim.cli.app import main
 
 X, Y = np.ones((20, 3)), np.arange(20) % 2
 HALF_DONE = """\
@@ -268,11 +268,11 @@ MODELS = [
     own_model("bad_name", "def Nett(): pass", at(9, "model.name"), "(did you mean 'Nett'?)"),
     server("name: mlp", "name: no_such_module:Net", at(9, "model.name"), "cannot import 'no_such_module'"),
     server("name: mlp\n  hidden: [8]", "name: math:pi", at(9, "model.name"), "'math:pi' is float, not a callable"),
-    server("name: fedavg", "name: fedsim.data:Digits", at(12, "algorithm.name"),
+    server("name: fedavg", "name: fedsim.data.sets:Digits", at(12, "algorithm.name"),
         "inherits fedsim.algorithms.base.Algorithm"),
-    server("dataset: digits", "dataset: math:pi", at(4, "data.dataset"), "inherits fedsim.data.DatasetPart"),
-    server("fraction: 0.5", "mode: fedsim.data:Digits", at(16, "participation.mode"),
-        "fedsim.participation.Participation"),
+    server("dataset: digits", "dataset: math:pi", at(4, "data.dataset"), "inherits fedsim.data.sets.DatasetPart"),
+    server("fraction: 0.5", "mode: fedsim.data.sets:Digits", at(16, "participation.mode"),
+        "fedsim.participation.synchronous.Participation"),
     server("name: fedavg", "name: 'half_done:Mine'", at(11, "algorithm"), "'Mine' cannot be made", "abstract",
         **{"half_done.py": HALF_DONE}),
 ]
@@ -391,7 +391,9 @@ def test_bad_input_is_answered(
 @pytest.mark.parametrize("case", [FILES[-1], SWEEPS[5], GRAPHS[10]], ids=lambda case: case.name)
 def test_bad_input_is_answered_by_the_real_command(case: Case, folder: Path) -> None:
     write(case, folder)
-    done = subprocess.run([sys.executable, "-m", "fedsim.cli", *case.argv], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "fedsim.cli.app", *case.argv], capture_output=True, text=True, check=False
+    )
     assert_answers(case, done.returncode, done.stdout, done.stderr)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedsim.california import CaliforniaHousing
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
+from fedsim.data.california import CaliforniaHousing
 
 
 def table(folder: Path, **columns: object) -> Path:

@@ -14,12 +14,12 @@ import torch
 import yaml
 
 import fedsim
-from fedsim.cli import main
-from fedsim.config import SECTIONS, load
-from fedsim.parts import keys_of
-from fedsim.registry import kinds, lookup, names
-from fedsim.results import Run, read_jsonl
-from fedsim.schema import scenario_schema
+from fedsim.cli.app import main
+from fedsim.core.fields import keys_of
+from fedsim.core.registry import kinds, lookup, names
+from fedsim.engine.run_directory import Run, read_jsonl
+from fedsim.scenario.load import SECTIONS, load
+from fedsim.scenario.schema import scenario_schema
 
 SERVER: dict[str, Any] = {
     "name": "small",
@@ -219,10 +219,10 @@ def test_help_exits_with_0(call: Call) -> None:
 def test_help_is_quick_and_modes_are_found_whatever_was_imported() -> None:
     """Neither torch nor pandas is imported for ``--help``; a fresh interpreter knows every participation mode."""
     code = (
-        "import sys, fedsim.cli, fedsim\n"
+        "import sys, fedsim.cli.app, fedsim\n"
         "slow = {'torch', 'pandas', 'networkx', 'scipy', 'datasets'} & set(sys.modules)\n"
         "assert not slow, slow\n"
-        "from fedsim.registry import names\n"
+        "from fedsim.core.registry import names\n"
         "assert {'synchronous', 'gossip'} <= set(names('participation'))\n"
         "assert not {'datasets', 'flwr_datasets', 'sklearn', 'matplotlib', 'pandas'} & set(sys.modules)\n"
     )

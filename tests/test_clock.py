@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from fedsim.clock import TICKS_PER_SECOND, exact, seconds, ticks
+from fedsim.core.clock import TICKS_PER_SECOND, exact, seconds, ticks
 
 
 @pytest.mark.parametrize("number", [0.2, 0.1, 0.3, 1.0, 0.7333, 1e-4, 12.3456, 1e6])

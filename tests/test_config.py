@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 import fedsim
-from fedsim.config import load, parse
-from fedsim.errors import InputError
-from fedsim.parts import part_from
-from fedsim.registry import names
-from fedsim.scenario import Scenario
+from fedsim.core.errors import InputError
+from fedsim.core.fields import part_from
+from fedsim.core.registry import names
+from fedsim.scenario.load import load, parse
+from fedsim.scenario.sections import Scenario
 
 SERVER: dict[str, Any] = {
     "data": {"dataset": "digits", "clients": 4, "partition": {"scheme": "dirichlet", "alpha": 1}},

@@ -12,9 +12,11 @@ import pytest
 import torch
 from data_makers import idx_folder_in, image_folder_in, load, pictures, save_quadratic, write_images
 
-from fedsim import cache, data, data_files
-from fedsim.errors import InputError
-from fedsim.splits import Split, divide, scaled
+from fedsim.core.errors import InputError
+from fedsim.data import cache
+from fedsim.data import files as data_files
+from fedsim.data import sets as data
+from fedsim.data.splits import Split, divide, scaled
 
 HERE = Path(__file__).parent
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from data_makers import idx_bytes, idx_folder_in, image_folder_in, load, pictures, save_quadratic, write_images
 
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
 
 
 @pytest.fixture(autouse=True)

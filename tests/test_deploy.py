@@ -15,11 +15,11 @@ import yaml
 from typer.testing import CliRunner
 
 import fedsim
-from fedsim.cli import app
-from fedsim.config import parse
-from fedsim.deploy import PACKAGE, deploy
-from fedsim.deploy_server import RUN_KEYS, RunConfig
-from fedsim.errors import InputError
+from fedsim.cli.app import app
+from fedsim.core.errors import InputError
+from fedsim.deployment.app import PACKAGE, deploy
+from fedsim.deployment.server import RUN_KEYS, RunConfig
+from fedsim.scenario.load import parse
 
 pytest.importorskip("flwr")
 

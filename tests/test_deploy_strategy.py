@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fedsim.algorithms.base import Round
-from fedsim.deploy_strategy import make_strategy
-from fedsim.errors import InputError
-from fedsim.parts import part_from
+from fedsim.core.errors import InputError
+from fedsim.core.fields import part_from
+from fedsim.deployment.strategy import make_strategy
 
 pytest.importorskip("flwr")
 EXAMPLES = (10, 30, 60)

@@ -21,13 +21,13 @@ import yaml
 from flower_cluster import is_gone, wait_for
 
 import fedsim
-from fedsim import deploy_link
-from fedsim.backends.flower_records import Order
-from fedsim.config import parse
-from fedsim.deploy_link import NAME, Spec, ask, retire
-from fedsim.deploy_node import NodeConfig
-from fedsim.deploy_work import Client
-from fedsim.errors import RunError
+from fedsim.core.errors import RunError
+from fedsim.deployment import link as deploy_link
+from fedsim.deployment.flower.records import Order
+from fedsim.deployment.link import NAME, Spec, ask, retire
+from fedsim.deployment.node_config import NodeConfig
+from fedsim.deployment.work import Client
+from fedsim.scenario.load import parse
 
 Make = Callable[..., Any]
 ORDER = Order("1", 0, 5, 1, 1, 0, 0)
@@ -183,13 +183,13 @@ def test_one_that_always_dies_is_an_error_that_names_its_log(
 def test_errors_come_back_with_their_type_and_the_next_job_is_done(spec: Spec) -> None:
     with pytest.raises(RunError) as caught:
         work(spec, replace(ORDER, round=9, builds_on=8))
-    assert str(type(caught.value)) == "<class 'fedsim.errors.RunError'>"
+    assert str(type(caught.value)) == "<class 'fedsim.core.errors.RunError'>"
     assert "this client's state after round 8 is lost" in str(caught.value)
     assert "_restore" in caught.value.__notes__[0]
     number = pid(spec)
     with pytest.raises(RunError, match="a job of client 1 was sent to client 0") as caught:
         work(spec, replace(ORDER, client=1))
-    assert str(type(caught.value)) == "<class 'fedsim.backends.flower_records.BadRecord'>"
+    assert str(type(caught.value)) == "<class 'fedsim.deployment.flower.records.BadRecord'>"
     work(spec)
     assert pid(spec) == number
 
@@ -197,7 +197,7 @@ def test_errors_come_back_with_their_type_and_the_next_job_is_done(spec: Spec) -
 def test_wrong_input_is_named_as_without_a_worker(spec: Spec) -> None:
     with pytest.raises(RunError, match=r"--node-config: own-data.file: no file or folder /nowhere$") as caught:
         work(spec, own_data="/nowhere")
-    assert str(type(caught.value)) == "<class 'fedsim.errors.InputError'>"
+    assert str(type(caught.value)) == "<class 'fedsim.core.errors.InputError'>"
 
 
 def test_it_ends_with_its_supernode(spec: Spec, supernode: subprocess.Popen[bytes]) -> None:
@@ -227,7 +227,7 @@ def test_it_ends_when_its_folder_goes(spec: Spec) -> None:
 def test_it_ends_when_who_asked_is_gone(spec: Spec) -> None:
     """As without a worker: the work of a message ends with its process."""
     code = (
-        "import sys, json, numpy as np; from fedsim.deploy_link import Spec, ask; from fedsim.backends.flower_records "
+        "import sys, json, numpy as np; from fedsim.deployment.link import Spec, ask; from fedsim.deployment.flower.records "
         "import Order; ask(Spec(**json.loads(sys.argv[1])), 'train', Order('1', 0, 5, 1, 1, 0, 0), "
         "{'x': np.ones(3), 'c': np.zeros(3)})"
     )
@@ -292,7 +292,7 @@ def test_a_new_run_ends_the_workers_of_others_and_forgets_the_oldest(spec: Spec)
 
 def test_a_message_finds_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from fedsim.deploy_client import make_client_app; make_client_app('x.yaml'); "
+        "import sys; from fedsim.deployment.client import make_client_app; make_client_app('x.yaml'); "
         "print([m for m in ('torch', 'pandas', 'networkx', 'yaml', 'scipy', 'ray') if m in sys.modules])"
     )
     pytest.importorskip("flwr")

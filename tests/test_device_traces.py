@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import fedsim
-from fedsim.clock import TICKS_PER_SECOND, ticks
-from fedsim.device_traces import read_devices, rows_of_clients
-from fedsim.errors import InputError
-from fedsim.parts import make_part
-from fedsim.system import Durations, SystemSection
+from fedsim.core.clock import TICKS_PER_SECOND, ticks
+from fedsim.core.errors import InputError
+from fedsim.core.fields import make_part
+from fedsim.devices.system import Durations, SystemSection
+from fedsim.devices.traces import read_devices, rows_of_clients
 
 DEVICES: dict[str, dict[str, Any]] = {
     "1": {"computation": 20.0, "communication": 8000, "duration": 99, "model": "phone",

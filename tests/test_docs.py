@@ -22,14 +22,14 @@ import yaml
 from typer.testing import CliRunner
 
 import fedsim
-from fedsim import registry
-from fedsim.cli import app
-from fedsim.errors import InputError
-from fedsim.parts import keys_of
-from fedsim.registry import lookup, names
-from fedsim.results import read_jsonl
-from fedsim.scenario import RunSection
-from fedsim.sweep_files import points
+from fedsim.cli.app import app
+from fedsim.core import registry
+from fedsim.core.errors import InputError
+from fedsim.core.fields import keys_of
+from fedsim.core.registry import lookup, names
+from fedsim.engine.run_directory import read_jsonl
+from fedsim.scenario.sections import RunSection
+from fedsim.sweeps.files import points
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -304,7 +304,7 @@ def named_in(page: str) -> set[str]:
 
 def test_the_schema_is_what_the_command_prints() -> None:
     printed = subprocess.run(
-        [sys.executable, "-m", "fedsim.cli", "schema"], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-m", "fedsim.cli.app", "schema"], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout
     assert json.loads(printed) == json.loads((ROOT / "docs" / "scenario.schema.json").read_text(encoding="utf-8"))
 

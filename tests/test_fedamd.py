@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import fedsim
-from fedsim.assembly import assemble
-from fedsim.config import parse
-from fedsim.errors import InputError
-from fedsim.planning import plan
-from fedsim.registry import lookup
+from fedsim.core.errors import InputError
+from fedsim.core.registry import lookup
+from fedsim.engine.assembly import assemble
+from fedsim.reports.plan import plan
+from fedsim.scenario.load import parse
 
 Make = Callable[..., Any]
 ANCHOR = 1

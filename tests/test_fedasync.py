@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fedsim
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
 
 SPEEDS = (Fraction(1), Fraction(11, 15), Fraction(7, 15), Fraction(1, 5))
 FACTORS: dict[str, tuple[Any, Callable[[int], float]]] = {

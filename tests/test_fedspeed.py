@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from fedsim.algorithms.sam import Ascent
-from fedsim.assembly import assemble
-from fedsim.config import parse
-from fedsim.errors import InputError
-from fedsim.parts import dump_part
-from fedsim.simulation import Simulation
-from fedsim.task import Oracle
+from fedsim.core.errors import InputError
+from fedsim.core.fields import dump_part
+from fedsim.engine.assembly import assemble
+from fedsim.engine.loop import Simulation
+from fedsim.objective.quadratic import Oracle
+from fedsim.scenario.load import parse
 
 Make = Callable[..., Any]
 TWO_OF_FIVE = {"mode": "synchronous", "clients_per_round": 2}
@@ -238,7 +238,7 @@ def test_bytes_and_gradients(
     keys: dict[str, Any],
 ) -> None:  # fmt: skip
     """Counted is what is evaluated: the oracle's own calls are counted beside it."""
-    from fedsim import task
+    from fedsim.objective import quadratic as task
 
     evaluated = 0
     original = task._QuadraticOracle.grad

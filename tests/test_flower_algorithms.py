@@ -13,8 +13,8 @@ import torch
 from flower_loopback import Deployment
 
 import fedsim
-from fedsim.registry import lookup, names
-from fedsim.results import read_jsonl
+from fedsim.core.registry import lookup, names
+from fedsim.engine.run_directory import read_jsonl
 
 pytest.importorskip("flwr")
 Make = Callable[..., Any]

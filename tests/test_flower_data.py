@@ -12,10 +12,10 @@ import pytest
 import torch
 from flower_loopback import Deployment
 
-from fedsim.assembly import Material, assemble
-from fedsim.errors import RunError
-from fedsim.partition_table import read_partition
-from fedsim.simulation import Simulation
+from fedsim.core.errors import RunError
+from fedsim.data.partition_csv import read_partition
+from fedsim.engine.assembly import Material, assemble
+from fedsim.engine.loop import Simulation
 
 pytest.importorskip("flwr")
 N, SIZES = 3, (12, 30, 21)

@@ -13,11 +13,11 @@ import torch
 from flower_loopback import Deployment, LoopbackGrid
 
 import fedsim
-from fedsim.backends.flower_records import PROTOCOL, BadRecord, Greeting, Order, pack, unpack
-from fedsim.deploy_node import NodeConfig
-from fedsim.deploy_server import RunConfig
-from fedsim.errors import InputError, RunError
-from fedsim.results import read_jsonl
+from fedsim.core.errors import InputError, RunError
+from fedsim.deployment.flower.records import PROTOCOL, BadRecord, Greeting, Order, pack, unpack
+from fedsim.deployment.node_config import NodeConfig
+from fedsim.deployment.server import RunConfig
+from fedsim.engine.run_directory import read_jsonl
 
 pytest.importorskip("flwr")
 Make = Callable[..., Any]

@@ -13,11 +13,11 @@ from flower_loopback import Deployment
 from typer.testing import CliRunner
 
 import fedsim
-from fedsim.cli import app as command
-from fedsim.config import parse
-from fedsim.deploy import deploy
-from fedsim.errors import InputError, RunError
-from fedsim.results import read_jsonl
+from fedsim.cli.app import app as command
+from fedsim.core.errors import InputError, RunError
+from fedsim.deployment.app import deploy
+from fedsim.engine.run_directory import read_jsonl
+from fedsim.scenario.load import parse
 
 pytest.importorskip("flwr")
 N = 3

@@ -17,9 +17,9 @@ import pytest
 from flower_cluster import Cluster, is_gone, wait_for
 
 import fedsim
-from fedsim.config import parse
-from fedsim.deploy import deploy
-from fedsim.results import Run, read_jsonl
+from fedsim.deployment.app import deploy
+from fedsim.engine.run_directory import Run, read_jsonl
+from fedsim.scenario.load import parse
 
 pytest.importorskip("flwr")
 pytestmark = [pytest.mark.flower, pytest.mark.slow]

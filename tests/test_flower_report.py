@@ -11,9 +11,9 @@ import pytest
 from flower_loopback import Deployment
 
 import fedsim
-from fedsim.replies import accounts, fitted_system
-from fedsim.report import write_report
-from fedsim.run_groups import find_runs, group_runs
+from fedsim.engine.replies import accounts, fitted_system
+from fedsim.reports.groups import find_runs, group_runs
+from fedsim.reports.report import write_report
 
 pytest.importorskip("flwr")
 Make = Callable[..., Any]
@@ -77,7 +77,7 @@ def test_the_measured_system_runs_as_a_simulation(pair: tuple[Path, Path], tmp_p
     latency = fitted.system.network.latency.values  # type: ignore[union-attr]
     assert latency[2] - latency[0] == pytest.approx(0.075, abs=0.06)  # half of the delay each way
     run = fedsim.run(fitted, out=tmp_path / "fitted")
-    deployed = fedsim.results.Run(pair[0])
+    deployed = fedsim.engine.run_directory.Run(pair[0])
     assert run.metrics["time"].iloc[-1] == pytest.approx(deployed.metrics["time"].iloc[-1], rel=0.5)
 
 

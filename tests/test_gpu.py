@@ -11,11 +11,11 @@ import torch
 
 import fedsim
 from fedsim.algorithms.scaffold import Scaffold
-from fedsim.assembly import assemble
-from fedsim.config import parse
-from fedsim.store import ClientStore, MemoryTable
-from fedsim.supervised import SupervisedTask
-from fedsim.worker import default_chunk_rows
+from fedsim.clients.store import ClientStore, MemoryTable
+from fedsim.clients.worker import default_chunk_rows
+from fedsim.engine.assembly import assemble
+from fedsim.objective.supervised import SupervisedTask
+from fedsim.scenario.load import parse
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,7 +44,7 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(model: dict[str, Any], kernel: str, 
 
 @pytest.mark.parametrize("place", ["memory", "disk"])
 def test_state_beside_the_gpu(place: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim.store._GPU_SHARE", 0.0)
+    monkeypatch.setattr("fedsim.clients.store._GPU_SHARE", 0.0)
     device = torch.device("cuda")
     store = ClientStore(Scaffold(), torch.zeros(1000, device=device), 50, place, tmp_path)
     if isinstance(store._table, MemoryTable):

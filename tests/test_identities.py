@@ -189,7 +189,7 @@ def test_dfedavg_with_one_step_mixes_after_adapting(spread: Make) -> None:
     """From equal starts the first round of DGD only adapts; DFedAvg mixes that result. Later the two orders differ."""
     from networkx import star_graph
 
-    from fedsim.mixing import mixing_matrix
+    from fedsim.graphs.mixing import mixing_matrix
 
     W = mixing_matrix(star_graph(5), "metropolis").toarray()
     adapted = spread("dgd", 1).params.numpy()

@@ -9,8 +9,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from scipy import stats
 
-from fedsim.errors import InputError
-from fedsim.laws import ProbabilityLaw
+from fedsim.core.errors import InputError
+from fedsim.participation.laws import ProbabilityLaw
 
 LAW = TypeAdapter(ProbabilityLaw)
 

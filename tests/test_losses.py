@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 
-from fedsim.errors import InputError
-from fedsim.losses import loss_function, predictions
-from fedsim.registry import names
+from fedsim.core.errors import InputError
+from fedsim.core.registry import names
+from fedsim.models.losses import loss_function, predictions
 
 F32, F64 = torch.float32, torch.float64
 

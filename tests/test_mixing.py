@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from fedsim.errors import InputError
-from fedsim.mixing import (
+from fedsim.core.errors import InputError
+from fedsim.graphs.mixing import (
     adjacency,
     check_mixing,
     chi_1,
@@ -27,7 +27,7 @@ from fedsim.mixing import (
     spectral_gap,
     summary,
 )
-from fedsim.topology import build_topology
+from fedsim.graphs.topology import build_topology
 
 PATH = nx.path_graph(3)
 STAR = nx.star_graph(3)
@@ -117,16 +117,16 @@ def test_symmetric_rules_refuse_directed_graphs(rule: str) -> None:
 
 
 def test_own_rule_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    import fedsim.mixing
+    import fedsim.graphs.mixing
 
-    monkeypatch.setattr(fedsim.mixing, "own", lambda g: np.full((len(g), len(g)), 1 / len(g)), raising=False)
-    assert np.allclose(dense(PATH, "fedsim.mixing:own"), 1 / 3)
-    monkeypatch.setattr(fedsim.mixing, "own", lambda g: np.eye(len(g)) * 0.9)
+    monkeypatch.setattr(fedsim.graphs.mixing, "own", lambda g: np.full((len(g), len(g)), 1 / len(g)), raising=False)
+    assert np.allclose(dense(PATH, "fedsim.graphs.mixing:own"), 1 / 3)
+    monkeypatch.setattr(fedsim.graphs.mixing, "own", lambda g: np.eye(len(g)) * 0.9)
     with pytest.raises(InputError, match=r"row 0 of the mixing matrix sums to 0\.9"):
-        mixing_matrix(PATH, "fedsim.mixing:own")
-    monkeypatch.setattr(fedsim.mixing, "own", lambda g: np.eye(len(g) + 1))
+        mixing_matrix(PATH, "fedsim.graphs.mixing:own")
+    monkeypatch.setattr(fedsim.graphs.mixing, "own", lambda g: np.eye(len(g) + 1))
     with pytest.raises(InputError, match=r"shape \(4, 4\), allowed: \(3, 3\)"):
-        mixing_matrix(PATH, "fedsim.mixing:own")
+        mixing_matrix(PATH, "fedsim.graphs.mixing:own")
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from fedsim.aggregators import BaseMixing, Mean, Median, MixingMatrix, TrimmedMean, message_bytes
-from fedsim.mixing import mixing_matrix
+from fedsim.graphs.mixing import mixing_matrix
+from fedsim.messages.aggregators import BaseMixing, Mean, Median, MixingMatrix, TrimmedMean, message_bytes
 
 CPU = torch.device("cpu")
 GRAPHS: dict[str, tuple[Any, str]] = {

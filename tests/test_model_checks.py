@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsim.errors import InputError
-from fedsim.losses import loss_function, predictions
-from fedsim.models import build_model, flatten, refuse_batch_statistics
+from fedsim.core.errors import InputError
+from fedsim.models.build import build_model, flatten, refuse_batch_statistics
+from fedsim.models.losses import loss_function, predictions
 
 F32, F64 = torch.float32, torch.float64
 
@@ -82,8 +82,8 @@ OWN = """
 import torch, torch.nn.functional as F
 from dataclasses import dataclass
 from torch import nn
-from fedsim.errors import InputError
-from fedsim.models import Model
+from fedsim.core.errors import InputError
+from fedsim.models.build import Model
 
 def plain(width, input_shape, num_outputs):
     return nn.Sequential(nn.Flatten(), nn.Linear(input_shape[0], width), nn.Tanh(), nn.Linear(width, num_outputs))

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-from fedsim.errors import InputError
-from fedsim.losses import loss_function
-from fedsim.models import (
+from fedsim.core.errors import InputError
+from fedsim.core.registry import lookup, names
+from fedsim.models.build import (
     CNN,
     MLP,
     Model,
@@ -22,7 +22,7 @@ from fedsim.models import (
     load_flat,
     views,
 )
-from fedsim.registry import lookup, names
+from fedsim.models.losses import loss_function
 
 F32, F64 = torch.float32, torch.float64
 

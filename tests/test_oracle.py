@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from fedsim import losses, supervised
-from fedsim.data import Dataset, Quadratic
-from fedsim.models import flatten, views
-from fedsim.supervised import SupervisedTask
-from fedsim.task import QuadraticTask
+from fedsim.data.sets import Dataset, Quadratic
+from fedsim.models import losses
+from fedsim.models.build import flatten, views
+from fedsim.objective import supervised
+from fedsim.objective.quadratic import QuadraticTask
+from fedsim.objective.supervised import SupervisedTask
 
 CPU = torch.device("cpu")
 

@@ -15,14 +15,14 @@ from scipy import stats
 
 from fedsim.algorithms.dspodfl import DGD, DSpodFL, PeriodicGossip
 from fedsim.algorithms.fedavg import FedAvg
-from fedsim.algorithms.schedules import Work
-from fedsim.data import Quadratic
-from fedsim.errors import InputError
-from fedsim.gossip import Gossip, build_network
-from fedsim.laws import Law, ProbabilityLaw
-from fedsim.participation import Arrival, Dispatch, Synchronous
-from fedsim.task import QuadraticTask
-from fedsim.topology import Topology
+from fedsim.algorithms.work import Work
+from fedsim.core.errors import InputError
+from fedsim.data.sets import Quadratic
+from fedsim.graphs.topology import Topology
+from fedsim.objective.quadratic import QuadraticTask
+from fedsim.participation.gossip import Gossip, build_network
+from fedsim.participation.laws import Law, ProbabilityLaw
+from fedsim.participation.synchronous import Arrival, Dispatch, Synchronous
 
 LAW = TypeAdapter(ProbabilityLaw)
 ROUNDS = 3000

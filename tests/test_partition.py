@@ -12,11 +12,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedsim.data import Dataset
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
+from fedsim.core.registry import names
+from fedsim.data.partition import Iid, assign_partition, label_counts
+from fedsim.data.sets import Dataset
 from fedsim.figures.partition import partition_figure
-from fedsim.partition import Iid, assign_partition, label_counts
-from fedsim.registry import names
 
 
 def dataset(labels: Any, clients: list[np.ndarray] | None = None) -> Dataset:
@@ -333,7 +333,7 @@ def test_a_users_own_scheme_is_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, message: str
 ) -> None:
     name = f"own_scheme_{abs(hash(body))}"
-    source = "from dataclasses import dataclass\nimport numpy as np\nfrom fedsim.partition import Partition\n"
+    source = "from dataclasses import dataclass\nimport numpy as np\nfrom fedsim.data.partition import Partition\n"
     source += "@dataclass(frozen=True)\nclass Mine(Partition):\n"
     source += f"    def assign(self, labels, clients, seed):\n        return {body}\n"
     (tmp_path / f"{name}.py").write_text(source)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsim import persample
-from fedsim.data import Dataset
-from fedsim.losses import loss_function
-from fedsim.models import views
-from fedsim.supervised import SupervisedTask
-from fedsim.task import Oracle
+from fedsim.data.sets import Dataset
+from fedsim.models.build import views
+from fedsim.models.losses import loss_function
+from fedsim.objective import persample
+from fedsim.objective.quadratic import Oracle
+from fedsim.objective.supervised import SupervisedTask
 
 SIZES = [5, 80, 1, 20]
 

@@ -15,11 +15,11 @@ from reference.poisson_loop import replay
 from scipy import stats
 
 import fedsim
-from fedsim.assembly import assemble
-from fedsim.config import parse
-from fedsim.errors import InputError
-from fedsim.participation import Arrival
-from fedsim.schedule_view import follow
+from fedsim.core.errors import InputError
+from fedsim.engine.assembly import assemble
+from fedsim.participation.synchronous import Arrival
+from fedsim.reports.timeline import follow
+from fedsim.scenario.load import parse
 
 Make = Callable[..., Any]
 GRAPH = {"graph": "random_geometric", "radius": 0.6}

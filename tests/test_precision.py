@@ -12,21 +12,21 @@ import torch
 from torch import Tensor, nn
 
 import fedsim
-from fedsim import losses
-from fedsim.assembly import assemble
-from fedsim.config import parse
-from fedsim.errors import InputError
-from fedsim.kernel import Kernel
-from fedsim.models import flatten, layout, load_flat
-from fedsim.planning import plan
-from fedsim.stacked import ChainKernel, RowKernel, VmapKernel, build_kernel
-from fedsim.supervised import SupervisedTask
-from fedsim.vision import BasicBlock, resnet18
+from fedsim.core.errors import InputError
+from fedsim.engine.assembly import assemble
+from fedsim.models import losses
+from fedsim.models.build import flatten, layout, load_flat
+from fedsim.models.vision import BasicBlock, resnet18
+from fedsim.objective.kernel import Kernel
+from fedsim.objective.stacked import ChainKernel, RowKernel, VmapKernel, build_kernel
+from fedsim.objective.supervised import SupervisedTask
+from fedsim.reports.plan import plan
+from fedsim.scenario.load import parse
 
 CPU = torch.device("cpu")
 MINI = """\
 from torch import nn
-from fedsim.vision import BasicBlock
+from fedsim.models.vision import BasicBlock
 
 def mini(input_shape, num_outputs):
     '''A stem, a plain block, a block that halves the image, the mean, the outputs: ResNet-18 in small.'''
@@ -87,7 +87,7 @@ def test_a_residual_network_under_every_kernel(algorithm: dict[str, Any], tmp_pa
         "run": {"rounds": 2, "device": "cpu", "dtype": "float64", "threads": 1},
     }
     file = tmp_path / "s.yaml"
-    file.write_text(fedsim.yaml_files.yaml.safe_dump(settings))
+    file.write_text(fedsim.core.documents.yaml.safe_dump(settings))
     found = {}
     for kernel, chunk in (("stacked", 3), ("stacked", 1), ("rows", 3), ("rows", 2)):
         scenario = fedsim.load(file, [f"run.kernel={kernel}", f"run.chunk_rows={chunk}"])
@@ -134,7 +134,7 @@ def test_the_kernel_can_be_chosen() -> None:
 
 
 def test_convolutions_go_channels_last_on_a_gpu_unless_they_are_group_normalised() -> None:
-    from fedsim.stacked import _channels_last
+    from fedsim.objective.stacked import _channels_last
 
     plain, gpu = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(3)), torch.device("cuda")
     assert _channels_last(plain, gpu)
@@ -233,7 +233,7 @@ def test_a_model_that_vmap_cannot_take_is_refused_where_stacked_is_asked_for(tmp
     )
     file = tmp_path / "s.yaml"
     wanted = {**settings(kernel="stacked"), "model": {"name": "branching:Net"}}
-    file.write_text(fedsim.yaml_files.yaml.safe_dump(wanted))
+    file.write_text(fedsim.core.documents.yaml.safe_dump(wanted))
     with pytest.raises(InputError, match=r"s.yaml:\d+: run.kernel: found 'stacked', but torch.func.vmap cannot"):
         assemble(fedsim.load(file))
     task = assemble(fedsim.load(file, ["run.kernel=auto"])).task

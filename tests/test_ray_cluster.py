@@ -15,9 +15,9 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 import fedsim
-from fedsim.assembly import assemble
-from fedsim.config import parse
-from fedsim.simulation import Simulation
+from fedsim.engine.assembly import assemble
+from fedsim.scenario.load import parse
+from fedsim.engine.loop import Simulation
 
 keys = dict(num_cpus=1, node_ip_address="127.0.0.1", object_store_memory=150_000_000)
 cluster = Cluster(initialize_head=True, head_node_args={**keys, "include_dashboard": False})
@@ -78,9 +78,9 @@ import numpy as np
 from ray._common.utils import get_system_memory
 from ray._private.utils import get_used_memory
 import fedsim
-from fedsim.assembly import assemble
-from fedsim.config import parse
-from fedsim.simulation import Simulation
+from fedsim.engine.assembly import assemble
+from fedsim.scenario.load import parse
+from fedsim.engine.loop import Simulation
 
 GIB = 2**30
 os.environ["RAY_memory_usage_threshold"] = str((get_used_memory() + 4 * GIB) / get_system_memory())

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import fedsim
-from fedsim.assembly import assemble
-from fedsim.config import parse
-from fedsim.errors import InputError
-from fedsim.registry import lookup, names
+from fedsim.core.errors import InputError
+from fedsim.core.registry import lookup, names
+from fedsim.engine.assembly import assemble
+from fedsim.scenario.load import parse
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -49,7 +49,7 @@ def sections(name: str, problem: Any) -> dict[str, Any]:
 
 
 def _uniform() -> Any:
-    from fedsim.algorithms.schedules import Work
+    from fedsim.algorithms.work import Work
 
     return Work(uniform=[1, 3])
 

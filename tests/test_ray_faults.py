@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import fedsim
-from fedsim.assembly import assemble
-from fedsim.config import parse
-from fedsim.errors import InputError, RunError
-from fedsim.simulation import Simulation
+from fedsim.core.errors import InputError, RunError
+from fedsim.engine.assembly import assemble
+from fedsim.engine.loop import Simulation
+from fedsim.scenario.load import parse
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -96,7 +96,7 @@ def test_after_a_checkpoint_only_what_followed_is_done_again(
     quadratic: Make, tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Checkpoints are asked for when the log grows, and an actor that dies later starts from the last one."""
-    monkeypatch.setattr("fedsim.backends.ray_calls._LOG_CALLS", 5)
+    monkeypatch.setattr("fedsim.backends.ray.calls._LOG_CALLS", 5)
     for kind in ("scaffold", "gradient_tracking"):
         sections = scenario(quadratic(n=6), kind)
         whole = run_and_kill(ray_cluster, sections, tmp_path / kind / "whole", ())

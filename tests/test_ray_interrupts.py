@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import fedsim
-from fedsim.results import load_checkpoint
+from fedsim.engine.run_directory import load_checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -35,7 +35,7 @@ def begin(folder: Path, **sections: Any) -> tuple[subprocess.Popen[str], str]:
     """`fedsim run` in a process group of its own, as a terminal would start it, and a mark that its children carry."""
     (folder / "s.yaml").write_text(yaml.safe_dump({**SCENARIO, **sections}))
     mark = uuid.uuid4().hex
-    command = [sys.executable, "-m", "fedsim.cli", "run", str(folder / "s.yaml"), "--out", str(folder / "run")]
+    command = [sys.executable, "-m", "fedsim.cli.app", "run", str(folder / "s.yaml"), "--out", str(folder / "run")]
     process = subprocess.Popen(
         command, env={**os.environ, MARK: mark, "RAY_memory_monitor_refresh_ms": "0"}, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

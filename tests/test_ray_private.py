@@ -10,13 +10,13 @@ import pytest
 from test_ray_contract import ACTORS, ray_backend, same
 
 import fedsim
-from fedsim.assembly import assemble
-from fedsim.backend_factory import shards_mix
-from fedsim.backends.ray_gossip import RayNodes
-from fedsim.config import parse
-from fedsim.planning import plan
-from fedsim.results import read_jsonl
-from fedsim.simulation import Simulation
+from fedsim.backends.ray.nodes import RayNodes
+from fedsim.engine.assembly import assemble
+from fedsim.engine.loop import Simulation
+from fedsim.engine.place import shards_mix
+from fedsim.engine.run_directory import read_jsonl
+from fedsim.reports.plan import plan
+from fedsim.scenario.load import parse
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

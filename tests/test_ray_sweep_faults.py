@@ -18,11 +18,11 @@ import torch
 import yaml
 
 import fedsim
-from fedsim.errors import InputError, RunError
-from fedsim.sweep_files import read_sweep
-from fedsim.sweep_home import Home
-from fedsim.sweep_trial import Work
-from fedsim.sweep_tune import Together
+from fedsim.core.errors import InputError, RunError
+from fedsim.sweeps.files import read_sweep
+from fedsim.sweeps.home import Home
+from fedsim.sweeps.trial import Work
+from fedsim.sweeps.tune import Together
 
 SCENARIO: dict[str, Any] = {
     "data": {"dataset": "digits", "clients": 4, "limit": 100},
@@ -41,7 +41,7 @@ def write(folder: Path, **sweep: Any) -> Path:
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
     environment = os.environ | {"RAY_memory_monitor_refresh_ms": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
-        [sys.executable, "-m", "fedsim.cli", "sweep", "w.yaml", "--out", "out", "--parallel", "2", *more], cwd=folder,
+        [sys.executable, "-m", "fedsim.cli.app", "sweep", "w.yaml", "--out", "out", "--parallel", "2", *more], cwd=folder,
         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True,
     )  # fmt: skip
 
@@ -111,7 +111,7 @@ def test_a_killed_and_an_interrupted_sweep_lose_and_repeat_nothing(tmp_path: Pat
     assert [row["status"] for row in json.loads(printed)] == ["finished"] * 8
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
     for seed in (0, 3, 7):
-        swept = fedsim.results.Run(out / f"seed={seed}")
+        swept = fedsim.engine.run_directory.Run(out / f"seed={seed}")
         alone = fedsim.run(swept.dir / "scenario.yaml", out=tmp_path / f"alone-{seed}")
         assert torch.equal(swept.params, alone.params)
         assert swept.metrics.drop(columns="wall").equals(alone.metrics.drop(columns="wall"))
@@ -209,7 +209,7 @@ def test_machines_that_do_not_see_the_folder_send_what_they_recorded(ray_session
         """What the trials tell Ray Tune."""
         from unittest.mock import patch
 
-        from fedsim.sweep_trial import trial
+        from fedsim.sweeps.trial import trial
 
         said: list[Any] = []
         with patch("ray.tune.report", said.append):
@@ -222,8 +222,8 @@ def test_machines_that_do_not_see_the_folder_send_what_they_recorded(ray_session
     errors = ray_session.get(ray_session.remote(num_cpus=1)(errors_of_both).remote(work))
     assert "diverged" in errors[1]
     assert errors[0] is None
-    assert fedsim.results.read_jsonl(places[1] / "metrics.jsonl")[0]["round"] == 0
+    assert fedsim.engine.run_directory.read_jsonl(places[1] / "metrics.jsonl")[0]["round"] == 0
     assert alone[0].run is not None
-    assert torch.equal(fedsim.results.Run(places[0]).params, alone[0].run.params)
+    assert torch.equal(fedsim.engine.run_directory.Run(places[0]).params, alone[0].run.params)
     assert sorted(p.name for p in places[0].iterdir()) == sorted(p.name for p in alone[0].dir.iterdir())
     ray_session.kill(home)

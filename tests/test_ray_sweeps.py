@@ -12,10 +12,10 @@ import torch
 import yaml
 
 import fedsim
-from fedsim.errors import InputError
-from fedsim.sweep_axes import Axis
-from fedsim.sweep_files import points
-from fedsim.sweep_tune import Together
+from fedsim.core.errors import InputError
+from fedsim.sweeps.axes import Axis
+from fedsim.sweeps.files import points
+from fedsim.sweeps.tune import Together
 
 SCENARIO: dict[str, Any] = {
     "data": {"dataset": "digits", "clients": 4, "limit": 100},

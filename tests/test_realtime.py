@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 import fedsim
-from fedsim.assembly import Assembly, assemble
-from fedsim.config import parse
-from fedsim.errors import RunError
-from fedsim.participation import Arrival, Dispatch, Event
-from fedsim.realtime import RealTime
-from fedsim.scenario import Scenario
+from fedsim.core.errors import RunError
+from fedsim.engine.assembly import Assembly, assemble
+from fedsim.participation.synchronous import Arrival, Dispatch, Event
+from fedsim.participation.wall_clock import RealTime
+from fedsim.scenario.load import parse
+from fedsim.scenario.sections import Scenario
 
 Make = Callable[..., Any]
 TAU = [1.0, 0.37, 0.61, 0.83]
@@ -199,7 +199,7 @@ def test_on_a_directed_graph_nobody_may_be_missing(quadratic: Make) -> None:
     scenario, assembly = made({"mode": "gossip"}, quadratic(n=N), system={"compute": 1.0}, **more)
     import networkx as nx
 
-    from fedsim.gossip import build_network
+    from fedsim.participation.gossip import build_network
 
     ring = nx.DiGraph([(i, (i + 1) % N) for i in range(N)])
     topology = replace(assembly.network.topology, graphs=(ring,))  # type: ignore[type-var]

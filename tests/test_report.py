@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import fedsim
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
+from fedsim.data.partition_csv import read_partition, write_partition
 from fedsim.figures.curves import BAND, OPEN_END
-from fedsim.partition_table import read_partition, write_partition
-from fedsim.report import write_report
-from fedsim.run_groups import find_runs, group_runs
+from fedsim.reports.groups import find_runs, group_runs
+from fedsim.reports.report import write_report
 
 PNG = b"\x89PNG"
 SERVER = {

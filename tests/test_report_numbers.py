@@ -7,11 +7,11 @@ import re
 import numpy as np
 import pytest
 
+from fedsim.engine.run_directory import accuracies
 from fedsim.figures.curves import Line, Panel, grid_figure, panel_figure
-from fedsim.page import inline_svg
-from fedsim.report import number, spread
-from fedsim.results import accuracies
-from fedsim.run_groups import Record, mean_std
+from fedsim.figures.html import inline_svg
+from fedsim.reports.groups import Record, mean_std
+from fedsim.reports.report import number, spread
 
 
 def test_mean_and_std_are_numpys():

@@ -8,8 +8,8 @@ import networkx
 import yaml
 
 import fedsim
-from fedsim.report import write_report
-from fedsim.report_sweep import pareto
+from fedsim.reports.report import write_report
+from fedsim.reports.tradeoffs import pareto
 
 SCENARIO = {
     "data": {"dataset": "digits", "clients": 6, "limit": 90},

@@ -19,9 +19,9 @@ import torch
 import yaml
 
 import fedsim
-from fedsim.cli import main
-from fedsim.errors import InputError, RunError
-from fedsim.results import Run, read_jsonl
+from fedsim.cli.app import main
+from fedsim.core.errors import InputError, RunError
+from fedsim.engine.run_directory import Run, read_jsonl
 
 ROUNDS = 12
 SERVER: dict[str, Any] = {
@@ -205,7 +205,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *argv: str) -> object:
 
 def start(file: Path, out: Path, ready: Callable[[], bool]) -> subprocess.Popen[str]:
     """``fedsim run`` as a process of its own, running and `ready`."""
-    argv = [sys.executable, "-m", "fedsim.cli", "run", str(file), "--out", str(out)]
+    argv = [sys.executable, "-m", "fedsim.cli.app", "run", str(file), "--out", str(out)]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not ready():

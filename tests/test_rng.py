@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedsim import rng
+from fedsim.core import rng
 
 ALPHA = 1e-6  # seeds are fixed: a wrong law fails by far more, a right one practically never
 

@@ -9,9 +9,10 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from fedsim import rng, schedule
-from fedsim.clock import ticks
-from fedsim.schedule import Combined, Started, Steady, Step
+from fedsim.core import rng
+from fedsim.core.clock import ticks
+from fedsim.participation import schedule
+from fedsim.participation.schedule import Combined, Started, Steady, Step
 
 F80 = [Fraction(1), Fraction(11, 15), Fraction(7, 15), Fraction(1, 5)]
 TAU = [ticks(t) for t in F80]

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import yaml
 
-from fedsim.cli import main
-from fedsim.config import parse
+from fedsim.cli.app import main
+from fedsim.engine.loop import run as simulate
 from fedsim.figures.schedule import Bar, schedule_figure
-from fedsim.report import write_report
-from fedsim.schedule_tables import client_rows, combine_rows, headline, timeline_figure
-from fedsim.schedule_view import follow
-from fedsim.simulation import run as simulate
+from fedsim.reports.report import write_report
+from fedsim.reports.timeline import follow
+from fedsim.reports.timeline_tables import client_rows, combine_rows, headline, timeline_figure
+from fedsim.scenario.load import parse
 
 F_80: dict[str, Any] = {"compute": {"model": "linear", "slowest": 1.0, "fastest": 0.2}}
 

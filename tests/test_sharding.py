@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from scipy import sparse
 
-from fedsim.aggregators import MixingMatrix
-from fedsim.backends.rows import Rows
-from fedsim.backends.sharding import cut_edges, place, place_graph, split
-from fedsim.mixing import mixing_matrix
-from fedsim.row_files import RowStream, TensorFile, write_tensors
+from fedsim.backends.placement import cut_edges, place, place_graph, split
+from fedsim.backends.ray.rows import Rows
+from fedsim.core.row_files import RowStream, TensorFile, write_tensors
+from fedsim.graphs.mixing import mixing_matrix
+from fedsim.messages.aggregators import MixingMatrix
 
 CPU = torch.device("cpu")
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedsim import losses
-from fedsim.models import layout, views
-from fedsim.stacked import ChainKernel, RowKernel, VmapKernel, build_kernel
+from fedsim.models import losses
+from fedsim.models.build import layout, views
+from fedsim.objective.stacked import ChainKernel, RowKernel, VmapKernel, build_kernel
 
 CPU = torch.device("cpu")
 Loss = Callable[[Tensor, Tensor], Tensor]

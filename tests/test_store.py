@@ -13,14 +13,14 @@ import pytest
 import torch
 
 import fedsim
-from fedsim import store as stores
 from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.algorithms.fedavg import FedAvg
-from fedsim.errors import InputError, RunError
-from fedsim.planning import plan
-from fedsim.results import read_jsonl
-from fedsim.store import AUTO_BYTES, FILE, ClientStore, FileTable, state_place
-from fedsim.types import State
+from fedsim.clients import store as stores
+from fedsim.clients.store import AUTO_BYTES, FILE, ClientStore, FileTable, state_place
+from fedsim.core.errors import InputError, RunError
+from fedsim.core.types import State
+from fedsim.engine.run_directory import read_jsonl
+from fedsim.reports.plan import plan
 
 D = 3
 RECORD = 8 * (D + 1)
@@ -239,9 +239,9 @@ def test_another_place_is_another_scenario(tmp_path: Path) -> None:
 
 
 def test_the_plan_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = plan(fedsim.config.parse(scenario()))["memory"]
+    memory = plan(fedsim.scenario.load.parse(scenario()))["memory"]
     assert memory["state of all clients"] == "15.23 KiB once every client took part"
     assert memory["kept"] == "in memory"
     monkeypatch.setattr(stores, "AUTO_BYTES", 1000)
-    kept = plan(fedsim.config.parse(scenario()))["memory"]["kept"]
+    kept = plan(fedsim.scenario.load.parse(scenario()))["memory"]["kept"]
     assert kept == f"in {FILE} of the run directory, up to twice that size between checkpoints"

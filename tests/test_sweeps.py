@@ -14,10 +14,10 @@ import torch
 import yaml
 
 import fedsim
-from fedsim.cli import main
-from fedsim.errors import InputError, RunError
-from fedsim.sweep_files import points
-from fedsim.sweep_view import print_summary
+from fedsim.cli.app import main
+from fedsim.cli.sweep_view import print_summary
+from fedsim.core.errors import InputError, RunError
+from fedsim.sweeps.files import points
 
 SCENARIO: dict[str, Any] = {
     "data": {"dataset": "digits", "clients": 4, "limit": 100},

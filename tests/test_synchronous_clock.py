@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fedsim
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
 
 Make = Callable[..., Any]
 SPEEDS = {"compute": {"model": "linear", "slowest": 1.0, "fastest": 0.2}}  # 10 clients: 1.0, 0.911, ..., 0.2

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from scipy import stats
 
-from fedsim.cli import main
-from fedsim.clock import TICKS_PER_SECOND, ticks
-from fedsim.errors import InputError
-from fedsim.parts import make_part
-from fedsim.system import Durations, SystemSection
+from fedsim.cli.app import main
+from fedsim.core.clock import TICKS_PER_SECOND, ticks
+from fedsim.core.errors import InputError
+from fedsim.core.fields import make_part
+from fedsim.devices.system import Durations, SystemSection
 
 
 def durations(n: int = 4, seed: int = 0, down: int = 0, up: int = 0, **section: Any) -> Durations:

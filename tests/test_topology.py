@@ -12,11 +12,11 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
+from fedsim.core.registry import lookup, names
 from fedsim.figures.topology import topology_figure
-from fedsim.graph_files import read_graph
-from fedsim.registry import lookup, names
-from fedsim.topology import Topology, build_topology
+from fedsim.graphs.files import read_graph
+from fedsim.graphs.topology import Topology, build_topology
 
 SHIPPED = sorted((Path(__file__).parent.parent / "topologies").glob("*.graphml"))
 HERE = Path()

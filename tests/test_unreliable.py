@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import fedsim
-from fedsim.config import parse
-from fedsim.errors import InputError, RunError
-from fedsim.results import read_jsonl
+from fedsim.core.errors import InputError, RunError
+from fedsim.engine.run_directory import read_jsonl
+from fedsim.scenario.load import parse
 
 Make = Callable[..., Any]
 MODES: dict[str, dict[str, Any]] = {
@@ -181,7 +181,7 @@ def test_jobs_that_never_arrive_do_not_hang(go: Make, mode: str, monkeypatch: py
     """Every job ends while its device is off: nothing can ever be combined."""
     system = {"availability": {"model": "periodic", "period": 2.0, "duty": 0.5, "spread": 0.0, "policy": "void"},
               "compute": 1.5}  # fmt: skip
-    monkeypatch.setattr("fedsim.schedule._IN_VAIN", 5000)  # a hundred thousand take seconds
+    monkeypatch.setattr("fedsim.participation.schedule._IN_VAIN", 5000)  # a hundred thousand take seconds
     with pytest.raises(RunError, match=r"after round 0 of 12.*the last 5,000 jobs were lost, every one of them"):
         go(3, mode, system)
     assert go(3, mode, system, seconds=50.0).trace == []
@@ -192,7 +192,7 @@ def test_nobody_ever(go: Make) -> None:
     for mode in MODES:
         with pytest.raises(RunError, match="after round 0 of 12, at virtual second 0: no client is left"):
             go(2, mode, never)
-    from fedsim.planning import plan
+    from fedsim.reports.plan import plan
 
     with pytest.raises(InputError, match="system: nobody ever delivers"):
         plan(parse(go(2, "asynchronous", never, made=True)))

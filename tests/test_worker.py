@@ -12,13 +12,13 @@ from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.algorithms.dspodfl import DSpodFL
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.scaffold import Scaffold
-from fedsim.algorithms.schedules import LrDecay
+from fedsim.algorithms.work import LrDecay
+from fedsim.backends.in_process import Vectorized
 from fedsim.backends.shard import Shard
-from fedsim.backends.vectorized import Vectorized
-from fedsim.data import Quadratic
-from fedsim.errors import RunError
-from fedsim.task import QuadraticTask
-from fedsim.worker import Job, Worker, default_chunk_rows
+from fedsim.clients.worker import Job, Worker, default_chunk_rows
+from fedsim.core.errors import RunError
+from fedsim.data.sets import Quadratic
+from fedsim.objective.quadratic import QuadraticTask
 
 N, D = 7, 3
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.errors import InputError, Problem
-from fedsim.yaml_files import Document, change, override, read_yaml
+from fedsim.core.documents import Document, change, override, read_yaml
+from fedsim.core.errors import InputError, Problem
 
 
 def read(folder: Path, text: str) -> Document:

@@ -20,10 +20,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.schedules import Decaying, LocalWork, LrDecay, Work
-from fedsim.registry import Part
-from fedsim.task import Ints, Oracle, Task
-from fedsim.types import Aggregate, BatchSize, Count, Decay, Message, NonNegative, Positive, State, clip_norm
+from fedsim.algorithms.work import Decaying, LocalWork, LrDecay, Work
+from fedsim.core.registry import Part
+from fedsim.core.types import Aggregate, BatchSize, Count, Decay, Message, NonNegative, Positive, State, clip_norm
+from fedsim.objective.quadratic import Ints, Oracle, Task
 
 _ONE_STEP = Work(fixed=1)
 _LAST = "last"  # what a client keeps for `relaxed_init`: its parameters at the end of its last round

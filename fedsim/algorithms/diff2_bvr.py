@@ -20,10 +20,10 @@ from torch import Tensor
 
 from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Positive, Round, State
 from fedsim.algorithms.diff2 import Diff2
-from fedsim.algorithms.schedules import Work
-from fedsim.registry import register
-from fedsim.task import Ints, Task
-from fedsim.types import Count, norm
+from fedsim.algorithms.work import Work
+from fedsim.core.registry import register
+from fedsim.core.types import Count, norm
+from fedsim.objective.quadratic import Ints, Task
 
 
 @register.algorithm("diff2_bvr")

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from pydantic import Field
 
 from fedsim.algorithms.base import Aggregate, Effort, GossipAlgorithm, Message, Round, State
-from fedsim.registry import register
-from fedsim.types import BatchSize
+from fedsim.core.registry import register
+from fedsim.core.types import BatchSize
 
 _FLOOR = 1e-3  # as in the probability laws: a node that never computes must not make the period infinite
 _ALWAYS: Mapping[str, Literal["sporadic", "always"]] = {"compute": "always", "links": "always"}

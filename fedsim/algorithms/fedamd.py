@@ -17,13 +17,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim import rng
 from fedsim.algorithms.base import Aggregate, Algorithm, Effort, Message, Oracle, Round, ServerAlgorithm, State
-from fedsim.algorithms.schedules import Work
-from fedsim.errors import InputError
-from fedsim.registry import register
-from fedsim.task import Ints, Task
-from fedsim.types import BatchSize
+from fedsim.algorithms.work import Work
+from fedsim.core import rng
+from fedsim.core.errors import InputError
+from fedsim.core.registry import register
+from fedsim.core.types import BatchSize
+from fedsim.objective.quadratic import Ints, Task
 
 _MINER, _ANCHOR = 0, 1
 _PROBABILITY = 0.2  # the published code's

@@ -12,9 +12,9 @@ from typing import ClassVar
 
 from fedsim.algorithms.base import Aggregate, Effort, Message, NonNegative, Round, State
 from fedsim.algorithms.fedprox import FedProx
-from fedsim.errors import InputError
-from fedsim.registry import register
-from fedsim.types import Fraction
+from fedsim.core.errors import InputError
+from fedsim.core.registry import register
+from fedsim.core.types import Fraction
 
 
 @register.algorithm("fedasync")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from fedsim.algorithms.base import Aggregate, Decay, Message, Round, ServerAlgorithm, State
-from fedsim.registry import register
+from fedsim.core.registry import register
 
 
 @register.algorithm("fedavg")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Aggregate, Message, Oracle, Round, ServerAlgorithm, State
-from fedsim.registry import register
-from fedsim.types import Fraction
+from fedsim.core.registry import register
+from fedsim.core.types import Fraction
 
 
 @register.algorithm("fedcm")

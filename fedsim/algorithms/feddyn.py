@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Positive, Round, ServerAlgorithm, State
-from fedsim.registry import register
-from fedsim.types import clip_norm
+from fedsim.core.registry import register
+from fedsim.core.types import clip_norm
 
 
 @dataclass(frozen=True, kw_only=True)

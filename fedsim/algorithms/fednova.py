@@ -12,8 +12,8 @@ import torch
 
 from fedsim.algorithms.base import Aggregate, Effort, Message, Round, State
 from fedsim.algorithms.fedprox import FedProx
-from fedsim.errors import InputError
-from fedsim.registry import register
+from fedsim.core.errors import InputError
+from fedsim.core.registry import register
 
 
 @register.algorithm("fednova")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Aggregate, Decay, Message, NonNegative, Positive, Round, ServerAlgorithm, State
-from fedsim.registry import register
+from fedsim.core.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)

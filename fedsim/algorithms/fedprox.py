@@ -11,7 +11,7 @@ import torch
 
 from fedsim.algorithms.base import Message, NonNegative, Oracle, State
 from fedsim.algorithms.fedavg import FedAvg
-from fedsim.registry import register
+from fedsim.core.registry import register
 
 
 @register.algorithm("fedprox")

@@ -31,8 +31,8 @@ from fedsim.algorithms.base import (
 )  # fmt: skip
 from fedsim.algorithms.feddyn import DynamicRegularisation
 from fedsim.algorithms.sam import SharpnessAware, unit
-from fedsim.registry import register
-from fedsim.types import Probability
+from fedsim.core.registry import register
+from fedsim.core.types import Probability
 
 
 @register.algorithm("fedspeed")

@@ -13,10 +13,10 @@ from typing import ClassVar, Literal
 import torch
 
 from fedsim.algorithms.base import Aggregate, Effort, GossipAlgorithm, Message, Oracle, Round, State
-from fedsim.algorithms.schedules import Work
-from fedsim.errors import InputError
-from fedsim.registry import register
-from fedsim.types import BatchSize
+from fedsim.algorithms.work import Work
+from fedsim.core.errors import InputError
+from fedsim.core.registry import register
+from fedsim.core.types import BatchSize
 
 
 @register.algorithm("gradient_tracking")

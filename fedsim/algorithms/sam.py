@@ -16,8 +16,8 @@ from fedsim.algorithms.base import Algorithm, Message, NonNegative, Oracle, Stat
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.fedcm import FedCM
 from fedsim.algorithms.scaffold import Scaffold
-from fedsim.registry import register
-from fedsim.types import norm
+from fedsim.core.registry import register
+from fedsim.core.types import norm
 
 _SMALL = 1e-7  # keeps the normalised ascent finite where the gradient vanishes, as in FL-Simulator's code
 

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 
 from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Round, ServerAlgorithm, State
-from fedsim.registry import register
+from fedsim.core.registry import register
 
 
 @register.algorithm("scaffold")

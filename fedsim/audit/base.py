@@ -18,20 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.assembly import Assembly, Change, Material, assemble
-from fedsim.backend_factory import make_backend
 from fedsim.backends.base import Backend, BackendDefaults
-from fedsim.errors import InputError
+from fedsim.clients.worker import Job
+from fedsim.core.errors import InputError
+from fedsim.core.registry import Part
+from fedsim.core.row_files import RowStream
+from fedsim.core.types import Message
+from fedsim.engine.assembly import Assembly, Change, Material, assemble
+from fedsim.engine.loop import Simulation
+from fedsim.engine.place import make_backend
+from fedsim.objective.quadratic import Ints
+from fedsim.objective.supervised import SupervisedTask
 from fedsim.privacy.accounting import epsilon
 from fedsim.privacy.ledger import Claim
-from fedsim.registry import Part
-from fedsim.row_files import RowStream
-from fedsim.scenario import BackendSection, Scenario
-from fedsim.simulation import Simulation
-from fedsim.supervised import SupervisedTask
-from fedsim.task import Ints
-from fedsim.types import Message
-from fedsim.worker import Job
+from fedsim.scenario.sections import BackendSection, Scenario
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -21,16 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim import rng
 from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.algorithms.diff2 import Diff2
-from fedsim.assembly import Change, Material
 from fedsim.audit.base import Claimed, Outcome, Subject, claimed
 from fedsim.audit.scores import Bools, Floats
-from fedsim.errors import InputError
-from fedsim.simulation import Simulation
-from fedsim.task import Ints
-from fedsim.types import Message
+from fedsim.core import rng
+from fedsim.core.errors import InputError
+from fedsim.core.types import Message
+from fedsim.engine.assembly import Change, Material
+from fedsim.engine.loop import Simulation
+from fedsim.objective.quadratic import Ints
 
 _LENGTH = 1e6
 """S: the length of a canary's gradient, far above any clip norm."""

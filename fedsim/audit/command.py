@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from fedsim.audit.base import Audit, Finding, Subject
-from fedsim.errors import InputError
-from fedsim.page import Markup, escape, image, notes, page, table, tag
-from fedsim.parts import dump_part, part_from
-from fedsim.scenario import Scenario
+from fedsim.core.errors import InputError
+from fedsim.core.fields import dump_part, part_from
+from fedsim.figures.html import Markup, escape, image, notes, page, table, tag
+from fedsim.scenario.sections import Scenario
 
 Progress = Callable[[str], None]
 
@@ -87,7 +87,7 @@ def choose(scenario: Scenario, attacks: Sequence[str] = ()) -> dict[str, Audit]:
     section: Mapping[str, Any] = scenario.document.values.get("audit", {})
     names = list(dict.fromkeys(attacks)) or list(section)
     if not names:
-        from fedsim.registry import names as registered
+        from fedsim.core.registry import names as registered
 
         raise InputError(
             f"missing; allowed: a mapping from audits to their keys, or --attack NAME with one of "

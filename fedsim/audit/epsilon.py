@@ -20,7 +20,7 @@ from fedsim.audit.bounds import (
     two_rates_epsilon,
 )
 from fedsim.audit.canaries import needed_claim, scored_run
-from fedsim.registry import register
+from fedsim.core.registry import register
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

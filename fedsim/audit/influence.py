@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, vmap
 
 from fedsim.audit.scores import Floats
-from fedsim.losses import Loss
-from fedsim.models import layout, views
+from fedsim.models.build import layout, views
+from fedsim.models.losses import Loss
 
 MOST_PARAMETERS = 5000
 _CHUNK = 64

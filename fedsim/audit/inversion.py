@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim import rng
-from fedsim.assembly import Change, Material, assemble
 from fedsim.audit.base import Audit, Finding, Subject
 from fedsim.audit.observed import Observed, observe
 from fedsim.audit.pictures import mse, psnr, ssim
 from fedsim.audit.scores import Floats
-from fedsim.errors import InputError
-from fedsim.registry import register
-from fedsim.types import Count, NonNegative, Positive
+from fedsim.core import rng
+from fedsim.core.errors import InputError
+from fedsim.core.registry import register
+from fedsim.core.types import Count, NonNegative, Positive
+from fedsim.engine.assembly import Change, Material, assemble
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,13 +14,13 @@ from torch.func import functional_call, grad, vmap
 
 from fedsim.algorithms.base import Algorithm, Effort
 from fedsim.audit.base import supervised
-from fedsim.errors import InputError
-from fedsim.losses import Loss
-from fedsim.models import layout, views
-from fedsim.scenario import Scenario
-from fedsim.task import Oracle
-from fedsim.types import Message, clip_norm
-from fedsim.worker import Job
+from fedsim.clients.worker import Job
+from fedsim.core.errors import InputError
+from fedsim.core.types import Message, clip_norm
+from fedsim.models.build import layout, views
+from fedsim.models.losses import Loss
+from fedsim.objective.quadratic import Oracle
+from fedsim.scenario.sections import Scenario
 
 
 class Observed(Mapping[str, Tensor]):

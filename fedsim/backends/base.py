@@ -8,11 +8,11 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from fedsim.aggregators import MixingMatrix
-from fedsim.row_files import RowStream, TensorFile
-from fedsim.task import Ints
-from fedsim.types import Message
-from fedsim.worker import Job
+from fedsim.clients.worker import Job
+from fedsim.core.row_files import RowStream, TensorFile
+from fedsim.core.types import Message
+from fedsim.messages.aggregators import MixingMatrix
+from fedsim.objective.quadratic import Ints
 
 
 class Saved(Protocol):

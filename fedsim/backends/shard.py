@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.aggregators import MixingMatrix
 from fedsim.algorithms.base import Round
-from fedsim.backends.ray_transport import as_array, as_arrays, as_tensor, as_tensors
-from fedsim.backends.sharding import Exchange
-from fedsim.backends.vectorized import Vectorized
-from fedsim.errors import FedsimError, RunError
-from fedsim.row_files import Place, Stored
-from fedsim.task import Ints, Task
-from fedsim.types import Message, State
-from fedsim.worker import Job, Worker
+from fedsim.backends.in_process import Vectorized
+from fedsim.backends.placement import Exchange
+from fedsim.backends.ray.transport import as_array, as_arrays, as_tensor, as_tensors
+from fedsim.clients.worker import Job, Worker
+from fedsim.core.errors import FedsimError, RunError
+from fedsim.core.row_files import Place, Stored
+from fedsim.core.types import Message, State
+from fedsim.messages.aggregators import MixingMatrix
+from fedsim.objective.quadratic import Ints, Task
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]

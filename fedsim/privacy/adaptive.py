@@ -11,8 +11,8 @@ import math
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedsim.errors import InputError
-from fedsim.types import Positive
+from fedsim.core.errors import InputError
+from fedsim.core.types import Positive
 
 
 class Adaptive(BaseModel):

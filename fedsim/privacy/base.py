@@ -28,19 +28,19 @@ import numpy.typing as npt
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.aggregators import Aggregator
 from fedsim.algorithms.base import Algorithm, Round
-from fedsim.errors import InputError
-from fedsim.gossip import Network
-from fedsim.participation import Participation
+from fedsim.clients.worker import Job
+from fedsim.core.errors import InputError
+from fedsim.core.registry import Part
+from fedsim.core.types import Aggregate, BatchSize, Message, NonNegative, Positive, State
+from fedsim.devices.system import Durations
+from fedsim.messages.aggregators import Aggregator
+from fedsim.objective.quadratic import Ints, Plan, Task
+from fedsim.participation.gossip import Network
+from fedsim.participation.synchronous import Participation
 from fedsim.privacy.accounting import Profile
 from fedsim.privacy.accounting import epsilon as epsilon_of
 from fedsim.privacy.ledger import PrivacyLedger, finite
-from fedsim.registry import Part
-from fedsim.system import Durations
-from fedsim.task import Ints, Plan, Task
-from fedsim.types import Aggregate, BatchSize, Message, NonNegative, Positive, State
-from fedsim.worker import Job
 
 PUBLIC_METRICS = ("test_loss", "test_accuracy")
 """Computed from released models and test data, which is taken as public; the others look at protected data."""

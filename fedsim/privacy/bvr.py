@@ -17,19 +17,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.aggregators import Mean
 from fedsim.algorithms.base import Round
 from fedsim.algorithms.diff2_bvr import Diff2Bvr
-from fedsim.errors import InputError, RunError
+from fedsim.core.errors import InputError, RunError
+from fedsim.core.registry import register
+from fedsim.core.types import Aggregate, BatchSize, Message, NonNegative, State
+from fedsim.messages.aggregators import Mean
+from fedsim.objective.quadratic import Ints, Oracle, Plan, Task
 from fedsim.privacy.accounting import Profile, Release, calibrate, epsilon, scaled
 from fedsim.privacy.base import Bound, Mechanism, Setting, WrappedTask
 from fedsim.privacy.clipping import max_coefficient, sensitivity
 from fedsim.privacy.gaussian import counts
 from fedsim.privacy.ledger import Claim, PrivacyLedger
 from fedsim.privacy.noise import gaussian
-from fedsim.registry import register
-from fedsim.task import Ints, Oracle, Plan, Task
-from fedsim.types import Aggregate, BatchSize, Message, NonNegative, State
 
 Floats = npt.NDArray[np.float64]
 _RELATION = "add-remove"

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
+from fedsim.core.registry import register
+from fedsim.core.types import BatchSize, Fraction, Positive
+from fedsim.objective.quadratic import Ints, Oracle, Plan, Task
+from fedsim.objective.supervised import SupervisedTask
 from fedsim.privacy.accounting import Release, calibrate, scaled
 from fedsim.privacy.base import Bound, Mechanism, Setting
 from fedsim.privacy.exposure import gradients_per_client
 from fedsim.privacy.ledger import Claim, PrivacyLedger
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.oracle import PrivateTask, Question, calls_per_step
-from fedsim.registry import register
-from fedsim.supervised import SupervisedTask
-from fedsim.task import Ints, Oracle, Plan, Task
-from fedsim.types import BatchSize, Fraction, Positive
 
 
 @register.privacy("dp_sgd")

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fedsim.participation import Arrival, Dispatch, Ended, Event
+from fedsim.objective.quadratic import Ints
+from fedsim.participation.synchronous import Arrival, Dispatch, Ended, Event
 from fedsim.privacy.base import Setting
-from fedsim.task import Ints
 
 
 def events(setting: Setting) -> Iterator[Event]:

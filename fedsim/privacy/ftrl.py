@@ -16,8 +16,12 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim.algorithms.base import Round, ServerAlgorithm
-from fedsim.errors import InputError
-from fedsim.participation import Synchronous
+from fedsim.clients.worker import Job
+from fedsim.core.errors import InputError
+from fedsim.core.registry import register
+from fedsim.core.types import Aggregate, Count, Message, Positive, State
+from fedsim.objective.quadratic import Ints
+from fedsim.participation.synchronous import Synchronous
 from fedsim.privacy.accounting import Release, calibrate
 from fedsim.privacy.base import Bound, Mechanism, Setting
 from fedsim.privacy.exposure import rounds_of_clients
@@ -31,10 +35,6 @@ from fedsim.privacy.matrix_noise import (
 )
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.updates import check_server, clip_update, importance
-from fedsim.registry import register
-from fedsim.task import Ints
-from fedsim.types import Aggregate, Count, Message, Positive, State
-from fedsim.worker import Job
 
 
 @register.privacy("dp_ftrl")

@@ -17,19 +17,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.aggregators import Mean
 from fedsim.algorithms.base import Round
 from fedsim.algorithms.diff2 import Diff2
-from fedsim.errors import InputError
+from fedsim.clients.worker import Job
+from fedsim.core.errors import InputError
+from fedsim.core.registry import register
+from fedsim.core.types import Aggregate, Count, Message, NonNegative, State
+from fedsim.messages.aggregators import Mean
+from fedsim.objective.quadratic import Ints
 from fedsim.privacy.accounting import Release, mu_for
 from fedsim.privacy.base import Bound, Mechanism, Setting
 from fedsim.privacy.clipping import max_coefficient, sensitivity
 from fedsim.privacy.ledger import Claim, PrivacyLedger
 from fedsim.privacy.noise import gaussian
-from fedsim.registry import register
-from fedsim.task import Ints
-from fedsim.types import Aggregate, Count, Message, NonNegative, State
-from fedsim.worker import Job
 
 _PAPER_SPLIT = 1.25  # u of the authors' code: 1 / u of the Renyi budget goes to the restarts
 _AGAINST = {

@@ -14,9 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import InputError
-from fedsim.gossip import Gossip, Network
-from fedsim.participation import Arrival, Dispatch
+from fedsim.core.errors import InputError
+from fedsim.core.registry import register
+from fedsim.core.types import Count, NonNegative, Positive, clip_norm
+from fedsim.objective.quadratic import Ints, Oracle, Task
+from fedsim.participation.gossip import Gossip, Network
+from fedsim.participation.synchronous import Arrival, Dispatch
 from fedsim.privacy.accounting import Release, calibrate, epsilon, scaled
 from fedsim.privacy.base import Bound, Mechanism, Setting
 from fedsim.privacy.exposure import events, gradients_per_client
@@ -24,9 +27,6 @@ from fedsim.privacy.graph_noise import decor_leverage, gossip_leverage, laplacia
 from fedsim.privacy.ledger import Claim, PrivacyLedger
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.oracle import PrivateTask, Question, calls_per_step
-from fedsim.registry import register
-from fedsim.task import Ints, Oracle, Task
-from fedsim.types import Count, NonNegative, Positive, clip_norm
 
 _OBSERVERS = 64  # of larger graphs, that many observers are looked at
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fedsim.errors import RunError
+from fedsim.core.errors import RunError
 from fedsim.privacy.accounting import (
     Profile,
     Release,

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Effort, ServerAlgorithm
-from fedsim.errors import InputError
+from fedsim.clients.worker import Job
+from fedsim.core.errors import InputError
+from fedsim.core.registry import register
+from fedsim.core.types import Message, Positive
+from fedsim.objective.quadratic import Ints
 from fedsim.privacy.accounting import Release, calibrate, scaled
 from fedsim.privacy.base import Bound, Mechanism, Setting
 from fedsim.privacy.exposure import messages_per_client
 from fedsim.privacy.ledger import Claim, PrivacyLedger
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.updates import clip_update
-from fedsim.registry import register
-from fedsim.task import Ints
-from fedsim.types import Message, Positive
-from fedsim.worker import Job
 
 
 @register.privacy("local_dp")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim import rng
+from fedsim.core import rng
 
 
 def gaussian(

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm
-from fedsim.errors import InputError, RunError
+from fedsim.core.errors import InputError, RunError
+from fedsim.core.types import BatchSize
+from fedsim.objective.quadratic import Ints, Oracle, Plan, Task
 from fedsim.privacy.base import WrappedTask
-from fedsim.task import Ints, Oracle, Plan, Task
-from fedsim.types import BatchSize
 
 Floats = npt.NDArray[np.float64]
 

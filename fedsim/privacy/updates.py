@@ -7,12 +7,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedsim.aggregators import Mean
 from fedsim.algorithms.base import Effort, Round, ServerAlgorithm
-from fedsim.errors import InputError
-from fedsim.participation import Synchronous
+from fedsim.core.errors import InputError
+from fedsim.core.types import Message
+from fedsim.messages.aggregators import Mean
+from fedsim.participation.synchronous import Synchronous
 from fedsim.privacy.base import Setting
-from fedsim.types import Message
 
 Floats = npt.NDArray[np.float64]
 

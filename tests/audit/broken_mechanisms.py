@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.diff2 import Diff2
+from fedsim.core.types import Count, Message, Positive, State, clip_norm
+from fedsim.objective.quadratic import Oracle
 from fedsim.privacy.base import Bound, Setting
 from fedsim.privacy.gaussian import BoundGaussian, Gaussian
-from fedsim.task import Oracle
-from fedsim.types import Count, Message, Positive, State, clip_norm
 
 
 class TooQuiet(BoundGaussian):

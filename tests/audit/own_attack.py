@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.audit import Observed, Reconstruction
-from fedsim.types import Count
+from fedsim.core.types import Count
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ import yaml
 from typer.testing import CliRunner
 
 from fedsim.audit.command import plain, rows
-from fedsim.cli import app
-from fedsim.config import load
-from fedsim.errors import InputError
+from fedsim.cli.app import app
+from fedsim.core.errors import InputError
+from fedsim.scenario.load import load
 
 sys.path.append(str(Path(__file__).parent))  # broken_mechanisms
 

@@ -14,12 +14,12 @@ from torch import nn
 from fedsim.audit.base import Subject
 from fedsim.audit.canaries import Canaries, CanaryModule, place, scored_run
 from fedsim.audit.command import audit
-from fedsim.config import parse
-from fedsim.errors import InputError
-from fedsim.kernel import Kernel
-from fedsim.losses import cross_entropy
+from fedsim.core.errors import InputError
+from fedsim.models.losses import cross_entropy
+from fedsim.objective.kernel import Kernel
+from fedsim.objective.stacked import VmapKernel
 from fedsim.privacy.accounting import mu_for
-from fedsim.stacked import VmapKernel
+from fedsim.scenario.load import parse
 
 sys.path.append(str(Path(__file__).parent))  # broken_mechanisms
 

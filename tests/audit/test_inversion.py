@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.assembly import assemble
 from fedsim.audit.base import Subject
 from fedsim.audit.command import audit
 from fedsim.audit.inversion import cut, infer_labels, total_variation
 from fedsim.audit.observed import observe
-from fedsim.config import parse
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
+from fedsim.engine.assembly import assemble
+from fedsim.scenario.load import parse
 
 sys.path.append(str(Path(__file__).parent))  # own_attack
 SIGMOID = {"name": "mlp", "hidden": [16], "activation": "sigmoid"}

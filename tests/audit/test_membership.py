@@ -10,8 +10,8 @@ import pytest
 from fedsim.audit.base import Subject
 from fedsim.audit.command import audit
 from fedsim.audit.membership import Game
-from fedsim.config import parse
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
+from fedsim.scenario.load import parse
 
 
 def scenario(**sections: Any) -> Any:

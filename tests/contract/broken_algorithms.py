@@ -9,7 +9,7 @@ import torch
 
 from fedsim.algorithms.base import Algorithm, ServerAlgorithm
 from fedsim.algorithms.dspodfl import DSpodFL
-from fedsim.types import clip_norm, norm
+from fedsim.core.types import clip_norm, norm
 
 CALLS = [0]
 

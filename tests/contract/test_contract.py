@@ -11,11 +11,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fedsim.cli import app
-from fedsim.contract import LAWS, CheckResult, check_algorithm
-from fedsim.contract_bench import Bench
-from fedsim.errors import InputError
-from fedsim.registry import lookup, names
+from fedsim.cli.app import app
+from fedsim.contract.bench import Bench
+from fedsim.contract.laws import LAWS, CheckResult, check_algorithm
+from fedsim.core.errors import InputError
+from fedsim.core.registry import lookup, names
 
 FORM, UNTOUCHED, SHARDS, AXIS, SEED, DESCENT, ROUND_TRIP = LAWS
 VARIANTS = [

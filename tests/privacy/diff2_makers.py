@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedsim.assembly import Assembly, assemble
-from fedsim.config import parse
-from fedsim.scenario import Scenario
+from fedsim.engine.assembly import Assembly, assemble
+from fedsim.scenario.load import parse
+from fedsim.scenario.sections import Scenario
 
 CLIENTS, ROWS, FEATURES, HIDDEN = 4, 60, 3, 4
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fedsim
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
 from fedsim.privacy.accounting import Release, epsilon
 from fedsim.privacy.noise import gaussian
 
@@ -82,7 +82,7 @@ def test_each_client_pays_for_its_own_walks_and_the_worst_one_counts(tmp_path: P
 
 
 def fedsim_sizes(scenario: Any) -> list[int]:
-    from fedsim.assembly import assemble
+    from fedsim.engine.assembly import assemble
 
     return [int(n) for n in assemble(scenario).task.sizes]
 

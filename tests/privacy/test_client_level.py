@@ -12,9 +12,8 @@ import pytest
 import torch
 from scipy import stats
 
-from fedsim.assembly import assemble
-from fedsim.config import parse
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
+from fedsim.engine.assembly import assemble
 from fedsim.privacy.adaptive import Adaptive, update_noise
 from fedsim.privacy.ftrl import DPFTRL
 from fedsim.privacy.matrix_noise import (
@@ -24,6 +23,7 @@ from fedsim.privacy.matrix_noise import (
     toeplitz_sensitivity,
     tree_sensitivity,
 )
+from fedsim.scenario.load import parse
 
 Make = Callable[..., Any]
 POISSON = {"sampling": "poisson", "fraction": 0.5}

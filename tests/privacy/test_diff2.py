@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import fedsim
-from fedsim import persample
 from fedsim.algorithms.base import Round
 from fedsim.algorithms.diff2 import Diff2
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
+from fedsim.engine.run_directory import Run
+from fedsim.objective import persample
+from fedsim.objective.quadratic import QuadraticTask
 from fedsim.privacy.gaussian import Gaussian, counts
-from fedsim.results import Run
-from fedsim.task import QuadraticTask
 
 
 def params(folder: Path, name: str, **changes: Any) -> torch.Tensor:
@@ -246,7 +246,7 @@ def test_a_run_spends_its_epsilon_and_says_what_it_means(tmp_path: Path, T: int)
 
 
 def test_plan_tells_epsilon_before_anything_is_computed(tmp_path: Path) -> None:
-    from fedsim.planning import plan
+    from fedsim.reports.plan import plan
 
     rows = plan(makers.scenario(tmp_path))["privacy"]
     assert rows["epsilon of the whole run"] == pytest.approx(4.0, rel=1e-6)

@@ -14,11 +14,11 @@ from scipy import stats
 
 from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.algorithms.scaffold import Scaffold
-from fedsim.assembly import assemble
-from fedsim.config import parse
-from fedsim.errors import InputError, RunError
+from fedsim.core.errors import InputError, RunError
+from fedsim.engine.assembly import assemble
 from fedsim.privacy.accounting import epsilon_pld, epsilon_rdp, quick_pld
 from fedsim.privacy.oracle import calls_per_step
+from fedsim.scenario.load import parse
 
 Make = Callable[..., Any]
 DIGITS = {"dataset": "digits", "clients": 5, "limit": 300, "partition": {"scheme": "dirichlet", "alpha": 1.0}}

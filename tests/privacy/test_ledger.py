@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from fedsim.errors import RunError
+from fedsim.core.errors import RunError
 from fedsim.privacy.accounting import Release, epsilon
 from fedsim.privacy.clipping import max_coefficient, sensitivity
 from fedsim.privacy.ledger import BudgetExceeded, Claim, PrivacyLedger

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import fedsim
-from fedsim.errors import InputError
-from fedsim.results import read_jsonl
+from fedsim.core.errors import InputError
+from fedsim.engine.run_directory import read_jsonl
 
 SERVER: dict[str, Any] = {
     "data": {"dataset": "digits", "clients": 8, "limit": 300},

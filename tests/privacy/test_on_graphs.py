@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.assembly import assemble
-from fedsim.config import parse
-from fedsim.errors import InputError
-from fedsim.mixing import mixing_matrix
+from fedsim.core.errors import InputError
+from fedsim.engine.assembly import assemble
+from fedsim.graphs.mixing import mixing_matrix
 from fedsim.privacy.accounting import epsilon_closed_form
 from fedsim.privacy.graph_noise import decor_leverage, gossip_leverage, laplacian, paper_leverage
 from fedsim.privacy.oracle import Question
+from fedsim.scenario.load import parse
 
 Make = Callable[..., Any]
 RING = nx.cycle_graph(12)

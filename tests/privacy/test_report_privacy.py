@@ -7,7 +7,7 @@ from pathlib import Path
 import diff2_makers as makers
 
 import fedsim
-from fedsim.report import write_report
+from fedsim.reports.report import write_report
 
 
 def test_a_report_says_what_was_spent_and_what_it_means(tmp_path: Path) -> None:

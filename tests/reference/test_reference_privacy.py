@@ -10,7 +10,7 @@ import numpy as np
 import privacy_loops as slow
 import pytest
 
-from fedsim.mixing import mixing_matrix
+from fedsim.graphs.mixing import mixing_matrix
 
 Make = Callable[..., Any]
 ROUNDS, LR = 11, 0.1

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import fedsim
-from fedsim.assembly import assemble
-from fedsim.config import parse
+from fedsim.engine.assembly import assemble
+from fedsim.engine.run_directory import Run
 from fedsim.privacy.noise import gaussian
-from fedsim.results import Run
+from fedsim.scenario.load import parse
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "privacy"))
 

@@ -1,0 +1,171 @@
+"""Which shard holds which clients, what shards send each other when they mix, and their parts of a checkpoint."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import sparse
+from scipy.sparse.csgraph import reverse_cuthill_mckee
+from torch import Tensor
+
+from fedsim.objective.quadratic import Ints
+
+Floats = npt.NDArray[np.float64]
+_SLACK = 1.05  # a shard of graph nodes may have that many times the mean load where it saves cut edges
+_SWEEPS = 4
+
+
+def place(load: Floats, shards: int) -> Ints:
+    """The shard of every client, ``[n]``: largest load first, each to the shard with the least so far.
+
+    The greedy rule's heaviest shard is at most 4/3 of the best possible (Graham 1969).
+    """
+    owner = np.empty(len(load), dtype=np.int64)
+    heap = [(0.0, 0, k) for k in range(shards)]
+    for i in np.argsort(-load, kind="stable").tolist():
+        total, count, k = heapq.heappop(heap)
+        owner[i] = k
+        heapq.heappush(heap, (total + float(load[i]), count + 1, k))
+    return owner
+
+
+def place_graph(load: Floats, matrix: sparse.csr_array, shards: int) -> Ints:
+    """The shard of every node, ``[n]``: balanced loads, few edges between shards.
+
+    Blocks of the better of two orders, the nodes' own and one of small bandwidth (reverse Cuthill-McKee), then moves
+    of single nodes that cut fewer edges without unbalancing the loads.
+    """
+    pattern = sparse.csr_array((np.ones(matrix.nnz), matrix.indices, matrix.indptr), shape=matrix.shape)
+    pattern = sparse.csr_array(pattern + pattern.T)
+    orders = (np.arange(len(load)), np.asarray(reverse_cuthill_mckee(pattern, symmetric_mode=True)))
+    candidates = [_refined(_blocks(load, order, shards), load, pattern, shards) for order in orders]
+    return min(candidates, key=lambda owner: cut_edges(owner, matrix))
+
+
+def cut_edges(owner: Ints, matrix: sparse.csr_array) -> int:
+    """Entries of a mixing matrix whose two nodes are in different shards."""
+    rows = np.repeat(np.arange(len(owner)), np.diff(matrix.indptr))
+    return int((owner[rows] != owner[matrix.indices]).sum())
+
+
+def _blocks(load: Floats, order: Ints, shards: int) -> Ints:
+    """Consecutive blocks of `order` with about equal loads, none of them empty."""
+    share = np.maximum(load, 1e-12)[order]
+    middle = np.cumsum(share) - share / 2
+    block = np.minimum((middle * shards / share.sum()).astype(np.int64), shards - 1)
+    n = len(load)
+    block = np.maximum(block, np.arange(n) - (n - shards))  # leaves a node for each of the shards that follow
+    block = np.minimum(np.maximum.accumulate(block), np.arange(n))
+    owner = np.empty(n, dtype=np.int64)
+    owner[order] = block
+    return owner
+
+
+def _refined(owner: Ints, load: Floats, pattern: sparse.csr_array, shards: int) -> Ints:
+    owner = owner.copy()
+    totals = np.bincount(owner, load, minlength=shards)
+    counts = np.bincount(owner, minlength=shards)
+    most = _SLACK * load.sum() / shards
+    for _ in range(_SWEEPS):
+        moved = False
+        rows = np.repeat(np.arange(len(owner)), np.diff(pattern.indptr))
+        for i in np.unique(rows[owner[rows] != owner[pattern.indices]]).tolist():
+            around = pattern.indices[pattern.indptr[i] : pattern.indptr[i + 1]]
+            near = np.bincount(owner[around[around != i]], minlength=shards)
+            home, best = int(owner[i]), int(near.argmax())
+            if near[best] > near[home] and counts[home] > 1 and totals[best] + load[i] <= most:
+                owner[i], moved = best, True
+                totals[[home, best]] += [-load[i], load[i]]
+                counts[[home, best]] += [-1, 1]
+        if not moved:
+            break
+    return owner
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One shard's part of a mixing matrix.
+
+    Columns count the shard's own rows first and then what comes in, peer after peer, each in ascending order of nodes.
+
+    Attributes
+    ----------
+    starts, columns, weights : the rows of the shard's nodes in compressed form.
+    incoming : how many rows come from each shard, ``[shards]``.
+    outgoing : positions of the own rows that go to each shard, one array per shard.
+    """
+
+    starts: Ints
+    columns: Ints
+    weights: Floats
+    incoming: Ints
+    outgoing: tuple[Ints, ...]
+
+    def matrix(self) -> sparse.csr_array:
+        """``[own, own + incoming]``; the entries of a row in the order of the whole matrix."""
+        shape = (len(self.starts) - 1, len(self.starts) - 1 + int(self.incoming.sum()))
+        return sparse.csr_array((self.weights, self.columns, self.starts), shape=shape)
+
+
+def split(matrix: sparse.csr_array, owner: Ints, shards: int) -> list[Exchange]:
+    """A mixing matrix ``[n, n]`` as the parts of its shards; only rows that a shard needs cross a boundary."""
+    n = len(owner)
+    nodes = [np.flatnonzero(owner == k) for k in range(shards)]
+    position = np.empty(n, dtype=np.int64)
+    for mine in nodes:
+        position[mine] = np.arange(len(mine))
+    lengths = np.diff(matrix.indptr)
+    parts, wanted = [], []
+    for k, mine in enumerate(nodes):
+        count = lengths[mine]
+        starts = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
+        entries = np.repeat(matrix.indptr[mine] - starts[:-1], count) + np.arange(starts[-1])
+        columns, weights = matrix.indices[entries].astype(np.int64), matrix.data[entries]
+        foreign = owner[columns] != k
+        halo = np.unique(columns[foreign])
+        halo = halo[np.argsort(owner[halo], kind="stable")]
+        local = position[columns]
+        where = np.empty(n, dtype=np.int64) if len(halo) else position
+        where[halo] = len(mine) + np.arange(len(halo))
+        local[foreign] = where[columns[foreign]]
+        parts.append((starts, local, weights, np.bincount(owner[halo], minlength=shards)))
+        wanted.append([position[halo[owner[halo] == j]] for j in range(shards)])
+    return [Exchange(*part, outgoing=tuple(wanted[j][k] for j in range(shards))) for k, part in enumerate(parts)]
+
+
+def split_saved(saved: Mapping[str, Tensor], owner: Ints) -> dict[int, dict[str, Tensor]]:
+    """What a backend's `save` gave but for tables, by shard. Results that wait to be collected may be anywhere."""
+    parts: dict[int, dict[str, Tensor]] = {}
+    for group, by in (("clients", "clients"), ("pending.", "pending.clients"), ("done.", None)):
+        names = [n for n in saved if n.startswith(group)]
+        if not names:
+            continue
+        if by is None:
+            parts.setdefault(int(owner.min()), {}).update({n: saved[n] for n in names})
+            continue
+        of = owner[saved[by].numpy()]
+        for k in np.unique(of).tolist():
+            rows = torch.as_tensor(np.flatnonzero(of == k))
+            parts.setdefault(k, {}).update({n: saved[n][rows] for n in names})
+    for part in parts.values():
+        part.setdefault("clients", torch.empty(0, dtype=torch.int64))
+    return parts
+
+
+def merge_saved(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What the shards' `save` gave but for tables as one, in the order of client and job numbers."""
+    merged: dict[str, Tensor] = {}
+    for group, by in (("clients", "clients"), ("pending.", "pending.numbers"), ("done.", "done.numbers")):
+        having = [part for part in parts if by in part and len(part[by])]
+        if not having:
+            continue
+        order = torch.cat([part[by] for part in having]).argsort()
+        names = {by, *(n for part in having for n in part if n.startswith(group))}
+        merged |= {n: torch.cat([part[n] for part in having])[order] for n in sorted(names)}
+    merged.setdefault("clients", torch.empty(0, dtype=torch.int64))
+    return merged

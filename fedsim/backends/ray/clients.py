@@ -1,0 +1,218 @@
+"""Clients on a Ray cluster: shards of them in actors, the same numbers as in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.backends.base import Saved
+from fedsim.backends.placement import merge_saved, place
+from fedsim.backends.ray.calls import Pool, Shards
+from fedsim.backends.ray.cluster import Cluster, log
+from fedsim.backends.ray.rows import Rows
+from fedsim.backends.ray.transport import as_arrays, as_tensor
+from fedsim.backends.shard import Collected
+from fedsim.clients.worker import Job, Worker
+from fedsim.core.errors import RunError
+from fedsim.core.row_files import Place, RowStream
+from fedsim.core.types import Message
+from fedsim.objective.quadratic import Ints, Task
+
+_INLINE_BYTES = 2**16  # of a broadcast that travels in the call itself; Ray does so below 100 KB
+_PART_BYTES = 2**23  # of clients' rows on their way to a file at a time
+
+
+class RayBackend(Shards):
+    """Dispatches to shards and combines what they collect; see `Backend`."""
+
+    keeps_nodes = False
+
+    def __init__(
+        self,
+        pool: Pool,
+        cluster: Cluster,
+        task: Task,
+        build: Callable[[Task], Worker],
+        load: Any,
+        cohort: bool = True,
+    ) -> None:
+        """Place the clients (`load` ``[n]``: what each costs) and ship their data.
+
+        Of a `cohort` clients can be left out; nodes of a graph only skip their work.
+        """
+        super().__init__(pool, cluster, task, build, self._place(np.asarray(load, dtype=np.float64), pool.actors))
+        self._cohort = cohort
+        self.like = task.initial()[:0]
+        self.lost = np.empty(0, dtype=np.int64)
+        self._widths: dict[str, int] = {}  # of messages, once one has been seen
+        self._where: dict[int, int] = {}
+        self._pending: dict[int, set[int]] = {}
+        self._broadcast: tuple[list[Tensor], Any] | None = None
+        algorithm = build(task).algorithm
+        self._stateful = bool(algorithm.fresh_client(task.initial().unsqueeze(0)))
+
+    # --- the backend's side of the loop -------------------------------------------------------------------------------
+
+    def dispatch(self, job: Job) -> None:
+        if not self._stateful and not self._where:
+            self._forget(None)  # nothing is under way and nobody keeps anything: the past is of no use
+        numbers = job.numbers
+        received, size = self._shared(job.received)
+        calls = {}
+        for k in self.shards:
+            rows = np.flatnonzero(self.owner[job.clients] == k)
+            if len(rows):
+                mine = received if received is not None else as_arrays(_rows(job.received, rows))
+                calls[k] = (job.clients[rows], job.rounds[rows], job.steps[rows], numbers[rows], mine)
+                wanted = numbers[rows].tolist()
+                self._where |= dict.fromkeys(wanted, k)
+                self._pending.setdefault(k, set()).update(wanted)
+        self._later("dispatch", calls, size)
+
+    def collect(self, jobs: Ints) -> Message:
+        missing = [j for j in jobs.tolist() if j not in self._where]
+        if missing:
+            raise RunError(f"jobs {missing[:5]} were collected before they were dispatched")
+        of = np.array([self._where.pop(j) for j in jobs.tolist()], dtype=np.int64)
+        places = {k: np.flatnonzero(of == k) for k in self.shards if (of == k).any()}
+        if any(j in self._pending.get(k, ()) for j, k in zip(jobs.tolist(), of.tolist(), strict=True)):
+            # All pending jobs are computed in one go: by those that deliver now when they are asked, and by the others.
+            self._later("compute", {k: () for k in self._pending if k not in places})
+            self._pending.clear()
+        self._later("collect", {k: (jobs[rows], self._widths) for k, rows in places.items()})
+        return self._messages(jobs, places)
+
+    def save(self) -> dict[str, Tensor | RowStream]:
+        answers = self._answers("save", dict.fromkeys(self.shards, ()))
+        parts = [{n: as_tensor(v, torch.device("cpu")) for n, v in small.items()} for small, _ in answers.values()]
+        merged = merge_saved(parts)
+        clients = merged["clients"].numpy()
+        rows = {k: np.flatnonzero(self.owner[clients] == k) for k in self.shards}
+        having = {k: (clients[mine], mine) for k, mine in rows.items() if len(mine)}
+        tables = {name: width for _, widths in answers.values() for name, width in widths.items()}
+        streams = {name: self._stream(name, len(clients), tables[name], having) for name in tables if len(clients)}
+        return {**merged, **streams}
+
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        """Continue from what `save` of any backend gave, with any number of shards.
+
+        Raises
+        ------
+        RunError
+            The rows of the clients are in a file, where no actor can read them.
+        """
+        if "slots" in saved:
+            raise RunError("this run keeps clients' state on disk: continue it with the backend vectorized")
+        self._forget(saved)
+        for k, part in self._parts().items():
+            self._where |= dict.fromkeys([*part.get("pending.numbers", []), *part.get("done.numbers", [])], k)
+            if "pending.numbers" in part:
+                self._pending[k] = set(part["pending.numbers"].tolist())
+        self._reset(self.shards)
+
+    def checkpointed(self, saved: Saved) -> None:
+        """A checkpoint was written: what was done before it is not played again."""
+        self._forget(saved.clients)
+
+    # --- messages -----------------------------------------------------------------------------------------------------
+
+    def _messages(self, jobs: Ints, places: dict[int, Ints]) -> Message:
+        """Rows that stay in the shards.
+
+        Whether anybody was dropped, and messages of one number per client, have to be known at once; otherwise the
+        shards are only asked together with the first sum.
+        """
+        answers: dict[int, Collected] = {}
+        if not self._widths or self.pool.drop or 1 in self._widths.values():
+            answers = self._answers("collected", dict.fromkeys(places, ()))
+            self._widths = dict(next(iter(answers.values())).widths)
+        dropped = {n: why for answer in answers.values() for n, why in answer.dropped.items()}
+        self.lost = np.flatnonzero(np.isin(jobs, list(dropped) if self._cohort else []))
+        for why in dropped.values():
+            log.warning("left out of the cohort: %s" if self._cohort else "did not compute in its round: %s", why)
+        keep = np.setdiff1d(np.arange(len(jobs)), self.lost)
+        messages: dict[str, Any] = {}
+        for name, width in self._widths.items():
+            columns = {k: answer.scalars[name] for k, answer in answers.items() if name in answer.scalars}
+            messages[name] = (
+                self._assembled(columns, places, keep, len(jobs), width)
+                if columns
+                else self._kept(name, places, keep, len(jobs), width)
+            )
+        return messages
+
+    def _kept(self, name: str, places: dict[int, Ints], keep: Ints, count: int, width: int) -> Rows:
+        """Rows that stay in the shards."""
+
+        def reduce(weights: Tensor) -> Tensor:
+            every = np.zeros(count)
+            every[keep] = weights.detach().cpu().double().numpy()
+            calls = {k: (name, every[rows]) for k, rows in places.items()}
+            parts = self._answers("reduce", calls)
+            total = self._tensor(parts[min(parts)]).clone()
+            for k in sorted(parts)[1:]:  # in the shards' order, so that the same run has the same sum again
+                total += self._tensor(parts[k])
+            return total
+
+        def fetch() -> Tensor:
+            parts = self._answers("rows", dict.fromkeys(places, (name,)))
+            return self._assembled(parts, places, keep, count, width)
+
+        return Rows((len(keep), width), self.like, reduce, fetch)
+
+    def _assembled(
+        self, parts: Mapping[int, Any], places: dict[int, Ints], keep: Ints, count: int, width: int
+    ) -> Tensor:
+        whole = self.like.new_empty((count, width))
+        for k, rows in parts.items():
+            whole[torch.as_tensor(places[k], device=whole.device)] = self._tensor(rows)
+        return whole if len(keep) == count else whole[torch.as_tensor(keep, device=whole.device)]
+
+    def _tensor(self, array: Any) -> Tensor:
+        return as_tensor(array, self.like.device)
+
+    def _shared(self, received: Message) -> tuple[Any, int]:
+        """What all clients received, made ready once as long as it is the same; None where rows differ. And its size.
+
+        Small models travel in the calls, large ones through shared memory.
+        """
+        values = list(received.values())
+        if any(v.dim() > 1 for v in values):
+            return None, sum(v.numel() * v.element_size() for v in values)
+        if self._broadcast is None or not all(a is b for a, b in zip(self._broadcast[0], values, strict=True)):
+            arrays = as_arrays(received)
+            size = sum(a.nbytes for a in arrays.values())
+            if size > _INLINE_BYTES:
+                self._broadcast = (values, self._ray.put(arrays))
+            else:  # copies: what is changed in place after the call would be changed in the log, too
+                self._broadcast = (values, {k: v.copy() for k, v in arrays.items()})
+            return self._broadcast[1], size
+        return self._broadcast[1], 0
+
+    def _stream(self, name: str, count: int, width: int, having: Mapping[int, tuple[Ints, Ints]]) -> RowStream:
+        """Rows ``[count, width]`` that shards keep: the clients that each has, and their rows.
+
+        Shards on this machine write them into the file; those of the others come here, some at a time.
+        """
+
+        def parts(place: Place) -> Iterator[tuple[Ints, Any]]:
+            self._answers("write", {k: (name, place, *mine) for k, mine in having.items() if self._near[k]})
+            for k, (clients, rows) in having.items():
+                step = len(rows) if self._near[k] else max(1, _PART_BYTES // place.row_bytes)
+                for first in range(0, 0 if self._near[k] else len(rows), step):
+                    part = slice(first, first + step)
+                    yield rows[part], self._answers("kept", {k: (name, clients[part])})[k]
+
+        return RowStream((count, width), self.like.dtype, parts)
+
+    def _place(self, load: Any, shards: int) -> Ints:
+        return place(load, shards)
+
+
+def _rows(received: Message, rows: Ints) -> Message:
+    index = torch.as_tensor(rows)
+    return {k: v[index.to(v.device)] if v.dim() > 1 else v for k, v in received.items()}

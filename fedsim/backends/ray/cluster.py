@@ -1,0 +1,260 @@
+"""Connecting to Ray, what a cluster has, and actors on it: every wait ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedsim.backends.ray.transport import Packed, unpack
+from fedsim.backends.shard import Shard
+from fedsim.clients.malloc import keep_freed_memory
+from fedsim.core.errors import InputError, RunError
+
+log = logging.getLogger("fedsim")
+_START_SECONDS = 120.0
+_CONNECT_SECONDS = 10.0
+_SMALLEST_STORE = 2**28
+
+
+class Cluster:
+    """A connection to Ray: one that is there already, one at an address, or one started for this process only.
+
+    A cluster started here listens on the loopback interface and ends with `close`.
+    """
+
+    def __init__(self, address: str, cpus: int, store_bytes: int) -> None:
+        """Connect.
+
+        Raises
+        ------
+        InputError
+            Ray is not installed, or there is no cluster at the address.
+        RunError
+            Ray does not start here (too busy a machine, say).
+        """
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if address == "local":  # read when a node starts: keeps a node of its own on 127.0.0.1
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        try:
+            import ray
+        except ImportError:
+            raise InputError("found 'ray', which is not installed: pip install 'fedsim[ray]'", key="name") from None
+        self.ray: Any = ray
+        self.mine = not ray.is_initialized()
+        if not self.mine:
+            return
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": uuid.uuid4().hex}
+        if address == "local":
+            free = _shared_memory()
+            store = max(_SMALLEST_STORE, min(store_bytes, free // 2) if free else store_bytes)
+            try:
+                with _interrupts_wait():
+                    ray.init(
+                        address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=store, **quiet,
+                        _node_ip_address="127.0.0.1",
+                    )  # fmt: skip
+            except KeyboardInterrupt:
+                ray.shutdown()
+                raise
+            except Exception as error:  # of a kind of its own for nothing that may go wrong
+                ray.shutdown()
+                raise RunError(f"Ray did not start on this machine: {str(error).strip().splitlines()[0]}") from error
+            return
+        _reachable(address)
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise InputError(f"found {address}, where no Ray cluster answers: {first}", key="address") from None
+
+    def end(self, hosts: list[Any]) -> None:
+        """End actors."""
+        for host in hosts:
+            self.ray.kill(host)
+
+    def close(self) -> None:
+        """End the cluster where it was started here; leave any other."""
+        if self.mine and self.ray.is_initialized():
+            self.ray.shutdown()
+
+    def here(self) -> str:
+        """The name in the cluster of the machine that this process runs on."""
+        return str(self.ray.get_runtime_context().get_node_id())
+
+    def resources(self) -> dict[str, float]:
+        """CPUs and GPUs of the whole cluster, used or not."""
+        found = self.ray.cluster_resources()
+        return {name: float(found.get(name, 0.0)) for name in ("CPU", "GPU")}
+
+    def described(self) -> str:
+        """What the cluster has, for messages."""
+        total, free = self.ray.cluster_resources(), self.ray.available_resources()
+        nodes = sum(node["Alive"] for node in self.ray.nodes())
+        parts = [f"{total.get(k, 0):g} {k}s ({free.get(k, 0):g} free)" for k in ("CPU", "GPU")]
+        return f"{' and '.join(parts)} on {nodes} node{'s' if nodes != 1 else ''}"
+
+    def check(self, actors: int, cpus: float, gpus: float) -> None:
+        """Raise InputError where the cluster can never hold the actors: Ray itself would wait without end."""
+        if gpus > 0:
+            room = sum(_fits(node["Resources"].get("GPU", 0.0), gpus) for node in self.ray.nodes() if node["Alive"])
+            if room < actors:
+                raise InputError(
+                    f"found {gpus:g} for each of {actors} actors, but the cluster has {self.described()}; allowed: "
+                    + (f"at most {room} such actors" if room else "0, or a cluster with GPUs"),
+                    key="gpus_per_actor",
+                )
+        room = sum(_fits(node["Resources"].get("CPU", 0.0), cpus) for node in self.ray.nodes() if node["Alive"])
+        if room < actors:
+            raise InputError(
+                f"found {cpus:g} for each of {actors} actors, but the cluster has {self.described()}; allowed: less, "
+                "or fewer actors",
+                key="cpus_per_actor",
+            )
+
+    def start(self, count: int, cpus: float, gpus: float, threads: int, seconds: float = _START_SECONDS) -> list[Any]:
+        """New actors, ready to be used.
+
+        Raises
+        ------
+        RunError
+            They did not start in time.
+        """
+        ray = self.ray
+        kind = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, concurrency_groups={"health": 1})(Host)
+        if (
+            count > 1 and ray.util.get_current_placement_group() is None
+        ):  # where a sweep reserved places, those are taken
+            kind = kind.options(scheduling_strategy="SPREAD")
+        hosts = [kind.remote(sys.path, threads, gpus > 0) for _ in range(count)]
+        calls = [host.ready.remote() for host in hosts]
+        ready, waiting = ray.wait(calls, num_returns=count, timeout=seconds)
+        try:
+            if waiting:
+                raise RunError(
+                    f"{len(waiting)} of {count} actors of {cpus:g} CPUs and {gpus:g} GPUs did not start within "
+                    f"{seconds:g} seconds; the cluster has {self.described()}"
+                )
+            ray.get(ready)
+        except (RunError, ray.exceptions.RayError) as error:
+            self.end(hosts)
+            if isinstance(error, RunError):
+                raise
+            raise RunError(f"an actor could not start: {error}") from error
+        return hosts
+
+
+class Host:
+    """The actor: a process with some shards (one, unless it took over those of a process that is gone)."""
+
+    def __init__(self, paths: list[str], threads: int, gpu: bool) -> None:
+        sys.path.extend(p for p in paths if p not in sys.path)  # where the driver finds modules, somebody's own too
+        torch.set_num_threads(threads)
+        self.device = torch.device("cuda" if gpu else "cpu")
+        if not gpu:
+            keep_freed_memory()
+        self.shards: dict[int, Shard] = {}
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    def alive(self) -> int:
+        """As `ready`; called in a concurrency group of its own, so that it answers while something is computed."""
+        return os.getpid()
+
+    def adopt(self, number: int, packed: list[Any]) -> str:
+        """Hold the shard that `packed` describes; its buffers may be references to shared memory.
+
+        Returns the machine's name in the cluster.
+        """
+        import ray
+
+        task, *rest = unpack([packed[0], *ray.get(packed[1:], timeout=_START_SECONDS)])
+        self.shards[number] = Shard(task.to(self.device), *rest)
+        return str(ray.get_runtime_context().get_node_id())
+
+    def calls(self, number: int, calls: list[tuple[str, tuple[Any, ...]]], *mapped: Any) -> Any:
+        """Call methods of a shard one after the other; what the last one returns.
+
+        Every argument that is None is the next one of `mapped`: Ray only maps what is an argument by itself.
+        """
+        shard, values, result = self.shards[number], iter(mapped), None
+        for method, arguments in calls:
+            result = getattr(shard, method)(*(next(values) if a is None else a for a in arguments))
+        return result
+
+    def call(self, number: int, method: str, *arguments: Any) -> Any:
+        """A method of a shard; what would be several values, and is only one, is that one."""
+        result = getattr(self.shards[number], method)(*arguments)
+        return result[0] if isinstance(result, tuple) and len(result) == 1 else result
+
+
+class Shipment:
+    """Puts packed objects into Ray's shared memory, each buffer once."""
+
+    def __init__(self, put: Callable[[Any], Any]) -> None:
+        self._put = put
+        self._there: dict[tuple[int, int], Any] = {}
+
+    def send(self, packed: Packed) -> list[Any]:
+        """The packed object with references in the place of its buffers."""
+        return [packed[0], *(self._reference(buffer) for buffer in packed[1:])]
+
+    def _reference(self, buffer: np.ndarray[Any, Any]) -> Any:
+        key = (buffer.__array_interface__["data"][0], buffer.nbytes)
+        if key not in self._there:
+            self._there[key] = (self._put(buffer), buffer)  # the buffer too: its address stays taken
+        return self._there[key][0]
+
+
+def _fits(amount: float, each: float) -> int:
+    """How many times `each` fits on a node; a fraction of a GPU is of one GPU."""
+    if each <= 0:
+        return 10**9
+    return int(amount) * int(1 / each + 1e-9) if each < 1 else int(amount / each + 1e-9)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C comes at the end: a Ray that is interrupted while it starts leaves processes behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
+
+
+def _shared_memory() -> int:
+    try:
+        found = os.statvfs("/dev/shm")
+    except OSError:
+        return 0
+    return found.f_bavail * found.f_frsize
+
+
+def _reachable(address: str) -> None:
+    """Raise InputError where nothing listens at HOST:PORT; Ray itself would try for long."""
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        message = f"found {address}, where nothing answers ({error}); allowed: local, auto, or HOST:PORT of a cluster"
+        raise InputError(message, key="address") from None

@@ -1,0 +1,398 @@
+"""The command line. Everything heavy is imported inside the commands, so that ``fedsim --help`` is quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from fedsim.cli.terminal import cell, metrics_line
+from fedsim.core.errors import FedsimError, InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fedsim.engine.loop import Progress
+    from fedsim.scenario.sections import Scenario
+
+app = typer.Typer(
+    help="Simulate federated and decentralized learning: one scenario file, thousands of clients.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ScenarioFile = Annotated[str, typer.Argument(help="scenario file (YAML)", metavar="SCENARIO")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="override a key: key.path=value", metavar="KEY=VALUE")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="where results go")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as one JSON object")]
+
+
+@app.command()
+def run(
+    scenario: ScenarioFile, settings: Settings = None, out: Out = None, resume: Resume = False, as_json: AsJson = False
+) -> None:
+    """Run a scenario; results go to a run directory."""
+    from fedsim.engine.loop import run as simulate
+    from fedsim.engine.run_directory import read_jsonl
+    from fedsim.scenario.load import load
+
+    checked = load(scenario, settings)
+    with _interruptible(), _progress(checked.name, checked.run.rounds, quiet=as_json) as progress:
+        result = simulate(checked, out, resume, progress)
+    last = read_jsonl(result.dir / "metrics.jsonl")[-1]
+    if as_json:
+        print(json.dumps({"dir": str(result.dir), "resumed_at": result.resumed_at, "metrics": last}))
+        return
+    if result.resumed_at >= checked.run.rounds:
+        _console().print("already finished, nothing to do")
+    elif resume:
+        _console().print(
+            f"resumed at round {result.resumed_at}" if result.resumed_at else "nothing to resume, started anew"
+        )
+    _console().print(f"[bold]{result.dir}[/bold]: {metrics_line(last)}")
+
+
+@app.command()
+def plan(
+    scenario: ScenarioFile,
+    settings: Settings = None,
+    schedule: Annotated[
+        bool, typer.Option("--schedule", help="follow the virtual clock: who delivers when, without training")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="with --schedule: where its picture goes (PNG, SVG or PDF)")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a scenario would do: sizes, memory, bytes per round, graph checks. Runs nothing."""
+    from fedsim.scenario.load import load
+
+    checked = load(scenario, settings)
+    if schedule:
+        _schedule(checked, out, as_json)
+        return
+    if out is not None:
+        raise InputError("--out: found without --schedule, whose picture it is; allowed: both")
+    from fedsim.reports.plan import plan as make_plan
+
+    sections = make_plan(checked)
+    if as_json:
+        print(json.dumps(sections))
+        return
+    for title, rows in sections.items():
+        _table(title, [(k, cell(v)) for k, v in rows.items()])
+
+
+@app.command()
+def sweep(
+    sweep_file: Annotated[str, typer.Argument(help="sweep file (YAML)", metavar="SWEEP")],
+    settings: Settings = None,
+    out: Out = None,
+    resume: Resume = False,
+    retry_failed: Annotated[bool, typer.Option(help="with --resume: run those that failed again")] = True,
+    parallel: Annotated[int | None, typer.Option(min=1, help="runs at a time, on Ray (default: one by one)")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray: local, auto or HOST:PORT", metavar="ADDRESS")] = None,
+    cpus: Annotated[float, typer.Option("--cpus-per-run", min=0.01, help="on Ray: CPUs of each run")] = 1.0,
+    gpus: Annotated[float, typer.Option("--gpus-per-run", min=0.0, help="on Ray: GPUs of each run")] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Run the variations of a scenario, one after another or side by side, and compare them."""
+    from fedsim.cli.sweep_view import follow_sweep, print_summary
+    from fedsim.sweeps.book import summary
+    from fedsim.sweeps.files import Point
+    from fedsim.sweeps.run import sweep as run_sweep
+    from fedsim.sweeps.tune import Together
+
+    together = None
+    if parallel is not None or address is not None:
+        together = Together(address or "local", parallel or os.cpu_count() or 1, cpus, gpus)
+
+    def started(point: Point, index: int, count: int) -> Progress | None:
+        if not as_json:
+            _console().print(f"[{index + 1}/{count}] {point.label}", highlight=False)
+        return None
+
+    follow = nullcontext((None, None)) if as_json or together is None else follow_sweep(_console(stderr=True))
+    with _interruptible(), follow as (told, ended):
+        outcomes = run_sweep(sweep_file, out, resume, settings, started, together, retry_failed, told, ended)
+    rows = summary(outcomes)
+    if as_json:
+        print(json.dumps(rows))
+    else:
+        print_summary(_console(), str(outcomes[0].dir.parent), rows)
+    failed = {o.point.label: o.error for o in outcomes if o.error is not None}
+    for label, error in failed.items():
+        print(f"{label}: {error}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(2 if any(isinstance(error, InputError) for error in failed.values()) else 1)
+
+
+@app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(help="run directories, or folders of them", metavar="DIR...")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="the HTML file (default: report.html in the first DIR)")
+    ] = None,
+) -> None:
+    """Make one self-contained HTML page with figures; several runs are compared."""
+    from fedsim.reports.report import write_report
+
+    _console().print(f"[bold]{write_report(directories, out)}[/bold]")
+
+
+@app.command()
+def audit(
+    scenario: ScenarioFile,
+    attacks: Annotated[
+        list[str] | None, typer.Option("--attack", help="an audit (default: those of the scenario)", metavar="NAME")
+    ] = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option("--out", help="where results go (default: audits/NAME-HASH)")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Attack what a scenario's run gives away: epsilon lower bounds, membership inference, reconstruction."""
+    from fedsim.audit import command
+    from fedsim.scenario.load import load
+
+    checked = load(scenario, settings)
+    say = None if as_json else lambda text: print(text, file=sys.stderr)
+    try:
+        report = command.audit(checked, attacks or [], say)
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        raise typer.Exit(130) from None
+    place = command.write(report, out or Path("audits") / f"{checked.name}-{checked.hash()}")
+    if as_json:
+        print(json.dumps(report.to_json()))
+    else:
+        for done in report.audits:
+            _table(done.name, command.rows(done.finding.results))
+        _console().print(f"[bold]{place}[/bold]")
+    for alarm in report.alarms:
+        print(f"ALARM: {alarm}", file=sys.stderr)
+    if report.alarms:
+        raise typer.Exit(1)
+
+
+@app.command()
+def topology(
+    what: Annotated[
+        str, typer.Argument(help="a graph's name, a graph file, or a scenario", metavar="NAME|FILE|SCENARIO")
+    ],
+    nodes: Annotated[int | None, typer.Option("--nodes", "-n", help="number of nodes (for a name)")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="a key of the graph or the scenario: key=value")
+    ] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="mixing weights")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="where the picture goes (PNG, SVG or PDF)")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Spectral gap, diameter, degrees of a graph, and a picture."""
+    from fedsim.reports.plan import describe_topology
+
+    facts, graph = describe_topology(what, nodes, settings or [], weights)
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        _table(str(facts.get("name", what)), [(k, cell(v)) for k, v in facts.items() if k != "name"])
+    if out is not None or not as_json:
+        from fedsim.figures.topology import topology_figure
+
+        place = out or Path(f"{Path(what).stem}.png")
+        _picture(topology_figure(graph, str(facts.get("name", what))), place, as_json)
+
+
+@app.command()
+def deploy(
+    scenario: ScenarioFile,
+    folder: Annotated[Path, typer.Argument(help="where the app goes: a new or empty folder", metavar="DIR")],
+    settings: Settings = None,
+) -> None:
+    """Write a Flower app that runs the scenario on real clients, ready for `flwr run`."""
+    from fedsim.deployment.app import deploy as write_app
+    from fedsim.scenario.load import load
+
+    for name in write_app(load(scenario, settings), folder):
+        _console().print(f"  {folder / name}", highlight=False)
+    _console().print(f"[bold]{folder / 'README.md'}[/bold] has the commands")
+
+
+@app.command()
+def check(
+    algorithm: Annotated[str, typer.Argument(help="a registered name or PKG.MOD:CLASS")],
+    settings: Annotated[list[str] | None, typer.Option("--set", help="a key of the algorithm: key=value")] = None,
+) -> None:
+    """Run the contract tests on an algorithm: stacked = sharded = single, same seed same numbers, and so on."""
+    from fedsim.contract.laws import check_algorithm
+
+    results = check_algorithm(algorithm, settings or [])
+    rows = [("passed" if r.passed else "FAILED", r.name, r.detail) for r in results]
+    _table(algorithm, rows, ["", "law", "detail"])
+    if not all(r.passed for r in results):
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_parts(
+    kind: Annotated[str | None, typer.Argument(help="algorithms, datasets, models, graphs, ...")] = None,
+) -> None:
+    """List what scenarios can name."""
+    from fedsim.core.errors import unknown
+    from fedsim.core.registry import kinds, lookup, names
+
+    plurals = {_plural(k): k for k in kinds()}
+    plurals["topologies"] = "graph"
+    if kind is not None and kind not in plurals:
+        raise InputError(unknown("kind", kind, list(plurals)))
+    for plural, single in plurals.items():
+        if kind == plural or (kind is None and plural != "topologies"):
+            _table(plural, [(name, _first_line(lookup(single, name))) for name in names(single)])
+
+
+@app.command()
+def schema() -> None:
+    """Print the scenario's JSON Schema, for editors."""
+    from fedsim.scenario.schema import scenario_schema
+
+    print(json.dumps(scenario_schema(), indent=2))
+
+
+def main() -> NoReturn:
+    """Entry point: exit code 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted."""
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except (FedsimError, OSError) as error:  # OSError: a full disk, say
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _schedule(scenario: Scenario, out: Path | None, as_json: bool) -> None:
+    """``plan --schedule``: tables of the first combines and of the clients, and a picture."""
+    from fedsim.reports.timeline import follow
+    from fedsim.reports.timeline_tables import client_rows, combine_rows, headline
+
+    timeline = follow(scenario)
+    if as_json:
+        print(json.dumps(timeline.to_json()))
+    else:
+        for title, (header, rows) in (
+            ("first combines", combine_rows(timeline)),
+            ("clients (means over the whole schedule)", client_rows(timeline)),
+        ):
+            _table(title, rows, header)
+        _console().print(headline(timeline), highlight=False, markup=False)
+    if out is not None:
+        from fedsim.reports.timeline_tables import timeline_figure
+
+        title = f"{timeline.name} ({timeline.mode})"
+        figure = timeline_figure(timeline, title)
+        _picture(figure, out, as_json)
+
+
+def _picture(figure: Figure, place: Path, quiet: bool) -> None:
+    try:
+        figure.savefig(place, dpi=150, bbox_inches="tight")
+    except (OSError, ValueError) as error:
+        raise InputError(f"--out: the picture cannot be written to {place}: {error}") from None
+    if not quiet:
+        _console().print(f"picture: [bold]{place}[/bold]")
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the command with exit code 130 and say what was saved."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        saved = (
+            f"{error}, --resume continues"
+            if str(error)
+            else "--resume continues from the last checkpoint, if there is one"
+        )
+        print(f"interrupted: {saved}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _console(stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _table(title: str, rows: Sequence[tuple[str, ...]], header: list[str] | None = None) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE if header else None, show_header=bool(header), highlight=False
+    )
+    for i in range(len(rows[0]) if rows else 1):
+        table.add_column(header[i] if header else "", overflow="fold", style="cyan" if i == 0 and not header else None)
+    for row in rows:
+        table.add_row(*[v.replace("[", "\\[") for v in row])
+    _console().print(table)
+
+
+@contextmanager
+def _progress(name: str, rounds: int, quiet: bool) -> Iterator[Progress | None]:
+    """A progress bar on standard error with the latest metrics."""
+    if quiet:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[last]}"),
+    )
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task(name, total=rounds, last="")
+
+    def update(done: int, row: Any) -> None:
+        bar.start()  # not earlier: a run that cannot begin shows no bar
+        bar.update(task, completed=done)
+        if row:
+            bar.update(task, last=metrics_line(row))
+
+    try:
+        yield update
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+def _plural(kind: str) -> str:
+    return {"loss": "losses", "mixing": "weights", "participation": "participations", "privacy": "mechanisms"}.get(
+        kind, kind + "s"
+    )
+
+
+def _first_line(part: Callable[..., Any]) -> str:
+    return (part.__doc__ or "").strip().split("\n")[0].replace("``", "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The only local-training loop: some clients' persistent state and their local work, in chunks of rows.
+
+Every backend uses it: all clients (vectorized), a shard, one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.base import Algorithm, Effort
+from fedsim.clients.store import ClientStore
+from fedsim.core.types import BatchSize, Message, State
+from fedsim.objective.quadratic import Ints, Plan, Task
+
+_CPU_BYTES = 16 * 2**20  # parameters, gradients and the update of a chunk: about what stays in a CPU's shared cache
+_GPU_SHARE = 0.25  # of the memory that is free when the run starts
+
+
+@dataclass(frozen=True)
+class Job:
+    """Local work to be done: ``steps[i]`` steps of client ``clients[i]`` in its round ``rounds[i]``.
+
+    `received` holds ``[d]`` tensors where all clients got the same, ``[m, d]`` where each got its own.
+    """
+
+    clients: Ints
+    rounds: Ints
+    steps: Ints
+    received: Message
+    jobs: Ints | None = None
+
+    @property
+    def numbers(self) -> Ints:
+        """Serial numbers of the jobs; the clients' own where each has only one."""
+        return self.clients if self.jobs is None else self.jobs
+
+
+class Worker:
+    """Runs the local work of any set of clients and keeps their state, in memory unless `store` says otherwise.
+
+    `outgoing` is done to messages at the client, before they leave it (local noise, say).
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        algorithm: Algorithm,
+        chunk_rows: int | None = None,
+        store: ClientStore | None = None,
+        outgoing: Callable[[Message, Job], Message] | None = None,
+    ) -> None:
+        self.task, self.algorithm, self.outgoing = task, algorithm, outgoing
+        self.initial = task.initial()
+        self.store = store or ClientStore(algorithm, self.initial, task.num_clients)
+        self.chunk_rows = chunk_rows or default_chunk_rows(task, algorithm.batch_size)
+
+    def run(self, job: Job) -> Message:
+        """The messages of all clients of `job`, row i belonging to ``job.clients[i]``."""
+        messages = self._messages(job)
+        return messages if self.outgoing is None else self.outgoing(messages, job)
+
+    def _messages(self, job: Job) -> Message:
+        result: Message = {}
+        for algorithm, rows in self._chunks(job):
+            if len(rows) == len(job.clients) and np.array_equal(rows, np.arange(len(rows))):
+                return self._chunk(algorithm, job)
+            index = torch.as_tensor(rows, device=self.initial.device)
+            part = self._chunk(algorithm, _select(job, rows, index))
+            in_order = bool((np.diff(rows) == 1).all())
+            for k, v in part.items():
+                if k not in result:
+                    result[k] = v.new_empty((len(job.clients), v.shape[-1]))
+                if in_order:
+                    result[k][rows[0] : rows[0] + len(rows)] = v
+                else:
+                    result[k].index_copy_(0, index, v)
+        return result
+
+    def _chunks(self, job: Job) -> Iterator[tuple[Algorithm, Ints]]:
+        """The job's rows in chunks of one role each, by falling steps and sizes, and the algorithm that each runs."""
+        for algorithm, rows in self.algorithm.by_role(job.clients, job.rounds, self.task.seed):
+            order = rows[np.lexsort((-self.task.sizes[job.clients[rows]], -job.steps[rows]))]
+            for start in range(0, len(order), self.chunk_rows):
+                yield algorithm, order[start : start + self.chunk_rows]
+
+    def _chunk(self, algorithm: Algorithm, job: Job) -> Message:
+        """Local work of one chunk (rows sorted by falling steps): all its steps before the next chunk starts."""
+        _, epochs = algorithm.work()
+        client = self.store.gather(job.clients)
+        job = replace(job, received=algorithm.receive(job.received, client))
+        lr = self._column(algorithm.lr_at(job.rounds))
+        m, most = len(job.clients), int(job.steps.max(initial=0))
+        local = {k: v.expand(m, -1) for k, v in algorithm.start(job.received, client).items()}
+        plan: Plan | None = None
+        if most > 0:
+            busy = int((job.steps > 0).sum())
+            plan = self.task.plan(job.clients[:busy], job.rounds[:busy], job.steps[:busy], algorithm.batch_size, epochs)
+        plain = algorithm.is_plain_sgd
+        finished: list[Message] = []
+        working = (job.steps[None, :] > np.arange(most + 1)[:, None]).sum(1).tolist()  # rows that take step 0, 1, ...
+        received, kept, rates, end = job.received, client, lr, m
+        for step, count in enumerate(working):
+            if count < end:  # rows count..end have done all their steps
+                finished.insert(0, self._finish(algorithm, job, slice(count, end), local, client, lr))
+                local, kept, rates, end = _head(local, count), _head(client, count), lr[:count], count
+                received = {k: v[:count] if v.dim() > 1 else v for k, v in job.received.items()}
+            if count and plan is not None:
+                oracle = plan.oracle(step, count, rates)
+                if plain:
+                    local = {"x": local["x"].clone(memory_format=torch.contiguous_format)} if step == 0 else local
+                    oracle.descend(local["x"])
+                else:
+                    local = algorithm.local_step(oracle, local, received, kept)
+        return finished[0] if len(finished) == 1 else {k: torch.cat([f[k] for f in finished]) for k in finished[0]}
+
+    def _finish(self, algorithm: Algorithm, job: Job, rows: slice, local: State, client: State, lr: Tensor) -> Message:
+        """Messages of rows whose work is done; rows that did no work keep their state as it was."""
+        steps = job.steps[rows]
+        effort = Effort(self._column(steps), lr[rows])
+        received = {k: v[rows] if v.dim() > 1 else v for k, v in job.received.items()}
+        kept = {k: v[rows] for k, v in client.items()}
+        message, after = algorithm.report({k: v[rows] for k, v in local.items()}, received, kept, effort)
+        if steps.size and steps[0] > 0:
+            self.store.scatter(job.clients[rows], after)
+        return {k: v.expand(len(steps), -1) for k, v in message.items()}
+
+    def _column(self, values: npt.NDArray[np.generic]) -> Tensor:
+        return torch.as_tensor(values, dtype=self.initial.dtype, device=self.initial.device).unsqueeze(1)
+
+
+def default_chunk_rows(task: Task, batch_size: BatchSize) -> int:
+    """Rows whose parameters, gradient and update stay in a CPU's cache, or with all that a gradient at `batch_size`
+    needs in a share of a GPU's free memory."""
+    item = torch.empty((), dtype=task.dtype).element_size()
+    row = 3 * task.dim * item
+    if task.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(task.device)
+        return max(1, int(_GPU_SHARE * free) // (2 * row + task.activation_bytes(batch_size)))
+    rows, threads = max(1, _CPU_BYTES // row), torch.get_num_threads()
+    return rows if rows < threads else rows // threads * threads  # batched products give every thread whole rows
+
+
+def _select(job: Job, rows: Ints, index: Tensor) -> Job:
+    received = {k: v.index_select(0, index) if v.dim() > 1 else v for k, v in job.received.items()}
+    return Job(job.clients[rows], job.rounds[rows], job.steps[rows], received)
+
+
+def _head(rows: State, count: int) -> State:
+    return {k: v[:count] for k, v in rows.items()}

@@ -1,0 +1,155 @@
+"""What the contract's laws are checked on: six clients' quadratics, and a few rounds of an algorithm on them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.base import Algorithm, GossipAlgorithm, Round
+from fedsim.algorithms.work import Work
+from fedsim.clients.worker import Job, Worker
+from fedsim.core import rng
+from fedsim.core.errors import InputError
+from fedsim.core.types import Aggregate, Message, State
+from fedsim.data.sets import Quadratic
+from fedsim.messages.aggregators import BaseMixing, Mean, MixingMatrix
+from fedsim.objective.quadratic import Ints, Oracle, QuadraticTask
+
+CLIENTS, DIMENSION = 6, 5
+EVERYBODY = [list(range(CLIENTS))]
+START = (3.0, -3.0, 3.0, -3.0, 0.0)  # sums to 0: moving all parameters alike is no way down
+
+
+class Bench:
+    """The quadratics and the algorithm under test.
+
+    Curvatures are between 0.05 and 0.2 over the local learning rate, so that a few local steps never diverge.
+    """
+
+    def __init__(self, algorithm: Algorithm) -> None:
+        self.algorithm = algorithm
+        self.gossip = algorithm.setting == "gossip"
+        generator = rng.generator(0, "contract")
+        scale = 0.2 / algorithm.lr
+        self.A = np.empty((CLIENTS, DIMENSION, DIMENSION))
+        for i in range(CLIENTS):
+            q, _ = np.linalg.qr(generator.standard_normal((DIMENSION, DIMENSION)))
+            self.A[i] = q @ np.diag(scale * generator.uniform(0.25, 1.0, DIMENSION)) @ q.T
+        self.A = (self.A + self.A.transpose(0, 2, 1)) / 2
+        self.b = 0.3 * generator.standard_normal((CLIENTS, DIMENSION))
+        share = generator.uniform(1.0, 3.0, CLIENTS)
+        self.p = np.full(CLIENTS, 1 / CLIENTS) if self.gossip else share / share.sum()
+        self.noise = 0.1 * scale
+        unequal = Work(uniform=[1, 3])
+        self.any_steps = _accepts(algorithm, unequal)
+        sporadic = isinstance(algorithm, GossipAlgorithm) and algorithm.indicators["compute"] == "sporadic"
+        self.idle = sporadic and self.any_steps
+
+    @cached_property
+    def mixing(self) -> MixingMatrix:
+        """A ring where two neighbours weigh a quarter each."""
+        ring = np.zeros((CLIENTS, CLIENTS))
+        for i in range(CLIENTS):
+            ring[i, [i, (i + 1) % CLIENTS, i - 1]] = 0.5, 0.25, 0.25
+        return MixingMatrix(BaseMixing(ring, directed=False).matrix, torch.device("cpu"))
+
+    def task(self, noise: float) -> QuadraticTask:
+        A, b, x0, p = (torch.as_tensor(v, dtype=torch.float64) for v in (self.A, self.b, START, self.p))
+        return QuadraticTask(Quadratic(A, b, x0, p, noise), 0, torch.device("cpu"), torch.float64)
+
+    def initial(self, task: QuadraticTask) -> Tensor:
+        """``[d]`` for a server, ``[n, d]`` for a graph."""
+        return task.initial().expand(CLIENTS, -1).clone() if self.gossip else task.initial()
+
+    def cohort(self, number: int, full: bool = False) -> tuple[Ints, Ints]:
+        """Clients of a round and their local steps, ``[m]`` each.
+
+        Nodes of a graph all take part, some idle where they may be; a server's cohort changes, unless `full`.
+        """
+
+        clients = np.arange(CLIENTS, dtype=np.int64)
+        if not (full or self.gossip or number == 1):
+            clients = clients[(clients + number) % 3 != 0]
+        if not self.any_steps:
+            work, _ = self.algorithm.work()
+            return clients, work.of(clients, np.full(len(clients), number), 0)
+        steps = 1 + (2 * clients + number) % 3
+        if self.idle and not full:
+            steps[(clients + number) % 4 == 0] = 0
+        return clients, steps
+
+    def round(self, number: int, clients: Ints, steps: Ints) -> tuple[Round, Aggregate]:
+        """What `combine` gets besides state and messages."""
+        lr = self.algorithm.lr_at(np.full(len(clients), number))
+        share = self.p[clients]
+        weights = None if self.gossip else _column(share / share.sum())
+        info = Round(number, CLIENTS, _column(share), _column(steps), _column(lr), weights)
+        if weights is None:
+            return info, self.mixing
+        mean, default = Mean(), weights.squeeze(1)
+        return info, lambda values, given=None: mean(values, default if given is None else given)
+
+    def simulate(
+        self, shards: list[list[int]], rounds: int, noise: float, full: bool = False, chunk_rows: int | None = None
+    ) -> Iterator[tuple[str, State]]:
+        """Run a few rounds with one worker per shard; yields (what it is, tensors) for everything that comes out."""
+        task = self.task(noise)
+        workers = [Worker(task, self.algorithm, chunk_rows) for _ in shards]
+        state = self.algorithm.init(self.initial(task))
+        for number in range(1, rounds + 1):
+            clients, steps = self.cohort(number, full)
+            received = self.algorithm.broadcast(state)
+            messages: Message = {}
+            for worker, shard in zip(workers, shards, strict=True):
+                rows = np.flatnonzero(np.isin(clients, shard))
+                if len(rows):
+                    index = torch.as_tensor(rows)
+                    mine = {k: v[index] if v.dim() > 1 else v for k, v in received.items()}
+                    sent = worker.run(Job(clients[rows], np.full(len(rows), number), steps[rows], mine))
+                    for k, v in sent.items():
+                        messages.setdefault(k, v.new_full((len(clients), v.shape[-1]), torch.nan))[index] = v
+            yield f"round {number}, message", _clone(messages)
+            info, aggregate = self.round(number, clients, steps)
+            state = self.algorithm.combine(state, messages, info, aggregate)
+            yield f"round {number}, state", _clone(state)
+        kept = [(shard, worker.store.gather(np.asarray(shard))) for worker, shard in zip(workers, shards, strict=True)]
+        order = torch.as_tensor(np.argsort(np.concatenate([shard for shard, _ in kept])))
+        yield "what clients keep", {k: torch.cat([rows[k] for _, rows in kept])[order] for k in kept[0][1]}
+
+
+class ExactOracle(Oracle):
+    """Exact gradients of some rows, for ``[m, d]`` and for one ``[d]``."""
+
+    def __init__(self, bench: Bench, rows: Any, lr: Tensor) -> None:
+        super().__init__(lr)
+        self.A, self.b = torch.as_tensor(bench.A)[rows], torch.as_tensor(bench.b)[rows]
+
+    def grad(self, x: Tensor) -> Tensor:
+        return (self.A @ (x - self.b).unsqueeze(-1)).squeeze(-1)
+
+    def per_sample_grad(self, x: Tensor) -> Tensor:
+        return self.grad(x).unsqueeze(-2)
+
+
+def _accepts(algorithm: Algorithm, work: Work) -> bool:
+    """Whether the algorithm can do this local work (gradient tracking, for one, takes one step per round)."""
+    try:
+        dataclasses.replace(algorithm, local_steps=work, local_epochs=None).check(CLIENTS)
+    except InputError:
+        return False
+    return True
+
+
+def _clone(tensors: State) -> State:
+    """A copy, so that a method that works in place does not rewrite what came out before."""
+    return {k: v.clone() for k, v in tensors.items()}
+
+
+def _column(values: Any) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float64).unsqueeze(1)

@@ -1,0 +1,230 @@
+"""Turning a mapping from a scenario into a registered part, and pydantic's complaints into ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import keyword
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from fedsim.core.errors import InputError, Problem, nearest
+from fedsim.core.registry import load_object, lookup, names
+
+P = TypeVar("P")
+
+_BASE = {  # what a part of each kind inherits, loaded on first use like the parts themselves
+    "algorithm": "fedsim.algorithms.base:Algorithm",
+    "dataset": "fedsim.data.sets:DatasetPart",
+    "partition": "fedsim.data.partition:Partition",
+    "model": "fedsim.models.build:Model",
+    "graph": "fedsim.graphs.generators:Graph",
+    "aggregator": "fedsim.messages.aggregators:Aggregator",
+    "participation": "fedsim.participation.synchronous:Participation",
+    "privacy": "fedsim.privacy.base:Mechanism",
+    "audit": "fedsim.audit.base:Audit",
+}
+
+
+_models: dict[type[Any], type[BaseModel]] = {}
+
+
+def fields_model(part: type[Any]) -> type[BaseModel]:
+    """A strict pydantic model with the fields of a registered dataclass, made once.
+
+    Pydantic's own strict dataclasses refuse mappings.
+    """
+    if part not in _models:
+        _models[part] = part if issubclass(part, BaseModel) else _make_model(part)
+    return _models[part]
+
+
+def _make_model(part: type[Any]) -> type[BaseModel]:
+    hints = get_type_hints(part, include_extras=True)
+    fields: dict[str, Any] = {}
+    for f in dataclasses.fields(part):
+        if f.init:
+            default: Any = ... if f.default is dataclasses.MISSING else f.default
+            if f.default_factory is not dataclasses.MISSING:
+                default = Field(default_factory=f.default_factory)
+            fields[_key(f.name)] = (hints[f.name], default)
+    config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, protected_namespaces=())
+    return create_model(part.__name__, __config__=config, __doc__=part.__doc__, **fields)
+
+
+def keys_of(part: type[Any]) -> list[str]:
+    """The YAML keys of a part: its fields' names, for ``lambda_`` (a word that Python keeps to itself) ``lambda``."""
+    return list(_fields(part))
+
+
+def _fields(part: type[Any]) -> dict[str, str]:
+    """YAML keys and the names of the fields they stand for."""
+    if isinstance(part, type) and issubclass(part, BaseModel):
+        return {k: k for k in part.model_fields}
+    return {_key(f.name): f.name for f in dataclasses.fields(part) if f.init}
+
+
+def _key(field: str) -> str:
+    return field[:-1] if keyword.iskeyword(field[:-1]) else field
+
+
+def make_part(part: type[P], values: Mapping[str, Any]) -> P:
+    """Build `part` from `values`.
+
+    Raises
+    ------
+    InputError
+        One problem per offending key: unknown (with the nearest valid name), missing, of a wrong type or out of range.
+    """
+    fields = _fields(part)
+    allowed = list(fields)
+    problems = [Problem(_unknown_key(k, allowed), str(k)) for k in values if k not in allowed]
+    known = {k: v for k, v in values.items() if k in allowed}
+    try:
+        checked = fields_model(part).model_validate(known)
+        made = (
+            checked
+            if isinstance(checked, part)
+            else part(**{fields[k]: getattr(checked, k) for k in type(checked).model_fields})
+        )
+    except ValidationError as error:
+        raise InputError([*problems, *explain(error, known, part)]) from None
+    except InputError as error:
+        raise InputError([*problems, *error.problems]) from None
+    except (TypeError, ValueError) as error:  # of somebody's own class: an abstract method, a check of its own
+        raise InputError(f"'{part.__name__}' cannot be made: {error}") from error
+    if problems:
+        raise InputError(problems)
+    return made
+
+
+def part_from(kind: str, discriminator: str, section: Mapping[str, Any]) -> Any:
+    """The registered part that ``section[discriminator]`` names, built from the section's other keys."""
+    if discriminator not in section:
+        problems = [Problem(f"missing; allowed: {', '.join(names(kind))}", discriminator)]
+        problems += [Problem(f"unknown key{hint}", str(k)) for k in section if (hint := nearest(k, [discriminator]))]
+        raise InputError(problems)
+    name, base = section[discriminator], load_object(_BASE[kind])
+    try:
+        part = lookup(kind, name)
+    except InputError as error:
+        raise error.under(discriminator) from None
+    if not (isinstance(part, type) and issubclass(part, base) and dataclasses.is_dataclass(part)):
+        what = "a class" if isinstance(part, type) else type(part).__name__
+        message = f"'{name}' is {what}, allowed: a dataclass that inherits {_BASE[kind].replace(':', '.')}"
+        raise InputError(message, key=discriminator)
+    return make_part(part, {k: v for k, v in section.items() if k != discriminator})
+
+
+def dump_part(part: Any) -> dict[str, Any]:
+    """A part's keys and values in YAML's types, without those that are unset."""
+    fields = {k: getattr(part, field) for k, field in _fields(type(part)).items()}
+    values = fields_model(type(part)).model_construct(**fields).model_dump(mode="json", warnings=False)
+    return {k: v for k, v in values.items() if v is not None}
+
+
+def explain(error: ValidationError, values: Any, part: type[Any]) -> list[Problem]:
+    """One problem per offending key: what was found and what is allowed."""
+    messages: dict[str, list[str]] = {}
+    found: dict[str, Any] = {}
+    for item in error.errors(include_url=False):
+        key = _dotted(item["loc"], values, keep_last=item["type"] in ("missing", "extra_forbidden"))
+        messages.setdefault(key, []).append(_allowed(item, part))
+        found.setdefault(key, _at(values, key, item["input"]))
+    # Of a union, pydantic reports every member that does not fit; the one that got furthest is the one that was meant.
+    deepest = [k for k in messages if not any(other.startswith(f"{k}.") for other in messages)]
+    return [Problem(_sentence(found[k], list(dict.fromkeys(messages[k]))), k or None) for k in deepest]
+
+
+_ALLOWED = {  # pydantic's error types in the words of a scenario
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_too_long": "at most {max_length} characters",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "list_type": "a list",
+    "too_short": "a list of at least {min_length} item(s)",
+    "too_long": "a list of at most {max_length} item(s)",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "greater than or equal to {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "less than or equal to {le:g}",
+    "literal_error": "{expected}",
+}
+
+
+def _allowed(item: Any, part: type[Any]) -> str:
+    """``allowed: ...``, or a sentence that says all there is to say."""
+    if item["type"] == "missing":
+        return "missing; this key is required"
+    if item["type"] == "extra_forbidden":
+        return _unknown_key(item["loc"][-1], _nested_keys(part, item["loc"][0]))
+    if item["type"] in _ALLOWED:
+        words = _ALLOWED[item["type"]].format(**item.get("ctx", {}))
+        options = re.findall(r"'([^']*)'", words) if item["type"] == "literal_error" else []
+        return f"allowed: {words}{nearest(item['input'], options)}"
+    return str(item["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+
+
+def _sentence(found: Any, messages: list[str]) -> str:
+    choices = [m.removeprefix("allowed: ") for m in messages if m.startswith("allowed: ")]
+    said = [m for m in messages if not m.startswith("allowed: ")]
+    if choices:
+        said.insert(0, f"found {_short(found)}, allowed: {' or '.join(choices)}")
+    elif not said[0].startswith(("found", "missing", "unknown")):
+        said[0] = f"found {_short(found)}, {said[0]}"
+    return "; ".join(said)
+
+
+def _unknown_key(key: object, allowed: Sequence[str]) -> str:
+    return f"unknown key{nearest(key, allowed)}; allowed: {', '.join(allowed) or 'no keys'}"
+
+
+def _nested_keys(part: type[Any], key: Any) -> list[str]:
+    """Keys of the mappings that a part's key takes (a law, a schedule)."""
+
+    def models(annotation: Any) -> Iterator[type[BaseModel]]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield annotation
+        for inner in get_args(annotation):
+            yield from models(inner)
+
+    return list(
+        dict.fromkeys(k for m in models(fields_model(part).model_fields[key].annotation) for k in m.model_fields)
+    )
+
+
+def _dotted(loc: tuple[Any, ...], values: Any, keep_last: bool) -> str:
+    """The part of pydantic's location that exists in the user's values (its union tags do not)."""
+    path: list[str] = []
+    for i, item in enumerate(loc):
+        inside = (isinstance(values, Mapping) and item in values) or (
+            isinstance(values, list) and isinstance(item, int) and item < len(values)
+        )
+        if inside:
+            values = values[item]
+            path.append(str(item))
+        elif keep_last and i == len(loc) - 1:
+            path.append(str(item))
+    return ".".join(path)
+
+
+def _at(values: Any, key: str, fallback: Any) -> Any:
+    for item in key.split(".") if key else []:
+        try:
+            values = values[int(item)] if isinstance(values, list) else values[item]
+        except (KeyError, ValueError, IndexError, TypeError):
+            return fallback
+    return values
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

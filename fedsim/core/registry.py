@@ -1,0 +1,111 @@
+"""Named, interchangeable parts: what a scenario's ``name:`` can stand for, and how users add their own.
+
+A registered part is a frozen dataclass whose fields are its YAML keys, or (models) a factory function.
+``"pkg.mod:Attr"`` names somebody's own part without registering it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import ConfigDict
+
+from fedsim.core.errors import InputError, unknown
+
+T = TypeVar("T")
+
+# Which module registers the built-in parts of a kind; imported on first use, so that a name look-up costs nothing more.
+_HOME = {
+    "algorithm": "fedsim.algorithms",
+    "dataset": "fedsim.data.all",
+    "partition": "fedsim.data.partition",
+    "model": "fedsim.models.build",
+    "loss": "fedsim.models.build",
+    "graph": "fedsim.graphs.topology",
+    "mixing": "fedsim.graphs.mixing",
+    "aggregator": "fedsim.messages.aggregators",
+    "participation": "fedsim.participation.modes",
+    "privacy": "fedsim.privacy",
+    "audit": "fedsim.audit",
+}
+_parts: dict[str, dict[str, Any]] = {kind: {} for kind in _HOME}
+
+
+class Part:
+    """Base class of registered dataclasses: unknown keys and silent type conversions are errors."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+
+class _Register:
+    """``@register.algorithm("name")`` and its siblings, one per kind."""
+
+    def __getattr__(self, kind: str) -> Callable[[str], Callable[[T], T]]:
+        if kind not in _parts:
+            raise AttributeError(unknown("kind of part", kind, list(_parts)))
+
+        def named(name: str) -> Callable[[T], T]:
+            def add(part: T) -> T:
+                if _parts[kind].get(name, part) is not part and not _same(_parts[kind][name], part):
+                    raise ValueError(f"{kind} '{name}' is already registered by {_parts[kind][name]!r}")
+                _parts[kind][name] = part
+                return part
+
+            return add
+
+        return named
+
+
+register = _Register()
+
+
+def kinds() -> list[str]:
+    return list(_parts)
+
+
+def names(kind: str) -> list[str]:
+    """Sorted names registered for `kind`."""
+    importlib.import_module(_HOME[kind])
+    return sorted(_parts[kind])
+
+
+def lookup(kind: str, name: object) -> Any:
+    """The part called `name`: a registered name, or ``pkg.mod:Attr``.
+
+    Raises
+    ------
+    InputError
+        The name is not registered, the module cannot be imported, or it has no such attribute.
+    """
+    allowed = names(kind)
+    if not isinstance(name, str):
+        raise InputError(f"found {name!r}, allowed: a name ({', '.join(allowed)}) or 'pkg.mod:Attr'")
+    if ":" in name:
+        return load_object(name)
+    if name not in _parts[kind]:
+        raise InputError(unknown(kind, name, allowed) + ", or 'pkg.mod:Attr' for your own")
+    return _parts[kind][name]
+
+
+def load_object(path: str) -> Any:
+    """Import ``pkg.mod:Attr``; modules in the working directory are found too."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's module may fail in any way while it is imported
+        raise InputError(f"cannot import '{module_name}' of '{path}': {type(error).__name__}: {error}") from error
+    if not hasattr(module, attribute):
+        public = [n for n in vars(module) if not n.startswith("_")]
+        raise InputError(unknown(f"attribute of module {module_name}", attribute, public))
+    return getattr(module, attribute)
+
+
+def _same(old: Any, new: Any) -> bool:
+    """A module imported twice (a reload, a doctest) registers the same part again; that is no clash."""
+    return getattr(old, "__qualname__", 0) == getattr(new, "__qualname__", 1) and old.__module__ == new.__module__

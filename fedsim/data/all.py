@@ -1,0 +1,5 @@
+"""All data sets; importing this module registers them."""
+
+from fedsim.data import california, sets
+
+__all__ = ["california", "sets"]

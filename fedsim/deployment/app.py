@@ -1,0 +1,204 @@
+"""``fedsim deploy``: a Flower app made from a scenario, so thin that its components only name the scenario file.
+
+What Flower packs into an app decides what is written: Python, TOML, Markdown and YAML files, no ``test_*.py``, 10 MB.
+Modules of one's own that the scenario names are copied beside it; data stay where they are.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fedsim import __version__
+from fedsim.core.errors import InputError
+from fedsim.deployment.noise import check_trust
+from fedsim.deployment.server import RUN_KEYS
+from fedsim.scenario.sections import Scenario
+
+PACKAGE = "fedsim_deployment"
+
+_PYPROJECT = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "{project}"
+version = "1.0.0"
+description = "The fedsim scenario '{name}' as a Flower app"
+license = "Apache-2.0"
+dependencies = ["fedsim[flower]=={version}"]
+
+[tool.hatch.build.targets.wheel]
+packages = ["."]
+
+[tool.flwr.app]
+publisher = "fedsim"
+
+[tool.flwr.app.components]
+serverapp = "{package}.server_app:app"
+clientapp = "{package}.client_app:app"
+
+[tool.flwr.app.config]
+{config}
+"""
+
+_COMPONENT = '''\
+"""The {what} of this deployment: everything is in fedsim and in scenario.yaml."""
+
+from pathlib import Path
+
+from fedsim.deploy_{side} import make_{side}_app
+
+app = make_{side}_app(Path(__file__).with_name("scenario.yaml"))
+'''
+
+_README = """\
+# {name}: a Flower deployment
+
+Made by `fedsim deploy` (fedsim {version}). Algorithm `{algorithm}`, {clients} clients, {rounds} rounds; all of the
+scenario is in `{package}/scenario.yaml`. fedsim and flwr have to be installed on the SuperLink's machine and on every
+client's.
+
+## On this machine
+
+One terminal for the SuperLink:
+
+```sh
+flower-superlink --insecure --disable-runtime-dependency-installation --host 127.0.0.1 --port 8000
+```
+
+one for each of the {clients} clients:
+
+```sh
+{supernodes}
+```
+
+Add to `~/.flwr/config.toml` where the SuperLink is
+
+```toml
+[superlink.deployment]
+address = "127.0.0.1:8000"
+insecure = true
+```
+
+and start the run:
+
+```sh
+flwr run {folder} deployment --stream
+flwr list deployment
+```
+
+`flwr run --stream` ends with exit code 0 also for a run that failed: `flwr list` says which it was.
+
+## In one process, with Flower's simulation runtime
+
+```sh
+flower-superlink --insecure --simulation --disable-runtime-dependency-installation --host 127.0.0.1 --port 8000
+flwr run {folder} deployment --stream --federation-config 'num-supernodes={clients} client-resources-num-cpus=1'
+```
+
+## Results
+
+The ServerApp writes a run directory to `{out}` (another: `-c 'out="/absolute/path"'`).
+
+```sh
+fedsim report {out}
+```
+
+What may be set with `-c`, what a SuperNode's `--node-config` may say, faults, security and tuning: docs/deploy.md of
+fedsim.
+"""
+
+
+def deploy(scenario: Scenario, folder: Path) -> list[str]:
+    """Write the app into `folder`, which must not exist or be empty; the names of the files.
+
+    Raises
+    ------
+    InputError
+        The folder is not empty or cannot be written to, or Flower would leave a module out of the app.
+    """
+    try:
+        check_trust(scenario)
+    except InputError as error:
+        raise scenario.document.locate(error) from None
+    clients = _clients(scenario)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"DIR: found {folder}, which is there already; allowed: a new or empty folder")
+    modules = list(_own_modules(scenario))
+    try:
+        package = folder / PACKAGE
+        package.mkdir(parents=True)
+        place = folder.resolve()
+        text = {"name": scenario.name, "version": __version__, "package": PACKAGE, "folder": place}
+        (package / "__init__.py").write_text('"""Made by fedsim deploy."""\n', encoding="utf-8")
+        for side, what in (("server", "ServerApp"), ("client", "ClientApp")):
+            component = _COMPONENT.format(side=side, what=what)
+            (package / f"{side}_app.py").write_text(component, encoding="utf-8")
+        (package / "scenario.yaml").write_text(scenario.to_yaml(), encoding="utf-8")
+        for module in modules:
+            (shutil.copytree if module.is_dir() else shutil.copy)(module, package / module.name)
+        config = "\n".join(f"{key} = {_toml(v)}" for key, v in {**RUN_KEYS, "out": str(place / "results")}.items())
+        project = "fedsim-" + re.sub(r"[^a-z0-9]+", "-", scenario.name.lower()).strip("-")
+        pyproject = _PYPROJECT.format(**text, project=project, config=config)
+        (folder / "pyproject.toml").write_text(pyproject, encoding="utf-8")
+        values = scenario.document.values
+        readme = _README.format(
+            **text, algorithm=values["algorithm"]["name"], clients=clients, rounds=scenario.run.rounds,
+            supernodes="\n".join(_supernode(i, clients) for i in range(min(clients, 3))) + ("\n..." * (clients > 3)),
+            out=place / "results",
+        )  # fmt: skip
+        (folder / "README.md").write_text(readme, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"DIR: the app cannot be written to {folder}: {error}") from None
+    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
+
+
+def _supernode(client: int, clients: int) -> str:
+    return (
+        f"flower-supernode --insecure --superlink 127.0.0.1:8000 --port {9094 + client} "
+        f"--node-config 'partition-id={client} num-partitions={clients}'"
+    )
+
+
+def _clients(scenario: Scenario) -> int:
+    """How many clients the scenario has."""
+    from fedsim.engine.assembly import assemble
+
+    return assemble(scenario).task.num_clients
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"' if isinstance(value, str) else str(value)
+
+
+def _own_modules(scenario: Scenario) -> Iterator[Path]:
+    """Files or packages, beside the scenario or in the working directory, of parts named ``pkg.mod:Attr``."""
+    names = sorted({name.partition(":")[0].partition(".")[0] for name in _part_names(scenario.resolved())})
+    for name in names:
+        found = next(
+            (p for folder in (scenario.base, Path.cwd()) for p in (folder / f"{name}.py", folder / name) if p.exists()),
+            None,
+        )
+        if found is None:
+            continue  # installed: it has to be so on every machine
+        if re.match(r"test_.*\.py$|.*_test\.py$", found.name):
+            raise InputError(f"Flower leaves {found.name} out of apps: give the module another name")
+        yield found
+
+
+def _part_names(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from _part_names(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _part_names(inner)
+    elif isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
+        yield value

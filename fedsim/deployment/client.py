@@ -1,0 +1,98 @@
+"""The ClientApp of a deployment: takes messages, has the work done, answers.
+
+Flower starts a process for every message. Such a process does not import torch but hands the work to the worker that
+stays beside the SuperNode (`deploy_link`). Where processes stay by themselves (Flower's simulation runtime), and on
+request (``idle-seconds=0``), the work is done here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fedsim
+from fedsim.deployment.flower.records import Arrays, Greeting, Order, Receipt, pack, unpack, unpack_arrays
+from fedsim.deployment.link import Spec, ask, retire
+from fedsim.deployment.node_config import NodeConfig, settings_of
+
+if TYPE_CHECKING:
+    from fedsim.deployment.work import Client
+
+
+def make_client_app(scenario_file: str | Path) -> Any:
+    """The ClientApp that answers a fedsim ServerApp, for ``[tool.flwr.app.components]``."""
+    from flwr.app import Message
+    from flwr.clientapp import ClientApp
+
+    app = ClientApp()
+    opened = _opener(scenario_file)
+
+    def asked(what: str, order: Order, arrays: Arrays, context: Any) -> tuple[dict[str, Any], Arrays]:
+        settings = settings_of(str(context.run_config.get("settings", "")))
+        node = dict(context.node_config)
+        spec = Spec(str(scenario_file), settings, node, order.run, _keepers(), fedsim.__version__)
+        return ask(spec, what, order, arrays)
+
+    @app.query("hello")  # type: ignore[untyped-decorator,unused-ignore]
+    def hello(message: Message, context: Any) -> Message:
+        order, node = unpack(Order, message.content), NodeConfig.read(context.node_config)
+        retire(node, order.run)
+        if _has_worker(node):
+            greeting = Greeting(**asked("hello", order, {}, context)[0])
+        else:
+            greeting = opened(order, context).greeting()
+        return Message(pack(greeting), reply_to=message)
+
+    @app.train()  # type: ignore[untyped-decorator,unused-ignore]
+    def train(message: Message, context: Any) -> Message:
+        order, arrays = unpack(Order, message.content), unpack_arrays(message.content["arrays"])
+        if _has_worker(NodeConfig.read(context.node_config)):
+            record, made = asked("train", order, arrays, context)
+            receipt = Receipt(**record)
+        else:
+            receipt, made = opened(order, context).work(order, arrays)
+        return Message(pack(receipt, made), reply_to=message)
+
+    return app
+
+
+def _has_worker(node: NodeConfig) -> bool:
+    """Whether the work is done in a worker: where this process ends with its message, on a system that has sockets.
+
+    An environment that Flower makes for one message (``--allow-runtime-dependency-installation``) ends with it, too,
+    and a worker would lose its modules.
+    """
+    fleeting = Path(sys.argv[0]).name.startswith("flwr-clientapp") and "runtime-envs" not in Path(__file__).parts
+    return fleeting and os.name == "posix" and node.idle_seconds > 0
+
+
+def _keepers() -> list[int]:
+    """The process that started this one for its message and, where the system says so, the SuperNode above it."""
+    parent = os.getppid()
+    try:
+        above = int(Path(f"/proc/{parent}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+    except OSError:
+        return [parent]
+    return [parent, above] if above > 1 else [parent]
+
+
+def _opener(scenario_file: str | Path) -> Callable[[Order, Any], Client]:
+    """The clients whose work is done in this process: a simulation's actor answers many messages."""
+    clients: dict[tuple[str, int], Client] = {}
+
+    def opened(order: Order, context: Any) -> Client:
+        from fedsim.deployment.work import Client
+        from fedsim.scenario.load import load
+
+        node = NodeConfig.read(context.node_config)
+        if (order.run, node.client) not in clients:
+            if len(clients) >= 64:
+                clients.clear()
+            scenario = load(scenario_file, settings_of(str(context.run_config.get("settings", ""))))
+            clients[order.run, node.client] = Client(scenario, node, order.run)
+        return clients[order.run, node.client]
+
+    return opened

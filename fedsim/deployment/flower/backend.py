@@ -1,0 +1,307 @@
+"""Clients on other machines: jobs are pushed through Flower's Grid and their messages pulled when they are there.
+
+Runs in the ServerApp. A job that fails is sent again, given up or ends the run, as the `Policy` says; every way a job
+can end has a log line and a row in ``replies.jsonl``. Nothing waits longer than the policy's timeout.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedsim.backends.base import BackendDefaults
+from fedsim.clients.worker import Job, Worker
+from fedsim.core.errors import RunError
+from fedsim.core.types import Message
+from fedsim.deployment.flower.arrays import check_message, to_arrays, to_tensors
+from fedsim.deployment.flower.records import WORK, BadRecord, Order, Receipt, pack, unpack, unpack_arrays
+from fedsim.deployment.flower.roster import LOG, Roster
+from fedsim.objective.quadratic import Ints
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What happens to jobs that fail.
+
+    Parameters
+    ----------
+    timeout : seconds after which a job that was not answered is given up.
+    on_failure : ``retry`` sends a job again (when the client is back, at most `attempts` times if it answers wrongly)
+        until the timeout; ``drop`` goes on without this client in this round; ``stop`` ends the run.
+    attempts : wrong answers to one job that are put up with.
+    poll : seconds between two looks for answers.
+    """
+
+    timeout: float = 600.0
+    on_failure: Literal["retry", "drop", "stop"] = "retry"
+    attempts: int = 3
+    poll: float = 0.2
+
+
+@dataclass
+class _Flight:
+    """A job without an answer: `since` when it was dispatched; `message_id`, `node` and `sent` of the message out."""
+
+    order: Order
+    received: Message
+    since: float
+    sent: float = 0.0
+    node: int | None = None
+    message_id: str | None = None
+    tries: int = 0
+
+
+@dataclass
+class Flower(BackendDefaults):
+    """The backend of a deployment.
+
+    Parameters
+    ----------
+    grid : Flower's Grid.
+    roster : which node is which client.
+    worker : does the "work" of clients that have no steps to do and keep no state: they are not asked.
+    expected : one client's message, for names, shapes and types.
+    policy : what happens to jobs that fail.
+    journal : file to which every answer is appended; None for none.
+    patient : wait for clients that are not connected also where the policy drops them (in a clocked run nobody else
+        waits for them).
+    graph : a gossip run, in which a job that is given up counts as one without steps: its node keeps what it has.
+    """
+
+    grid: Any
+    roster: Roster
+    worker: Worker
+    expected: Message
+    policy: Policy = Policy()
+    journal: Path | None = None
+    patient: bool = False
+    graph: bool = False
+    clock: Callable[[], float] = time.monotonic
+    started: float = field(default_factory=time.monotonic)
+    taken: dict[int, int] = field(default_factory=dict)
+    """The last round of every client whose message was taken."""
+    _kept: dict[int, int] = field(default_factory=dict)
+    _flights: dict[int, _Flight] = field(default_factory=dict)
+    _late: dict[str, Order] = field(default_factory=dict)
+    _done: dict[int, Message] = field(default_factory=dict)
+    _lost: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.stateful = bool(self.worker.store.gather(np.zeros(1, dtype=np.int64)))
+
+    # --- the backend of the simulation loop ---------------------------------------------------------------------------
+
+    def dispatch(self, job: Job) -> None:
+        """Send every client its job."""
+        idle = (job.steps == 0) & (not self.stateful)
+        if idle.any():
+            index = torch.as_tensor(np.flatnonzero(idle), device=self.worker.initial.device)
+            received = {k: v if v.dim() == 1 else v.index_select(0, index) for k, v in job.received.items()}
+            self._stand_in(Job(job.clients[idle], job.rounds[idle], job.steps[idle], received, job.numbers[idle]))
+        for i in np.flatnonzero(~idle).tolist():
+            client, number = int(job.clients[i]), int(job.numbers[i])
+            order = Order(
+                self.roster.run, client, number, int(job.rounds[i]), int(job.steps[i]),
+                self.taken.get(client, 0), self._kept.get(client, 0),
+            )  # fmt: skip
+            received = {k: v if v.dim() == 1 else v[i : i + 1] for k, v in job.received.items()}
+            self._flights[number] = _Flight(order, received, self.clock())
+        self._send()
+
+    def collect(self, jobs: Ints) -> Message:
+        """The messages of jobs that were answered, row i belonging to job number ``jobs[i]``."""
+        missing = [j for j in jobs.tolist() if j not in self._done]
+        if missing:
+            raise RunError(f"jobs {missing[:5]} were collected before they were answered")
+        rows = [self._done.pop(j) for j in jobs.tolist()]
+        return {k: torch.cat([row[k] for row in rows]) for k in rows[0]}
+
+    def save(self) -> dict[str, Tensor]:
+        """Which run this is and whose messages were taken; the clients' state is on the clients' disks."""
+        self._kept = dict(self.taken)
+        rounds = [self.taken.get(c, 0) for c in range(self.roster.clients)]
+        return {"taken": torch.tensor(rounds), "run": torch.tensor(list(self.roster.run.encode()), dtype=torch.uint8)}
+
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        if not {"taken", "run"} <= set(saved):
+            raise RunError("the checkpoint is one of a simulation: a deployment cannot continue it")
+        self.taken = {c: r for c, r in enumerate(saved["taken"].tolist()) if r}
+        self._kept = dict(self.taken)
+        self.roster.run = bytes(saved["run"].tolist()).decode()
+
+    # --- waiting ------------------------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """Seconds since this backend was made."""
+        return self.clock() - self.started
+
+    def gather(self, wanted: int, seconds: float) -> None:
+        """Wait until `wanted` clients have answered the greeting.
+
+        Raises
+        ------
+        RunError
+            They were not there after `seconds`.
+        """
+        end = self.clock() + seconds
+        while (here := sum(self.roster.node_of(c) is not None for c in range(self.roster.clients))) < wanted:
+            if self.clock() > end:
+                raise RunError(f"{here} of {wanted} clients were connected after {seconds:g} s (wait-seconds)")
+            self._turn()
+            time.sleep(self.policy.poll)
+
+    def settle(self, jobs: Ints) -> npt.NDArray[np.bool_]:
+        """Wait for all of `jobs`: which of them delivered ``[m]``; the others were given up."""
+        numbers = jobs.tolist()
+        while any(j not in self._done and j not in self._lost for j in numbers):
+            self._turn()
+            time.sleep(self.policy.poll)
+        return np.array([self._lost.pop(j, None) is None for j in numbers], dtype=bool)
+
+    def arrivals(self, until: float | None) -> tuple[list[int], list[int]]:
+        """Wait until something arrives or `now` is `until`: jobs that delivered, in their order, and jobs given up."""
+        known = set(self._done)
+        while True:
+            self._turn()
+            fresh, lost = [j for j in self._done if j not in known], list(self._lost)
+            if fresh or lost or (until is not None and self.now() >= until):
+                self._lost.clear()
+                return fresh, lost
+            time.sleep(self.policy.poll)
+
+    # --- one look -----------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        """Look who is there, send what can be sent, take what has come, give up what took too long."""
+        self.roster.refresh()
+        self._send()
+        ids = [f.message_id for f in self._flights.values() if f.message_id] + self.roster.waiting() + list(self._late)
+        for reply in self.grid.pull_messages(ids) if ids else ():
+            if not self.roster.hear(reply):
+                self._hear(reply)
+        now = self.clock()
+        for flight in list(self._flights.values()):
+            node = self.roster.node_of(flight.order.client)
+            if flight.message_id is not None and node != flight.node:
+                self._failed(flight, "gone", "its SuperNode left while it was at work")
+            elif flight.message_id is None and node is None and self.policy.on_failure == "drop" and not self.patient:
+                self._give_up(flight, "away", "it is not connected")
+            elif now - flight.since > self.policy.timeout:
+                self._give_up(flight, "timeout", f"no answer within {self.policy.timeout:g} s")
+
+    def _send(self) -> None:
+        """Push the jobs whose clients are there and that are not out already."""
+        from flwr.app import Message as FlowerMessage
+
+        ready = [
+            (flight, node) for flight in self._flights.values()
+            if flight.message_id is None and (node := self.roster.node_of(flight.order.client)) is not None
+        ]  # fmt: skip
+        if not ready:
+            return
+        now = self.clock()
+        letters = [
+            FlowerMessage(
+                pack(f.order, to_arrays(f.received)), node, WORK,
+                ttl=max(1.0, f.since + self.policy.timeout - now), group_id=str(f.order.round),
+            )
+            for f, node in ready
+        ]  # fmt: skip
+        ids = list(self.grid.push_messages(letters))
+        if len(ids) != len(ready):  # Flower's answer to requests above its limit; it logs the limit
+            size = sum(v.numel() * v.element_size() for v in ready[0][0].received.values())
+            raise RunError(f"the SuperLink did not take messages of {size / 1e6:.1f} MB each; its log says why")
+        for (flight, node), message_id in zip(ready, ids, strict=True):
+            if message_id:  # None: the SuperLink did not take it, so try again
+                flight.node, flight.message_id, flight.sent = node, message_id, now
+
+    def _hear(self, reply: Any) -> None:
+        """Judge one answer to a job."""
+        answered = reply.metadata.reply_to_message_id
+        late = self._late.pop(answered, None)
+        if late is not None:
+            if not reply.has_error():
+                self._note(late, "late", 0.0)
+                LOG.warning("client %d answered round %d too late; not used", late.client, late.round)
+            return
+        flight = next((f for f in self._flights.values() if f.message_id == answered), None)
+        if flight is None:
+            return
+        if reply.has_error():
+            flight.tries += 1
+            reason = " ".join(str(reply.error.reason or f"error {reply.error.code}").split())
+            self._failed(flight, "error", f"it answered with an error: {reason}", answered=True)
+            return
+        try:
+            receipt = unpack(Receipt, reply.content)
+            if (receipt.client, receipt.number) != (flight.order.client, flight.order.number):
+                raise BadRecord(f"it answers job {receipt.number} of client {receipt.client}")
+            arrays = unpack_arrays(reply.content.get("arrays") or {})
+            message = to_tensors(arrays, self.worker.initial.device)
+            check_message(message, self.expected)
+        except BadRecord as error:
+            flight.tries += 1
+            self._failed(flight, "garbage", f"its answer is not used: {error}", answered=True)
+            return
+        del self._flights[flight.order.number]
+        self._done[flight.order.number] = message
+        self.taken[flight.order.client] = flight.order.round
+        self._note(flight.order, "ok", self.clock() - flight.sent, receipt.seconds, flight.tries)
+
+    def _failed(self, flight: _Flight, status: str, reason: str, answered: bool = False) -> None:
+        """Send again, give up, or end the run."""
+        order = flight.order
+        if not answered and flight.message_id is not None:
+            self._late[flight.message_id] = order
+        flight.message_id = flight.node = None
+        if self.policy.on_failure == "retry" and flight.tries < self.policy.attempts:
+            self._note(order, status, self.clock() - flight.sent, tries=flight.tries, reason=reason)
+            LOG.warning("client %d, round %d: %s; asked again", order.client, order.round, reason)
+        else:
+            self._give_up(flight, status, reason)
+
+    def _give_up(self, flight: _Flight, status: str, reason: str) -> None:
+        order = flight.order
+        if flight.message_id is not None:
+            self._late[flight.message_id] = order
+        del self._flights[order.number]
+        self._lost[order.number] = reason
+        self._note(order, status, self.clock() - flight.since, tries=flight.tries, reason=reason)
+        if self.policy.on_failure == "stop":
+            raise RunError(f"client {order.client}, round {order.round}: {reason} (on-failure = stop)")
+        LOG.warning("client %d, round %d: %s; given up", order.client, order.round, reason)
+        if self.graph:
+            who = np.array([order.client])
+            idle = Job(who, np.array([order.round]), np.zeros_like(who), flight.received, np.array([order.number]))
+            self._stand_in(idle)
+
+    def _note(
+        self, order: Order, status: str, seconds: float, work: float | None = None, tries: int = 0, reason: str = ""
+    ) -> None:
+        """A row of the journal."""
+        if self.journal is None:
+            return
+        row: dict[str, Any] = {
+            "at": round(self.now(), 3), "client": order.client, "round": order.round, "steps": order.steps,
+            "status": status, "seconds": round(seconds, 3),
+        }  # fmt: skip
+        row |= {"work": round(work, 6)} if work is not None else {}
+        row |= {"tries": tries} if tries else {}
+        row |= {"reason": reason} if reason else {}
+        with self.journal.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _stand_in(self, job: Job) -> None:
+        """Messages of clients without steps and without state: what was received, unchanged."""
+        messages = self.worker.run(job)
+        for position, number in enumerate(job.numbers.tolist()):
+            self._done[number] = {k: v[position : position + 1] for k, v in messages.items()}

@@ -1,0 +1,123 @@
+"""What travels between a ServerApp and a ClientApp: jobs, messages and greetings as Flower records, and back.
+
+A `Message` is one to one an ArrayRecord: every tensor an array of the same name, ``[d]`` where all clients receive the
+same and ``[1, d]`` where a client receives, or sends, its own row. Every message's process reads this, so torch stays
+out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
+
+import numpy.typing as npt
+
+from fedsim.core.errors import RunError
+
+Arrays = dict[str, npt.NDArray[Any]]
+"""A `Message` while it travels."""
+
+PROTOCOL = 1
+"""Raised whenever records change, so that machines with different versions of fedsim refuse each other by name."""
+
+HELLO, WORK = "query.hello", "train"
+"""Flower message types: who are you, and local work."""
+
+R = TypeVar("R")
+
+
+class BadRecord(RunError):
+    """Records that are not what the other side of this protocol sends."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """One client's local work, without what it received.
+
+    `run` names the run for the client's disk. `builds_on` is the client's last round whose message the server took (0:
+    none), from whose state this job starts, and `keep` the one that the server's last checkpoint knows.
+    """
+
+    run: str
+    client: int
+    number: int
+    round: int
+    steps: int
+    builds_on: int
+    keep: int
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What comes back beside the message: whose it is, and the seconds that the local work took."""
+
+    client: int
+    number: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """What a node says about itself: which client it is, of how many, and what it holds.
+
+    `own` says that the data are the node's own, not a share of the scenario's; `shape` and `classes` are then compared
+    with the server's.
+    """
+
+    client: int
+    clients: int
+    samples: int
+    own: bool
+    shape: str
+    classes: int
+    scenario: str
+    version: str
+    protocol: int = PROTOCOL
+
+
+def unpack_arrays(record: Any) -> Arrays:
+    """The arrays of an ArrayRecord.
+
+    Raises
+    ------
+    BadRecord
+        An array cannot be read.
+    """
+    try:
+        return {k: array.numpy() for k, array in record.items()}
+    except Exception as error:  # bytes from elsewhere may be wrong in any way
+        raise BadRecord(f"an array cannot be read: {error}") from error
+
+
+def pack(record: Order | Receipt | Greeting, arrays: Arrays | None = None) -> Any:
+    """A RecordDict with `record`, and with `arrays` where there are any."""
+    from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+    content = RecordDict({"fedsim": ConfigRecord(asdict(record))})
+    if arrays is not None:
+        content["arrays"] = ArrayRecord({k: Array(v) for k, v in arrays.items()})
+    return content
+
+
+def unpack(kind: type[R], content: Mapping[str, Any]) -> R:
+    """The record of a RecordDict.
+
+    Raises
+    ------
+    BadRecord
+        It is missing, has other keys or values of another type, or speaks another protocol.
+    """
+    found = dict(content.get("fedsim") or {})
+    spoken = found.get("protocol", PROTOCOL)
+    if spoken != PROTOCOL:
+        raise BadRecord(f"the other side speaks protocol {spoken}, this side {PROTOCOL}: install the same fedsim")
+    names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    if sorted(found) != sorted(names):
+        raise BadRecord(f"found the keys {sorted(found)}, expected {sorted(names)}")
+    for f in fields(kind):  # type: ignore[arg-type]
+        wanted = {"int": int, "float": float, "str": str, "bool": bool}[str(f.type)]
+        if type(found[f.name]) is not wanted:
+            raise BadRecord(f"'{f.name}' is {found[f.name]!r}, expected {wanted.__name__}")
+    return kind(**found)

@@ -1,0 +1,48 @@
+"""Privacy in a deployment: every machine draws its noise from a secret of its own, not from the scenario's seed.
+
+A simulation's noise can be repeated by whoever knows ``privacy.noise_seed``; a deployment's must not be. With ``trust:
+central`` the server's secret counts, with ``trust: local`` each client's. A secret is made once per run and kept in a
+file that only its owner can read, so that a job done again sends the same numbers again and releases nothing new.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+from pathlib import Path
+
+from fedsim.core.errors import InputError
+from fedsim.scenario.sections import Scenario
+
+
+def check_trust(scenario: Scenario) -> None:
+    """Raise InputError where the noise relies on something that a deployment does not do."""
+    if scenario.privacy is None:
+        return
+    if scenario.privacy.shares_noise:
+        raise InputError(
+            "found noise that neighbours draw together, for which a deployment would have to agree on secrets between "
+            "every two of them; allowed: mechanisms whose clients draw their own, such as muffliato",
+            key="privacy.mechanism",
+        )
+    if scenario.privacy.trust == "secagg":
+        raise InputError(
+            "found secagg: a deployment has no secure aggregation, so the server would see each client's message with "
+            "only its share of the noise; allowed: central, local",
+            key="privacy.trust",
+        )
+
+
+def with_own_noise(scenario: Scenario, file: Path, fresh: bool = False) -> Scenario:
+    """The scenario with this machine's noise, from the secret in `file`, which is made where there is none.
+
+    The result is for computing only: its hash and its YAML would tell the secret.
+    """
+    if scenario.privacy is None:
+        return scenario
+    if fresh or not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
+        file.touch(mode=0o600)
+        file.write_text(str(secrets.randbits(63)), encoding="utf-8")
+    return replace(scenario, privacy=replace(scenario.privacy, noise_seed=int(file.read_text(encoding="utf-8"))))

@@ -1,0 +1,225 @@
+"""The ServerApp of a deployment: the simulation's own loop, with a Flower backend and a wall clock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedsim.clients.worker import Job, Worker
+from fedsim.core.errors import InputError, RunError
+from fedsim.core.types import Message
+from fedsim.data.partition_csv import write_partition
+from fedsim.deployment.flower.backend import Flower, Policy
+from fedsim.deployment.flower.records import Greeting
+from fedsim.deployment.flower.roster import LOG, Roster
+from fedsim.deployment.node_config import settings_of
+from fedsim.deployment.noise import check_trust, with_own_noise
+from fedsim.engine.assembly import Assembly, assemble
+from fedsim.engine.loop import Simulation
+from fedsim.engine.replies import write_fitted
+from fedsim.engine.run_directory import Run, read_jsonl
+from fedsim.objective.supervised import SupervisedTask
+from fedsim.participation.clocked import Clocked
+from fedsim.participation.wall_clock import RealTime
+from fedsim.privacy.base import WrappedTask
+from fedsim.scenario.load import load
+from fedsim.scenario.sections import Scenario
+
+RUN_KEYS: Mapping[str, Any] = {
+    "settings": "", "out": "", "resume": False, "min-clients": 0, "wait-seconds": 600.0, "timeout": 600.0,
+    "on-failure": "retry", "attempts": 3, "poll": 0.2,
+}  # fmt: skip
+"""The keys of ``[tool.flwr.app.config]`` and what they are where nothing is said."""
+
+_FAILURES = ("retry", "drop", "stop")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A deployment's run config.
+
+    Parameters
+    ----------
+    settings : overrides of the scenario, ``key.path=value`` separated by blanks, for server and clients.
+    out : the run directory; empty: ``runs/<name>-<hash>`` in the ServerApp's working directory.
+    resume : continue from the run directory's checkpoint.
+    min_clients : clients to wait for before the first round (0: all), for at most `wait_seconds`.
+    policy : what happens to jobs that fail.
+    """
+
+    settings: list[str]
+    out: str
+    resume: bool
+    min_clients: int
+    wait_seconds: float
+    policy: Policy
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> RunConfig:
+        """From Flower's run config; missing keys have their default.
+
+        Raises
+        ------
+        InputError
+            A value is of another kind.
+        """
+        values = {k: config.get(k, default) for k, default in RUN_KEYS.items()}
+        for key, default in RUN_KEYS.items():
+            wanted = type(default)
+            found = float(values[key]) if wanted is float and type(values[key]) is int else values[key]
+            if type(found) is not wanted or (wanted in (int, float) and found < 0):
+                words = {str: "text", bool: "true or false", int: "a whole number >= 0", float: "a number >= 0"}[wanted]
+                raise InputError(f"run config: found {values[key]!r}, allowed: {words}", key=key)
+            values[key] = found
+        if values["on-failure"] not in _FAILURES:
+            allowed = ", ".join(_FAILURES)
+            raise InputError(f"run config: found {values['on-failure']!r}, allowed: {allowed}", key="on-failure")
+        for key in ("timeout", "poll", "attempts"):
+            if values[key] == 0:
+                words = "a whole number" if key == "attempts" else "a number"
+                raise InputError(f"run config: found {values[key]}, allowed: {words} above 0", key=key)
+        policy = Policy(values["timeout"], values["on-failure"], values["attempts"], values["poll"])
+        return cls(
+            settings_of(values["settings"]), values["out"], values["resume"], values["min-clients"],
+            values["wait-seconds"], policy,
+        )  # fmt: skip
+
+
+def make_server_app(scenario_file: str | Path) -> Any:
+    """The ServerApp that runs a scenario on Flower clients, for ``[tool.flwr.app.components]``."""
+    from flwr.serverapp import ServerApp
+
+    app = ServerApp()
+
+    @app.main()  # type: ignore[untyped-decorator,unused-ignore]
+    def main(grid: Any, context: Any) -> None:
+        config = RunConfig.read(context.run_config)
+        serve(grid, load(scenario_file, config.settings), config, str(context.run_id))
+
+    return app
+
+
+def serve(grid: Any, scenario: Scenario, config: RunConfig, run: str) -> Run:
+    """Run `scenario` on the clients that `grid` reaches; the run directory is that of a simulation.
+
+    Raises
+    ------
+    InputError
+        The scenario or the run config is wrong.
+    RunError
+        Clients are missing, or what they answer cannot be used, beyond what the run config puts up with.
+    """
+    check_trust(scenario)
+    folder = Path(config.out) if config.out else Path("runs") / f"{scenario.name}-{scenario.hash()}"
+    assembly = assemble(with_own_noise(scenario, folder / "noise.key", fresh=not config.resume))
+    task = assembly.task
+    wanted = config.min_clients or task.num_clients
+    if wanted > task.num_clients:
+        found = f"found {wanted}, allowed: at most data.clients = {task.num_clients}"
+        raise InputError(f"run config: {found}", key="min-clients")
+    worker = assembly.worker(scenario)
+    roster = Roster(grid, task.num_clients, run, lambda greeting: _refuses(greeting, scenario, assembly))
+    backend = Flower(
+        grid, roster, worker, _one_message(scenario, assembly, worker), config.policy,
+        patient=isinstance(scenario.participation, Clocked), graph=assembly.network is not None,
+    )  # fmt: skip
+    clock = RealTime(scenario.participation, backend, complete=_needs_everybody(assembly, backend))
+    simulation = Simulation(scenario, assembly, folder, config.resume, backend, clock.events)
+    if simulation.fresh:
+        (folder / "replies.jsonl").unlink(missing_ok=True)
+    backend.journal = folder / "replies.jsonl"
+    clock.offset, clock.rounds_done = simulation.totals.time, dict(backend.taken)
+    LOG.info("fedsim: '%s' goes to %s; waiting for %d of %d clients", scenario.name, folder, wanted, task.num_clients)
+    backend.gather(wanted, config.wait_seconds)
+    _weigh(assembly, roster, folder)
+    backend.started = backend.clock()
+    _write_facts(folder, roster, config)
+    try:
+        return simulation.run(_tell)
+    finally:
+        write_fitted(folder, read_jsonl(backend.journal) if backend.journal.exists() else [], task.num_clients)
+
+
+def _one_message(scenario: Scenario, assembly: Assembly, worker: Worker) -> Message:
+    """What a client that does nothing would send: the names, shapes and types of every message."""
+    x = assembly.task.initial()
+    algorithm = scenario.algorithm
+    state = algorithm.init(x if assembly.network is None else x.expand(assembly.task.num_clients, -1).clone())
+    received = {k: v if v.dim() == 1 else v[:1] for k, v in algorithm.broadcast(state).items()}
+    return worker.run(Job(np.zeros(1, np.int64), np.ones(1, np.int64), np.zeros(1, np.int64), received))
+
+
+def _needs_everybody(assembly: Assembly, backend: Flower) -> str | None:
+    """Why a round may not go on without one of its clients, or None."""
+    if assembly.privacy is not None:
+        return "epsilon is stated for rounds in which all clients that are asked answer: on-failure = retry waits"
+    if assembly.network is not None and backend.stateful:
+        return "the nodes of this algorithm keep state that moves together: on-failure = retry waits for them"
+    return None
+
+
+def _refuses(greeting: Greeting, scenario: Scenario, assembly: Assembly) -> str | None:
+    """What is wrong with a client, or None."""
+    if greeting.scenario != scenario.hash():
+        return f"it has another scenario (hash {greeting.scenario}, here {scenario.hash()})"
+    if not greeting.own:
+        return None
+    task = _supervised(assembly)
+    if assembly.privacy is not None:
+        return "it brings its own data: noise is made for sizes that are known beforehand, which those are not"
+    if task is None:
+        return "it brings its own data, but the scenario's objectives are given"
+    here = ("x".join(map(str, task.inputs.shape[1:])), task.num_classes or 0)
+    if (greeting.shape, greeting.classes) != here:
+        found = f"samples of shape {greeting.shape} with {greeting.classes} classes"
+        return f"its own data have {found}; the scenario's have {here[0]} with {here[1]}"
+    return "its own data have no samples" if greeting.samples < 1 else None
+
+
+def _supervised(assembly: Assembly) -> SupervisedTask | None:
+    """The task with data, under whatever oracle a privacy mechanism has put before it."""
+    task = assembly.task.inner if isinstance(assembly.task, WrappedTask) else assembly.task
+    return task if isinstance(task, SupervisedTask) else None
+
+
+def _weigh(assembly: Assembly, roster: Roster, folder: Path) -> None:
+    """Where clients bring their own data, their sizes are what they say; the server sees none of these data."""
+    task = _supervised(assembly)
+    if task is None or not any(g.own for g in roster.greetings.values()):
+        return
+    missing = [c for c in range(task.num_clients) if c not in roster.greetings]
+    if missing:
+        raise RunError(f"clients {missing} are not there: with data of their own, all have to say how much they have")
+    task.sizes = np.array([roster.greetings[c].samples for c in range(task.num_clients)], dtype=np.int64)
+    task.importance = task.sizes / task.sizes.sum()
+    task.sees_training_data = False
+    write_partition(folder, None, task.sizes)
+
+
+def _write_facts(folder: Path, roster: Roster, config: RunConfig) -> None:
+    """``deployment.json``: who took part, with which versions, under which policy."""
+    from importlib.metadata import version
+
+    clients = [
+        {"client": c, "node": str(roster.node_of(c)), "samples": g.samples, "own_data": g.own, "fedsim": g.version}
+        for c, g in sorted(roster.greetings.items())
+    ]
+    facts = {
+        "flwr": version("flwr"),
+        "run": roster.run,
+        "policy": vars(config.policy),
+        "of": roster.clients,
+        "clients": clients,
+    }
+    (folder / "deployment.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _tell(number: int, row: Mapping[str, Any] | None) -> None:
+    """A log line per round."""
+    shown = {k: v for k, v in (row or {}).items() if k not in ("round", "wall") and isinstance(v, (int, float))}
+    LOG.info("round %d%s", number, "".join(f"  {k} {v:.4g}" for k, v in shown.items()))

@@ -1,0 +1,110 @@
+"""The other way round: fedsim's server half as a Flower Strategy in somebody's existing app.
+
+Natural where the client's half of an algorithm is plain local training, which the app's own ClientApp does: FedAvg and
+FedAvgM, FedAdam, FedYogi, FedAdagrad, with any aggregator. The others change what clients do; deploy those as
+scenarios.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedsim.algorithms.base import Algorithm, Round, ServerAlgorithm
+from fedsim.core.errors import InputError
+from fedsim.core.fields import part_from
+from fedsim.core.types import State
+
+_CLIENT_HALF = ("init_client", "broadcast", "start", "local_step", "direction", "gradient", "message")
+
+
+def make_strategy(algorithm: Mapping[str, Any], aggregator: Mapping[str, Any] | None = None, **settings: Any) -> Any:
+    """A Flower Strategy: ``FedAvg`` of flwr.serverapp.strategy, but the new model is what `algorithm` combines.
+
+    Its step is ``combine`` on ``delta_i = x_i - x`` of the arrays that clients send back, in the order of nodes,
+    weighted by ``num-examples`` (or alike, for ``weighting: uniform``). Arrays that are not floating point (counters)
+    become the clients' weighted mean, as in Flower's FedAvg, but keep their type.
+
+    Parameters
+    ----------
+    algorithm, aggregator : as in a scenario, e.g. ``{"name": "fedadam", "server_lr": 0.01}``, ``{"name": "median"}``.
+    settings : of Flower's FedAvg (``fraction_train``, ``min_available_nodes``, ...).
+
+    Raises
+    ------
+    InputError
+        The algorithm needs its own half of the client.
+    """
+    from flwr.app import Array, ArrayRecord
+    from flwr.serverapp.strategy import FedAvg
+
+    part = part_from("algorithm", "name", algorithm)
+    combine_with = part_from("aggregator", "name", aggregator or {"name": "mean"})
+    if not isinstance(part, ServerAlgorithm) or not _is_server_only(part):
+        raise InputError(
+            f"'{algorithm['name']}' changes what clients do, which a Strategy cannot: deploy it as a scenario; "
+            "allowed: fedavg, fedadam, fedyogi, fedadagrad",
+            key="name",
+        )
+
+    class FedsimStrategy(FedAvg):
+        """``x = combine(x, {x_i - x})``."""
+
+        received: Mapping[str, Any]
+        state: State | None = None
+
+        def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Iterable[Any]:
+            self.received = {k: v.numpy() for k, v in arrays.items()}
+            return super().configure_train(server_round, arrays, config, grid)
+
+        def aggregate_train(self, server_round: int, replies: Iterable[Any]) -> tuple[Any, Any]:
+            answers = sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+            arrays, metrics = super().aggregate_train(server_round, answers)
+            contents = [reply.content for reply in answers if not reply.has_error()]
+            if arrays is None or not contents:
+                return arrays, metrics
+            names = [k for k, v in self.received.items() if np.issubdtype(v.dtype, np.floating)]
+            x = _flat(self.received, names)
+            records = [content[self.arrayrecord_key] for content in contents]
+            sent = torch.stack([_flat({k: v.numpy() for k, v in record.items()}, names) for record in records])
+            examples = [float(next(iter(c.metric_records.values()))[self.weighted_by_key]) for c in contents]
+            share = torch.tensor(examples if part.weighting == "samples" else [1.0] * len(contents), dtype=x.dtype)
+            weights = share / share.sum()
+            self.state = {**(part.init(x) if self.state is None else self.state), "x": x}
+            self.state = part.combine(
+                self.state, {"delta": sent - x}, _round(part, server_round, weights),
+                lambda values, given=None: combine_with(values, weights if given is None else given),
+            )  # fmt: skip
+            made = _parted(self.state["x"], self.received, names)
+            for k in set(self.received) - set(names):
+                made[k] = arrays[k].numpy().round().astype(self.received[k].dtype)
+            return ArrayRecord({k: Array(made[k]) for k in self.received}), metrics
+
+    return FedsimStrategy(**settings)
+
+
+def _is_server_only(part: ServerAlgorithm) -> bool:
+    """Whether the client's half is plain local training from the model it receives."""
+    bases = (Algorithm, ServerAlgorithm)
+    return all(getattr(type(part), name) in [getattr(base, name) for base in bases] for name in _CLIENT_HALF)
+
+
+def _round(part: ServerAlgorithm, number: int, weights: torch.Tensor) -> Round:
+    column = weights.unsqueeze(1)
+    one = torch.ones_like(column)
+    return Round(number, len(weights), column, one, one * part.lr, column)
+
+
+def _flat(arrays: Mapping[str, Any], names: list[str]) -> torch.Tensor:
+    """The named arrays as one vector ``[d]``, in the widest type among them."""
+    return torch.from_numpy(np.concatenate([np.asarray(arrays[name]).ravel() for name in names]))
+
+
+def _parted(x: torch.Tensor, like: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    """A vector as arrays of the shapes and types of `like`."""
+    ends = np.cumsum([like[name].size for name in names])[:-1]
+    pieces = np.split(x.numpy(), ends)
+    return {n: p.reshape(like[n].shape).astype(like[n].dtype) for n, p in zip(names, pieces, strict=True)}

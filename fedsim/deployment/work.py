@@ -1,0 +1,178 @@
+"""One client's row of the local training loop, its state on this machine's disk.
+
+Whatever process does the work may end at any time, so nothing counts but the disk: ``<state-dir>/<run>/client-<i>/``
+holds the client's share of the data (made at the first message of a run) and its state after the last rounds. A file is
+replaced in one step, so a client that is killed at any time continues from the last whole one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import fedsim
+from fedsim.clients.worker import Job
+from fedsim.core.errors import InputError, RunError
+from fedsim.core.types import State
+from fedsim.data.sets import Dataset
+from fedsim.deployment.flower.arrays import to_arrays, to_tensors
+from fedsim.deployment.flower.records import Arrays, BadRecord, Greeting, Order, Receipt
+from fedsim.deployment.node_config import NodeConfig
+from fedsim.deployment.noise import with_own_noise
+from fedsim.engine.assembly import Assembly, Held, assemble
+from fedsim.objective.supervised import SupervisedTask
+from fedsim.scenario.sections import Scenario
+
+
+class Client:
+    """One client of one run on this machine."""
+
+    def __init__(self, scenario: Scenario, node: NodeConfig, run: str) -> None:
+        self.scenario, self.node = scenario, node
+        self.folder = node.folder(run)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if scenario.run.threads is not None:
+            torch.set_num_threads(scenario.run.threads)
+        self.held: Held | None = None
+        self.assembly = self._assemble()
+        self.worker = self.assembly.worker(scenario)
+        self._fresh = self.worker.store.gather(np.array([node.client])) if node.client < node.clients else {}
+
+    def greeting(self) -> Greeting:
+        """Who this is and what it holds."""
+        task, node, held = self.assembly.task, self.node, self.held
+        shape = [task.dim] if held is None else list(held.data.train_x.shape[1:])
+        classes = None if held is None else held.data.num_classes
+        return Greeting(
+            node.client, node.clients, int(task.sizes[node.client]), node.own_data is not None,
+            "x".join(map(str, shape)), classes or 0,
+            self.scenario.hash(), fedsim.__version__,
+        )  # fmt: skip
+
+    def work(self, order: Order, arrays: Arrays) -> tuple[Receipt, Arrays]:
+        """Do `order` on what was received: the message ``[1, d]``, with the state after it on the disk."""
+        if order.client != self.node.client:
+            raise BadRecord(f"a job of client {order.client} was sent to client {self.node.client}")
+        started = time.perf_counter()
+        received = to_tensors(arrays, self.worker.initial.device)
+        who = np.array([order.client], dtype=np.int64)
+        self._restore(order, who)
+        job = Job(who, np.array([order.round]), np.array([order.steps]), received, np.array([order.number]))
+        message = to_arrays(self.worker.run(job))
+        self._keep(order, self.worker.store.gather(who))
+        seconds = time.perf_counter() - started
+        if self.node.delay:
+            time.sleep(self.node.delay)
+        return Receipt(order.client, order.number, seconds + self.node.delay), message
+
+    # --- the disk -----------------------------------------------------------------------------------------------------
+
+    def _restore(self, order: Order, who: Any) -> None:
+        """The state that the job builds on: what was after a later round, whose message was never taken, is void."""
+        if not self._fresh:
+            return
+        file, rows = self._file(order.builds_on), self._fresh
+        if file.exists():
+            rows = load_file(file, device=str(self.worker.initial.device))
+        elif order.builds_on and self.node.lost_state == "refuse":
+            raise RunError(
+                f"{file} is not there: this client's state after round {order.builds_on} is lost "
+                "(start its SuperNode with --node-config 'lost-state=\"fresh\"' to go on without it)"
+            )
+        self.worker.store.scatter(who, rows)
+
+    def _keep(self, order: Order, rows: State) -> None:
+        """Write the state after this round; forget all but what may still be built on."""
+        if not rows:
+            return
+        _write(self._file(order.round), rows)
+        needed = {self._file(r) for r in (order.round, order.builds_on, order.keep)}
+        for file in self.folder.glob("round-*.safetensors"):
+            if file not in needed:
+                file.unlink(missing_ok=True)
+
+    def _file(self, round: int) -> Path:
+        return self.folder / f"round-{round}.safetensors"
+
+    # --- data ---------------------------------------------------------------------------------------------------------
+
+    def _assemble(self) -> Assembly:
+        """The task with this client's rows: from the disk, or made from the data and then kept there."""
+        file, node = self.folder / "data.safetensors", self.node
+        noisy = with_own_noise(self.scenario, self.folder / "noise.key")
+        if file.exists():
+            self.held = _read_held(file, node.client)
+        elif node.own_data is not None:
+            self.held = _own(self.located("own_data"), node)
+        else:
+            whole = assemble(dataclasses.replace(self.located("data_path"), privacy=None)).task
+            if not isinstance(whole, SupervisedTask) or node.clients != whole.num_clients:
+                return assemble(noisy)  # a quadratic problem is read anew; the server answers a wrong number
+            self.held = _share(whole, node.client)
+        if not file.exists():
+            _write_held(file, self.held)
+        return assemble(noisy, held=self.held)
+
+    def located(self, key: str) -> Scenario:
+        """The scenario with its data where the node config says they are."""
+        place = getattr(self.node, key)
+        if place is None:
+            return self.scenario
+        dataset = self.scenario.dataset
+        name = next((k for k in ("path", "file") if hasattr(dataset, k)), None)
+        if name is None:
+            raise InputError(f"--node-config: data set '{type(dataset).__name__}' takes no path", key=key)
+        return dataclasses.replace(self.scenario, dataset=dataclasses.replace(dataset, **{name: place}))  # type: ignore[type-var]
+
+
+def _share(task: SupervisedTask, client: int) -> Held:
+    """The rows of one client."""
+    rows = torch.as_tensor(task.indices[task.offsets[client] : task.offsets[client + 1]], device=task.device)
+    x, y = task.inputs[rows].cpu(), task.targets[rows].cpu()
+    data = Dataset("share", x, y, x[:0], y[:0], task.num_classes)
+    return Held(data, client, task.sizes)
+
+
+def _own(scenario: Scenario, node: NodeConfig) -> Held:
+    """All training rows of the node's own data."""
+    try:
+        data = scenario.dataset.load(1, scenario.seed, Path.cwd())
+    except InputError as error:
+        raise error.under("--node-config: own-data") from None
+    if not isinstance(data, Dataset):
+        raise InputError("--node-config: a quadratic problem is not data of one's own", key="own-data")
+    sizes = np.zeros(node.clients, dtype=np.int64)
+    sizes[node.client] = len(data.train_x)
+    x, y = data.train_x, data.train_y
+    return Held(Dataset("own", x, y, x[:0], y[:0], data.num_classes), node.client, sizes)
+
+
+def _write_held(file: Path, held: Held) -> None:
+    about = json.dumps({"classes": held.data.num_classes})
+    tensors = {"x": held.data.train_x, "y": held.data.train_y, "sizes": torch.as_tensor(held.sizes)}
+    _write(file, tensors, {"about": about})
+
+
+def _read_held(file: Path, client: int) -> Held:
+    with safe_open(file, framework="pt") as opened:
+        classes = json.loads(opened.metadata()["about"])["classes"]
+        x, y, sizes = (opened.get_tensor(k) for k in ("x", "y", "sizes"))
+    return Held(Dataset("share", x, y, x[:0], y[:0], classes), client, sizes.numpy())
+
+
+def _write(file: Path, tensors: State, metadata: dict[str, str] | None = None) -> None:
+    """Replace `file` in one step, on the disk before it has its name."""
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.new")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
+    with temporary.open("rb") as handle:
+        os.fsync(handle.fileno())
+    temporary.replace(file)

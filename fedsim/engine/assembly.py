@@ -1,0 +1,291 @@
+"""From a checked scenario to the objects a run is made of: data, model, objective, network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedsim.algorithms.base import Algorithm, Effort, GossipAlgorithm, ServerAlgorithm
+from fedsim.algorithms.work import Work
+from fedsim.clients.store import ClientStore
+from fedsim.clients.worker import Worker
+from fedsim.core.errors import InputError
+from fedsim.core.registry import lookup
+from fedsim.core.types import Message
+from fedsim.data.partition import assign_partition, label_counts
+from fedsim.data.sets import Dataset, Quadratic
+from fedsim.devices.system import Durations
+from fedsim.graphs.mixing import is_symmetric
+from fedsim.graphs.topology import build_topology
+from fedsim.messages.aggregators import message_bytes
+from fedsim.models.build import build_model
+from fedsim.models.losses import Loss
+from fedsim.objective.quadratic import Ints, QuadraticTask, Task
+from fedsim.objective.supervised import SupervisedTask
+from fedsim.participation.clocked import Clocked
+from fedsim.participation.gossip import Network, build_network
+from fedsim.participation.synchronous import Synchronous
+from fedsim.privacy.base import Bound, Setting
+from fedsim.scenario.sections import Scenario
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Everything a run needs, built and checked.
+
+    `counts` ``[clients, labels]`` is the partition's table (None without labels).
+    """
+
+    task: Task
+    network: Network | None
+    device: torch.device
+    dtype: torch.dtype
+    counts: np.ndarray[Any, Any] | None
+    layout: Mapping[str, str]
+    """Names and shapes of the model's parameters in the flat vector, as JSON strings for file metadata."""
+    durations: Durations | None = None
+    """How long jobs (and, for gossip, messages) take; None where a gossip round simply takes a second."""
+    privacy: Bound | None = None
+    """The privacy mechanism, bound to this run; `task` has its oracle."""
+
+    def worker(self, scenario: Scenario, store: ClientStore | None = None) -> Worker:
+        """The local work of any of the run's clients, in whatever process; what leaves it has passed `privacy`."""
+        outgoing = None if self.privacy is None else self.privacy.outgoing
+        return Worker(self.task, scenario.algorithm, scenario.run.chunk_rows, store, outgoing)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a supervised task is made of: all rows, whose they are, and the model; an audit changes it before use."""
+
+    data: Dataset
+    rows: list[Ints]
+    module: nn.Module
+    loss_name: str
+    loss: Loss
+
+
+Change = Callable[[Material], Material]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one machine of a deployment holds of the data: all rows of `data` are client `client`'s.
+
+    `sizes` ``[n]`` are the samples of all clients, its own among them; those of clients it knows nothing about are 0.
+    """
+
+    data: Dataset
+    client: int
+    sizes: Ints
+
+    @property
+    def rows(self) -> list[Ints]:
+        """Rows of `data` per client."""
+        return [np.arange(n if c == self.client else 0, dtype=np.int64) for c, n in enumerate(self.sizes.tolist())]
+
+
+def assemble(scenario: Scenario, change: Change | None = None, held: Held | None = None) -> Assembly:
+    """Load the data, divide it, build model and graph.
+
+    Parameters
+    ----------
+    change : exchanges data and model before they are used.
+    held : the data where they are not the scenario's.
+
+    Raises
+    ------
+    InputError
+        Anything that only shows once data, model and graph are there, with file, line and dotted key.
+    """
+    try:
+        return _assemble(scenario, change, held)
+    except InputError as error:
+        raise scenario.document.locate(error) from None
+
+
+def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly:
+    device, dtype = choose_device(s.run.device), getattr(torch, s.run.dtype)
+    with _section("data"):
+        data = s.dataset.load(s.clients, s.seed, s.base) if held is None else held.data
+    counts, layout = None, {}
+    task: Task
+    if isinstance(data, Quadratic):
+        if s.partition is not None:
+            raise InputError("a quadratic problem is already divided: remove the key", key="data.partition")
+        if s.augment is not None:
+            raise InputError("a quadratic problem has no images: remove the key", key="data.augment")
+        task = QuadraticTask(data, s.seed, device, dtype)
+        layout = {"layout": json.dumps([["x", [task.dim]]])}
+    else:
+        task, counts, layout = _supervised(s, data, device, dtype, change, held)
+    with _section("algorithm"):
+        s.algorithm.check(task.num_clients)
+        for key in ("local_steps", "local_epochs"):
+            _check_work(getattr(s.algorithm, key), key, task.num_clients)
+    with _section("participation"):
+        s.participation.check(task.num_clients)
+        _check_everyone(s, task.num_clients)
+    network = None
+    if s.topology is not None and isinstance(s.algorithm, GossipAlgorithm):
+        with _section("topology"):
+            topology, weights = build_topology(s.topology, task.num_clients, s.seed, s.base)
+            network = build_network(topology, weights, s.algorithm)
+        _check_laws(s, network, task.num_clients)
+    durations = None
+    everyone = np.arange(task.num_clients)
+    samples = task.samples_per_step(everyone, np.ones_like(everyone), s.algorithm.batch_size, epochs=False)
+    if network is not None:
+        links = network.link_ticks(message_bytes(one_message(s.algorithm, task, gossip=True)[1]))
+        if "system" in s.document.values or any(ticks.any() for ticks in links):
+            with _section("system"):
+                durations = Durations(s.system, task.num_clients, s.seed, samples=samples)
+            durations.links = links
+    else:
+        received, sent = one_message(s.algorithm, task, gossip=False)
+        with _section("system"):
+            durations = Durations(
+                s.system, task.num_clients, s.seed, message_bytes(received), message_bytes(sent), samples
+            )
+        if isinstance(s.participation, Clocked):
+            with _section("participation"):
+                s.participation.check_durations(task, s.algorithm, s.seed, durations)
+    privacy = None
+    if s.privacy is not None:
+        privacy = s.privacy.bind(
+            Setting(s.seed, s.run.rounds, task, s.algorithm, s.participation, s.aggregator, network, durations)
+        )
+        task = privacy.task(task)
+    return Assembly(task, network, device, dtype, counts, layout, durations, privacy)
+
+
+def one_message(algorithm: Algorithm, task: Task, gossip: bool) -> tuple[Message, Message]:
+    """What one client receives and what it sends (of zero work, which has the same form), rows of one."""
+    x = task.initial()
+    state = algorithm.init(x.unsqueeze(0) if gossip else x)
+    received = {k: v.reshape(1, -1) for k, v in algorithm.broadcast(state).items()}
+    client = algorithm.init_client(x.unsqueeze(0))
+    one = x.new_ones((1, 1))
+    sent, _ = algorithm.message(algorithm.start(received, client), received, client, Effort(one, one))
+    return received, algorithm.payload(sent)
+
+
+def _supervised(
+    s: Scenario,
+    data: Dataset,
+    device: torch.device,
+    dtype: torch.dtype,
+    change: Change | None,
+    held: Held | None,
+) -> tuple[Task, Any, dict[str, str]]:
+    clients = s.clients or (len(data.clients) if data.clients is not None else None)
+    if clients is None:
+        raise InputError("missing; allowed: the number of clients to divide the data among", key="data.clients")
+    if s.augment is not None:
+        with _section("data.augment"):
+            s.augment.check(tuple(data.train_x.shape[1:]))
+    with _section("data"):
+        rows = assign_partition(s.partition, data, clients, s.seed) if held is None else held.rows
+    with _section("model"):
+        assert s.model is not None
+        targets = int(data.train_y.shape[1]) if data.train_y.dim() > 1 else 1
+        module, loss_name = build_model(
+            s.model, tuple(data.train_x.shape[1:]), data.num_classes, s.seed, dtype, targets
+        )
+    made = Material(data, rows, module, loss_name, lookup("loss", loss_name))
+    if change is not None:
+        made = change(made)
+    data, rows, how = made.data, made.rows, s.run
+    with _section("run"):
+        task = SupervisedTask(
+            data, rows, made.module, loss_name, made.loss, s.seed, device, dtype,
+            how.eval_samples, s.augment, how.precision, how.kernel,
+        )  # fmt: skip
+    if held is not None:
+        task.sizes, task.importance = held.sizes, held.sizes / held.sizes.sum()
+    counts = None if data.num_classes is None else label_counts(data.train_y.numpy(), rows, data.num_classes)
+    shapes = task.kernel.layout
+    layout = [[n, list(shape)] for n, shape in zip(shapes.names, shapes.shapes, strict=True)]
+    return task, counts, {"layout": json.dumps(layout), "loss": loss_name}
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the first GPU where there is one.
+
+    Raises
+    ------
+    InputError
+        A GPU was asked for that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"found {name}, but PyTorch sees {torch.cuda.device_count()} CUDA devices; allowed: auto, cpu",
+            key="run.device",
+        )
+    return device
+
+
+class _section:
+    """Puts the section's name before the keys of problems raised inside."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, InputError):
+            raise error.under(self.name) from None
+
+
+def _check_work(work: Work | None, key: str, clients: int) -> None:
+    if work is not None and work.per_client is not None and len(work.per_client) != clients:
+        raise InputError(
+            f"found a list of {len(work.per_client)} numbers, allowed: {clients} (one per client)", key=key
+        )
+
+
+def _check_everyone(s: Scenario, clients: int) -> None:
+    """All clients take part in every round where the algorithm needs them to."""
+    why = s.algorithm.everyone if isinstance(s.algorithm, ServerAlgorithm) else None
+    if why is None or not isinstance(s.participation, Synchronous):
+        return
+    for key in s.participation.leaves_out(clients):
+        message = f"found {getattr(s.participation, key)!r}, but all clients have to take part in every round: {why}"
+        raise InputError(message, key=key)
+
+
+def _check_laws(s: Scenario, network: Network, nodes: int) -> None:
+    """Lists of probabilities have the right length."""
+    for key, purpose, counts in (
+        ("compute", "node", [nodes]),
+        ("links", "link", [len(m.links) for m in network.mixings]),
+    ):
+        for count in counts:
+            with _section(f"participation.{key}"):
+                getattr(s.participation, key).draw(count, s.seed, purpose, 1)
+    _check_links(s, network)
+
+
+def _check_links(s: Scenario, network: Network) -> None:
+    """Links that fire sporadically keep the network average only where both directions weigh the same."""
+    assert isinstance(s.algorithm, GossipAlgorithm)
+    if s.algorithm.indicators["links"] == "always" or all(is_symmetric(m.matrix) for m in network.mixings):
+        return
+    links = s.participation.links  # type: ignore[attr-defined]
+    if any((links.draw(len(m.links), s.seed, "link", 1) < 1).any() for m in network.mixings):
+        raise InputError(
+            "found link probabilities below 1 with asymmetric mixing weights (a directed graph): while a link is idle "
+            "the columns do not sum to 1 and the network average drifts; allowed: 1, or an undirected graph",
+            key="participation.links",
+        )

@@ -1,0 +1,112 @@
+"""From a scenario's `backend` section to the backend: where a run's clients are computed."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedsim.backends.base import Backend
+from fedsim.backends.in_process import Vectorized
+from fedsim.clients.store import ClientStore
+from fedsim.clients.worker import Worker
+from fedsim.core.errors import InputError
+from fedsim.engine.assembly import Assembly
+from fedsim.participation.gossip import Gossip
+from fedsim.participation.poisson import PoissonGossip
+from fedsim.privacy.base import Bound
+from fedsim.scenario.sections import Scenario
+
+if TYPE_CHECKING:
+    from fedsim.backends.ray.clients import RayBackend
+
+ACTORS = 2
+
+
+def make_backend(scenario: Scenario, assembly: Assembly, folder: Path) -> Backend:
+    """The backend of a run in the directory `folder`, ready to be dispatched to.
+
+    Raises
+    ------
+    InputError
+        There is no such cluster, or it lacks what is asked for.
+    RunError
+        The cluster did not start what it was asked for.
+    """
+    if scenario.backend.name == "ray":
+        try:
+            return _ray(scenario, assembly)
+        except InputError as error:
+            raise scenario.document.locate(error.under("backend")) from None
+    task, choice = assembly.task, scenario.run.client_state
+    store = ClientStore(scenario.algorithm, task.initial(), task.num_clients, choice, folder)
+    return Vectorized(assembly.worker(scenario, store))
+
+
+def client_load(scenario: Scenario, assembly: Assembly) -> npt.NDArray[np.float64]:
+    """Sample gradients of every client's work in one round, ``[n]``: what clients are placed by."""
+    task, algorithm = assembly.task, scenario.algorithm
+    clients = np.arange(task.num_clients, dtype=np.int64)
+    work, epochs = algorithm.work()
+    units = work.of(clients, np.ones_like(clients), scenario.seed)
+    steps = units * task.steps_per_epoch(clients, algorithm.batch_size) if epochs else units
+    return task.samples_per_step(clients, steps, algorithm.batch_size, epochs).astype(np.float64)
+
+
+def shards_mix(scenario: Scenario, assembly: Assembly) -> bool:
+    """Whether actors keep and mix the models of a graph's nodes themselves.
+
+    A privacy mechanism of somebody's own that changes what is broadcast or aggregated needs all rows in one place.
+    """
+    hooks = ("broadcast", "aggregate")
+    return (
+        assembly.network is not None
+        and isinstance(scenario.participation, (Gossip, PoissonGossip))
+        and (assembly.privacy is None or all(getattr(type(assembly.privacy), h) is getattr(Bound, h) for h in hooks))
+    )
+
+
+def _ray(scenario: Scenario, assembly: Assembly) -> RayBackend:
+    from fedsim.backends.ray.calls import Pool
+    from fedsim.backends.ray.clients import RayBackend
+    from fedsim.backends.ray.cluster import Cluster
+    from fedsim.backends.ray.nodes import RayNodes
+
+    section, task = scenario.backend, assembly.task
+    actors = min(section.actors or ACTORS, task.num_clients)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = int(np.ceil((section.cpus_per_actor or 1.0) * actors))
+    cluster = Cluster(section.address or "local", max(cores, asked), _store_bytes(assembly))
+    try:
+        total = cluster.resources()["CPU"] if section.address not in (None, "local") else cores
+        cpus = section.cpus_per_actor or float(max(1, int(total) // actors))
+        gpus = section.gpus_per_actor or 0.0
+        cluster.check(actors, cpus, gpus)
+        threads = scenario.run.threads or max(1, int(cpus))
+        drop = section.client_errors == "drop"
+        privacy = assembly.privacy
+        outgoing, exchanges = (None, 1) if privacy is None else (privacy.outgoing, privacy.exchanges)
+        timeout = section.timeout or Pool.timeout
+        pool = Pool(section.address or "local", actors, cpus, gpus, threads, drop, timeout, exchanges)
+        build = partial(Worker, algorithm=scenario.algorithm, chunk_rows=scenario.run.chunk_rows, outgoing=outgoing)
+        load = client_load(scenario, assembly)
+        if assembly.network is not None and shards_mix(scenario, assembly):
+            return RayNodes(pool, cluster, task, build, load, assembly.network)
+        return RayBackend(pool, cluster, task, build, load, cohort=assembly.network is None)
+    except BaseException:
+        cluster.close()
+        raise
+
+
+def _store_bytes(assembly: Assembly) -> int:
+    """About what a run keeps in shared memory: data, models on their way, and rows between shards."""
+    task = assembly.task
+    data = sum(v.numel() * v.element_size() for v in vars(task).values() if isinstance(v, torch.Tensor))
+    model = task.dim * torch.empty((), dtype=task.dtype).element_size()
+    rows = task.num_clients if assembly.network is not None else min(task.num_clients, 1000)
+    return int(1.2 * data) + model * (4 * rows + 64) + 2**28

@@ -1,0 +1,342 @@
+"""The run directory: what a run leaves behind, written so that an interrupted run loses nothing and can be resumed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fedsim.clients.store import FILE as CLIENTS
+from fedsim.core.errors import InputError, Problem, RunError
+from fedsim.core.row_files import RowStream, TensorFile, write_tensors
+from fedsim.scenario.sections import BackendSection, Scenario
+
+LAST = 10
+"""Evaluations at the end of a run whose mean stands beside the last one and the best one."""
+_MAY_DIFFER = ("run.rounds", "run.checkpoint_seconds", *(f"backend.{key}" for key in BackendSection.model_fields))
+"""Keys of a resumed scenario that may differ from the recorded one's: more rounds, other checkpoints, another place."""
+
+_SAME = "--resume continues the same scenario (run.rounds may grow): give another --out, or leave --resume out"
+_PACKAGES = ("fedsim", "torch", "numpy", "scipy", "networkx", "datasets", "flwr-datasets", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes
+    ----------
+    dir : the run directory.
+    resumed_at : the round it was continued from; 0 where it began at the beginning.
+    """
+
+    dir: Path
+    resumed_at: int = 0
+
+    @cached_property
+    def metrics(self) -> Any:
+        """``metrics.jsonl`` as a pandas DataFrame, one row per evaluation."""
+        import pandas as pd
+
+        return pd.DataFrame(read_jsonl(self.dir / "metrics.jsonl"))
+
+    @cached_property
+    def trace(self) -> list[dict[str, Any]]:
+        """``trace.jsonl``, one mapping per round."""
+        return read_jsonl(self.dir / "trace.jsonl")
+
+    @cached_property
+    def privacy(self) -> dict[str, Any]:
+        """``privacy.json`` of a private run: what was spent, and what that means."""
+        path = self.dir / "privacy.json"
+        if not path.exists():
+            raise RunError(f"{self.dir} has no privacy.json: its scenario has no section 'privacy'")
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return report
+
+    @cached_property
+    def params(self) -> Tensor:
+        """Final parameters: ``[d]`` for a server, ``[n, d]`` for gossip."""
+        path = self.dir / "params.safetensors"
+        if not path.exists():
+            raise RunError(
+                f"{self.dir} holds no final parameters: the run is not finished (fedsim run --resume continues it)"
+            )
+        return load_file(path)["params"]
+
+
+class Recorder:
+    """Appends to ``metrics.jsonl`` and ``trace.jsonl`` and keeps the checkpoint."""
+
+    def __init__(self, folder: Path, trace: bool) -> None:
+        self.folder = folder
+        self._metrics: IO[str] = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._trace: IO[str] | None = (folder / "trace.jsonl").open("a", encoding="utf-8") if trace else None
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        self._metrics.write(_json(row) + "\n")
+        self.flush()
+
+    def trace(self, row: Mapping[str, Any]) -> None:
+        if self._trace is not None:
+            self._trace.write(_json(row) + "\n")
+
+    def flush(self) -> None:
+        for file in (self._metrics, self._trace):
+            if file is not None:
+                file.flush()
+
+    def close(self) -> None:
+        for file in (self._metrics, self._trace):
+            if file is not None:
+                file.close()
+
+
+def open_directory(folder: Path, scenario: Scenario, resume: bool) -> Checkpoint | None:
+    """Make `folder` ready for a run; with `resume`, return the checkpoint, or None where there is none.
+
+    What was recorded after the checkpoint is cut off: the resumed run records it again.
+    A run may be resumed with more rounds, and with other keys of `RunSection` that do not change its numbers.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be written to; to be resumed, but it holds another scenario, or more rounds.
+    RunError
+        The checkpoint is damaged.
+    """
+    checkpoint = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if resume:
+            _check_same(folder, scenario)
+            checkpoint = load_checkpoint(folder)
+        if checkpoint is None:
+            _clear(folder)
+        else:
+            done = checkpoint.progress["round"]
+            _check_rounds(folder, done, scenario)
+            _cut(folder / "metrics.jsonl", lambda number: number <= done and scenario.run.evaluates(number))
+            _cut(folder / "trace.jsonl", lambda number: number <= done)
+            if done < scenario.run.rounds:
+                (folder / "params.safetensors").unlink(missing_ok=True)
+        if not scenario.run.trace:
+            (folder / "trace.jsonl").unlink(missing_ok=True)
+        _write_atomically(folder / "scenario.yaml", scenario.to_yaml())
+        _write_atomically(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot be used as run directory: {error.strerror}", file=str(folder)) from None
+    return checkpoint
+
+
+def save_checkpoint(
+    folder: Path,
+    progress: Mapping[str, Any],
+    state: Mapping[str, Tensor | RowStream],
+    clients: Mapping[str, Tensor | RowStream],
+) -> Checkpoint:
+    """Replace the checkpoint in one step: a crash at any time leaves the old one or the new one, never a mixture."""
+    fresh, current, old = (folder / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    write_tensors(fresh / "state.safetensors", state)
+    write_tensors(fresh / "clients.safetensors", clients)
+    (fresh / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
+    for file in fresh.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    shutil.rmtree(old, ignore_errors=True)
+    if current.exists():
+        current.rename(old)
+    fresh.rename(current)
+    shutil.rmtree(old, ignore_errors=True)
+    return Checkpoint(current.absolute(), progress)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint; None where there is none.
+
+    Raises
+    ------
+    RunError
+        It is damaged.
+    """
+    for name in ("checkpoint", "checkpoint.old"):
+        place = folder / name
+        if (place / "progress.json").exists():
+            try:
+                found = Checkpoint(place.absolute(), json.loads((place / "progress.json").read_text(encoding="utf-8")))
+                found.state.check()
+                found.clients.check()
+            except Exception as error:  # a damaged file: say so instead of starting over silently
+                raise RunError(f"{place} is damaged ({error}); delete it to start from the beginning") from error
+            return found
+    return None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in the folder `place`: the tensors are read when they are asked for."""
+
+    place: Path
+    progress: Mapping[str, Any]
+
+    @cached_property
+    def state(self) -> TensorFile:
+        """The algorithm's state: of a server, or ``[n, d]`` of a graph's nodes."""
+        return TensorFile(self.place / "state.safetensors")
+
+    @cached_property
+    def clients(self) -> TensorFile:
+        """What the backend's `save` gave."""
+        return TensorFile(self.place / "clients.safetensors")
+
+
+def save_params(folder: Path, params: Tensor | RowStream, metadata: Mapping[str, str]) -> None:
+    """``params.safetensors`` with the layout of the flat vector in its metadata."""
+    temporary = folder / "params.safetensors.new"
+    write_tensors(temporary, {"params": params}, dict(metadata))
+    temporary.replace(folder / "params.safetensors")
+
+
+def save_report(folder: Path, report: Mapping[str, Any]) -> None:
+    """``privacy.json``: what a private run has spent, and what that means."""
+    _write_atomically(folder / "privacy.json", json.dumps(report, indent=2) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file; a last line that a crash cut short is left out."""
+    if not path.exists():
+        raise InputError("no such file", file=str(path))
+    return [row for row, _ in _rows(path)]
+
+
+def environment() -> dict[str, Any]:
+    """What a run's numbers may depend on besides its scenario."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _json(row: Mapping[str, Any]) -> str:
+    return json.dumps({k: _plain(v) for k, v in row.items()}, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """JSON's types; a number that is not finite becomes null."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line), line
+        except json.JSONDecodeError:
+            return
+
+
+def _cut(path: Path, keep: Callable[[int], bool]) -> None:
+    """Drop rows that the resumed run records again, or never would have."""
+    if path.exists():
+        kept = [line for row, line in _rows(path) if keep(row["round"])]
+        _write_atomically(path, "".join(line + "\n" for line in kept))
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run left."""
+    for name in ("checkpoint", "checkpoint.new", "checkpoint.old"):  # before the rows that they refer to
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (
+        "metrics.jsonl", "trace.jsonl", "params.safetensors", "topology.graphml", "report.html", "privacy.json",
+        CLIENTS,
+    ):  # fmt: skip
+        (folder / name).unlink(missing_ok=True)
+
+
+def _check_same(folder: Path, scenario: Scenario) -> None:
+    """The run in `folder` has this scenario, but for keys that do not change its numbers."""
+    recorded = folder / "scenario.yaml"
+    if not recorded.exists():
+        return
+    try:
+        old = _flat(yaml.safe_load(recorded.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(
+            "is not the YAML that fedsim wrote; --resume cannot continue this run", None, str(recorded)
+        ) from error
+    new = _flat(yaml.safe_load(scenario.to_yaml()))
+    problems = [
+        Problem(f"found {new.get(key)!r}, but the run in {folder} has {old.get(key)!r}; {_SAME}", key)
+        for key in {**new, **old}
+        if key not in _MAY_DIFFER and new.get(key) != old.get(key)
+    ]
+    if problems:
+        raise scenario.document.locate(InputError(problems))
+
+
+def _check_rounds(folder: Path, done: int, scenario: Scenario) -> None:
+    if done > scenario.run.rounds:
+        found = f"found {scenario.run.rounds}, but the run in {folder} is at round {done}"
+        message = f"{found}; allowed with --resume: at least {done}"
+        raise scenario.document.locate(InputError(message, key="run.rounds"))
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
+    if not isinstance(values, dict):
+        return {prefix.removesuffix("."): values}
+    return {k: v for key, value in values.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def accuracies(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The best, and the mean of the last `LAST` evaluations, of every accuracy in the rows of ``metrics.jsonl``.
+
+    The last evaluation is beside them in the rows: the best alone picks its round by looking at the test set.
+    """
+    found = {}
+    for key in ("test_accuracy", "node_accuracy"):
+        values = [row[key] for row in rows if row.get(key) is not None]
+        if values:
+            last = values[-LAST:]
+            found[f"{key}_best"], found[f"{key}_mean_of_last_{LAST}"] = max(values), sum(last) / len(last)
+    return found

@@ -1,0 +1,392 @@
+"""Mixing matrices: who weighs whose value how much, how fast that reaches consensus, and whether it is sound.
+
+``W[i, j]`` is the weight of node j's value in node i's average; rows sum to 1. On a directed graph the edge u -> v
+means that v receives from u, so its weight is ``W[v, u]``. Everything is float64 and sparse; ``n`` counts the nodes.
+
+References: Xiao & Boyd, "Fast linear iterations for distributed averaging" (2004) for the weights; Boyd et al.,
+"Randomized gossip algorithms" (2006) for expected matrices; Nabli & Oyallon, "DADAO" (arXiv 2208.00779) for chi_1
+and chi_2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import networkx as nx
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from fedsim.core.errors import InputError
+from fedsim.core.registry import lookup, register
+
+Matrix = Any  # scipy.sparse.csr_array [n, n] float64; scipy has no type information
+Array = npt.NDArray[Any]
+
+TOLERANCE = 1e-12
+DENSE = 1500  # up to here a dense eigenvalue solver is quick and cannot fail to converge
+EXACT_DIAMETER = 5000  # up to here a summary affords n shortest-path trees
+EXACT_CHI_2 = 3000  # and up to here a dense inverse
+
+
+def mixing_matrix(graph: nx.Graph[Any], weights: str) -> Matrix:
+    """The mixing matrix ``[n, n]`` of `graph` (nodes ``0 .. n-1``) under the rule called `weights`.
+
+    Registered rules: ``metropolis``, ``max_degree``, ``lazy``, ``uniform``; or ``"pkg.mod:function"``, called with the
+    graph and returning an ``[n, n]`` array, dense or sparse.
+
+    Raises
+    ------
+    InputError
+        The rule is unknown, does not apply to directed graphs, or returns something that is not row-stochastic.
+    """
+    try:
+        rule: Callable[[nx.Graph[Any]], Matrix] = lookup("mixing", weights)
+        W = sparse.csr_array(rule(graph), dtype=np.float64)
+        n = graph.number_of_nodes()
+        if W.shape != (n, n):
+            raise InputError(f"'{weights}' returned a matrix of shape {W.shape}, allowed: ({n}, {n})")
+        check_mixing(W, doubly_stochastic=False)
+    except InputError as error:
+        raise error.under("weights") from None
+    return W
+
+
+@register.mixing("metropolis")
+def metropolis(graph: nx.Graph[Any]) -> Matrix:
+    """``w_ij = 1 / (1 + max(deg_i, deg_j))`` on edges: symmetric, doubly stochastic, needs only neighbours' degrees."""
+    A = _undirected(graph, "metropolis").tocoo()
+    degree = _degrees(A)
+    weight = 1.0 / (1.0 + np.maximum(degree[A.row], degree[A.col]))
+    return _with_diagonal(sparse.coo_array((weight, (A.row, A.col)), shape=A.shape))
+
+
+@register.mixing("max_degree")
+def max_degree(graph: nx.Graph[Any]) -> Matrix:
+    """``w_ij = 1 / (1 + max_k deg_k)`` on edges: symmetric, doubly stochastic, one global number."""
+    A = _undirected(graph, "max_degree")
+    return _with_diagonal(A / (1.0 + _degrees(A).max()))
+
+
+@register.mixing("lazy")
+def lazy(graph: nx.Graph[Any]) -> Matrix:
+    """``(I + metropolis) / 2``: symmetric, doubly stochastic, no negative eigenvalue."""
+    _undirected(graph, "lazy")
+    return (sparse.eye_array(graph.number_of_nodes(), format="csr") + metropolis(graph)) / 2.0
+
+
+@register.mixing("uniform")
+def uniform(graph: nx.Graph[Any]) -> Matrix:
+    """``w_ij = 1 / (1 + deg_i)`` over i and the neighbours it hears; row-stochastic.
+
+    Doubly stochastic only where every node hears and is heard by equally many (regular and exponential graphs); on
+    other graphs it moves the network average towards well-connected nodes.
+    """
+    A = adjacency(graph).T.tocsr()  # row v: from whom v receives
+    A = A + sparse.eye_array(A.shape[0], format="csr")
+    return sparse.csr_array(sparse.diags_array(1.0 / _degrees(A)) @ A)
+
+
+def check_mixing(W: Matrix, doubly_stochastic: bool) -> None:
+    """Check that `W` is non-negative and its rows, and columns where claimed, sum to 1 within 1e-12.
+
+    Raises
+    ------
+    InputError
+        Naming the first entry, row or column that is wrong, and its value.
+    """
+    W = sparse.csr_array(W)
+    if W.ndim != 2 or W.shape[0] != W.shape[1]:
+        raise InputError(f"a mixing matrix is square; found shape {W.shape}")
+    if not np.isfinite(W.data).all():
+        raise InputError("a mixing matrix is finite; found nan or infinity")
+    if W.nnz and W.data.min() < 0:
+        entries = W.tocoo()
+        k = int(np.argmin(entries.data))
+        where = f"[{entries.row[k]}, {entries.col[k]}]"
+        raise InputError(f"a mixing matrix is non-negative; found {entries.data[k]:.6g} at {where}")
+    for axis, what in ((1, "row"), (0, "column")):
+        if axis == 0 and not doubly_stochastic:
+            continue
+        sums = np.asarray(W.sum(axis=axis)).ravel()
+        worst = int(np.argmax(np.abs(sums - 1.0)))
+        if abs(sums[worst] - 1.0) > TOLERANCE:
+            hint = " (weights: metropolis gives a doubly stochastic matrix on undirected graphs)" if axis == 0 else ""
+            raise InputError(f"{what} {worst} of the mixing matrix sums to {sums[worst]:.15g}, must be 1{hint}")
+
+
+def is_symmetric(W: Matrix) -> bool:
+    """Whether ``W = W^T`` within 1e-12."""
+    W = sparse.csr_array(W)
+    difference = abs(W - W.T)
+    return bool(difference.nnz == 0 or difference.max() <= TOLERANCE)
+
+
+def is_doubly_stochastic(W: Matrix) -> bool:
+    """Whether `W` is non-negative with rows and columns that sum to 1 within 1e-12."""
+    try:
+        check_mixing(W, doubly_stochastic=True)
+    except InputError:
+        return False
+    return True
+
+
+def spectral_gap(W: Matrix) -> float:
+    """1 minus the second largest absolute eigenvalue of a row-stochastic `W`; 0 where averaging does not converge.
+
+    Since ``W 1 = 1``, the matrix ``W - 1 1^T / n`` has the eigenvalues of `W` with one 1 replaced by 0, whether or not
+    `W` is symmetric, so the answer is 1 minus its spectral radius. Dense up to 1500 nodes, Arnoldi or Lanczos iteration
+    above (shift-invert for slowly mixing symmetric matrices); nan for a large asymmetric matrix where that fails.
+    """
+    W = sparse.csr_array(W)
+    n = W.shape[0]
+    symmetric = is_symmetric(W)
+    if n <= DENSE:
+        deflated = W.toarray() - 1.0 / n
+        values = np.linalg.eigvalsh(deflated) if symmetric else np.linalg.eigvals(deflated)
+        radius = float(np.abs(values).max())
+    else:
+        radius = _sparse_radius(W, symmetric)
+    gap = 1.0 - radius
+    return 0.0 if abs(gap) < 1e-14 else gap
+
+
+def chi_1(graph: nx.Graph[Any]) -> float:
+    """The inverse of the smallest positive eigenvalue of the Laplacian of a connected undirected graph (DADAO).
+
+    Raises
+    ------
+    InputError
+        The graph is directed, not connected, or has one node.
+    """
+    L = _laplacian(graph, "chi_1")
+    if L.shape[0] <= DENSE:
+        return float(1.0 / np.linalg.eigvalsh(L.toarray())[1])
+    return 1.0 / _second_smallest(L)
+
+
+def chi_2(graph: nx.Graph[Any]) -> float:
+    """Half the largest effective resistance ``(e_i - e_j)^T L^+ (e_i - e_j)`` over edges (i, j) (DADAO).
+
+    Raises
+    ------
+    InputError
+        The graph is directed, not connected, or has one node.
+    """
+    L = _laplacian(graph, "chi_2")
+    if nx.has_bridges(graph):  # all current between the ends of a bridge crosses it: resistance 1, and no edge has more
+        return 0.5
+    n = L.shape[0]
+    edges = np.asarray(list(graph.edges()), dtype=np.int64)
+    if n <= EXACT_CHI_2:
+        J = np.full((n, n), 1.0 / n)
+        inverse = np.linalg.inv(L.toarray() + J)  # = L^+ + J, and J cancels in the differences below
+        i, j = edges.T
+        return float((inverse[i, i] + inverse[j, j] - 2 * inverse[i, j]).max() / 2)
+    from scipy.sparse.linalg import splu
+
+    solve = splu(sparse.csc_array(L)[1:, 1:]).solve  # node 0 grounded
+    largest = 0.0
+    for start in range(0, len(edges), 256):
+        i, j = edges[start : start + 256].T
+        column = np.arange(len(i))
+        potential = np.zeros((n, len(i)))
+        potential[i, column] += 1.0
+        potential[j, column] -= 1.0
+        potential[1:] = solve(potential[1:])
+        potential[0] = 0.0
+        largest = max(largest, float((potential[i, column] - potential[j, column]).max()))
+    return largest / 2
+
+
+def expected_mixing(W: Matrix, links: npt.ArrayLike, probabilities: npt.ArrayLike) -> Matrix:
+    """``E[P] = I - sum over links of b_ij r_ij (e_i - e_j)(e_i - e_j)^T`` (DSpodFL, arXiv 2402.03448).
+
+    Parameters
+    ----------
+    W : csr_array [n, n]
+        The symmetric mixing matrix with entries ``r_ij``.
+    links : int array [l, 2]
+        The undirected links (i, j), each once.
+    probabilities : float array [l] or a number
+        ``b_ij``: how probable it is that a link fires in an iteration.
+
+    Raises
+    ------
+    InputError
+        `W` is not symmetric, a link is not in `W` or there twice, or a probability is outside [0, 1].
+    """
+    W = sparse.csr_array(W)
+    n = W.shape[0]
+    pairs = np.asarray(links, dtype=np.int64).reshape(-1, 2)
+    b = np.broadcast_to(np.asarray(probabilities, dtype=np.float64), (len(pairs),))
+    if not is_symmetric(W):
+        raise InputError("expected mixing needs a symmetric mixing matrix (a link works in both directions)")
+    if pairs.size and (pairs.min() < 0 or pairs.max() >= n):
+        raise InputError(
+            f"found a link with node {pairs.min() if pairs.min() < 0 else pairs.max()}, allowed: 0 to {n - 1}"
+        )
+    if not ((b >= 0) & (b <= 1)).all():
+        raise InputError(f"found link probabilities from {b.min()} to {b.max()}, allowed: 0 to 1")
+    if len(np.unique(np.sort(pairs, axis=1), axis=0)) != len(pairs):
+        raise InputError("a link is there twice; each undirected link may be given once")
+    i, j = pairs.T
+    r = np.asarray(W[i, j]).ravel() if len(pairs) else np.zeros(0)
+    missing = np.flatnonzero((r == 0) | (i == j))
+    if len(missing):
+        u, v = pairs[missing[0]]
+        raise InputError(f"the link ({u}, {v}) has no weight in the mixing matrix: it is not an edge of the graph")
+    flow = sparse.coo_array((np.tile(b * r, 2), (np.concatenate([i, j]), np.concatenate([j, i]))), shape=(n, n))
+    return _with_diagonal(flow)
+
+
+def adjacency(graph: nx.Graph[Any]) -> Matrix:
+    """``[n, n]`` with 1.0 at [u, v] for the edge u -> v; edge weights of the graph are not used."""
+    n = graph.number_of_nodes()
+    edges = np.asarray(list(graph.edges()), dtype=np.int64).reshape(-1, 2)
+    if not graph.is_directed():
+        edges = np.concatenate([edges, edges[:, ::-1]])
+    return sparse.csr_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(n, n))
+
+
+def summary(graph: nx.Graph[Any], W: Matrix) -> dict[str, Any]:
+    """What a graph and its mixing matrix promise, as plain numbers; None where something is not defined or too costly.
+
+    Keys: ``nodes``, ``edges``, ``directed``, ``connected``, ``degree_min``, ``degree_mean``, ``degree_max`` (out-degree
+    if directed), ``diameter`` (hops), ``spectral_gap``, ``chi_1``, ``chi_2``, ``symmetric``, ``doubly_stochastic``,
+    ``latency_ms`` and ``bandwidth_mbps`` (``[min, max]``, where edges have them), ``notes`` (why something is None).
+    Above 5000 nodes ``diameter`` is None and ``diameter_at_least`` gives a lower bound; above 3000 ``chi_2`` is None.
+    """
+    n = graph.number_of_nodes()
+    directed = graph.is_directed()
+    connected = bool(nx.is_strongly_connected(cast(Any, graph)) if directed else nx.is_connected(graph))
+    A = adjacency(graph)
+    degree = _degrees(A)
+    notes: list[str] = []
+    result: dict[str, Any] = {
+        "nodes": n,
+        "edges": graph.number_of_edges(),
+        "directed": directed,
+        "connected": connected,
+        "degree_min": int(degree.min()),
+        "degree_mean": float(degree.mean()),
+        "degree_max": int(degree.max()),
+        "diameter": None,
+        "spectral_gap": spectral_gap(W),
+        "chi_1": None,
+        "chi_2": None,
+        "symmetric": is_symmetric(W),
+        "doubly_stochastic": is_doubly_stochastic(W),
+    }
+    if math.isnan(result["spectral_gap"]):
+        result["spectral_gap"] = None
+        notes.append("spectral_gap: the eigenvalue iteration did not converge")
+    if not connected:
+        notes.append("diameter, chi_1, chi_2: the graph is not connected by itself")
+    elif n <= EXACT_DIAMETER:
+        result["diameter"] = _eccentricity(A, np.arange(n))[0]
+    else:
+        far = _eccentricity(A, np.array([0]))[1]  # the farthest node from any node is a good end to start from
+        result["diameter_at_least"] = _eccentricity(A, np.array([far]))[0]
+        notes.append(f"diameter: only a lower bound above {EXACT_DIAMETER} nodes")
+    if connected and directed:
+        notes.append("chi_1, chi_2: defined for undirected graphs")
+    elif connected and n > 1:
+        result["chi_1"] = chi_1(graph)
+        if n <= EXACT_CHI_2:
+            result["chi_2"] = chi_2(graph)
+        else:
+            notes.append(f"chi_2: not computed above {EXACT_CHI_2} nodes")
+    for key in ("latency_ms", "bandwidth_mbps"):
+        values = list(nx.get_edge_attributes(graph, key).values())
+        if values:
+            result[key] = [float(min(values)), float(max(values))]
+    return {**result, "notes": notes}
+
+
+def _undirected(graph: nx.Graph[Any], rule: str) -> Matrix:
+    if graph.is_directed():
+        raise InputError(
+            f"'{rule}' needs an undirected graph: it gives both ends of an edge the same weight, and on a directed "
+            "graph only one end receives; allowed for directed graphs: uniform"
+        )
+    return adjacency(graph)
+
+
+def _degrees(A: Matrix) -> Array:
+    return np.asarray(A.sum(axis=1)).ravel()
+
+
+def _with_diagonal(off_diagonal: Matrix) -> Matrix:
+    """Fill the diagonal so that rows sum to 1."""
+    W = sparse.csr_array(off_diagonal)
+    return sparse.csr_array(W + sparse.diags_array(1.0 - _degrees(W), format="csr"))
+
+
+def _laplacian(graph: nx.Graph[Any], what: str) -> Matrix:
+    if graph.is_directed():
+        raise InputError(f"{what} is defined for undirected graphs; this one is directed")
+    if graph.number_of_nodes() < 2 or not nx.is_connected(graph):
+        raise InputError(f"{what} is defined for connected graphs of at least 2 nodes")
+    A = adjacency(graph)
+    return sparse.csr_array(sparse.diags_array(_degrees(A), format="csr") - A)
+
+
+def _sparse_radius(W: Matrix, symmetric: bool) -> float:
+    """The spectral radius of ``W - 1 1^T / n``."""
+    from scipy.sparse.linalg import eigsh
+
+    radius = _iterate(lambda x: W @ x - x.mean(axis=0), W.shape[0], symmetric)
+    if radius is not None or not symmetric:
+        return math.nan if radius is None else radius
+    eye = sparse.eye_array(W.shape[0], format="csr")
+    second = 1.0 - _near_zero(eye - W)
+    # A rough lowest eigenvalue comes quickly and mostly shows that it does not decide.
+    lowest = float(eigsh(-W, k=1, which="LA", ncv=60, tol=1e-3, return_eigenvectors=False)[0])
+    if lowest > second - 0.01:
+        lowest = 1.0 - float(eigsh(sparse.csc_array(eye + W), k=1, sigma=-1e-6, return_eigenvectors=False)[0])
+    return max(abs(second), lowest)
+
+
+def _second_smallest(L: Matrix) -> float:
+    """The second smallest eigenvalue of a graph's Laplacian."""
+    top = 2.0 * float(L.diagonal().max())  # no eigenvalue is larger
+    distance = _iterate(lambda x: top * (x - x.mean(axis=0)) - L @ x, L.shape[0], symmetric=True)
+    return _near_zero(L) if distance is None else top - distance
+
+
+def _iterate(apply: Callable[[Array], Array], n: int, symmetric: bool) -> float | None:
+    """The spectral radius by Lanczos or Arnoldi iteration; None where it is slow, as on rings, paths and grids."""
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs, eigsh
+
+    operator = LinearOperator((n, n), matvec=apply, dtype=np.float64)
+    start = np.random.Generator(np.random.Philox(0)).standard_normal(n)  # same graph, same digits
+    solver, restarts = (eigsh, 20) if symmetric else (eigs, 100)
+    try:
+        values = solver(operator, k=1, which="LM", ncv=60, maxiter=restarts, v0=start, return_eigenvectors=False)
+    except ArpackNoConvergence:
+        return None
+    return float(np.abs(values).max())
+
+
+def _near_zero(L: Matrix) -> float:
+    """The second smallest eigenvalue by shift-invert: graphs that mix slowly are thin, so factors stay sparse."""
+    from scipy.sparse.linalg import eigsh
+
+    values = eigsh(sparse.csc_array(L), k=2, sigma=-1e-6, which="LM", return_eigenvectors=False)
+    return float(np.sort(values)[1])
+
+
+def _eccentricity(A: Matrix, sources: Array) -> tuple[int, int]:
+    """The largest hop count from `sources` and the node it leads to."""
+    from scipy.sparse.csgraph import dijkstra
+
+    best, at = 0, int(sources[0])
+    for start in range(0, len(sources), 512):
+        hops = dijkstra(A, unweighted=True, indices=sources[start : start + 512])
+        k = int(np.argmax(hops))
+        if hops.flat[k] > best:
+            best, at = int(hops.flat[k]), k % A.shape[0]
+    return best, at

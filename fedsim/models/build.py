@@ -1,0 +1,348 @@
+"""Models by name, and the flat parameter vector ``[d]`` that the rest of the package computes with.
+
+Batches ``[b, *input_shape]`` go to outputs ``[b, k]``. Models are functions of their parameters and of
+one sample alone: no batch statistics, no dropout.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedsim.core import rng
+from fedsim.core.errors import InputError, Problem, unknown
+from fedsim.core.fields import make_part
+from fedsim.core.registry import Part, lookup, names, register
+from fedsim.core.types import Count
+from fedsim.models import vision
+from fedsim.models.checks import refuse_batch_statistics as refuse_batch_statistics
+from fedsim.models.checks import try_out
+from fedsim.models.losses import loss_function
+from fedsim.models.losses import predictions as predictions
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "gelu": nn.GELU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Part, ABC):
+    """Base class of models: subclass it as a frozen dataclass whose further fields are the model's YAML keys.
+
+    `loss`: name of the loss; None takes `default_loss`, or cross_entropy (classification) or mse (regression).
+    `init`: ``zeros`` starts models that are linear in their parameters at 0; others could not leave that point.
+    """
+
+    default_loss: ClassVar[str | None] = None
+    linear_in_parameters: ClassVar[bool] = False
+
+    loss: str | None = None
+    init: Literal["default", "zeros"] = "default"
+
+    def __post_init__(self) -> None:
+        if self.init == "zeros" and not self.linear_in_parameters:
+            raise InputError(
+                "found zeros, allowed: default; with all weights zero every hidden unit gets the same gradient, so "
+                "this model cannot learn (zeros is for linear and svm)",
+                key="init",
+            )
+
+    @abstractmethod
+    def build(self, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+        """A module that takes ``[b, *input_shape]`` to ``[b, num_outputs]``; InputError for a wrong shape."""
+
+
+@register.model("linear")
+@dataclass(frozen=True)
+class LinearModel(Model):
+    """Softmax (or, by its loss, logistic or least-squares) regression on the flattened input."""
+
+    linear_in_parameters: ClassVar[bool] = True
+
+    bias: bool = True
+
+    def build(self, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+        layer = nn.Linear(math.prod(input_shape), num_outputs, bias=self.bias)
+        if self.init == "zeros":
+            for p in layer.parameters():
+                nn.init.zeros_(p)
+        return nn.Sequential(nn.Flatten(), layer)
+
+
+@register.model("svm")
+@dataclass(frozen=True)
+class SupportVectorMachine(LinearModel):
+    """Multi-class linear support vector machine: the linear model with the hinge loss multi_margin."""
+
+    default_loss: ClassVar[str | None] = "multi_margin"
+
+
+@register.model("mlp")
+@dataclass(frozen=True)
+class MLP(Model):
+    """Fully connected network; `hidden` are the widths of its hidden layers."""
+
+    hidden: list[Count] = field(default_factory=lambda: [200])
+    activation: Literal["relu", "tanh", "sigmoid", "gelu", "elu", "silu", "softplus"] = "relu"
+
+    def build(self, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+        layers: list[nn.Module] = [nn.Flatten()]
+        width = math.prod(input_shape)
+        for hidden in self.hidden:
+            layers += [nn.Linear(width, hidden), _ACTIVATIONS[self.activation]()]
+            width = hidden
+        return nn.Sequential(*layers, nn.Linear(width, num_outputs))
+
+
+@register.model("cnn")
+@dataclass(frozen=True)
+class CNN(Model):
+    """CNN of LeNet's size: convolutions of `channels`, each followed by 2x2 pooling, and `hidden` units."""
+
+    channels: Annotated[list[Count], Field(min_length=1)] = field(default_factory=lambda: [16, 32])
+    hidden: Count = 128
+    kernel: Literal[3, 5] = 5
+
+    def build(self, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+        return vision.cnn(input_shape, num_outputs, self.channels, self.hidden, self.kernel)
+
+
+@register.model("vgg11")
+@dataclass(frozen=True)
+class VGG11(Model):
+    """VGG-11 without batch normalisation for images from 32x32; `hidden` are its fully connected layers."""
+
+    hidden: list[Count] = field(default_factory=lambda: [512, 512])
+
+    def build(self, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+        return vision.vgg11(input_shape, num_outputs, self.hidden)
+
+
+@register.model("resnet18")
+@dataclass(frozen=True)
+class ResNet18(Model):
+    """ResNet-18 with `groups` of group normalisation; `stem` is the 3x3 one for small images or ImageNet's 7x7."""
+
+    groups: Count = 2
+    stem: Literal["cifar", "imagenet"] = "cifar"
+
+    def build(self, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+        return vision.resnet18(input_shape, num_outputs, self.groups, self.stem)
+
+
+def build_model(
+    section: Mapping[str, Any],
+    input_shape: Sequence[int],
+    num_classes: int | None,
+    seed: int,
+    dtype: torch.dtype,
+    num_targets: int = 1,
+) -> tuple[nn.Module, str]:
+    """The module and the loss name that a scenario's ``model:`` mapping stands for.
+
+    Parameters
+    ----------
+    section
+        ``{name: ..., loss: ..., ...}``. `name` is registered, or ``pkg.mod:factory``: a subclass of `Model`, or any
+        callable that returns an ``nn.Module``; it is called with the other keys (`loss` apart), and with `input_shape`
+        and `num_outputs` if its signature names them.
+    input_shape
+        Shape of one sample.
+    num_classes
+        Number of classes, or None for regression on `num_targets` numbers per sample.
+    seed, dtype
+        Parameters depend on `seed` alone: they are drawn in float32 and converted, and no global generator moves.
+
+    Raises
+    ------
+    InputError
+        Unknown names or keys, values out of range, a loss, model and data that do not go together, a factory that
+        fails, or a module that is not a function of its parameters and one sample (`refuse_batch_statistics`).
+    """
+    shape = tuple(int(n) for n in input_shape)
+    if "name" not in section:
+        raise InputError(
+            f"is missing; allowed: {', '.join(names('model'))}, or 'pkg.mod:factory' for your own", key="name"
+        )
+    keys = {key: value for key, value in section.items() if key != "name"}
+    try:
+        found = lookup("model", section["name"])
+    except InputError as error:
+        raise error.under("name") from None
+    name, part = str(section["name"]), None
+    if isinstance(found, type) and issubclass(found, Model):
+        part = make_part(found, keys)
+        loss, default = part.loss, part.default_loss
+    else:
+        loss, default = keys.pop("loss", None), None
+    loss_name, num_outputs = _loss_and_outputs(loss, default, num_classes, num_targets)
+    make = partial(part.build, shape, num_outputs) if part else _factory_call(found, name, keys, shape, num_outputs)
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: that would also reseed the generators of other devices.
+        torch.default_generator.manual_seed(int(rng.key(seed, "model")[0]))
+        module = _made(name, make)
+        refuse_batch_statistics(module)
+        module = module.to(dtype).train()
+        if not type(part).__module__.startswith("fedsim."):
+            try_out(name, module, shape, num_outputs)
+    return module, loss_name
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each parameter sits in the flat vector ``[d]``, in ``named_parameters`` order."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    sizes: tuple[int, ...]
+    offsets: tuple[int, ...]
+    total: int
+
+
+def layout(module: nn.Module) -> Layout:
+    """The layout of `module`'s parameters."""
+    named = dict(module.named_parameters())
+    sizes = [p.numel() for p in named.values()]
+    offsets = tuple(sum(sizes[:i]) for i in range(len(sizes)))
+    return Layout(tuple(named), tuple(tuple(p.shape) for p in named.values()), tuple(sizes), offsets, sum(sizes))
+
+
+def flatten(module: nn.Module) -> Tensor:
+    """A copy of the parameters as one vector ``[d]``."""
+    return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+
+
+def views(flat: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """Parameters by name as views (no copies) of ``[..., d]``: each ``[..., *shape]``. ValueError for a wrong `d`."""
+    if flat.shape[-1] != layout.total:
+        raise ValueError(f"found {flat.shape[-1]} parameters, the model has {layout.total}")
+    lead = flat.shape[:-1]
+    return {
+        name: flat.narrow(-1, offset, size).view((*lead, *shape))
+        for name, shape, size, offset in zip(layout.names, layout.shapes, layout.sizes, layout.offsets, strict=True)
+    }
+
+
+@torch.no_grad()
+def load_flat(module: nn.Module, flat: Tensor) -> None:
+    """Copy ``[d]`` into the module's parameters, converting type and device. ValueError for a wrong `d`."""
+    for p, value in zip(module.parameters(), views(flat, layout(module)).values(), strict=True):
+        p.copy_(value)
+
+
+@torch.no_grad()
+def flops(module: nn.Module, input_shape: Sequence[int]) -> int:
+    """Floating-point operations of one sample's forward pass: two per multiply-add of Linear and convolution layers.
+
+    An estimate: activations, normalisation, biases and operations outside such layers are not counted.
+    """
+    total = 0
+
+    def count(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+        nonlocal total
+        assert isinstance(layer.weight, Tensor)
+        total += 2 * output.numel() * math.prod(layer.weight.shape[1:])
+
+    counted = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    hooks = [layer.register_forward_hook(count) for layer in module.modules() if isinstance(layer, counted)]
+    first = next(module.parameters())
+    try:
+        module(torch.zeros(1, *input_shape, dtype=first.dtype, device=first.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total
+
+
+@torch.no_grad()
+def widest(module: nn.Module, sample: Tensor) -> int:
+    """Numbers in the largest output of a layer with parameters, for one `sample` ``[1, ...]``: what memory goes by."""
+    sizes = [1]
+    layers = [layer for layer in module.modules() if next(layer.parameters(recurse=False), None) is not None]
+    hooks = [
+        layer.register_forward_hook(
+            lambda _layer, _inputs, out: sizes.append(out.numel() if torch.is_tensor(out) else 1)
+        )
+        for layer in layers
+    ]
+    try:
+        module(sample)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(sizes)
+
+
+def _loss_and_outputs(chosen: Any, default: str | None, num_classes: int | None, num_targets: int) -> tuple[str, int]:
+    """The loss's name and how many outputs the model needs for it, or why it does not suit the data."""
+    name = chosen or default or ("mse" if num_classes is None else "cross_entropy")
+    key = "loss" if chosen or not default else "name"
+    if not isinstance(name, str):
+        raise InputError(f"found {name!r}, allowed: the name of a loss", key="loss")
+    loss = loss_function(name)
+    if num_classes is None:
+        if name in ("cross_entropy", "multi_margin", "logistic"):
+            raise InputError(f"loss {name} needs classes, but the data are for regression; use mse", key=key)
+        outputs, targets = num_targets, torch.zeros(3) if num_targets == 1 else torch.zeros(3, num_targets)
+    else:
+        if num_classes < 2:
+            raise InputError(f"the data have {num_classes} class; classification needs at least 2", key=key)
+        if name == "mse":
+            raise InputError("loss mse is for regression, but the data have classes; use cross_entropy", key=key)
+        if name == "logistic" and num_classes != 2:
+            raise InputError(f"loss logistic needs 2 classes, found {num_classes}; use cross_entropy", key=key)
+        outputs, targets = 1 if name == "logistic" else num_classes, torch.zeros(3, dtype=torch.int64)
+    if ":" in name:
+        try:
+            values = loss(torch.zeros(3, outputs), targets)
+        except Exception as error:  # somebody's own loss may fail in any way
+            raise InputError(f"'{name}' failed: {type(error).__name__}: {error}", key="loss") from error
+        found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        if found != (3,):
+            raise InputError(f"'{name}' must return one loss per sample, [3] for 3 samples; found {found}", key="loss")
+    return name, outputs
+
+
+def _factory_call(
+    factory: Any, name: str, keys: Mapping[str, Any], shape: tuple[int, ...], num_outputs: int
+) -> Callable[[], Any]:
+    """`factory` bound to the keys of the scenario, which its signature must accept."""
+    if not callable(factory):
+        raise InputError(f"'{name}' is {type(factory).__name__}, not a callable that returns an nn.Module", key="name")
+    try:
+        named = inspect.signature(factory).parameters
+    except ValueError:  # some built-in callables have no signature
+        return partial(factory, **keys)
+    if not any(p.kind is p.VAR_KEYWORD for p in named.values()):
+        problems = [Problem(unknown(f"key of '{name}'", key, list(named)), key) for key in keys if key not in named]
+        if problems:
+            raise InputError(problems)
+    offered = {"input_shape": shape, "num_outputs": num_outputs}
+    return partial(factory, **{**{key: value for key, value in offered.items() if key in named}, **keys})
+
+
+def _made(name: str, make: Callable[[], Any]) -> nn.Module:
+    try:
+        module = make()
+    except InputError:
+        raise
+    except Exception as error:  # somebody's own code may fail in any way
+        raise InputError(f"'{name}' failed: {type(error).__name__}: {error}", key="name") from error
+    if not isinstance(module, nn.Module):
+        raise InputError(f"'{name}' must return a torch.nn.Module, found {type(module).__name__}", key="name")
+    return module

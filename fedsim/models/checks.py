@@ -1,0 +1,85 @@
+"""What a module must be to serve as a model: a function of its parameters and of one sample, and nothing else.
+
+Results must not depend on how samples and clients are batched, and everything that training changes must be in the flat
+parameter vector.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.core.errors import InputError
+
+
+def refuse_batch_statistics(module: nn.Module) -> None:
+    """Refuse modules whose output for a sample is no function of the parameters and that sample alone.
+
+    Raises
+    ------
+    InputError
+        Batch normalisation, instance normalisation with running statistics, dropout with p > 0, parameters that are
+        uninitialised (lazy), frozen, complex, integer or shared by two sub-modules, or no parameters at all. The
+        message names the sub-module.
+    """
+    owners: dict[int, str] = {}
+    for name, sub in module.named_modules():
+        where = f"sub-module '{name}' ({type(sub).__name__})" if name else f"the module ({type(sub).__name__})"
+        if isinstance(sub, nn.modules.batchnorm._BatchNorm) or getattr(sub, "track_running_stats", False):
+            raise _refusal(f"{where} depends on the other samples of a batch; use GroupNorm or LayerNorm")
+        rate = getattr(sub, "p" if isinstance(sub, nn.modules.dropout._DropoutNd) else "dropout", 0)
+        if isinstance(rate, int | float) and rate > 0:
+            raise _refusal(
+                f"{where} has dropout {rate}: its random state would make results depend on batching; set it to 0"
+            )
+        for key, p in sub.named_parameters(recurse=False):
+            _refuse_parameter(f"parameter '{key}' of {where}", p)
+            if p.numel():
+                memory, what = p.untyped_storage().data_ptr(), f"parameter '{key}' of {where}"
+                if owners.setdefault(memory, what) != what:
+                    raise _refusal(f"{what} shares its memory with {owners[memory]}; give each its own")
+    if not owners:
+        raise _refusal(f"{type(module).__name__} has no trainable parameters")
+
+
+@torch.no_grad()
+def try_out(name: str, module: nn.Module, shape: tuple[int, ...], num_outputs: int) -> None:
+    """Run somebody's own module on four samples: together, and each alone, which must make no difference.
+
+    Raises
+    ------
+    InputError
+        It cannot take ``[4, *shape]``, does not give ``[4, num_outputs]``, changes a buffer, or treats a sample
+        differently in a batch (batch statistics, random numbers).
+    """
+    dtype = next(module.parameters()).dtype
+    x = torch.randn(4, *shape, dtype=dtype)
+    before = {key: b.clone() for key, b in module.named_buffers()}
+    try:
+        together = module(x)
+        alone = [module(row.unsqueeze(0)) for row in x]
+    except Exception as error:
+        text = f"'{name}' cannot take inputs [b, {', '.join(map(str, shape))}]: {type(error).__name__}: {error}"
+        raise InputError(text, key="name") from error
+    found = list(together.shape) if isinstance(together, Tensor) else type(together).__name__
+    if found != [4, num_outputs]:
+        raise InputError(f"'{name}' must give outputs [4, {num_outputs}] for 4 samples, found {found}", key="name")
+    for key, b in module.named_buffers():
+        if key not in before or not torch.equal(b, before[key]):
+            raise _refusal(f"buffer '{key}' changes in a forward pass; state outside the parameters is not supported")
+    tolerance = torch.finfo(dtype).eps ** 0.5 * float(together.abs().max())
+    if not torch.allclose(together, torch.cat(alone), rtol=0, atol=tolerance, equal_nan=True):
+        raise _refusal(f"'{name}' gives a sample another output alone than in a batch (randomness, or mixed samples)")
+
+
+def _refuse_parameter(what: str, p: nn.Parameter) -> None:
+    if nn.parameter.is_lazy(p) or p.is_meta:
+        raise _refusal(f"{what} is not initialised; give the layer its input size")
+    if not p.is_floating_point():
+        raise _refusal(f"{what} is {str(p.dtype).removeprefix('torch.')}; parameters are real floating-point numbers")
+    if not p.requires_grad:
+        raise _refusal(f"{what} is frozen (requires_grad=False); keep constants in buffers (register_buffer)")
+
+
+def _refusal(message: str) -> InputError:
+    return InputError(message, key="name")

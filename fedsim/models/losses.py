@@ -1,0 +1,98 @@
+"""Losses by name: outputs ``[N, k]`` and targets ``[N]`` to one number per sample ``[N]``, in the outputs' type.
+
+They are differentiable, work under ``torch.func.vmap`` and ``grad``, and take zero rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedsim.core.errors import InputError
+from fedsim.core.registry import lookup, register
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""``loss(outputs [N, k], targets [N]) -> [N]``."""
+
+
+@register.loss("cross_entropy")
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """-log softmax(outputs)[target]; outputs ``[N, k]``, int64 targets ``[N]`` in 0..k-1 -> ``[N]``."""
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+@register.loss("multi_margin")
+def multi_margin(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Multi-class hinge ``1/k sum_{j != y} max(0, 1 - z_y + z_j)``, torch.nn.MultiMarginLoss with p = 1, margin 1.
+
+    Outputs ``[N, k]``, int64 targets ``[N]`` in 0..k-1 -> ``[N]``.
+    """
+    own = targets.unsqueeze(-1)
+    margins = torch.relu(1 - outputs.gather(-1, own) + outputs)
+    return margins.masked_fill(torch.arange(outputs.shape[-1], device=outputs.device) == own, 0).mean(-1)
+
+
+@register.loss("logistic")
+def logistic(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Binary ``log(1 + exp(-s z))`` with s = 2 target - 1; outputs ``[N, 1]``, targets ``[N]`` in {0, 1} -> ``[N]``."""
+    return -F.logsigmoid((2 * targets - 1).to(outputs.dtype) * outputs.squeeze(-1))
+
+
+@register.loss("mse")
+def mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Squared error, mean over the k outputs: torch's convention, no factor 1/2.
+
+    Outputs ``[N, k]``, targets ``[N, k]`` (or ``[N]`` for k = 1) -> ``[N]``.
+    """
+    return (outputs - targets.reshape(outputs.shape).to(outputs.dtype)).square().mean(-1)
+
+
+def _cross_entropy_gradient(outputs: Tensor, targets: Tensor) -> Tensor:
+    """softmax(outputs) - onehot(target)"""
+    gradient = torch.softmax(outputs, -1)
+    return gradient.scatter_add_(-1, targets.unsqueeze(-1), gradient.new_full((len(targets), 1), -1.0))
+
+
+def _multi_margin_gradient(outputs: Tensor, targets: Tensor) -> Tensor:
+    """1/k for every class inside the margin, minus their sum at the target."""
+    own = targets.unsqueeze(-1)
+    inside = (outputs > outputs.gather(-1, own) - 1).to(outputs.dtype).scatter_(-1, own, 0.0)
+    return inside.scatter_(-1, own, -inside.sum(-1, keepdim=True)).div_(outputs.shape[-1])
+
+
+def _mse_gradient(outputs: Tensor, targets: Tensor) -> Tensor:
+    """2 (output - target) / k"""
+    return torch.sub(outputs, targets.reshape(outputs.shape).to(outputs.dtype)).mul_(2.0 / outputs.shape[-1])
+
+
+CLOSED_GRADIENTS: dict[Loss, Loss] = {
+    cross_entropy: _cross_entropy_gradient,
+    multi_margin: _multi_margin_gradient,
+    mse: _mse_gradient,
+}
+"""Gradients ``[N, k]`` of per-sample losses by the outputs, for the losses used most: a call of autograd costs a small
+model as much as its matrix products. Other losses go through autograd."""
+
+
+def loss_function(name: str) -> Loss:
+    """The loss called `name` (registered, or ``pkg.mod:function``); InputError with key ``loss`` if none is."""
+    try:
+        found = lookup("loss", name)
+    except InputError as error:
+        raise error.under("loss") from None
+    if not callable(found):
+        raise InputError(f"'{name}' is {type(found).__name__}, not a function of (outputs, targets)", key="loss")
+    loss: Loss = found
+    return loss
+
+
+def predictions(outputs: Tensor, loss_name: str) -> Tensor:
+    """Class indices for outputs ``[..., k] -> [...]``: the sign for one output (logistic), else the largest output."""
+    if loss_name == "mse":
+        raise ValueError("mse is a regression loss: its outputs are not classes")
+    if loss_name == "logistic" or outputs.shape[-1] == 1:
+        return (outputs.squeeze(-1) > 0).long()
+    return outputs.argmax(-1)

@@ -1,0 +1,89 @@
+"""What the stacked engine needs of a model family: gradients and outputs of `m` parameter rows at once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from fedsim.core.types import clip_norm
+from fedsim.models.build import Layout, layout, views
+from fedsim.models.losses import Loss
+
+Precision = Literal["full", "bf16"]
+"""``bf16``: training runs the model under bfloat16 autocast; parameters, losses and gradients stay as they are."""
+
+
+class Kernel(ABC):
+    """How one model family is evaluated for `m` parameter rows at once."""
+
+    def __init__(self, module: nn.Module, loss: Loss, precision: Precision = "full") -> None:
+        self.module = module
+        self.loss = loss
+        self.precision = precision
+        self.layout: Layout = layout(module)
+
+    @abstractmethod
+    def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
+        """Gradient of ``sum_j weights[i, j] * loss(model(x_i; inputs[i, j]), targets[i, j])`` for every row i.
+
+        x ``[m, d]``, inputs ``[m, b, ...]``, targets ``[m, b, ...]``, weights ``[m, b]`` or one number for all
+        -> ``[m, d]``.
+        """
+
+    def descend(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
+        """``x -= lr * grad(x)`` in place, lr ``[m, 1]``: fewer passes where nobody needs the gradient."""
+        x.addcmul_(self.grad(x, inputs, targets, weights), lr, value=-1.0)
+
+    @abstractmethod
+    def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
+        """Outputs of `m` models on the same inputs: x ``[m, d]``, inputs ``[N, ...]`` -> ``[m, N, k]``, no gradient."""
+
+    def per_sample_grad(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Each sample's own gradient: x ``[m, d]``, inputs ``[m, b, ...]`` -> ``[m, b, d]``."""
+
+        def one(flat: Tensor, sample: Tensor, target: Tensor) -> Tensor:
+            with self._casting(flat):
+                out = functional_call(self.module, views(flat, self.layout), (sample.unsqueeze(0),))
+            return self.loss(out.to(flat.dtype), target.unsqueeze(0)).sum()
+
+        per_sample = vmap(torch.func.grad(one), in_dims=(None, 0, 0))
+        result: Tensor = vmap(per_sample)(x, inputs, targets)
+        return result
+
+    def _casting(self, x: Tensor) -> AbstractContextManager[object]:
+        """What a training forward runs in. Nothing is cached: each weight is used once, and vmap's must not escape."""
+        if self.precision == "full":
+            return nullcontext()
+        return torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
+
+    def clipped_sum(
+        self, x: Tensor, inputs: Tensor, targets: Tensor, valid: Tensor | None, bound: Tensor, minus: Tensor | None
+    ) -> Tensor:
+        """``sum_j clip_bound(g_ij(x_i))``, or of the differences ``g_ij(x_i) - g_ij(minus_i)``, over the valid samples.
+
+        x ``[m, d]``, inputs and targets ``[m, b, ...]``, valid ``[m, b]`` (None: all), bound ``[m, 1]`` -> ``[m, d]``.
+        """
+        grads = self.per_sample_grad(x, inputs, targets)
+        if minus is not None:
+            grads = grads - self.per_sample_grad(minus, inputs, targets)
+        clipped = clip_norm(grads, bound.unsqueeze(-1))
+        return (clipped if valid is None else clipped * valid.unsqueeze(-1)).sum(-2)
+
+    def floats_per_sample(self, difference: bool) -> int:
+        """Numbers that `clipped_sum` holds for each sample, about."""
+        return 3 * self.layout.total * (2 if difference else 1)
+
+    def _leaves(self, x: Tensor) -> dict[str, Tensor]:
+        return {name: v.detach().requires_grad_() for name, v in views(x, self.layout).items()}
+
+    def _total(self, out: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
+        losses = self.loss(out.flatten(0, 1), targets.flatten(0, 1))
+        return (losses * weights.flatten()).sum() if isinstance(weights, Tensor) else losses.sum() * weights
+
+    def _scatter(self, into: Tensor, grads: tuple[Tensor, ...]) -> None:
+        torch._foreach_copy_(list(views(into, self.layout).values()), list(grads))

@@ -1,0 +1,175 @@
+"""Gradients of many models at once: parameters ``[m, d]``, one minibatch per row, gradients ``[m, d]``.
+
+Three ways, chosen by what the model is made of (never by timing, so that a run's numbers do
+not depend on the machine's mood):
+
+* a plain chain of Linear layers and pointwise activations runs as batched matrix products whose backward writes
+  each weight gradient straight into its place in the flat ``[m, d]`` result (`ChainKernel`);
+* other models run under ``torch.func.vmap`` with one ordinary backward of the summed losses (`VmapKernel`);
+* convolutions on a CPU, and models that vmap cannot take, run row by row (`RowKernel`): grouped convolutions
+  are slower there.
+
+``run.kernel`` overrides the choice between the stacked ways and rows.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from fedsim.core.errors import InputError
+from fedsim.models.build import views
+from fedsim.models.losses import Loss
+from fedsim.objective.chain import ChainKernel
+from fedsim.objective.kernel import Kernel, Precision
+
+_POINTWISE = (
+    nn.ReLU,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.GELU,
+    nn.ELU,
+    nn.SiLU,
+    nn.Softplus,
+    nn.LeakyReLU,
+    nn.Identity,
+    nn.Hardtanh,
+)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+Way = Literal["auto", "stacked", "rows"]
+
+
+class RowKernel(Kernel):
+    """One row after the other through the ordinary forward and backward."""
+
+    def __init__(
+        self, module: nn.Module, loss: Loss, precision: Precision = "full", channels_last: bool = False
+    ) -> None:
+        super().__init__(module, loss, precision)
+        self.channels_last = channels_last
+
+    def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
+        result = torch.empty_like(x)
+        for i in range(len(x)):
+            self._scatter(result[i], self._row(i, x, inputs, targets, weights))
+        return result
+
+    def descend(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
+        for i in range(len(x)):
+            grads = self._row(i, x, inputs, targets, weights)
+            for view, g in zip(views(x[i], self.layout).values(), grads, strict=True):
+                view.addcmul_(g, lr[i], value=-1.0)
+
+    def _row(self, i: int, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> tuple[Tensor, ...]:
+        # The module's own parameters become views of the row: a functional call would cost a small model 5 %.
+        parameters = list(self.module.parameters())
+        for parameter, view in zip(parameters, views(x[i], self.layout).values(), strict=True):
+            parameter.data = view
+        batch = inputs[i].contiguous(memory_format=torch.channels_last) if self.channels_last else inputs[i]
+        with self._casting(x):
+            out = self.module(batch)
+        losses = self.loss(out.to(x.dtype), targets[i])
+        scale = weights[i] if isinstance(weights, Tensor) else torch.full_like(losses, weights)
+        return torch.autograd.grad(losses, parameters, scale)
+
+    @torch.no_grad()
+    def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
+        return torch.stack([functional_call(self.module, views(row, self.layout), (inputs,)) for row in x])
+
+
+class VmapKernel(Kernel):
+    """``vmap`` over the forward, then one ordinary backward of the summed losses: clients are independent, so that is
+    each client's own gradient."""
+
+    def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
+        leaves = self._leaves(x)
+        with self._casting(x):
+            out = self.forward(leaves, inputs)
+        out = out.to(x.dtype)
+        result = torch.empty_like(x)
+        self._scatter(result, torch.autograd.grad(self._total(out, targets, weights), list(leaves.values())))
+        return result
+
+    @torch.no_grad()
+    def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
+        return self.forward(views(x, self.layout), inputs, shared=True)
+
+    def forward(self, params: dict[str, Tensor], inputs: Tensor, shared: bool = False) -> Tensor:
+        """Outputs ``[m, b, k]`` on inputs ``[m, b, ...]``, or `shared` ones ``[b, ...]``."""
+        call = vmap(lambda p, batch: functional_call(self.module, p, (batch,)), in_dims=(0, None if shared else 0))
+        result: Tensor = call(params, inputs)
+        return result
+
+
+def build_kernel(
+    module: nn.Module,
+    loss: Loss,
+    device: torch.device,
+    sample: Tensor,
+    precision: Precision = "full",
+    way: Way = "auto",
+) -> Kernel:
+    """The kernel for `module` on `device`; one input `sample` ``[...]`` shows whether vmap can take the model.
+
+    Raises
+    ------
+    InputError
+        `way` is ``stacked`` and vmap cannot take the model.
+    """
+    rows_only = RowKernel(module, loss, precision, _channels_last(module, device))
+    if way == "rows":
+        return rows_only
+    if precision == "full" and _is_chain(module, sample.dim()):
+        assert isinstance(module, nn.Sequential)
+        return ChainKernel(module, loss)
+    if way == "auto" and device.type == "cpu" and any(isinstance(layer, _CONVOLUTIONS) for layer in module.modules()):
+        return rows_only
+    kernel = VmapKernel(module, loss, precision)
+    rows = torch.cat([p.detach().flatten() for p in module.parameters()]).expand(2, -1)
+    try:
+        kernel.outputs(rows, sample.unsqueeze(0))
+        kernel.forward(views(rows, kernel.layout), torch.stack([sample, sample]).unsqueeze(1))
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # data-dependent control flow, in-place tricks, operators without a batching rule
+        if way == "stacked":
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"found 'stacked', but torch.func.vmap cannot take this model ({reason}); allowed: auto, rows", "kernel"
+            ) from error
+        return rows_only
+    return kernel
+
+
+def _channels_last(module: nn.Module, device: torch.device) -> bool:
+    """Whether images go in as channels-last, which a GPU's convolutions prefer.
+
+    Not with group normalisation: on a GPU PyTorch's hands back the ordinary layout, which every layer would convert.
+    """
+    layers = list(module.modules())
+    images = any(isinstance(layer, nn.Conv2d) for layer in layers)
+    return device.type == "cuda" and images and not any(isinstance(layer, nn.GroupNorm) for layer in layers)
+
+
+def _is_chain(module: nn.Module, input_dims: int) -> bool:
+    """Only (leading Flatten), Linear and pointwise layers, at least one Linear, no layer used twice."""
+    if type(module) is not nn.Sequential or (input_dims > 1 and not isinstance(module[0], nn.Flatten)):
+        return False
+    layers = list(module)
+    inside = [
+        layer for layer in layers if not (isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (1, -1))
+    ]
+    flatten_first = all(isinstance(layer, nn.Flatten) for layer in layers[: len(layers) - len(inside)])
+    linears = [layer for layer in inside if type(layer) is nn.Linear]
+    plain = all(type(layer) is nn.Linear or (type(layer) in _POINTWISE and not _in_place(layer)) for layer in inside)
+    return flatten_first and plain and len(set(map(id, linears))) == len(linears) > 0
+
+
+def _in_place(layer: nn.Module) -> bool:
+    """Whether the layer overwrites what its own gradient needs (that of ReLU only needs the result)."""
+    return bool(getattr(layer, "inplace", False)) and not isinstance(layer, nn.ReLU)

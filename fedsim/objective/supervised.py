@@ -1,0 +1,289 @@
+"""Supervised learning as a task: one data tensor on the device, clients as index lists, minibatches by index."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fedsim.core import rng
+from fedsim.core.types import BatchSize
+from fedsim.data.augment import Augment, moved
+from fedsim.data.sets import Dataset
+from fedsim.models.build import flatten, predictions, widest
+from fedsim.models.losses import Loss
+from fedsim.objective.kernel import Kernel, Precision
+from fedsim.objective.persample import budget, parts
+from fedsim.objective.quadratic import Ints, Oracle, Plan, Task, index_lists
+from fedsim.objective.stacked import Way, build_kernel
+
+_EVAL_FLOATS = 32 * 2**20  # of the widest layer in one evaluation chunk: 128 MiB in float32
+_EVAL_SAMPLES = 1000
+
+
+class SupervisedTask(Task):
+    """f_i = mean loss of one model over client i's samples."""
+
+    sees_training_data = True
+    """Whether the clients' samples are here, so that their loss can be evaluated; not so at a deployment's server."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        rows: list[Ints],
+        module: nn.Module,
+        loss_name: str,
+        loss: Loss,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        eval_samples: int | None = None,
+        augment: Augment | None = None,
+        precision: Precision = "full",
+        way: Way = "auto",
+    ) -> None:
+        self.device, self.dtype, self.seed, self.augment = device, dtype, seed, augment
+        self.inputs, self.targets = self._place(dataset.train_x, dataset.train_y)
+        test_inputs, test_targets = self._place(dataset.test_x, dataset.test_y)
+        self.indices, self.offsets = index_lists(rows)
+        self.num_clients = len(rows)
+        self.sizes = np.diff(self.offsets)
+        self.importance = self.sizes / self.sizes.sum()
+        self.num_classes = dataset.num_classes
+        self.loss_name, self.loss, self.is_classification = loss_name, loss, dataset.num_classes is not None
+        self._engine: tuple[Precision, Way] = (precision, way)
+        self.kernel: Kernel = build_kernel(module.to(device), loss, device, self.inputs[0], *self._engine)
+        self._initial = flatten(module).to(device=device, dtype=dtype)
+        self.dim = len(self._initial)
+        self.metrics = ("train_loss", "test_loss", *(("test_accuracy",) if self.is_classification else ()))
+        self._train_rows = _subset(self.indices, eval_samples, seed, "train")
+        test_rows = _subset(np.arange(len(test_inputs)), eval_samples, seed, "test")
+        every_row = len(test_rows) == len(test_inputs)
+        self.test_inputs = test_inputs if every_row else test_inputs[torch.as_tensor(test_rows)]
+        self.test_targets = test_targets if every_row else test_targets[torch.as_tensor(test_rows)]
+
+    def initial(self) -> Tensor:
+        return self._initial.clone()
+
+    def shard(self, clients: Ints) -> Self:
+        part = copy.copy(self)
+        own = [self.indices[self.offsets[c] : self.offsets[c + 1]] for c in clients]
+        kept, part.indices = np.unique(np.concatenate(own), return_inverse=True)
+        rows = torch.as_tensor(kept, device=self.device)
+        part.inputs, part.targets = self.inputs[rows], self.targets[rows]
+        part.offsets = np.zeros_like(self.offsets)
+        part.offsets[clients] = np.cumsum(self.sizes[clients]) - self.sizes[clients]
+        part._train_rows = part.indices[:0]  # the training loss is measured where all data are
+        return part
+
+    def to(self, device: torch.device) -> Self:
+        part = super().to(device)
+        if device != self.device:
+            part.kernel = build_kernel(self.kernel.module.to(device), self.loss, device, part.inputs[0], *self._engine)
+        return part
+
+    def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> SupervisedPlan:
+        sizes = self.sizes[clients]
+        full = batch_size == "full"
+        width = int(sizes.max() if full else min(int(batch_size), int(sizes.max())))
+        positions, valid = self._positions(clients, rounds, int(steps.max()), width, full, epochs)
+        return self._plan(clients, rounds, positions, valid, self._weights(valid))
+
+    def poisson_plan(self, clients: Ints, rounds: Ints, steps: Ints, rates: npt.NDArray[np.float64]) -> Plan:
+        from scipy.stats import binom
+
+        size, step = self.sizes[clients][:, None], np.arange(int(steps.max()))[None, :]
+        keys = rng.key(self.seed, "poisson", clients[:, None], rounds[:, None], step)
+        # How many are drawn is binomial, and given how many, every set of that size is as likely as any other.
+        counts = binom.ppf(rng.uniform(rng.fold(keys, 0)), size, rates[:, None]).clip(0, size).astype(np.int64)
+        slot = np.arange(max(int(counts.max()), 1))
+        valid = slot < counts[:, :, None]
+        positions = rng.permute(rng.fold(keys, 1)[:, :, None], np.minimum(slot, size[:, :, None] - 1), size[:, :, None])
+        expected = torch.as_tensor(rates[:, None, None] * size[:, :, None], dtype=self.dtype, device=self.device)
+        return self._plan(clients, rounds, positions, valid, torch.as_tensor(valid, device=self.device) / expected)
+
+    def evaluate(self, params: Tensor) -> dict[str, float]:
+        result = {}
+        if self.sees_training_data:
+            result["train_loss"] = self._score(params, self.inputs, self.targets, self._train_rows)[0]
+        result["test_loss"], accuracy = self._score(params, self.test_inputs, self.test_targets, None)
+        if self.is_classification:
+            result["test_accuracy"] = accuracy
+        return result
+
+    def node_accuracy(self, params: Tensor) -> float | None:
+        if not self.is_classification:
+            return None
+        width = widest(self.kernel.module, self.inputs[:1])
+        models = max(1, min(len(params), _EVAL_FLOATS // (min(_EVAL_SAMPLES, len(self.test_inputs)) * width)))
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        for rows in torch.split(params, models):
+            for inputs, targets in zip(
+                torch.split(self.test_inputs, _EVAL_SAMPLES), torch.split(self.test_targets, _EVAL_SAMPLES), strict=True
+            ):
+                guesses = predictions(self.kernel.outputs(rows, inputs), self.loss_name)
+                correct += (guesses == targets).sum()
+        return float(correct) / (len(params) * len(self.test_inputs))
+
+    def activation_bytes(self, batch_size: BatchSize) -> int:
+        if self.device.type != "cuda":
+            return 0
+        most = int(self.sizes.max())
+        width = most if batch_size == "full" else min(batch_size, most)
+        self._peak(1, width)  # libraries load and take their workspaces
+        return max(0, self._peak(2, width) - self._peak(1, width))
+
+    def _peak(self, rows: int, width: int) -> int:
+        """GPU memory that the gradient of `rows` rows takes at its largest."""
+        x, targets = self._initial.expand(rows, -1).contiguous(), torch.stack([self.targets[:width]] * rows)
+        inputs = torch.stack([self.inputs[:width]] * rows)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        self.kernel.grad(x, inputs, targets, 1.0 / width)
+        return torch.cuda.max_memory_allocated(self.device) - before
+
+    def _plan(
+        self, clients: Ints, rounds: Ints, positions: Ints, valid: npt.NDArray[np.bool_], weights: Tensor | float
+    ) -> SupervisedPlan:
+        index = self.indices[self.offsets[clients][:, None, None] + positions]
+        rows = torch.as_tensor(index, device=self.device)
+        moves = None
+        if self.augment is not None:
+            drawn = self.augment.draw(self.seed, clients, rounds, *index.shape[1:])
+            moves = torch.as_tensor(drawn, device=self.device)
+        return SupervisedPlan(self, Batches(rows, self.targets[rows], valid.sum(-1), weights, moves))
+
+    def gather(self, index: Tensor, moves: Tensor | None) -> Tensor:
+        """Training inputs ``[..., *sample]`` of rows `index`, augmented as `moves` says."""
+        # index_select on a flat index is several times faster than fancy indexing
+        inputs = self.inputs.index_select(0, index.reshape(-1)).view(*index.shape, *self.inputs.shape[1:])
+        return inputs if moves is None else moved(inputs, moves)
+
+    def _place(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.to(device=self.device, dtype=self.dtype)
+        return x, y.to(device=self.device, dtype=self.dtype if y.is_floating_point() else None)
+
+    def _positions(
+        self, clients: Ints, rounds: Ints, steps: int, width: int, full: bool, epochs: bool
+    ) -> tuple[Ints, npt.NDArray[np.bool_]]:
+        """Which of its own samples each client takes: positions and whether they count, ``[m, steps, width]``."""
+        size = self.sizes[clients][:, None, None]
+        step, slot = np.arange(steps)[None, :, None], np.arange(width)[None, None, :]
+        if full:
+            valid = np.broadcast_to(slot < size, (len(clients), steps, width))
+            return np.where(valid, slot, 0), valid
+        if epochs:
+            per_epoch = -(-size // width)
+            epoch, position = step // per_epoch, (step % per_epoch) * width + slot
+        else:
+            epoch, position = step, np.broadcast_to(slot, (1, 1, width))
+        valid = np.broadcast_to(position < size, (len(clients), steps, width))
+        keys = rng.key(self.seed, "batch", clients[:, None, None], rounds[:, None, None], epoch)
+        return rng.permute(keys, np.minimum(position, size - 1), size), valid
+
+    def _weights(self, valid: npt.NDArray[np.bool_]) -> Tensor | float:
+        """1 / (samples of the minibatch) for samples that count, as one number where every minibatch is whole."""
+        if valid.all():
+            return 1.0 / int(valid.shape[-1])
+        counts = np.maximum(valid.sum(-1, keepdims=True), 1)
+        return torch.as_tensor(valid / counts, dtype=self.dtype, device=self.device)
+
+    def _score(self, params: Tensor, inputs: Tensor, targets: Tensor, rows: Ints | None) -> tuple[float, float]:
+        """Mean loss and accuracy of one model over `rows` of the inputs (all of them for None)."""
+        index = None if rows is None else torch.as_tensor(rows, device=self.device)
+        count = len(inputs) if index is None else len(index)
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        for start in range(0, count, _EVAL_SAMPLES):
+            part = slice(start, start + _EVAL_SAMPLES)
+            x = inputs[part] if index is None else inputs.index_select(0, index[part])
+            y = targets[part] if index is None else targets.index_select(0, index[part])
+            out = self.kernel.outputs(params.unsqueeze(0), x)[0]
+            loss += self.loss(out, y).sum(dtype=torch.float64)
+            if self.is_classification:
+                correct += (predictions(out, self.loss_name) == y).sum()
+        return float(loss) / count, float(correct) / count
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Minibatches ``[m, steps, b]`` of m clients, or of one step ``[m, b]``.
+
+    `index` are rows of the data, of which the first `counts` ``[m, steps]`` of a minibatch count; `weights` are 0 for
+    the rest, or one number where every minibatch is whole; `moves` augment the samples.
+    """
+
+    index: Tensor
+    targets: Tensor
+    counts: Ints
+    weights: Tensor | float
+    moves: Tensor | None
+
+    def at(self, step: int, count: int) -> Batches:
+        """Those of the first `count` clients in one step."""
+        taken = (slice(0, count), step)
+        weights = self.weights[taken] if isinstance(self.weights, Tensor) else self.weights
+        moves = None if self.moves is None else self.moves[taken]
+        return Batches(self.index[taken], self.targets[taken], self.counts[taken], weights, moves)
+
+
+class SupervisedPlan(Plan):
+    def __init__(self, task: SupervisedTask, batches: Batches) -> None:
+        self.task, self.batches = task, batches
+
+    def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
+        return _SupervisedOracle(self.task, self.batches.at(step, count), lr)
+
+
+class _SupervisedOracle(Oracle):
+    def __init__(self, task: SupervisedTask, batch: Batches, lr: Tensor) -> None:
+        super().__init__(lr)
+        self.task, self.batch = task, batch
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        return self.task.gather(self.batch.index, self.batch.moves)
+
+    def grad(self, x: Tensor) -> Tensor:
+        return self.task.kernel.grad(x, self.inputs, self.batch.targets, self.batch.weights)
+
+    def descend(self, x: Tensor) -> None:
+        self.task.kernel.descend(x, self.inputs, self.batch.targets, self.batch.weights, self.lr)
+
+    def per_sample_grad(self, x: Tensor) -> Tensor:
+        grads, weights = self.task.kernel.per_sample_grad(x, self.inputs, self.batch.targets), self.batch.weights
+        return grads * (weights > 0).unsqueeze(-1) if isinstance(weights, Tensor) else grads
+
+    @property
+    def samples(self) -> Tensor:
+        return torch.as_tensor(self.batch.counts, dtype=self.lr.dtype, device=self.lr.device).unsqueeze(1)
+
+    def clipped_sum(
+        self, x: Tensor, bound: Tensor | float, minus: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        dtype, task, batch = dtype or x.dtype, self.task, self.batch
+        bounds = torch.as_tensor(bound, dtype=dtype, device=x.device).expand(len(x), 1)
+        result = torch.zeros(x.shape, dtype=dtype, device=x.device)
+        floats = task.kernel.floats_per_sample(minus is not None) + task.inputs[0].numel()
+        for rows, columns in parts(batch.counts, floats, budget(x.device, dtype)):
+            moves = None if batch.moves is None else batch.moves[rows, columns]
+            inputs, targets = task.gather(batch.index[rows, columns], moves).to(dtype), batch.targets[rows, columns]
+            whole = int(batch.counts[rows].min()) >= columns.stop
+            valid = None if whole or not isinstance(batch.weights, Tensor) else batch.weights[rows, columns] > 0
+            before = None if minus is None else minus[rows].to(dtype)
+            result[rows] += task.kernel.clipped_sum(x[rows].to(dtype), inputs, targets, valid, bounds[rows], before)
+        return result.to(x.dtype)
+
+
+def _subset(rows: Ints, limit: int | None, seed: int, purpose: str) -> Ints:
+    """All rows, or a seeded sample of `limit` of them, in a fixed order."""
+    if limit is None or limit >= len(rows):
+        return np.sort(rows)
+    chosen = rng.generator(seed, "eval_" + purpose).choice(len(rows), size=limit, replace=False)
+    return np.sort(rows[chosen])

@@ -1,0 +1,303 @@
+"""Participation on a virtual clock: asynchronous, fedbuff, fixed_interval (FedFix) as schedules of server algorithms.
+
+The framework of arXiv 2206.10189: ``x = x + server_lr * sum_i omega_i delta_i``, delta_i against the model that was
+sent to i, weights not renormalised over who arrives. `weights` chooses d_i, the weight of a contribution that arrives:
+
+* ``debiased``: d_i such that a client's mean weight per combine is p_i, from the closed forms for constant durations:
+  (sum_j 1/tau_j) tau_i p_i when every arrival is combined by itself, ceil(tau_i / window) p_i for FedFix;
+* ``estimated``: d_i = p_i / (share of combines in which i delivers), for random durations and for FedBuff, counted in a
+  schedule that is made before the run, lost jobs and all;
+* ``identical``: 1 (asynchronous), 1/n (fixed_interval), 1/buffer (fedbuff): then the optimum of a surrogate is found,
+  where fast clients weigh more.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
+
+from fedsim.algorithms.base import Algorithm, ServerAlgorithm
+from fedsim.core import rng
+from fedsim.core.clock import exact, seconds, ticks
+from fedsim.core.errors import InputError
+from fedsim.core.registry import register
+from fedsim.core.types import Count, NonNegative, Positive
+from fedsim.devices.system import Durations, SystemSection
+from fedsim.objective.quadratic import Ints, Task
+from fedsim.participation import schedule
+from fedsim.participation.fates import jobs_of
+from fedsim.participation.schedule import Combined, Jobs, Started, Step, Stopped
+from fedsim.participation.synchronous import Arrival, Dispatch, Ended, Event, InVain, Participation
+
+Floats = npt.NDArray[np.float64]
+Weights = Literal["debiased", "estimated", "identical"]
+
+
+class Staleness(BaseModel):
+    """A factor on a contribution that is s combines old (fresh = 0), as in FedAsync's code (arXiv 1903.03934).
+
+    ``constant`` = 1 · ``{polynomial: a}`` = (1 + s)^-a · ``{hinge: [a, b]}`` = 1 for s <= b, else 1 / (a (s - b) + 1).
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    polynomial: NonNegative | None = None
+    hinge: Annotated[list[NonNegative], Field(min_length=2, max_length=2)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Staleness:
+        if self.polynomial is not None and self.hinge is not None:
+            raise ValueError("found both, allowed: constant, {polynomial: a} or {hinge: [a, b]}")
+        return self
+
+    @model_serializer
+    def _short(self) -> Any:
+        given = {k: v for k, v in vars(self).items() if v is not None}
+        return given or "constant"
+
+    def factor(self, stale: Ints) -> Floats:
+        """The factor of each contribution, ``[m]``."""
+        s = np.asarray(stale, dtype=np.float64)
+        if self.polynomial is not None:
+            return (1.0 + s) ** -self.polynomial
+        if self.hinge is not None:
+            a, b = self.hinge
+            return np.where(s <= b, 1.0, 1.0 / (a * np.maximum(s - b, 0.0) + 1.0))
+        return np.ones_like(s)
+
+
+StalenessFactor = Annotated[
+    Staleness,
+    BeforeValidator(lambda v: {} if v == "constant" else v, json_schema_input_type=Literal["constant"] | Staleness),
+]
+_CONSTANT, _INVERSE_ROOT = Staleness(), Staleness(polynomial=0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clocked(Participation):
+    """Base of the modes that run on the virtual clock.
+
+    Parameters
+    ----------
+    weights : what a contribution weighs (see the module).
+    staleness : a further factor for old contributions.
+    pilot : combines of the schedule that ``estimated`` counts deliveries in.
+    timeout : seconds after its start at which the server gives a job up that has not arrived; its client starts anew if
+        it is still there (none: the server waits as long as the job would have taken).
+    """
+
+    setting: ClassVar[Literal["server", "gossip"]] = "server"
+    weights: Weights = "debiased"
+    staleness: StalenessFactor = _CONSTANT
+    pilot: Count = 10_000
+    timeout: Positive | None = None
+
+    @abstractmethod
+    def steps(self, n: int, jobs: Jobs, seed: int) -> Iterator[Step]:
+        """The schedule, without end."""
+
+    @abstractmethod
+    def arrival_weights(self, n: int, p: Floats, tau: list[int] | None, rates: Floats | None) -> Floats:
+        """d_i of every client ``[n]``, from importance and constant durations in ticks or rates of delivery."""
+
+    def check_durations(self, task: Task, algorithm: Algorithm, seed: int, durations: Durations) -> None:
+        """Raise InputError where `weights` needs jobs that all arrive after the same time, and they do not."""
+        if self.weights != "debiased":
+            return
+        if not (durations.constant and _Work(task, algorithm, seed).constant):
+            raise InputError(
+                "durations vary from job to job, for which there is no closed form; allowed: estimated, identical",
+                key="weights",
+            )
+        why = [*durations.section.unreliable, *(["participation.timeout"] if self.timeout is not None else [])]
+        if why:
+            raise InputError(
+                f"with {', '.join(why)} not every job arrives in its time, for which there is no closed form; "
+                "allowed: estimated, identical",
+                key="weights",
+            )
+
+    def events(
+        self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
+    ) -> Iterator[Event]:
+        assert isinstance(algorithm, ServerAlgorithm)
+        n = task.num_clients
+        durations = durations or Durations(SystemSection(), n, seed)
+        work = _Work(task, algorithm, seed)
+        self.check_durations(task, algorithm, seed, durations)
+        jobs = jobs_of(durations, work.of, None if self.timeout is None else max(ticks(self.timeout), 1))
+        d = self._contribution_weights(task, algorithm, seed, jobs)
+        number = 0
+        for step in self.steps(n, jobs, seed):
+            if isinstance(step, Stopped):
+                yield Ended(number, seconds(step.tick), step.reason)
+                return
+            if number < start:  # a resumed run makes its schedule again, which costs next to nothing
+                number += isinstance(step, Combined)
+                continue
+            if isinstance(step, Started):
+                yield _dispatch(step, work)
+                continue
+            number += 1
+            clients, rounds = np.asarray(step.clients, dtype=np.int64), np.asarray(step.indices, dtype=np.int64) + 1
+            stale = np.asarray(step.staleness, dtype=np.int64)
+            omega = d[clients] * self.staleness.factor(stale)
+            done = work.many(clients, rounds)
+            trace = {"clients": clients, "rounds": rounds, "steps": done, "staleness": stale, "weights": omega}
+            yield Arrival(
+                number, seconds(step.tick), clients, rounds, done, stale, len(clients), omega, trace=trace,
+                jobs=np.asarray(step.jobs, dtype=np.int64),
+            )  # fmt: skip
+
+    def _contribution_weights(self, task: Task, algorithm: ServerAlgorithm, seed: int, jobs: Jobs) -> Floats:
+        """d_i of every client ``[n]``."""
+        n = task.num_clients
+        share = task.importance if algorithm.weighting == "samples" else np.ones(n)
+        p = share / share.sum()  # the arithmetic of a synchronous round, so that limit cases agree bit for bit
+        if self.weights != "estimated":
+            tau = [jobs.fate(c, 0, 0).end for c in range(n)] if self.weights == "debiased" else None
+            return self.arrival_weights(n, p, tau, None)
+        rates, last = schedule.participation_rates(self.steps(n, jobs, seed), n, self.pilot)
+        for client in np.flatnonzero(rates == 0).tolist():
+            if jobs.ready(client, last) is not None:
+                raise InputError(
+                    f"client {client} delivers in none of the first {self.pilot} combines; allowed: more",
+                    key="participation.pilot",
+                )
+        present = rates > 0  # who left without having delivered never weighs anything
+        weights = self.arrival_weights(n, p, None, np.where(present, rates, 1.0))
+        return np.where(present, weights, 0.0)
+
+
+def _dispatch(step: Started, work: _Work) -> Dispatch:
+    """Clients that go to work, apart from those whose job is lost."""
+    clients, rounds = np.asarray(step.clients, dtype=np.int64), np.asarray(step.indices, dtype=np.int64) + 1
+    jobs, ends = np.asarray(step.jobs, dtype=np.int64), [fate.end for fate in step.fates]
+    if all(fate.arrives for fate in step.fates):
+        return Dispatch(clients, rounds, work.many(clients, rounds), jobs, step.tick, ends)
+    kept = np.array([i for i, fate in enumerate(step.fates) if fate.arrives], dtype=np.int64)
+    lost = [
+        InVain(c, step.tick, fate.end, fate.sent)
+        for c, fate in zip(step.clients, step.fates, strict=True)
+        if not fate.arrives
+    ]
+    steps = work.many(clients[kept], rounds[kept])
+    return Dispatch(clients[kept], rounds[kept], steps, jobs[kept], step.tick, [ends[i] for i in kept.tolist()], lost)
+
+
+class _Work:
+    """Local steps of every job; the same number for all jobs of a client where the algorithm says so."""
+
+    def __init__(self, task: Task, algorithm: Algorithm, seed: int) -> None:
+        self.law, self.epochs = algorithm.work()
+        self.task, self.batch_size, self.seed = task, algorithm.batch_size, seed
+        self.constant = self.law.uniform is None
+        self._steps = (
+            self._of(np.arange(task.num_clients), np.ones(task.num_clients, dtype=np.int64)).tolist()
+            if self.constant
+            else []
+        )
+
+    def of(self, client: int, index: int) -> int:
+        """Steps of the client's job number `index` (0, 1, ...)."""
+        if self.constant:
+            return int(self._steps[client])
+        return int(self._of(np.array([client]), np.array([index + 1]))[0])
+
+    def many(self, clients: Ints, rounds: Ints) -> Ints:
+        """Steps of several jobs; `rounds` count from 1."""
+        if self.constant:
+            return np.array([self._steps[c] for c in clients], dtype=np.int64)
+        return self._of(clients, rounds)
+
+    def _of(self, clients: Ints, rounds: Ints) -> Ints:
+        units = self.law.of(clients, rounds, self.seed)
+        return units * self.task.steps_per_epoch(clients, self.batch_size) if self.epochs else units
+
+
+@register.participation("asynchronous")
+@dataclass(frozen=True, kw_only=True)
+class Asynchronous(Clocked):
+    """Every arrival is combined by itself and its client restarts at once (asynchronous FedAvg)."""
+
+    def steps(self, n: int, jobs: Jobs, seed: int) -> Iterator[Step]:
+        return schedule.asynchronous(n, jobs)
+
+    def arrival_weights(self, n: int, p: Floats, tau: list[int] | None, rates: Floats | None) -> Floats:
+        if tau is not None:
+            lengths = np.array(tau, dtype=np.float64)
+            return np.asarray((1.0 / lengths).sum() * lengths * p)
+        return np.ones(n) if rates is None else p / rates
+
+
+@register.participation("fixed_interval")
+@dataclass(frozen=True, kw_only=True)
+class FixedInterval(Clocked):
+    """FedFix (arXiv 2206.10189): a combine every `window` seconds of what has arrived.
+
+    With a window of the slowest client it is FedAvg.
+    """
+
+    window: Positive
+
+    def steps(self, n: int, jobs: Jobs, seed: int) -> Iterator[Step]:
+        return schedule.fixed_interval(n, jobs, self._ticks())
+
+    def arrival_weights(self, n: int, p: Floats, tau: list[int] | None, rates: Floats | None) -> Floats:
+        if tau is not None:
+            window = self._ticks()
+            return np.asarray([-(-t // window) for t in tau] * p)
+        return np.full(n, 1.0 / n) if rates is None else p / rates
+
+    def _ticks(self) -> int:
+        return max(ticks(exact(self.window)), 1)
+
+
+@register.participation("fedbuff")
+@dataclass(frozen=True, kw_only=True)
+class FedBuff(Clocked):
+    """FedBuff (arXiv 2106.06639): a combine whenever `buffer` results have arrived.
+
+    Parameters
+    ----------
+    buffer : results per combine.
+    concurrency : clients at work at any time (default: all).
+    restart : ``immediately``, whoever finishes is replaced at once by a random idle client (the paper); ``barrier``,
+        who has delivered waits for the buffer to fill and all of its clients restart together (the closed variant in
+        FedFix's code; all clients are at work).
+    reduce : ``mean`` divides by `buffer` (the paper), ``sum`` does not (FLSim's default); for ``weights: identical``.
+    """
+
+    weights: Weights = "identical"
+    staleness: StalenessFactor = _INVERSE_ROOT
+    buffer: Count
+    concurrency: Count | None = None
+    restart: Literal["immediately", "barrier"] = "immediately"
+    reduce: Literal["mean", "sum"] = "mean"
+
+    def check(self, task_clients: int) -> None:
+        if self.concurrency is not None and self.concurrency > task_clients:
+            raise InputError(
+                f"found {self.concurrency}, allowed: at most data.clients = {task_clients}", key="concurrency"
+            )
+        if self.restart == "barrier" and self.concurrency is not None:
+            raise InputError("with restart: barrier all clients are at work: remove the key", key="concurrency")
+        if self.restart == "barrier" and self.buffer > task_clients:
+            raise InputError(f"found {self.buffer}, allowed: at most data.clients = {task_clients}", key="buffer")
+        if self.weights == "debiased":
+            raise InputError("FedBuff's rates have no closed form; allowed: estimated, identical", key="weights")
+
+    def steps(self, n: int, jobs: Jobs, seed: int) -> Iterator[Step]:
+        if self.restart == "barrier":
+            return schedule.barrier(n, jobs, self.buffer)
+        return schedule.buffered(n, jobs, self.buffer, self.concurrency or n, rng.generator(seed, "fedbuff"))
+
+    def arrival_weights(self, n: int, p: Floats, tau: list[int] | None, rates: Floats | None) -> Floats:
+        if rates is not None:
+            return p / rates
+        return np.full(n, 1.0 / self.buffer if self.reduce == "mean" else 1.0)

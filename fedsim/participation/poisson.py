@@ -1,0 +1,196 @@
+"""Gossip in continuous time: every node and every link has a Poisson clock, and acts by itself when it ticks.
+
+The counterpart of DSpodFL's Bernoulli indicators (arXiv 2402.03448), in the model of Boyd et al., "Randomized gossip
+algorithms" (2006). A round is a window of time; its ticks are carried out in their order. Ticks that touch different
+nodes commute, so they are taken together in levels: a tick's level is one above that of the last tick at any of its
+nodes. Every level touches each node once at most and costs only the rows it touches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from fedsim.algorithms.base import Algorithm, GossipAlgorithm
+from fedsim.core import rng
+from fedsim.core.clock import TICKS_PER_SECOND, exact, seconds, ticks
+from fedsim.core.errors import InputError
+from fedsim.core.registry import register
+from fedsim.core.types import Positive
+from fedsim.devices.system import Durations
+from fedsim.messages.aggregators import BaseMixing, MixingMatrix
+from fedsim.objective.quadratic import Ints, Task
+from fedsim.participation.gossip import Network, normalised_delays
+from fedsim.participation.laws import RateLaw, Rates
+from fedsim.participation.synchronous import Arrival, Dispatch, Event, Participation
+
+Floats = npt.NDArray[np.float64]
+_ONE = RateLaw(fixed=1.0)
+_FAR = 2.0**61
+"""A gap between two ticks is at most that many ticks of the clock (four months), so that sums stay 64-bit integers."""
+_NOBODY = np.empty(0, dtype=np.int64)
+_IDLE = object()
+"""Stands for the mixing of a round without ticks, which nothing is done for."""
+
+
+class Tick(NamedTuple):
+    """At `time` node `node` does its work number `number` (0, 1, ...), or (node -1) link `link` mixes its two ends."""
+
+    time: int
+    node: int
+    link: int
+    number: int
+
+
+@register.participation("poisson")
+@dataclass(frozen=True, kw_only=True)
+class PoissonGossip(Participation):
+    """Nodes compute and links mix when their Poisson clocks tick, one at a time, in continuous time.
+
+    A node's tick is its local work, ``x_i = x_i + delta_i``; a link's is the mixing of its two ends with the link's
+    weight r, ``x_i = x_i + r (x_j - x_i)`` and ``x_j = x_j + r (x_i - x_j)``, both from the old values. Ticks take no
+    time.
+
+    Parameters
+    ----------
+    compute : rate of each node's clock, ticks per virtual second.
+    links : rate of each link's clock.
+    window : virtual seconds per round: what is recorded and evaluated; the ticks do not depend on it.
+    pair_weight : r is the link's entry of the mixing ``matrix``, or ``half``: the two ends average (Boyd et al.).
+    """
+
+    setting: ClassVar[Literal["server", "gossip"]] = "gossip"
+    compute: Rates = _ONE
+    links: Rates = _ONE
+    window: Positive = 1.0
+    pair_weight: Literal["matrix", "half"] = "matrix"
+
+    def events(
+        self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
+    ) -> Iterator[Event]:
+        assert isinstance(algorithm, GossipAlgorithm)
+        assert isinstance(network, Network)
+        if len(network.mixings) > 1:
+            raise InputError(
+                "graphs that take turns change with the round, but Poisson clocks know none; allowed: one graph",
+                key="topology",
+            )
+        base, n = network.mixings[0], task.num_clients
+        d, b = self.compute.draw(n, seed, "node", 1), self.links.draw(len(base.links), seed, "link", 1)
+        slow_nodes, slow_links = np.maximum(d, self.compute.floor), np.maximum(b, self.links.floor)
+        clocks = _Clocks(d, b, base, seed)
+        window = max(ticks(exact(self.window)), 1)
+        clocks.until(start * window)  # a resumed run lets its clocks tick again
+        work, epochs = algorithm.work()
+        for number in count(start + 1):
+            found = clocks.until(number * window)
+            nodes = np.array([t.node for t in found if t.node >= 0], dtype=np.int64)
+            rounds = np.array([t.number + 1 for t in found if t.node >= 0], dtype=np.int64)
+            links = np.array([t.link for t in found if t.node < 0], dtype=np.int64)
+            units = work.of(nodes, rounds, seed)
+            steps = units * task.steps_per_epoch(nodes, algorithm.batch_size) if epochs else units
+            delays = normalised_delays(
+                base, np.bincount(nodes, units, minlength=n), np.bincount(links, minlength=len(base.links)),
+                slow_nodes, slow_links,
+            )  # fmt: skip
+            ends = [base.links[t.link].tolist() if t.node < 0 else [t.node] for t in found]
+            trace = {
+                "compute": nodes, "edges": base.links[links], "steps": steps,
+                "events": [[seconds(t.time), *end] for t, end in zip(found, ends, strict=True)],
+            }  # fmt: skip
+            last = Arrival(
+                number, seconds(number * window), _NOBODY, _NOBODY, _NOBODY, _NOBODY, 0, mixing=_IDLE, delays=delays,
+                trace=trace,
+            )  # fmt: skip
+            order = iter(zip(rounds.tolist(), steps.tolist(), strict=True))
+            jobs = [(t, end, next(order) if t.node >= 0 else (1, 0)) for t, end in zip(found, ends, strict=True)]
+            levels = _levels(jobs, n)
+            for place, level in enumerate(levels):
+                yield from self._level(level, base, last, task, (number - 1) * window, place == len(levels) - 1)
+            if not levels:
+                yield last
+
+    def _level(
+        self, level: list[Any], base: BaseMixing, last: Arrival, task: Task, now: int, closes: bool
+    ) -> Iterator[Event]:
+        """The work and the mixing of ticks no two of which share a node, as one event on the rows they touch."""
+        nodes = np.array([i for _, end, _ in level for i in end], dtype=np.int64)
+        rounds, steps = (np.array([job[k] for _, end, job in level for _ in end], dtype=np.int64) for k in (0, 1))
+        order = np.argsort(nodes)
+        place = np.argsort(order)
+        first = np.cumsum([0, *(len(end) for _, end, _ in level)])
+        pairs = [k for k, (_, end, _) in enumerate(level) if len(end) == 2]
+        at = np.array([[place[first[k]], place[first[k] + 1]] for k in pairs], dtype=np.int64).reshape(-1, 2)
+        links = np.array([level[k][0].link for k in pairs], dtype=np.int64)
+        weights = base.link_weights[links] if self.pair_weight == "matrix" else np.full(len(links), 0.5)
+        nodes, rounds, steps = nodes[order], rounds[order], steps[order]
+        yield Dispatch(nodes, rounds, steps, start=now, ends=[now] * len(nodes))
+        mixing = MixingMatrix(_pairwise(len(nodes), at, weights), task.device)
+        yield Arrival(
+            last.number, last.time, nodes, rounds, steps, np.zeros_like(nodes), 2 * len(links), mixing=mixing,
+            delays=last.delays if closes else None, trace=last.trace if closes else {}, closes=closes,
+        )  # fmt: skip
+
+
+class _Clocks:
+    """The next tick of every node's and every link's clock: gaps are exponential, keyed by (clock, number)."""
+
+    def __init__(self, compute: Floats, links: Floats, base: BaseMixing, seed: int) -> None:
+        self.n = len(compute)
+        nodes = rng.key(seed, "node_clock", np.arange(self.n))
+        self.keys = np.concatenate([nodes, rng.key(seed, "link_clock", *base.links.T)])
+        with np.errstate(divide="ignore"):
+            self.mean = TICKS_PER_SECOND / np.concatenate([compute, links])
+        self.number = np.zeros(len(self.keys), dtype=np.int64)
+        self.next = np.zeros(len(self.keys), dtype=np.int64)
+        self._wind(np.arange(len(self.keys)))
+
+    def until(self, end: int) -> list[Tick]:
+        """All ticks up to and including `end` that have not been given yet, in their order; ties nodes first."""
+        times, clocks, numbers = [np.empty(0, dtype=np.int64)], *([np.empty(0, dtype=np.int64)] for _ in range(2))
+        while len(due := np.flatnonzero(self.next <= end)):
+            times.append(self.next[due])
+            clocks.append(due)
+            numbers.append(self.number[due])
+            self.number[due] += 1
+            self._wind(due)
+        time, clock, number = np.concatenate(times), np.concatenate(clocks), np.concatenate(numbers)
+        order = np.lexsort((number, clock, time))
+        rows = zip(time[order].tolist(), clock[order].tolist(), number[order].tolist(), strict=True)
+        return [Tick(t, c, -1, k) if c < self.n else Tick(t, -1, c - self.n, k) for t, c, k in rows]
+
+    def _wind(self, clocks: Ints) -> None:
+        """Draw the next gaps of `clocks`; a clock of rate 0 never ticks."""
+        gap = -np.log1p(-rng.uniform(rng.fold(self.keys[clocks], self.number[clocks])))
+        with np.errstate(invalid="ignore"):
+            far = np.nan_to_num(gap * self.mean[clocks], nan=_FAR, posinf=_FAR)
+        self.next[clocks] = np.minimum(self.next[clocks] + np.clip(far, 1.0, _FAR).astype(np.int64), 2 * int(_FAR))
+
+
+def _levels(jobs: list[Any], n: int) -> list[list[Any]]:
+    """Ticks (with their nodes second) in levels: one above the last tick at any of their nodes."""
+    reached = [0] * n
+    levels: list[list[Any]] = []
+    for job in jobs:
+        level = max(reached[i] for i in job[1])
+        for i in job[1]:
+            reached[i] = level + 1
+        if level == len(levels):
+            levels.append([])
+        levels[level].append(job)
+    return levels
+
+
+def _pairwise(m: int, pairs: Ints, weights: Floats) -> sparse.csr_array:
+    """``I - sum r_ij (e_i - e_j)(e_i - e_j)^T`` over `pairs` of rows that do not overlap, ``[m, m]``."""
+    kept = np.ones(m)
+    kept[pairs.reshape(-1)] = 1.0 - np.repeat(weights, 2)
+    i, j = pairs.T
+    rows, columns = np.concatenate([np.arange(m), i, j]), np.concatenate([np.arange(m), j, i])
+    return sparse.csr_array((np.concatenate([kept, weights, weights]), (rows, columns)), shape=(m, m))

@@ -1,0 +1,365 @@
+"""Who works, when and how much: participation modes turn a scenario into events of the simulation loop.
+
+An event is a `Dispatch` (clients start local work from the current model), an `Arrival` (these clients' results are
+combined: one round) or, where nothing more can come, an `Ended`. Modes draw from keys alone.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from fedsim.algorithms.base import Algorithm, ServerAlgorithm
+from fedsim.core import rng
+from fedsim.core.clock import seconds, ticks
+from fedsim.core.errors import InputError
+from fedsim.core.registry import Part, register
+from fedsim.core.types import Count, Fraction, Positive, Probability
+from fedsim.devices.system import Durations, SystemSection
+from fedsim.objective.quadratic import Ints, Task
+from fedsim.participation.fates import jobs_of
+
+Floats = npt.NDArray[np.float64]
+_BLOCK = 1024
+"""Clients that are looked at together while a cohort of available ones is sought."""
+
+
+@dataclass(frozen=True)
+class InVain:
+    """Work of `client` from tick `start` to `end` that is never combined; `sent`: a result was sent and lost."""
+
+    client: int
+    start: int
+    end: int
+    sent: bool = False
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """`clients` start ``steps[i]`` local steps of their round ``rounds[i]`` from the current model.
+
+    They start at tick `start` and are done at ``ends[i]``. Those `in_vain` pulled the model too, but nothing they do is
+    ever combined, so nothing is computed for them.
+    """
+
+    clients: Ints
+    rounds: Ints
+    steps: Ints
+    jobs: Ints | None = None
+    """Serial numbers of the jobs where a client may have several not combined yet (None: the clients' own numbers)."""
+    start: int = 0
+    ends: Sequence[int] = ()
+    in_vain: Sequence[InVain] = ()
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """The results of `clients` are combined: round `number` ends at virtual second `time`.
+
+    `weights` ``[m]`` aggregate at a server; `mixing` is the realised matrix of a gossip round. `delays` are DSpodFL's
+    (processing, transmission) of this round, `sends` the number of messages that cross a link, `trace` what is recorded
+    of the realised schedule.
+    """
+
+    number: int
+    time: float
+    clients: Ints
+    rounds: Ints
+    steps: Ints
+    staleness: Ints
+    sends: int
+    weights: Floats | None = None
+    mixing: Any = None
+    delays: tuple[float, float] | None = None
+    trace: dict[str, Any] = field(default_factory=dict)
+    jobs: Ints | None = None
+    closes: bool = True
+    """Whether the round ends with it; on a graph a round may have several, each of the nodes it names only."""
+
+    def without(self, lost: Ints, renormalise: bool) -> Arrival:
+        """This arrival without some of its clients (positions); the others' weights may keep their sum."""
+        keep = np.setdiff1d(np.arange(len(self.clients)), lost)
+        weights = None if self.weights is None else self.weights[keep]
+        if weights is not None and self.weights is not None and renormalise and len(keep):
+            weights = weights * (self.weights.sum() / weights.sum())
+        shown = ("clients", "rounds", "steps", "staleness", "weights")
+        trace = {k: v[keep] if k in shown and len(v) == len(self.clients) else v for k, v in self.trace.items()}
+        if weights is not None:
+            trace["weights"] = weights
+        return replace(
+            self,
+            clients=self.clients[keep],
+            rounds=self.rounds[keep],
+            steps=self.steps[keep],
+            staleness=self.staleness[keep],
+            weights=weights,
+            jobs=None if self.jobs is None else self.jobs[keep],
+            sends=len(keep),
+            trace=trace,
+        )
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Nobody will deliver any more: after round `number`, from virtual second `time` on."""
+
+    number: int
+    time: float
+    reason: str
+
+
+Event = Dispatch | Arrival | Ended
+
+
+class Participation(Part, ABC):
+    """A participation mode; its fields are its YAML keys."""
+
+    setting: ClassVar[Literal["server", "gossip"]]
+
+    @abstractmethod
+    def events(
+        self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
+    ) -> Iterator[Event]:
+        """Events from the first one after round `start` on, without end. `network` is the gossip network or None."""
+
+    def check(self, task_clients: int) -> None:
+        """Raise InputError where keys do not fit the number of clients."""
+
+
+@dataclass(frozen=True)
+class _Report:
+    """Who reports in a synchronous round that starts at tick `start` and ends at `end`, and how often each was drawn.
+
+    `ends` ``[m]`` are the ticks at which these clients are done.
+    """
+
+    start: int
+    end: int
+    clients: Ints
+    steps: Ints
+    multiplicity: Floats
+    ends: list[int]
+    in_vain: list[InVain]
+
+
+@register.participation("synchronous")
+@dataclass(frozen=True, kw_only=True)
+class Synchronous(Participation):
+    """Every round a cohort works from the same model and the server waits for all of it.
+
+    Parameters
+    ----------
+    fraction, clients_per_round : cohort size, one of the two (default: everybody). A fraction of n clients is
+        round(fraction * n), at least 1.
+    sampling : ``uniform`` without replacement, exactly the cohort size; ``bernoulli``, each client with probability
+        `fraction`, drawn again if nobody is; ``poisson``, the same with rounds of nobody (as privacy needs it);
+        ``weighted``, with replacement with probability p_i and weight 1 / cohort size per draw (Li et al., arXiv
+        1907.02189, scheme I: unbiased).
+    stragglers : share of each cohort that does only part of its work, uniform between 1 and all but one unit (FedProx,
+        arXiv 1812.06127).
+    over_selection : that many times the cohort is asked, and the first cohort's worth of clients to finish is used.
+    deadline : seconds after which a round ends; who has not finished by then is left out.
+    dropout : probability that a client that was asked never reports.
+    straggler_policy : ``partial`` uses what stragglers did (FedProx), ``drop`` leaves them out (the paper's FedAvg).
+    """
+
+    setting: ClassVar[Literal["server", "gossip"]] = "server"
+    fraction: Fraction | None = None
+    clients_per_round: Count | None = None
+    sampling: Literal["uniform", "bernoulli", "poisson", "weighted"] = "uniform"
+    stragglers: Probability = 0.0
+    straggler_policy: Literal["partial", "drop"] = "partial"
+    over_selection: Annotated[float, Field(ge=1)] = 1.0
+    deadline: Positive | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    def check(self, task_clients: int) -> None:
+        if self.fraction is not None and self.clients_per_round is not None:
+            raise InputError("found both 'fraction' and 'clients_per_round', allowed: one of the two", key="fraction")
+        if self.clients_per_round is not None and self.clients_per_round > task_clients:
+            raise InputError(
+                f"found {self.clients_per_round}, allowed: at most data.clients = {task_clients}",
+                key="clients_per_round",
+            )
+        if self.over_selection > 1 and self.sampling != "uniform":
+            message = f"found sampling {self.sampling}: over-selection needs exact cohort sizes, allowed: uniform"
+            raise InputError(message, key="over_selection")
+        if self.straggler_policy == "drop" and self.stragglers == 1.0:
+            raise InputError("every client of every cohort would be dropped: lower 'stragglers'", key="stragglers")
+
+    def leaves_out(self, n: int) -> list[str]:
+        """Keys by which some of n clients may not take part in a round with all their work."""
+        given = {
+            "fraction": self.fraction not in (None, 1.0),
+            "clients_per_round": self.clients_per_round not in (None, n),
+            "sampling": self.sampling == "weighted",
+            "stragglers": self.stragglers > 0,
+            "deadline": self.deadline is not None,
+            "dropout": self.dropout > 0,
+        }
+        return [key for key, does in given.items() if does]
+
+    def cohort_size(self, n: int) -> int:
+        """Clients per round (expected number for Bernoulli sampling)."""
+        if self.clients_per_round is not None:
+            return self.clients_per_round
+        return n if self.fraction is None else max(1, round(self.fraction * n))
+
+    def rate(self, n: int) -> float:
+        """Share of the clients in a cohort: `fraction` itself, or a cohort size over n."""
+        return self.fraction if self.fraction is not None else self.cohort_size(n) / n
+
+    def events(
+        self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
+    ) -> Iterator[Event]:
+        assert isinstance(algorithm, ServerAlgorithm)
+        durations = durations or Durations(SystemSection(), task.num_clients, seed)
+        now = number = 0
+        while True:
+            asked_at = self._first_on(durations, now)
+            if asked_at is None:
+                yield Ended(number, seconds(now), "no client is left that could be asked")
+                return
+            number += 1
+            report = self._round(task, algorithm, seed, number, asked_at, durations)
+            now = report.end
+            if number <= start:  # a resumed run makes its rounds again, which costs next to nothing
+                continue
+            clients, steps = report.clients, report.steps
+            rounds = np.full(len(clients), number, dtype=np.int64)
+            yield Dispatch(clients, rounds, steps, None, report.start, report.ends, report.in_vain)
+            if self.sampling == "weighted":
+                share = report.multiplicity
+            else:
+                share = task.importance[clients] if algorithm.weighting == "samples" else np.ones(len(clients))
+            weights = share / share.sum() if len(clients) else share
+            stale = np.zeros(len(clients), dtype=np.int64)
+            trace = {"clients": clients, "steps": steps, "staleness": stale, "weights": weights}
+            if (roles := algorithm.role_of(clients, rounds, seed)) is not None:
+                trace["roles"] = roles
+            yield Arrival(number, seconds(now), clients, rounds, steps, stale, len(clients), weights, trace=trace)
+
+    def _first_on(self, durations: Durations, tick: int) -> int | None:
+        """The first tick from `tick` on at which some client can be asked (None: never again)."""
+        if durations.presence is None and durations.leaves is None:
+            return tick
+        first: int | None = None
+        for client in range(durations.n):
+            at = durations.ready(client, tick)
+            if at == tick:
+                return tick
+            if at is not None and (first is None or at < first):
+                first = at
+        return first
+
+    def _round(
+        self, task: Task, algorithm: Algorithm, seed: int, number: int, start: int, durations: Durations
+    ) -> _Report:
+        """Who reports in a round that starts at tick `start`, and how long the server waits for it."""
+        if number == 1 and isinstance(algorithm, ServerAlgorithm) and algorithm.begins_with_everybody:
+            wanted = task.num_clients
+            clients, multiplicity = np.arange(wanted, dtype=np.int64), np.ones(wanted)
+        else:
+            wanted = self.cohort_size(task.num_clients)
+            clients, multiplicity = self._cohort(task, seed, number, start, durations)
+        steps = self._steps(task, algorithm, clients, np.full(len(clients), number, dtype=np.int64), seed)
+        asked = np.flatnonzero(steps > 0)
+        work = dict(zip(clients.tolist(), steps.tolist(), strict=True))
+        limit = None if self.deadline is None else max(ticks(self.deadline), 1)
+        fates = jobs_of(durations, lambda client, _: work[client], limit)
+        found = [fates.fate(c, number - 1, start) for c in clients[asked].tolist()]
+        silent = rng.uniform(rng.key(seed, "dropout", clients[asked], number)) < self.dropout
+        reports = [i for i, fate in enumerate(found) if fate.arrives and not silent[i]]
+        fastest = sorted(reports, key=lambda i: (found[i].end, clients[asked[i]]))
+        kept = sorted(fastest[:wanted] if self.over_selection > 1 else fastest)
+        full = min(wanted, len(clients)) if self.over_selection > 1 else len(asked)
+        end = max((found[i].end for i in kept), default=start)
+        if len(kept) < full:  # it waits in vain: until the deadline, or until the slowest would have reported
+            end = start + limit if limit is not None else max((fate.heard for fate in found), default=start)
+        end = max(end, start + 1)
+        left_out = sorted(set(range(len(found))) - set(kept))
+        in_vain = [
+            InVain(int(clients[asked[i]]), start, min(found[i].end, end), found[i].sent and not found[i].arrives)
+            for i in left_out
+        ]
+        chosen = asked[kept]
+        return _Report(
+            start, end, clients[chosen], steps[chosen], multiplicity[chosen], [found[i].end for i in kept], in_vain
+        )
+
+    def _cohort(self, task: Task, seed: int, number: int, tick: int, durations: Durations) -> tuple[Ints, Floats]:
+        """The round's clients in ascending order, and how often each was drawn; among those that are on."""
+        n = task.num_clients
+        size = min(n, math.ceil(self.cohort_size(n) * self.over_selection - 1e-9))
+        generator = rng.generator(seed, "cohort", number)
+        if durations.presence is not None or durations.leaves is not None:
+            return self._available_cohort(task, seed, number, size, tick, durations)
+        if self.sampling == "weighted":
+            draws = np.searchsorted(task.cumulative_importance, generator.random(size), side="right")
+            clients, count = np.unique(np.minimum(draws, n - 1), return_counts=True)
+            return clients.astype(np.int64), count.astype(np.float64)
+        if self.sampling in ("bernoulli", "poisson"):
+            size = self._binomial(generator, n, n)  # all sets of that size alike: without touching all n
+        if size == n:
+            return np.arange(n, dtype=np.int64), np.ones(n)
+        return np.sort(generator.choice(n, size=size, replace=False)).astype(np.int64), np.ones(size)
+
+    def _binomial(self, generator: np.random.Generator, among: int, n: int) -> int:
+        """How many of `among` clients are chosen, each by itself at the rate of n; ``bernoulli`` wants at least one."""
+        size = int(generator.binomial(among, self.rate(n)))
+        while size == 0 and self.sampling == "bernoulli":
+            size = int(generator.binomial(among, self.rate(n)))
+        return size
+
+    def _available_cohort(
+        self, task: Task, seed: int, number: int, size: int, tick: int, durations: Durations
+    ) -> tuple[Ints, Floats]:
+        """The same among the clients that are on at `tick`; all of them, if they are fewer than `size`."""
+        n = task.num_clients
+        if self.sampling == "uniform" and size < n:  # ask in random order until enough are on, not all n
+            word, chosen = rng.key(seed, "available_cohort", number), list[int]()
+            for first in range(0, n, _BLOCK):
+                for c in rng.permute(word, np.arange(first, min(first + _BLOCK, n)), n).tolist():
+                    if len(chosen) < size and durations.ready(c, tick) == tick:
+                        chosen.append(c)
+                if len(chosen) == size:
+                    break
+            return np.array(sorted(chosen), dtype=np.int64), np.ones(len(chosen))
+        on = np.array([c for c in range(n) if durations.ready(c, tick) == tick], dtype=np.int64)
+        generator = rng.generator(seed, "cohort", number)
+        if self.sampling == "weighted":
+            share = np.cumsum(task.importance[on])
+            draws = np.searchsorted(share, generator.random(size) * share[-1], side="right")
+            picked, count = np.unique(np.minimum(draws, len(on) - 1), return_counts=True)
+            return on[picked], count.astype(np.float64)
+        if self.sampling in ("bernoulli", "poisson"):
+            on = np.sort(generator.choice(on, size=self._binomial(generator, len(on), n), replace=False))
+        return on, np.ones(len(on))
+
+    def _steps(self, task: Task, algorithm: Algorithm, clients: Ints, rounds: Ints, seed: int) -> Ints:
+        units, per_unit = np.empty(len(clients), dtype=np.int64), np.ones(len(clients), dtype=np.int64)
+        for role, rows in algorithm.by_role(clients, rounds, seed):
+            work, epochs = role.work()
+            units[rows] = work.of(clients[rows], rounds[rows], seed)
+            if epochs:
+                per_unit[rows] = task.steps_per_epoch(clients[rows], role.batch_size)
+        if self.stragglers > 0 and len(clients):
+            slow = np.zeros(len(clients), dtype=bool)
+            count = len(clients) - round(len(clients) * (1.0 - self.stragglers))
+            generator = rng.generator(seed, "stragglers", int(rounds[0]))
+            slow[generator.permutation(len(clients))[:count]] = True
+            if self.straggler_policy == "drop":
+                if slow.all():
+                    slow[0] = False  # somebody has to report
+                units = np.where(slow, 0, units)
+            else:
+                part = 1 + rng.integers(rng.key(seed, "straggler_work", clients, rounds), np.maximum(units - 1, 1))
+                units = np.where(slow, np.minimum(part, units), units)
+        return units * per_unit

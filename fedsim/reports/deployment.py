@@ -1,0 +1,133 @@
+"""The report's part about deployments: what clients answered, and how a deployment compares with its simulation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedsim.engine.replies import Account, accounts
+from fedsim.engine.run_directory import read_jsonl
+from fedsim.figures.html import table, tag
+from fedsim.reports.groups import Record
+
+_COMPARED = ("train_loss", "test_loss", "test_accuracy", "node_accuracy", "optimum_distance", "consensus_distance")
+_MOST_TROUBLES = 40
+LEAD = (
+    "Local work and everything else (sending, starting a process, waiting for polls), medians in seconds over the "
+    "answers that were used. fitted.yaml beside the run is its scenario with these times as system model."
+)
+PARITY = (
+    "The same scenario and seed in a simulation and on real clients: the largest difference over the rounds that both "
+    "evaluated, and of the final parameters. Synchronous rounds and gossip agree to rounding unless clients were "
+    "missing; clocked modes follow a wall clock and do not."
+)
+
+
+def deployments(runs: Sequence[Record]) -> Iterator[object]:
+    """Parts of the page; nothing where no run was a deployment."""
+    deployed = [run for run in runs if is_deployment(run.dir)]
+    for run in deployed:
+        known = accounts(_replies(run.dir), _clients(run.dir))
+        yield tag("h2", "Deployment" if len(deployed) == 1 else f"Deployment {run.dir}")
+        yield table(["client", "answers used", "work", "rest", "troubles"], [_line(a) for a in known])
+        yield tag("p", LEAD, "soft")
+        yield from _gaps(run, known)
+    pairs = [(run, other) for run in deployed for other in runs if _same(run, other)]
+    if pairs:
+        yield tag("h2", "Parity")
+        yield tag("p", PARITY, "soft")
+        rows = [[str(run.dir), str(other.dir), *_differences(run, other)] for run, other in pairs]
+        header = [
+            "deployment",
+            "simulation",
+            "rounds",
+            *_COMPARED,
+            "parameters",
+            "seconds, deployed",
+            "virtual seconds",
+        ]
+        shown = [i for i in range(len(header)) if any(row[i] for row in rows)]
+        yield table([header[i] for i in shown], [[row[i] for i in shown] for row in rows], text=(0, 1))
+
+
+def is_deployment(folder: Path) -> bool:
+    return (folder / "deployment.json").exists()
+
+
+def _line(account: Account) -> list[str]:
+    shown = [f"{v:.3g}" if v is not None else "\N{EN DASH}" for v in (account.work, account.rest)]
+    return [str(account.client), str(account.good), *shown, str(len(account.troubles))]
+
+
+def _gaps(run: Record, known: Sequence[Account]) -> Iterator[object]:
+    """What went wrong, in order of time, and which rounds went on without whom."""
+    troubles = sorted((t for a in known for t in a.troubles), key=lambda t: t["at"])
+    if troubles:
+        yield tag("h3", "What went wrong")
+        rows = [
+            [f"{t['at']:.1f}", str(t["client"]), str(t["round"]), t["status"], str(t.get("reason", ""))]
+            for t in troubles[:_MOST_TROUBLES]
+        ]
+        yield table(["second", "client", "its round", "", "reason"], rows, text=(3, 4))
+    if len(troubles) > _MOST_TROUBLES:
+        yield tag("p", f"and {len(troubles) - _MOST_TROUBLES} more in {run.dir / 'replies.jsonl'}", "soft")
+    trace = _rows(run.dir / "trace.jsonl")
+    gaps = [f"{row['round']} (without {', '.join(map(str, row['missing']))})" for row in trace if row.get("missing")]
+    if gaps:
+        yield tag("p", f"Rounds with a gap: {', '.join(gaps)}.")
+
+
+def _same(run: Record, other: Record) -> bool:
+    """Whether `other` is a simulation of the same scenario and seed."""
+
+    def told(record: Record) -> str:
+        kept = {k: v for k, v in record.scenario.items() if k not in ("name", "backend")}
+        return json.dumps(kept, sort_keys=True, default=str)
+
+    return not is_deployment(other.dir) and told(run) == told(other)
+
+
+def _differences(run: Record, other: Record) -> list[str]:
+    mine, theirs = ({int(row["round"]): row for row in r.rows} for r in (run, other))
+    common = sorted(set(mine) & set(theirs))
+    cells = [str(len(common))]
+    for key in _COMPARED:
+        gaps = [abs(mine[r][key] - theirs[r][key]) for r in common if _number(mine[r], key) and _number(theirs[r], key)]
+        cells.append(f"{max(gaps):.2g}" if gaps else "")
+    seconds = [f"{r.final('time'):.4g}" for r in (run, other)]
+    return [*cells, _parameters(run.dir, other.dir), *seconds]
+
+
+def _number(row: Any, key: str) -> bool:
+    return isinstance(row.get(key), (int, float))
+
+
+def _parameters(one: Path, other: Path) -> str:
+    """The largest difference of the final parameters."""
+    from safetensors.numpy import load_file
+
+    files = [folder / "params.safetensors" for folder in (one, other)]
+    if not all(f.exists() for f in files):
+        return ""
+    a, b = (load_file(f)["params"] for f in files)
+    return f"{np.abs(a - b).max():.2g}" if a.shape == b.shape else "other shape"
+
+
+def _clients(folder: Path) -> int:
+    try:
+        facts = json.loads((folder / "deployment.json").read_text(encoding="utf-8"))
+        return int(facts["of"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
+
+
+def _replies(folder: Path) -> list[dict[str, Any]]:
+    return _rows(folder / "replies.jsonl")
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    return read_jsonl(file) if file.exists() else []

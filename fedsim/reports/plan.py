@@ -1,0 +1,255 @@
+"""What a scenario would do, without doing it; and the facts of a graph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedsim.algorithms.base import Algorithm, GossipAlgorithm, ServerAlgorithm
+from fedsim.backends.placement import cut_edges, place, place_graph, split
+from fedsim.clients.store import FILE, state_bytes, state_place
+from fedsim.clients.worker import default_chunk_rows
+from fedsim.core.documents import Document, override, read_yaml
+from fedsim.core.errors import InputError
+from fedsim.core.registry import names
+from fedsim.engine.assembly import Assembly, assemble, one_message
+from fedsim.engine.place import ACTORS, client_load, shards_mix
+from fedsim.graphs.mixing import expected_mixing, mixing_matrix, spectral_gap, summary
+from fedsim.graphs.topology import build_topology
+from fedsim.messages.aggregators import Mean, message_bytes
+from fedsim.participation.gossip import Gossip
+from fedsim.participation.synchronous import Arrival, Ended, Synchronous
+from fedsim.scenario.load import parse
+from fedsim.scenario.sections import Scenario
+
+Rows = dict[str, Any]
+_TYPICAL = 20  # rounds that stand for all where the first is unlike the others
+
+
+def plan(scenario: Scenario) -> dict[str, Rows]:
+    """Sections of facts about a run: data, model, work, network, memory.
+
+    Loads the data and builds the graph; trains nothing.
+    """
+    a = assemble(scenario)
+    rounds = _rounds(scenario, a)
+    sections = {"scenario": _scenario(scenario), "data": _data(a), "work": _work(scenario, a, rounds)}
+    if a.network is not None:
+        sections["network"] = _network(scenario, a)
+    if a.privacy is not None:
+        sections["privacy"] = a.privacy.facts()
+    sections["messages"] = _messages(scenario, a, rounds)
+    if scenario.backend.name == "ray":
+        sections["between processes"] = _traffic(scenario, a, rounds[0])
+    sections["memory"] = _memory(scenario, a, rounds[0])
+    return sections
+
+
+def describe_topology(what: str, nodes: int | None, settings: list[str], weights: str | None) -> tuple[Rows, Any]:
+    """Facts and the graph of a registered graph name, a graph file, or a scenario's topology.
+
+    Raises
+    ------
+    InputError
+        No such graph, file or key, or the graph is not connected.
+    """
+    path = Path(what)
+    if path.suffix in (".yaml", ".yml"):
+        document = override(read_yaml(path), settings)
+        scenario = parse(document)
+        if scenario.topology is None:
+            raise InputError("this scenario has a server and no topology", file=what)
+        assembly = assemble(scenario)
+        assert assembly.network is not None
+        facts = {"name": f"{scenario.name}: {scenario.topology['graph']}", **_network(scenario, assembly)}
+        return facts, assembly.network.topology.graphs[0]
+    section: Rows = (
+        {"graph": "file", "path": str(path.resolve())} if path.exists() and path.is_file() else {"graph": what}
+    )
+    if section["graph"] == "file" and nodes is not None:
+        raise InputError("--nodes goes with a graph's name; a file has its own nodes")
+    if "graph" in section and section["graph"] != "file" and path.suffix:
+        raise InputError(f"no such file, and no graph of that name; allowed: {', '.join(names('graph'))}", file=what)
+    section |= override(Document({}), settings).values
+    if weights is not None:
+        section["weights"] = weights
+    topology, rule = build_topology(section, nodes, 0, Path.cwd())
+    graph = topology.graphs[0]
+    facts = {
+        "name": path.stem if section["graph"] == "file" else what,
+        "weights": rule,
+        **summary(graph, mixing_matrix(graph, rule)),
+    }
+    if len(topology.graphs) > 1:
+        facts["sequence"] = (
+            f"{len(topology.graphs)} graphs, {topology.every} rounds each; these are the facts of the first"
+        )
+    return facts, graph
+
+
+def _scenario(s: Scenario) -> Rows:
+    raw = s.document.values
+    return {
+        "name": s.name, "seed": s.seed, "algorithm": raw["algorithm"]["name"], "rounds": s.run.rounds, "hash": s.hash(),
+        "run directory": f"runs/{s.name}-{s.hash()}",
+    }  # fmt: skip
+
+
+def _data(a: Assembly) -> Rows:
+    sizes = a.task.sizes
+    rows: Rows = {"clients": a.task.num_clients, "parameters": a.task.dim}
+    if a.counts is not None or sizes.max() > 1:
+        rows |= {
+            "samples": int(sizes.sum()),
+            "samples per client": f"{sizes.min()} to {sizes.max()}, median {int(np.median(sizes))}",
+        }
+    if a.counts is not None:
+        held = (a.counts > 0).sum(1)
+        rows["labels per client"] = f"{held.min()} to {held.max()}, mean {held.mean():.1f}"
+    return rows
+
+
+def _rounds(s: Scenario, a: Assembly) -> list[Arrival]:
+    """The first round in which anybody delivers; where it is unlike the others, some of those too."""
+    wanted, found = 1 + (_TYPICAL if _begins_apart(s) else 0), list[Arrival]()
+    parts: list[Arrival] = []
+    for event in s.participation.events(a.task, s.algorithm, s.seed, 0, a.network, a.durations):
+        if isinstance(event, Arrival) and len(event.clients):  # a window may close before anybody delivers
+            parts.append(event)
+            if event.closes:
+                found.append(_whole(parts))
+                parts.clear()
+        if isinstance(event, Ended) and not found:
+            raise InputError(f"nobody ever delivers: {event.reason}", key="system")
+        if len(found) == wanted:
+            break
+    return found
+
+
+def _whole(parts: list[Arrival]) -> Arrival:
+    """One arrival with the work of all `parts` of a round."""
+    if len(parts) == 1:
+        return parts[0]
+    clients, rounds, steps = (np.concatenate([getattr(p, k) for p in parts]) for k in ("clients", "rounds", "steps"))
+    return replace(parts[-1], clients=clients, rounds=rounds, steps=steps, sends=sum(p.sends for p in parts))
+
+
+def _begins_apart(s: Scenario) -> bool:
+    """Whether the first round costs something else than the others."""
+    a = s.algorithm
+    return isinstance(a, ServerAlgorithm) and (a.begins_with_everybody or type(a).gradients is not Algorithm.gradients)
+
+
+def _in_all(s: Scenario, costs: list[int]) -> float:
+    """A cost of all rounds from that of the first ones: the mean of the later ones stands for those to come."""
+    later = costs[1:] or costs
+    return costs[0] + (s.run.rounds - 1) * sum(later) / len(later)
+
+
+def _work(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:
+    steps = rounds[0].steps
+    gradients = [s.algorithm.gradients(a.task, e.clients, e.rounds, e.steps) for e in rounds]
+    rows: Rows = {"clients in the first round": len(steps)}
+    if isinstance(s.participation, Synchronous):
+        rows["cohort"] = (
+            f"{s.participation.cohort_size(a.task.num_clients)} of {a.task.num_clients}, {s.participation.sampling}"
+        )
+    rows["local steps in the first round"] = f"{steps.min()} to {steps.max()}"
+    if _begins_apart(s):
+        rows["sample gradients in the first round"] = f"{gradients[0]:,}"
+    rows["sample gradients per round"] = f"about {np.mean(gradients[1:] or gradients):,.0f}"
+    rows["sample gradients in all"] = f"about {_in_all(s, gradients):,.0f}"
+    rows["rows per chunk"] = s.run.chunk_rows or default_chunk_rows(a.task, s.algorithm.batch_size)
+    rows["device"] = f"{a.device}, {s.run.dtype}" + (", bf16 autocast" if s.run.precision == "bf16" else "")
+    return rows
+
+
+def _network(s: Scenario, a: Assembly) -> Rows:
+    """Facts of the graph, and the expected mixing matrix under the scenario's link probabilities."""
+    assert a.network is not None
+    assert s.topology is not None
+    topology, base = a.network.topology, a.network.mixings[0]
+    facts: Rows = {"graph": s.topology["graph"], **summary(topology.graphs[0], base.matrix)}
+    if len(topology.graphs) > 1:
+        facts["sequence"] = (
+            f"{len(topology.graphs)} graphs, {topology.every} rounds each; these are the facts of the first"
+        )
+    if isinstance(s.participation, Gossip) and isinstance(s.algorithm, GossipAlgorithm):
+        d = s.participation.compute.draw(a.task.num_clients, s.seed, "node", 1)
+        b = s.participation.links.draw(len(base.links), s.seed, "link", 1)
+        facts["compute probability"] = (
+            f"{d.min():.3g} to {d.max():.3g}, mean {d.mean():.3g} ({s.algorithm.indicators['compute']})"
+        )
+        facts["link probability"] = (
+            f"{b.min():.3g} to {b.max():.3g}, mean {b.mean():.3g} ({s.algorithm.indicators['links']})"
+        )
+        if s.algorithm.indicators["links"] == "sporadic" and not topology.directed and (b < 1).any():
+            facts["expected spectral gap"] = spectral_gap(expected_mixing(base.matrix, base.links, b))
+        if s.algorithm.period(d) > 1:
+            facts["links used"] = f"in every {s.algorithm.period(d)}th round"
+    return facts
+
+
+def _messages(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:
+    received, sent = one_message(s.algorithm, a.task, a.network is not None)
+    down = 0 if a.network is not None else message_bytes(received)
+    traffic = [len(e.clients) * down + e.sends * message_bytes(sent) for e in rounds]
+    rows: Rows = {"one message": _size(message_bytes(sent)), "sent in the first round": _size(traffic[0])}
+    rows["sent in all"] = f"about {_size(_in_all(s, traffic))}"
+    return rows
+
+
+def _traffic(s: Scenario, a: Assembly, event: Arrival) -> Rows:
+    """What actors and the calling process send each other in a round; the first round's as an example."""
+    load = client_load(s, a)
+    actors = min(s.backend.actors or ACTORS, a.task.num_clients)
+    received, sent = (message_bytes(m) for m in one_message(s.algorithm, a.task, a.network is not None))
+    if a.network is None:
+        owner = place(load, actors)
+        down, up = actors * received, (actors if isinstance(s.aggregator, Mean) else len(event.clients)) * sent
+        rows: Rows = {"to the actors": f"{_size(down)} per round", "back": f"about {_size(up)} per round"}
+    else:
+        matrix = a.network.mixings[0].matrix
+        owner = place_graph(load, matrix, actors)
+        crossing = sum(int(part.incoming.sum()) for part in split(matrix, owner, actors))
+        times = 1 if a.privacy is None else a.privacy.exchanges
+        rows = {"edges between actors": f"{cut_edges(owner, matrix)} of {matrix.nnz - len(owner)} (both directions)"}
+        if shards_mix(s, a):
+            size = f"{_size(times * crossing * sent)} per round in which all links fire"
+            rows["models between actors"] = f"{times * crossing}, {size}"
+        else:
+            each = f"{_size(len(event.clients) * sent)} per round each way"
+            rows["models through this process"] = f"{len(event.clients)}, {each}; all nodes' models are kept here"
+    totals = np.bincount(owner, load, minlength=actors)
+    rows["work of the busiest actor"] = f"{totals.max() / max(totals.mean(), 1e-12):.3g} times the mean"
+    return rows
+
+
+def _memory(s: Scenario, a: Assembly, event: Arrival) -> Rows:
+    item = np.dtype(s.run.dtype).itemsize
+    model, initial = a.task.dim * item, a.task.initial()
+    kept = state_bytes(s.algorithm.fresh_client(initial.unsqueeze(0))) * a.task.num_clients
+    rows: Rows = {"one model": _size(model), "messages of a round": _size(len(event.clients) * model)}
+    if kept:
+        rows["state of all clients"] = f"{_size(kept)} once every client took part"
+        place = state_place(s.run.client_state, kept, initial.device)
+        rows["kept"] = {
+            "disk": f"in {FILE} of the run directory, up to twice that size between checkpoints",
+            "host": "in the machine's memory, beside the GPU",
+            "device": "in memory",
+        }[place]
+    data = getattr(a.task, "inputs", None)
+    if data is not None:
+        rows["training data"] = _size(data.numel() * data.element_size())
+    return rows
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"

@@ -1,0 +1,382 @@
+"""One self-contained HTML page from run directories: what came out, what it cost, on which data, graph and scenario.
+
+Runs that differ only in their seed are one group; groups are compared. Figures also go into ``figures/`` beside
+the page.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedsim.core.errors import InputError
+from fedsim.engine.run_directory import LAST
+from fedsim.figures.curves import BAND, OPEN_END, Line, Panel, grid_figure, panel_figure, style
+from fedsim.figures.html import Markup, details, escape, inline_svg, join, notes, page, swatch, table, tag
+from fedsim.reports.deployment import deployments
+from fedsim.reports.groups import BEST_IS_LARGEST, Group, Record, find_runs, group_runs, sweep_errors
+from fedsim.reports.privacy import privacy
+from fedsim.reports.schedule import schedules
+from fedsim.reports.setting import environments, partitions, topologies
+from fedsim.reports.tradeoffs import tradeoffs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_QUALITY = {
+    "test_accuracy": "test accuracy",
+    "node_accuracy": "node accuracy",
+    "test_loss": "test loss",
+    "train_loss": "train loss",
+    "optimum_distance": "distance to the optimum",
+    "consensus_distance": "consensus distance",
+}
+_COST = {
+    "round": "rounds",
+    "time": "virtual time (s)",
+    "wall": "wall clock (s)",
+    "bytes_sent": "bytes sent",
+    "gradients": "sample gradients",
+    "delay_processing": "processing delay",
+    "delay_transmission": "transmission delay",
+    "delay_total": "total delay",
+    "epsilon": "epsilon",
+    "delta": "delta",
+    "staleness_mean": "mean staleness",
+}
+_X: dict[str, tuple[str, str | None]] = {
+    "round": ("round", None),
+    "time": ("virtual time", "s"),
+    "bytes_sent": ("bytes sent", "B"),
+    "gradients": ("sample gradients", ""),
+    "delay_total": ("total delay", None),
+    "delay_processing": ("processing delay", None),
+    "delay_transmission": ("transmission delay", None),
+}
+_AXES = ("round", "time", "bytes_sent", "gradients")
+_DELAYS = ("delay_total", "delay_processing", "delay_transmission")
+_LOG = ("consensus_distance", "optimum_distance")
+_LEADS = {
+    "optimum": "Euclidean distance of the (mean) parameters to the minimiser.",
+    "gossip": (
+        "Node accuracy: mean over the nodes' own models. Consensus distance: mean over nodes of the squared distance "
+        "to the mean model; it begins after round 0, where all nodes are equal."
+    ),
+    "delay": (
+        "Cumulative normalised delay of computing and of sending: a round in which every node computes once and every "
+        "link fires costs 1 + 1."
+    ),
+}
+_MANY_GROUPS = 6
+_TAIL = f"mean of the last {LAST}"
+
+FINAL_AND_BEST = (
+    f"Final is the last evaluation, mean of the last {LAST} that of the last {LAST} evaluations (of all, if there are "
+    "fewer). Best is the best evaluation of the whole run (largest accuracy, smallest loss or distance): it picks its "
+    "round afterwards, for test metrics by looking at the test set, and is never worse than final."
+)
+
+
+def write_report(directories: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the page, and its figures as PNG into ``figures/`` beside it; return the page's path.
+
+    Parameters
+    ----------
+    directories : run directories, or folders (a sweep's, say) with run directories in them.
+    out : the HTML file; default ``report.html`` in the first directory.
+
+    Raises
+    ------
+    InputError
+        A directory does not exist or holds no run, a run has no readable ``scenario.yaml``, or `out` cannot be written.
+        Lesser damage becomes a note in the page.
+    """
+    runs = find_runs([Path(d) for d in directories])
+    place = Path(out) if out is not None else Path(directories[0]) / "report.html"
+    if place.is_dir():
+        raise InputError(f"--out: found the folder {place}, allowed: a file")
+    try:
+        (place.parent / "figures").mkdir(parents=True, exist_ok=True)
+        place.write_text(make_page(runs, place.parent / "figures", _title(runs)), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--out: the page cannot be written to {place}: {error}") from None
+    return place
+
+
+def make_page(runs: Sequence[Record], figures: Path, title: str) -> str:
+    """The page about `runs`; its figures are also saved in the folder `figures`."""
+
+    def save(name: str, figure: Figure) -> bytes:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+        (figures / f"{name}.png").write_bytes(buffer.getvalue())
+        return buffer.getvalue()
+
+    groups, differing = group_runs(runs)
+    warnings = [*_never_started(runs), *_notes(runs, groups)]
+    body: list[object] = [
+        tag("h1", title),
+        tag("p", _subtitle(runs, groups), "soft"),
+        notes(warnings),
+    ]
+    body += _results(groups, differing) if len(runs) > 1 else _one_result(runs[0])
+    for name, heading, lead, rows in _figures(groups):
+        save(name, grid_figure(rows, [g.label for g in groups], heading))
+        body += [tag("h2", heading), tag("p", lead, "soft") if lead else "", *_panels(name, rows, groups)]
+    body += tradeoffs(groups, differing, save)
+    body += deployments(runs)
+    body += schedules(groups, save)
+    body += privacy(groups)
+    body += partitions(groups, save)
+    body += topologies(groups, save)
+    if len(runs) > 1:
+        body += _runs_table(groups)
+    body += [tag("h2", "Scenario"), *(_scenario(group) for group in groups)]
+    body += environments(runs)
+    return page(title, body)
+
+
+def _title(runs: Sequence[Record]) -> str:
+    if len(runs) == 1:
+        return str(runs[0].scenario.get("name", runs[0].dir.name))
+    parents = {run.dir.resolve().parent for run in runs}
+    try:
+        (parent,) = parents
+        return str(json.loads((parent / "sweep.json").read_text(encoding="utf-8"))["name"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return f"{len(runs)} runs compared"
+
+
+def _subtitle(runs: Sequence[Record], groups: Sequence[Group]) -> object:
+    if len(runs) == 1:
+        run = runs[0]
+        parts = [
+            run.value("algorithm.name"),
+            run.value("participation.mode"),
+            run.value("data.dataset"),
+            f"seed {run.seed}",
+        ]
+        status = run.status if run.finished else tag("span", run.status, "mark")
+        return Markup(", ".join([*(escape(p) for p in parts if p is not None), escape(status)]))
+    unfinished = sum(not run.finished for run in runs)
+    plural = "s" if len(groups) > 1 else ""
+    text = f"{len(runs)} runs in {len(groups)} group{plural} (runs of a group differ only in their seed)"
+    return Markup(escape(text) + (", " + tag("span", f"{unfinished} unfinished", "mark") if unfinished else ""))
+
+
+def _notes(runs: Sequence[Record], groups: Sequence[Group]) -> Iterator[str]:
+    for run in runs:
+        yield from (f"{run.dir}: {note}" for note in run.notes)
+        if not run.finished and len(runs) > 1:
+            yield f"{run.dir}: {run.status}"
+    for group in groups:
+        seeds = [run.seed for run in group.counted]
+        again = sorted({str(seed) for seed in seeds if seeds.count(seed) > 1})
+        if again:
+            seed = ", ".join(again)
+            yield f"{group.label}: seed {seed} is there more than once; the spread over seeds looks smaller than it is"
+    if any(group.has("epsilon") for group in groups):
+        yield "Privacy: epsilon covers each run by itself, not the choice of its hyperparameters or of the best run."
+
+
+def _never_started(runs: Sequence[Record]) -> Iterator[str]:
+    """Runs of the same sweeps that failed before they had a folder."""
+    here = {run.dir.resolve() for run in runs}
+    if len(runs) > 1:
+        for parent in dict.fromkeys(run.dir.parent for run in runs):
+            for name, error in sweep_errors(parent).items():
+                if (parent / name).resolve() not in here:
+                    yield f"{parent / name}: not in this report: {error}"
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def _one_result(run: Record) -> list[object]:
+    rows = []
+    for key, name in _present(_QUALITY, [Group("", [run])]):
+        best, where = run.best(key)
+        shown = (number(best, key), str(where), number(run.tail(key), key))
+        rows.append((name, number(run.final(key), key), *(("", "", "") if key == "consensus_distance" else shown)))
+    cost = [(name, number(run.final(key), key)) for key, name in _present(_COST, [Group("", [run])])]
+    quality = (
+        [table(["", "final", "best", "best in round", _TAIL], rows), tag("p", FINAL_AND_BEST, "soft")] if rows else []
+    )
+    return [tag("h2", "Results"), *quality, tag("h3", "Cost up to the last evaluation"), table(["", ""], cost)]
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the groups' tables: the mean and the spread of one metric's final, best or last values."""
+
+    title: str
+    key: str
+    value: Callable[[Group, str], tuple[float, float]] = Group.final
+
+    def cell(self, group: Group) -> str:
+        return spread(*self.value(group, self.key), self.key)
+
+
+def _results(groups: Sequence[Group], differing: Sequence[str]) -> list[object]:
+    quality = []
+    for key, name in _present(_QUALITY, groups):
+        quality.append(_Column(f"{name}, final", key))
+        if key != "consensus_distance":
+            quality.append(_Column(f"{name}, best", key, Group.best))
+            quality.append(_Column(f"{name}, {_TAIL}", key, Group.tail))
+    cost = [_Column(name, key) for key, name in _present(_COST, groups)]
+
+    def compare(columns: Sequence[_Column]) -> Markup:
+        names = [(_name(g, i, len(groups)), str(len(g.counted))) for i, g in enumerate(groups)]
+        rows = [[*name, *(column.cell(g) for column in columns)] for name, g in zip(names, groups, strict=True)]
+        return table(["group", "k", *(column.title for column in columns)], rows)
+
+    several = any(len(g.counted) > 1 for g in groups)
+    spoken = "Mean \N{PLUS-MINUS SIGN} sample standard deviation (k - 1) over k seeds. " if several else ""
+    part: list[object] = [tag("h2", "Results")]
+    if quality:
+        part += [compare(quality), tag("p", spoken + FINAL_AND_BEST, "soft")]
+    part += [tag("h3", "Cost up to the last evaluation"), compare(cost)]
+    if differing:
+        part += [tag("h3", "What differs between the groups"), _differences(groups, differing)]
+    return part
+
+
+def _differences(groups: Sequence[Group], differing: Sequence[str]) -> Markup:
+    if len(groups) > _MANY_GROUPS:
+        lines = [[g.label, *(g.settings.get(key, "") for key in differing)] for g in groups]
+        return table(["group", *differing], lines)
+    labels = [_name(g, i, len(groups), state=False) for i, g in enumerate(groups)]
+    return table(["key", *labels], [[key, *(g.settings.get(key, "") for g in groups)] for key in differing])
+
+
+def _runs_table(groups: Sequence[Group]) -> list[object]:
+    metrics = _present(_QUALITY, groups)
+    header = ["run", "group", "seed", "status", "round", *(f"{name}, final" for _, name in metrics)]
+    rows = [
+        [
+            str(run.dir), _name(group, i, len(groups), state=False), str(run.seed),
+            run.status if run.finished else tag("span", run.status, "mark"), str(run.round),
+            *(number(run.final(key), key) for key, _ in metrics),
+        ]
+        for i, group in enumerate(groups) for run in group.runs
+    ]  # fmt: skip
+    return [tag("h2", "Runs"), table(header, rows, text=(0, 1, 3))]
+
+
+def _present(names: dict[str, str], groups: Sequence[Group]) -> list[tuple[str, str]]:
+    return [(key, name) for key, name in names.items() if any(group.has(key) for group in groups)]
+
+
+def _name(group: Group, index: int, groups: int, state: bool = True) -> Markup:
+    """A group's label with its colour, and, with `state`, what is unfinished about it."""
+    mark = f" ({tag('span', group.status, 'mark')})" if state and group.status != "finished" else ""
+    piece = swatch(*style(index, groups)).replace("<svg", '<svg width="22" height="8"', 1)
+    return Markup(f"{piece} {escape(group.label)}{mark}")
+
+
+def number(value: float, key: str = "") -> str:
+    """A metric as text: accuracies with four places, bytes in units, counts whole, the rest with four digits."""
+    if not math.isfinite(value):
+        return "\N{EN DASH}"
+    if key in BEST_IS_LARGEST:
+        return f"{value:.4f}"
+    if key == "bytes_sent":
+        return _bytes(value)
+    if value.is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.1f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def spread(mean: float, std: float, key: str = "") -> str:
+    """``mean ± std``; the mean alone for one run, and for a cost that all seeds share."""
+    if not math.isfinite(std) or (std == 0 and key not in _QUALITY):
+        return number(mean, key)
+    shown = number(std, key) if key in BEST_IS_LARGEST or std == 0 else number(float(f"{std:.2g}"), key)
+    return f"{number(mean, key)} \N{PLUS-MINUS SIGN} {shown}"
+
+
+def _bytes(count: float) -> str:
+    power = min(4, int(math.log10(count) // 3)) if count >= 1 else 0
+    return f"{count / 1000**power:.4g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+
+def _figures(groups: Sequence[Group]) -> Iterator[tuple[str, str, str, list[list[Panel]]]]:
+    """Name, heading, lead and rows of panels of each figure that has something to show."""
+    known = {*_QUALITY, *_COST}
+    accuracies = ("test_accuracy", "node_accuracy") if any(g.has("test_accuracy") for g in groups) else ("train_loss",)
+    others = dict.fromkeys(
+        k for g in groups for r in g.runs for row in r.rows for k in row if k not in known and g.has(k)
+    )
+    plans: list[tuple[str, str, tuple[str, ...], tuple[str, ...]]] = [
+        ("progress", "Progress", ("test_accuracy", "test_loss", "train_loss"), _AXES),
+        ("optimum", "Distance to the optimum", ("optimum_distance",), _AXES),
+        ("gossip", "Nodes of the graph", ("node_accuracy", "consensus_distance"), _AXES),
+        ("delay", "Against delay", accuracies, _DELAYS),
+        ("other", "Other quantities", ("epsilon", "staleness_mean", *others), ("round",)),
+    ]
+    for name, heading, ys, xs in plans:
+        rows = [[panel for x in xs if (panel := _panel(groups, x, y)).lines] for y in ys]
+        rows = [row for row in rows if row]
+        if name == "other":
+            flat = [panel for row in rows for panel in row]
+            rows = [flat[i : i + 4] for i in range(0, len(flat), 4)]
+        if rows:
+            yield name, heading, _LEADS.get(name, ""), rows
+
+
+def _panel(groups: Sequence[Group], x: str, y: str) -> Panel:
+    lines = [line for i, group in enumerate(groups) for line in _lines(i, group, x, y)]
+    if all(len(line.x) == 0 or line.x[-1] <= 0 for line in lines) and x != "round":
+        lines = []  # nothing was sent, or nothing was delayed: no axis to draw against
+    xlabel, unit = _X[x]
+    label = _QUALITY.get(y) or _COST.get(y, y)
+    return Panel(f"{y}-{x}", xlabel, label, lines, unit, log=y in _LOG)
+
+
+def _lines(index: int, group: Group, x: str, y: str) -> Iterator[Line]:
+    band = group.band(x, y)
+    if band is not None:
+        yield Line(index, *band)
+    for run in group.runs:
+        a, b = run.series(x, y)
+        if len(a) and (band is None or not run.finished):
+            yield Line(index, a, b, unfinished=not run.finished)
+
+
+def _panels(name: str, rows: Sequence[Sequence[Panel]], groups: Sequence[Group]) -> list[object]:
+    """The panels one by one, so that a narrow screen puts them below each other, and one legend for all."""
+    drawn = [panel for row in rows for panel in row]
+    lines = [line for panel in drawn for line in panel.lines]
+    entries = []
+    for i in sorted({line.group for line in lines}):
+        entries.append(Markup(swatch(*style(i, len(groups))) + escape(groups[i].label)))
+    if any(line.low is not None for line in lines):
+        entries.append(Markup(swatch("", "band") + escape(BAND)))
+    if any(line.unfinished for line in lines):
+        entries.append(Markup(swatch("", ":", marker=True) + escape(OPEN_END)))
+    plain = len(groups) == 1 and len(entries) == 1
+    legend = tag("div", join(tag("span", e) for e in entries), "legend")
+
+    def picture(panel: Panel) -> Markup:
+        alt = f"{panel.ylabel} against {panel.xlabel}"
+        return inline_svg(panel_figure(panel, len(groups)), f"{name}-{panel.name}", alt)
+
+    return ["" if plain else legend, *(tag("div", join(map(picture, row)), "panels") for row in rows)]
+
+
+# --- what it was run with ---------------------------------------------------------------------------------------------
+
+
+def _scenario(group: Group) -> Markup:
+    first = group.runs[0]
+    others = "" if len(group.runs) == 1 else f" (seed {first.seed}; the others differ in name and seed only)"
+    return details(f"{group.label}: the resolved scenario{others}", tag("pre", first.text))

@@ -1,0 +1,157 @@
+"""Sweep files: one scenario, many variations of it, all checked before the first one runs."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedsim.scenario.load import parse
+from fedsim.core.errors import InputError, Problem
+from fedsim.core.fields import make_part
+from fedsim.scenario.sections import NAME, Scenario
+from fedsim.sweeps.axes import Axis, Stop
+from fedsim.core.documents import Document, Source, change, override, read_yaml
+
+_LONGEST = 90
+"""Characters of a label: with the sweep's name before it, it is the run's name and fits a file name."""
+
+
+class SweepFile(BaseModel):
+    """A sweep: every case times every sample of the random axes times every point of the grid.
+
+    `set` changes the scenario for all of them; `cases` maps a label to changes; `grid` maps a dotted key to a list of
+    values; `random` maps a dotted key to a law, of which `samples` values are drawn, decided by `seed`. `stop` ends bad
+    runs early where runs are side by side.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    name: Annotated[str, Field(pattern=NAME, max_length=100)] = "sweep"
+    scenario: Annotated[str, Field(description="scenario file, relative to the sweep file")]
+    set: dict[str, Any] = Field(default_factory=dict)
+    cases: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    random: dict[str, Axis] = Field(default_factory=dict)
+    samples: Annotated[int, Field(gt=0, le=100_000)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    stop: Stop | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep: its folder name, the changes that make it, and the checked scenario."""
+
+    label: str
+    changes: dict[str, Any]
+    scenario: Scenario
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep file, checked: its name, its runs, and when bad ones are stopped."""
+
+    name: str
+    points: list[Point]
+    stop: Stop | None = None
+
+
+def points(path: str | Path, settings: list[str] | None = None) -> tuple[str, list[Point]]:
+    """The sweep's name and its runs; see `read_sweep`."""
+    plan = read_sweep(path, settings)
+    return plan.name, plan.points
+
+
+def read_sweep(path: str | Path, settings: list[str] | None = None) -> Plan:
+    """A sweep file's runs, all scenarios checked before the first one runs.
+
+    Raises
+    ------
+    InputError
+        The sweep file, its scenario or one of the variations is wrong.
+    """
+    document = read_yaml(path)
+    try:
+        sweep_file = make_part(SweepFile, document.values)
+    except InputError as error:
+        raise document.locate(error) from None
+    base = _base(document, sweep_file.scenario, settings or [])
+    found: list[Point] = []
+    wrong: dict[Problem, list[str]] = {}
+    axes = sweep_file.random
+    if sweep_file.samples > 1 and not axes:
+        raise document.locate(InputError("found without random axes, whose samples they are", key="samples"))
+    drawn = [{key: axis.draw(sweep_file.seed, key, i) for key, axis in axes.items()} for i in range(sweep_file.samples)]
+    for (case, changes), sample in itertools.product((sweep_file.cases or {"": None}).items(), drawn):
+        for values in itertools.product(*sweep_file.grid.values()):
+            chosen = {**sample, **dict(zip(sweep_file.grid, values, strict=True))}
+            label = _label(case, chosen)
+            of_grid = {k: v for k, v in chosen.items() if k in sweep_file.grid}
+            of_random = {k: v for k, v in chosen.items() if k not in sweep_file.grid}
+            every = (
+                ("set", sweep_file.set), (f"cases.{case}", changes or {}), ("random", of_random), ("grid", of_grid),
+            )  # fmt: skip
+            try:
+                scenario = _variant(base, document, {"name": f"{sweep_file.name}-{label}"}, every)
+            except InputError as error:
+                for problem in error.problems:
+                    wrong.setdefault(problem, []).append(label)
+                continue
+            found.append(Point(label, {**({"case": case} if case else {}), **chosen}, scenario))
+    for label in sorted(label for label, times in Counter(p.label for p in found).items() if times > 1):
+        message = f"two runs are called '{label}': make the cases' or values' names differ"
+        key = "grid" if sweep_file.grid else "random" if axes else "cases"
+        wrong[Problem(message, key, str(path), document.lines.get(key))] = []
+    if wrong:
+        raise InputError(replace(p, message=p.message + _where(labels)) for p, labels in wrong.items())
+    return Plan(sweep_file.name, found, sweep_file.stop)
+
+
+def _base(sweep_file: Document, scenario: str, settings: list[str]) -> Document:
+    """The scenario that a sweep varies."""
+    file = sweep_file.base / scenario
+    if not file.is_file():
+        raise sweep_file.locate(InputError(f"found no file {file}; allowed: a scenario file", key="scenario"))
+    return override(read_yaml(file), settings)
+
+
+def _variant(
+    base: Document, sweep_file: Document, heading: dict[str, Any], every: Iterable[tuple[str, dict[str, Any]]]
+) -> Scenario:
+    """The scenario with a point's changes; what is wrong with a change is located in the sweep file."""
+    document = base
+    for key, value in heading.items():
+        document = change(document, key, value, (str(sweep_file.file), None))
+    for where, changes in every:
+        for key, value in changes.items():
+            source: Source = (str(sweep_file.file), sweep_file.lines.get(f"{where}.{key}"))
+            document = change(document, key, value, source)
+    return parse(document)
+
+
+def _where(labels: list[str]) -> str:
+    """In which runs a problem is, for the end of its message."""
+    shown = ", ".join(f"'{label}'" for label in labels[:3])
+    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+    return f" (in {shown}{more})" if shown else ""
+
+
+def _label(case: str, chosen: dict[str, Any]) -> str:
+    parts = ([case] if case else []) + [f"{k.split('.')[-1]}={_text(v)}" for k, v in chosen.items()]
+    whole = "_".join(parts)
+    label = re.sub(r"[^A-Za-z0-9._=-]+", "-", whole).strip("-.") or "run"
+    if len(label) <= _LONGEST:
+        return label
+    digits = hashlib.sha256(whole.encode()).hexdigest()[:8]
+    return f"{label[: _LONGEST - 9]}-{digits}"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,79 @@
+"""Sweeps: one scenario, many variations, each in its own run directory, one after another or side by side."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedsim.core.errors import FedsimError
+from fedsim.engine.loop import Progress
+from fedsim.sweeps.book import Book, Outcome
+from fedsim.sweeps.files import Point, read_sweep
+from fedsim.sweeps.trial import attempt
+from fedsim.sweeps.tune import Together, run_together
+
+
+def sweep(
+    path: str | Path,
+    out: str | Path | None = None,
+    resume: bool = False,
+    settings: list[str] | None = None,
+    started: Callable[[Point, int, int], Progress | None] | None = None,
+    together: Together | None = None,
+    retry: bool = True,
+    told: Callable[[Point, Mapping[str, Any]], None] | None = None,
+    ended: Callable[[Outcome], None] | None = None,
+) -> list[Outcome]:
+    """Run a sweep file, one run after another or `together`.
+
+    With `resume`, finished runs and those that were stopped early are kept and unfinished ones continued; those that
+    failed are run again unless `retry` is off. A run that fails (diverges, say, or has data too few for its clients) is
+    noted and the others go on.
+
+    Parameters
+    ----------
+    started : called before each run with its number and their count; may return its progress callback.
+    told : called, of runs side by side, with their latest metrics.
+    ended : called after each run, in the order in which they end.
+
+    Raises
+    ------
+    InputError
+        The sweep file is wrong, or there is no cluster that could run it.
+    KeyboardInterrupt
+        Interrupted; `resume` continues.
+    """
+    plan = read_sweep(path, settings)
+    book = Book(plan, Path(out) if out is not None else Path("sweeps") / plan.name)
+    todo = list(enumerate(plan.points))
+    if resume:
+        book.read(retry)
+        todo = [(number, point) for number, point in todo if point.label not in book.outcomes]
+
+    def note(point: Point, error: FedsimError | None) -> None:
+        outcome = book.note(point, error)
+        if ended is not None:
+            ended(outcome)
+
+    if together is None:
+        for number, point in todo:
+            progress = started(point, number, len(plan.points)) if started else None
+            try:
+                attempt(point.scenario, book.place(point), resume, progress)
+                note(point, None)
+            except FedsimError as error:
+                note(point, error)
+    elif todo:
+        work = [point for _, point in todo]
+        if not resume:
+            for point in work:  # runs continue what they find
+                shutil.rmtree(book.place(point), ignore_errors=True)
+        run_together(
+            [(point.scenario, book.place(point)) for point in work], book.folder, together, plan.stop,
+            lambda number, row: told(work[number], row) if told is not None else None,
+            lambda number, error: note(work[number], error),
+        )  # fmt: skip
+    book.write()
+    return [book.outcomes[p.label] for p in plan.points]

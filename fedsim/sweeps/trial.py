@@ -1,0 +1,102 @@
+"""One run of a sweep: here, or as a trial in a process of a Ray cluster."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsim.core.errors import FedsimError, InputError, RunError
+from fedsim.scenario.sections import Scenario
+from fedsim.engine.loop import Progress, run
+from fedsim.sweeps.home import pack
+
+TRACEBACK = "error.txt"
+
+
+def attempt(scenario: Scenario, place: Path, resume: bool, progress: Progress | None) -> None:
+    """`run`, in which every exception is one of the run's: what somebody's own parts raise ends no other run.
+
+    Raises
+    ------
+    InputError
+        The scenario is wrong.
+    RunError
+        The run failed; the traceback of an unexpected exception is in ``error.txt`` of its directory.
+    """
+    try:
+        run(scenario, place, resume=resume, progress=progress)
+    except FedsimError:
+        raise
+    except Exception as error:
+        place.mkdir(parents=True, exist_ok=True)
+        (place / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
+        raise RunError(f"{type(error).__name__}: {error} (traceback in {TRACEBACK} of its directory)") from error
+
+
+@dataclass(frozen=True)
+class Work:
+    """What trials share.
+
+    Attributes
+    ----------
+    scenarios : pickled, for the machine that runs them has to find somebody's own modules first.
+    places : where the runs' directories are on the machine that started the sweep.
+    token : a file beside them; a machine that sees it sees the directories.
+    paths : where that machine finds modules.
+    home : the actor that receives directories from machines that do not; None where all do.
+    metric : what bad runs are stopped by, if they are.
+    """
+
+    scenarios: list[bytes]
+    places: list[str]
+    token: str
+    paths: list[str]
+    home: Any = None
+    metric: str | None = None
+
+
+def trial(config: Mapping[str, Any], work: Work) -> None:
+    """One run, in a process of the cluster; tells Ray Tune its metrics and what ended it."""
+    from ray import tune
+
+    sys.path.extend(p for p in work.paths if p not in sys.path)
+    number = config["number"]
+
+    def progress(_: int, row: Mapping[str, Any] | None) -> None:
+        if row is not None:
+            if work.metric is not None and work.metric not in row:
+                raise RunError(f"found stop.metric: {work.metric}; allowed: a metric of the run: {', '.join(row)}")
+            tune.report({k: v for k, v in row.items() if isinstance(v, (int, float))})
+
+    try:
+        _run(number, work, progress)
+    except FedsimError as error:
+        tune.report({"error": str(error), "input": isinstance(error, InputError), "round": 10**9})
+
+
+def _run(number: int, work: Work, progress: Progress) -> None:
+    try:
+        scenario: Scenario = pickle.loads(work.scenarios[number])
+    except Exception as error:
+        where = "a module that this machine lacks: install it there, or submit the sweep with its folder"
+        raise RunError(f"{type(error).__name__}: {error} ({where}, by ray job submit --working-dir)") from error
+    place = Path(work.places[number])
+    if Path(work.token).exists():
+        attempt(scenario, place, resume=True, progress=progress)
+        return
+    import ray
+
+    away = Path(tempfile.mkdtemp(prefix="fedsim-")) / place.name
+    try:
+        attempt(scenario, away, resume=False, progress=progress)
+    finally:  # of runs that fail or are stopped too: what they recorded
+        if away.exists():
+            ray.get(work.home.receive.remote(number, pack(away)))
+        shutil.rmtree(away.parent, ignore_errors=True)
