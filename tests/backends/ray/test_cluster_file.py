@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-FILE = Path(__file__).parents[1] / "docs" / "cluster.yaml"
+FILE = Path(__file__).parents[3] / "docs" / "cluster.yaml"
 
 
 @pytest.mark.ray

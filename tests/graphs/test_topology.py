@@ -18,7 +18,7 @@ from fedsim.figures.topology import topology_figure
 from fedsim.graphs.files import read_graph
 from fedsim.graphs.topology import Topology, build_topology
 
-SHIPPED = sorted((Path(__file__).parent.parent / "topologies").glob("*.graphml"))
+SHIPPED = sorted((Path(__file__).parents[2] / "topologies").glob("*.graphml"))
 HERE = Path()
 GML_NODES = "node [ id 0 ] node [ id 1 ]"
 
