@@ -21,11 +21,11 @@ import torch
 from speed import Engine, made_data
 
 from fedsim.backends.in_process import Vectorized
-from fedsim.clients.worker import Job
+from fedsim.core.job import Job
 from fedsim.devices.system import Durations, SystemSection
 from fedsim.participation import schedule
+from fedsim.participation.base import Dispatch
 from fedsim.participation.fates import jobs_of
-from fedsim.participation.synchronous import Dispatch
 
 
 class Eager(Vectorized):

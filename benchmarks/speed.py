@@ -23,8 +23,8 @@ from loops import ClientLoop, NodeLoop
 
 from fedsim.engine.assembly import assemble
 from fedsim.engine.loop import Simulation
-from fedsim.engine.run_directory import Recorder
-from fedsim.participation.synchronous import Dispatch
+from fedsim.engine.recorder import Recorder
+from fedsim.participation.base import Dispatch
 from fedsim.scenario.load import parse
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fedsim.engine.assembly import assemble
-from fedsim.participation.synchronous import Arrival, Dispatch
+from fedsim.participation.base import Arrival, Dispatch
 from fedsim.scenario.load import parse
 
 Make = Callable[..., Any]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedsim.algorithms.dspodfl import DSpodFL
 from fedsim.algorithms.fedavg import FedAvg
-from fedsim.objective.quadratic import Oracle
+from fedsim.core.oracle import Oracle
 
 
 def refuse(g: Tensor) -> Tensor:

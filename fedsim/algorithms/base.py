@@ -16,14 +16,24 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fedsim.algorithms.work import Decaying, LocalWork, LrDecay, Work
+from fedsim.core.arrays import Floats, Ints
+from fedsim.core.oracle import Oracle, Task
 from fedsim.core.registry import Part
-from fedsim.core.types import Aggregate, BatchSize, Count, Decay, Message, NonNegative, Positive, State, clip_norm
-from fedsim.objective.quadratic import Ints, Oracle, Task
+from fedsim.core.types import (
+    Aggregate,
+    BatchSize,
+    Count,
+    Decay,
+    Message,
+    NonNegative,
+    Positive,
+    State,
+    clip_norm,
+)
 
 _ONE_STEP = Work(fixed=1)
 _LAST = "last"  # what a client keeps for `relaxed_init`: its parameters at the end of its last round
@@ -206,7 +216,7 @@ class Algorithm(Part, ABC):
             return self.local_epochs, True
         return self.local_steps or _ONE_STEP, False
 
-    def lr_at(self, rounds: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    def lr_at(self, rounds: Ints) -> Floats:
         """Local learning rate of rounds 1, 2, ..."""
         return self.lr * self.lr_decay.factor(np.asarray(rounds) - 1)
 
@@ -293,7 +303,7 @@ class GossipAlgorithm(Algorithm):
     in_continuous_time: ClassVar[bool] = False
     """Whether a node's work and a link's mixing make sense one at a time, without a round (``mode: poisson``)."""
 
-    def period(self, compute_probability: npt.NDArray[np.float64]) -> int:
+    def period(self, compute_probability: Floats) -> int:
         """Links are used in every `period`-th round only."""
         return 1
 
@@ -302,3 +312,14 @@ __all__ = [
     "Aggregate", "Algorithm", "Count", "Decay", "Effort", "GossipAlgorithm", "Message", "NonNegative", "Oracle",
     "Positive", "Round", "ServerAlgorithm", "State",
 ]  # fmt: skip
+
+
+def one_message(algorithm: Algorithm, task: Task, gossip: bool) -> tuple[Message, Message]:
+    """What one client receives and what it sends (of zero work, which has the same form), rows of one."""
+    x = task.initial()
+    state = algorithm.init(x.unsqueeze(0) if gossip else x)
+    received = {k: v.reshape(1, -1) for k, v in algorithm.broadcast(state).items()}
+    client = algorithm.init_client(x.unsqueeze(0))
+    one = x.new_ones((1, 1))
+    sent, _ = algorithm.message(algorithm.start(received, client), received, client, Effort(one, one))
+    return received, algorithm.payload(sent)

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Positive, Round, ServerAlgorithm, State
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
+from fedsim.core.oracle import Task
 from fedsim.core.registry import register
 from fedsim.core.types import BatchSize, Count, norm
-from fedsim.objective.quadratic import Ints, Task
 
 _FIXED = ("local_steps", "local_epochs", "batch_size", "momentum", "weight_decay", "clip", "server_lr", "relaxed_init")
 _SHORT_STEP = 1e-3  # of the length of x: below it differences of float32 gradients are mostly rounding

@@ -21,9 +21,10 @@ from torch import Tensor
 from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Positive, Round, State
 from fedsim.algorithms.diff2 import Diff2
 from fedsim.algorithms.work import Work
+from fedsim.core.arrays import Ints
+from fedsim.core.oracle import Task
 from fedsim.core.registry import register
 from fedsim.core.types import Count, norm
-from fedsim.objective.quadratic import Ints, Task
 
 
 @register.algorithm("diff2_bvr")

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from fedsim.algorithms.base import Aggregate, Effort, GossipAlgorithm, Message, Round, State
+from fedsim.core.arrays import Floats
 from fedsim.core.registry import register
 from fedsim.core.types import BatchSize
 
@@ -99,7 +99,7 @@ class PeriodicGossip(DSpodFL):
     indicators: ClassVar[Mapping[str, Literal["sporadic", "always"]]] = _ALWAYS
     needs_symmetric: ClassVar[bool] = False
 
-    def period(self, compute_probability: npt.NDArray[np.float64]) -> int:
+    def period(self, compute_probability: Floats) -> int:
         if self.every == "auto":
             return math.ceil(float((1.0 / np.maximum(compute_probability, _FLOOR)).mean()) - 1e-9)
         return self.every

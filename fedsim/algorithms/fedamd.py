@@ -20,10 +20,11 @@ from torch import Tensor
 from fedsim.algorithms.base import Aggregate, Algorithm, Effort, Message, Oracle, Round, ServerAlgorithm, State
 from fedsim.algorithms.work import Work
 from fedsim.core import rng
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
+from fedsim.core.oracle import Task
 from fedsim.core.registry import register
 from fedsim.core.types import BatchSize
-from fedsim.objective.quadratic import Ints, Task
 
 _MINER, _ANCHOR = 0, 1
 _PROBABILITY = 0.2  # the published code's

@@ -6,13 +6,12 @@ import math
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
 from fedsim.core import rng
+from fedsim.core.arrays import Floats, Ints
 from fedsim.core.types import Count, Positive
 
-Ints = npt.NDArray[np.int64]
 _FORMS = "allowed: a whole number above 0, a list with one per client, or {uniform: [lo, hi]}"
 
 
@@ -48,7 +47,7 @@ class LrDecay(BaseModel):
         given = {k: v for k, v in vars(self).items() if v is not None and (k != "floor" or self.cosine is not None)}
         return self.exponential if self.exponential is not None else given
 
-    def factor(self, t: Ints) -> npt.NDArray[np.float64]:
+    def factor(self, t: Ints) -> Floats:
         """The factor of rounds `t` (0 for the first round)."""
         time = np.asarray(t, dtype=np.float64)
         if self.exponential is not None:

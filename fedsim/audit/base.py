@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from fedsim.backends.base import Backend, BackendDefaults
-from fedsim.clients.worker import Job
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
+from fedsim.core.job import Job
 from fedsim.core.registry import Part
 from fedsim.core.row_files import RowStream
 from fedsim.core.types import Message
 from fedsim.engine.assembly import Assembly, Change, Material, assemble
 from fedsim.engine.loop import Simulation
 from fedsim.engine.place import make_backend
-from fedsim.objective.quadratic import Ints
 from fedsim.objective.supervised import SupervisedTask
 from fedsim.privacy.accounting import epsilon
 from fedsim.privacy.ledger import Claim

@@ -11,13 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import expit, ndtr, ndtri
 from scipy.stats import beta, binom
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
+from fedsim.core.arrays import Bools, Floats
 
 GUESSED = (0.05, 0.1, 0.25, 0.75)
 """Shares of the canaries that guesses are made for, the most confident ones; fixed in advance, each tried at a share of

@@ -24,13 +24,12 @@ from torch import Tensor, nn
 from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.algorithms.diff2 import Diff2
 from fedsim.audit.base import Claimed, Outcome, Subject, claimed
-from fedsim.audit.scores import Bools, Floats
 from fedsim.core import rng
+from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.types import Message
 from fedsim.engine.assembly import Change, Material
 from fedsim.engine.loop import Simulation
-from fedsim.objective.quadratic import Ints
 
 _LENGTH = 1e6
 """S: the length of a canary's gradient, far above any clip norm."""

@@ -10,16 +10,9 @@ import numpy as np
 from pydantic import Field
 
 from fedsim.audit.base import Audit, Claimed, Finding, Subject
-from fedsim.audit.bounds import (
-    Bools,
-    Bound,
-    Floats,
-    from_scores,
-    gaussian_epsilon,
-    one_run_epsilon,
-    two_rates_epsilon,
-)
+from fedsim.audit.bounds import Bound, from_scores, gaussian_epsilon, one_run_epsilon, two_rates_epsilon
 from fedsim.audit.canaries import needed_claim, scored_run
+from fedsim.core.arrays import Bools, Floats
 from fedsim.core.registry import register
 
 if TYPE_CHECKING:

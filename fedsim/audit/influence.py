@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, vmap
 
-from fedsim.audit.scores import Floats
+from fedsim.core.arrays import Floats
 from fedsim.models.build import layout, views
 from fedsim.models.losses import Loss
 

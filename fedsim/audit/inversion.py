@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from fedsim.audit.base import Audit, Finding, Subject
 from fedsim.audit.observed import Observed, observe
 from fedsim.audit.pictures import mse, psnr, ssim
-from fedsim.audit.scores import Floats
 from fedsim.core import rng
+from fedsim.core.arrays import Floats
 from fedsim.core.errors import InputError
 from fedsim.core.registry import register
 from fedsim.core.types import Count, NonNegative, Positive

@@ -17,13 +17,13 @@ from pydantic import Field
 
 from fedsim.audit.base import Audit, Finding, Outcome, Subject, chunked, supervised
 from fedsim.audit.influence import MOST_PARAMETERS, influence_scores
-from fedsim.audit.scores import Bools, Floats, Roc, confidence, lira, roc, summary
+from fedsim.audit.scores import Roc, confidence, lira, roc, summary
 from fedsim.core import rng
+from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.registry import register
 from fedsim.core.types import Count, NonNegative
 from fedsim.engine.assembly import Material
-from fedsim.objective.quadratic import Ints
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,12 +14,12 @@ from torch.func import functional_call, grad, vmap
 
 from fedsim.algorithms.base import Algorithm, Effort
 from fedsim.audit.base import supervised
-from fedsim.clients.worker import Job
 from fedsim.core.errors import InputError
+from fedsim.core.job import Job
+from fedsim.core.oracle import Oracle
 from fedsim.core.types import Message, clip_norm
 from fedsim.models.build import layout, views
 from fedsim.models.losses import Loss
-from fedsim.objective.quadratic import Oracle
 from fedsim.scenario.sections import Scenario
 
 

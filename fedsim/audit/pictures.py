@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from fedsim.core.arrays import Floats
 
 _SIGMA, _TRUNCATE = 1.5, 3.5  # an 11 x 11 Gaussian window
 _C1, _C2 = 0.01**2, 0.03**2

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
+from fedsim.core.arrays import Bools, Floats
 
 LOW_RATES = (0.01, 0.001)
 """False positive rates at which the true positive rate is reported."""

@@ -8,11 +8,11 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from fedsim.clients.worker import Job
+from fedsim.core.arrays import Ints
+from fedsim.core.job import Job
 from fedsim.core.row_files import RowStream, TensorFile
 from fedsim.core.types import Message
-from fedsim.messages.aggregators import MixingMatrix
-from fedsim.objective.quadratic import Ints
+from fedsim.graphs.mixing_matrix import MixingMatrix
 
 
 class Saved(Protocol):

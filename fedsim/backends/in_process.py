@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from fedsim.backends.base import BackendDefaults
-from fedsim.clients.worker import Job, Worker
+from fedsim.clients.worker import Worker
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import RunError
+from fedsim.core.job import Job
 from fedsim.core.types import Message
-from fedsim.objective.quadratic import Ints
 
 
 class Vectorized(BackendDefaults):

@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy import sparse
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
-from fedsim.objective.quadratic import Ints
+from fedsim.core.arrays import Floats, Ints
 
-Floats = npt.NDArray[np.float64]
 _SLACK = 1.05  # a shard of graph nodes may have that many times the mean load where it saves cut edges
 _SWEEPS = 4
 

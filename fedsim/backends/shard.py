@@ -17,14 +17,15 @@ from fedsim.algorithms.base import Round
 from fedsim.backends.in_process import Vectorized
 from fedsim.backends.placement import Exchange
 from fedsim.backends.ray.transport import as_array, as_arrays, as_tensor, as_tensors
-from fedsim.clients.worker import Job, Worker
+from fedsim.clients.worker import Worker
+from fedsim.core.arrays import Array, Ints
 from fedsim.core.errors import FedsimError, RunError
+from fedsim.core.job import Job
+from fedsim.core.oracle import Task
 from fedsim.core.row_files import Place, Stored
 from fedsim.core.types import Message, State
-from fedsim.messages.aggregators import MixingMatrix
-from fedsim.objective.quadratic import Ints, Task
+from fedsim.graphs.mixing_matrix import MixingMatrix
 
-Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 
 TABLE = "table."

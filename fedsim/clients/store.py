@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import IO, Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm
+from fedsim.core.arrays import Bools, Ints
 from fedsim.core.errors import RunError
 from fedsim.core.types import State
-from fedsim.objective.quadratic import Ints
 
 Choice = Literal["auto", "memory", "disk"]
 Place = Literal["device", "host", "disk"]
@@ -142,7 +141,7 @@ class ClientStore:
         self._slots = np.full(num_clients if self._fresh else 0, -1, dtype=np.int64)
         self._used = 0  # slots from here on were never used
         self._free: list[int] = []
-        self._held: npt.NDArray[np.bool_] = np.zeros(0, dtype=bool)  # slots that the last checkpoint refers to
+        self._held: Bools = np.zeros(0, dtype=bool)  # slots that the last checkpoint refers to
         self._file = None if folder is None else folder / FILE
         self._table: Table
         place = state_place(choice, state_bytes(self._fresh) * num_clients, initial.device)

@@ -6,7 +6,7 @@ Every backend uses it: all clients (vectorized), a shard, one row.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,30 +15,13 @@ from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Effort
 from fedsim.clients.store import ClientStore
+from fedsim.core.arrays import Ints
+from fedsim.core.job import Job
+from fedsim.core.oracle import Plan, Task
 from fedsim.core.types import BatchSize, Message, State
-from fedsim.objective.quadratic import Ints, Plan, Task
 
 _CPU_BYTES = 16 * 2**20  # parameters, gradients and the update of a chunk: about what stays in a CPU's shared cache
 _GPU_SHARE = 0.25  # of the memory that is free when the run starts
-
-
-@dataclass(frozen=True)
-class Job:
-    """Local work to be done: ``steps[i]`` steps of client ``clients[i]`` in its round ``rounds[i]``.
-
-    `received` holds ``[d]`` tensors where all clients got the same, ``[m, d]`` where each got its own.
-    """
-
-    clients: Ints
-    rounds: Ints
-    steps: Ints
-    received: Message
-    jobs: Ints | None = None
-
-    @property
-    def numbers(self) -> Ints:
-        """Serial numbers of the jobs; the clients' own where each has only one."""
-        return self.clients if self.jobs is None else self.jobs
 
 
 class Worker:

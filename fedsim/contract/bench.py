@@ -13,13 +13,17 @@ from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, GossipAlgorithm, Round
 from fedsim.algorithms.work import Work
-from fedsim.clients.worker import Job, Worker
+from fedsim.clients.worker import Worker
 from fedsim.core import rng
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
+from fedsim.core.job import Job
+from fedsim.core.oracle import Oracle
 from fedsim.core.types import Aggregate, Message, State
 from fedsim.data.sets import Quadratic
-from fedsim.messages.aggregators import BaseMixing, Mean, MixingMatrix
-from fedsim.objective.quadratic import Ints, Oracle, QuadraticTask
+from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
+from fedsim.messages.aggregators import Mean
+from fedsim.objective.quadratic import QuadraticTask
 
 CLIENTS, DIMENSION = 6, 5
 EVERYBODY = [list(range(CLIENTS))]

@@ -1,6 +1,6 @@
 """The laws every algorithm has to keep; ``fedsim check PKG.MOD:CLASS`` checks them on anybody's own.
 
-They are checked on small generated quadratics (`contract_bench.py`): different objectives, unequal local steps, noisy
+They are checked on small generated quadratics (`bench`): different objectives, unequal local steps, noisy
 gradients, float64. An exception inside the algorithm is a failed check that names it, never a crash.
 """
 
@@ -106,7 +106,9 @@ def same_seed(bench: Bench) -> str:
     for seed in (1, 2):
         with _global_seed(seed):
             runs.append(list(bench.simulate(EVERYBODY, ROUNDS, bench.noise)))
-    hint = "it draws from a global generator or keeps something between runs; draw from keys (fedsim.core.rng) and keep nothing"
+    hint = (
+        "it draws from a global generator or keeps something between runs; draw from keys (fedsim.rng) and keep nothing"
+    )
     for (what, one), (_, other) in zip(*runs, strict=True):
         _compare(f"two runs of the same seed: {what}", one, other, 0.0, hint)
     return "bit for bit"

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-Ints = npt.NDArray[np.int64]
-Array = np.ndarray[Any, Any]
+from fedsim.core.arrays import Array, Ints
+
 _NAMES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 _TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
 

@@ -49,3 +49,8 @@ def clip_norm(v: Tensor, bound: Tensor | float) -> Tensor:
     ``[..., d] -> [..., d]``.
     """
     return v * (bound / norm(v).clamp_min(1e-12)).clamp(max=1.0)
+
+
+def message_bytes(message: Message) -> int:
+    """Bytes of one row of a message ``[..., d]``."""
+    return sum(v.shape[-1] * v.element_size() for v in message.values())

@@ -16,10 +16,9 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim.core import rng
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
 from fedsim.core.types import Probability
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)

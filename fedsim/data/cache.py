@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.data.splits import Array
+from fedsim.core.arrays import Array
 
 
 def cache_folder() -> Path | None:

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedsim.core.arrays import Array
 from fedsim.core.errors import InputError, nearest, unknown
 from fedsim.data.cache import cached
-from fedsim.data.splits import Array, Split
+from fedsim.data.splits import Split
 
 if TYPE_CHECKING:
     import pandas

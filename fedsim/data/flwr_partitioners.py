@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.core.arrays import Array
 from fedsim.core.errors import InputError
 from fedsim.core.rng import generator
-from fedsim.data.splits import Array
 
 
 def divide_rows(

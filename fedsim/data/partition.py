@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from fedsim.core.arrays import Array
 from fedsim.core.errors import InputError
 from fedsim.core.fields import part_from
 from fedsim.core.registry import Part, register
@@ -22,7 +23,6 @@ from fedsim.core.rng import generator
 from fedsim.core.types import Count, Positive, Probability
 from fedsim.data.flwr_partitioners import deal_labels, divide_rows
 from fedsim.data.sets import Dataset
-from fedsim.data.splits import Array
 
 _LABEL_FREE = "iid, size, linear, square, exponential, continuous"
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from fedsim.core.arrays import Array, Ints
 from fedsim.core.errors import InputError, Problem
-
-Ints = npt.NDArray[np.int64]
 
 FILE = "partition.csv"
 _BLOCK = 10_000
 
 
-def write_partition(folder: Path, counts: npt.NDArray[Any] | None, sizes: npt.NDArray[Any]) -> None:
+def write_partition(folder: Path, counts: Array | None, sizes: Array) -> None:
     """Write ``folder/partition.csv``: client, samples, and one column per label.
 
     Parameters

@@ -1,7 +1,7 @@
 """Data sets: what the clients' rows are taken from.
 
 A registered data set is a part whose ``load`` gives a :class:`Dataset` (tensors of all rows; clients are index lists
-into them) or a :class:`Quadratic` (no data, the objective itself). Reading files is in ``data_files.py``, formulas are
+into them) or a :class:`Quadratic` (no data, the objective itself). Reading files is in `files`, formulas are
 in ``synthetic.py``.
 """
 
@@ -18,11 +18,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedsim.core.arrays import Array
 from fedsim.core.errors import InputError
 from fedsim.core.registry import Part, register
 from fedsim.core.types import Count, NonNegative
 from fedsim.data import files, synthetic
-from fedsim.data.splits import Array, Normalize, Split, Stats, Task, divide, scaled, targets
+from fedsim.data.splits import Normalize, Split, Stats, Task, divide, scaled, targets
 
 _Share = Annotated[float, Field(gt=0, lt=1)]
 

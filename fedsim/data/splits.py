@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from fedsim.core.arrays import Array
 from fedsim.core.errors import InputError
 from fedsim.core.rng import generator
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Normalize = Literal["standard", "unit", "none"]
 Task = Literal["classification", "regression"]
 Stats = tuple[tuple[float, ...], tuple[float, ...]]

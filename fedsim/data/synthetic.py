@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fedsim.core.arrays import Array
 from fedsim.core.errors import InputError
 from fedsim.core.rng import generator
 from fedsim.data.files import read_npz
-from fedsim.data.splits import Array
 
 _SYMMETRY = 1e-9
 

@@ -1,7 +1,7 @@
 """The ClientApp of a deployment: takes messages, has the work done, answers.
 
 Flower starts a process for every message. Such a process does not import torch but hands the work to the worker that
-stays beside the SuperNode (`deploy_link`). Where processes stay by themselves (Flower's simulation runtime), and on
+stays beside the SuperNode (`link`). Where processes stay by themselves (Flower's simulation runtime), and on
 request (``idle-seconds=0``), the work is done here.
 """
 

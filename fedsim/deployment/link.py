@@ -1,7 +1,7 @@
 """From a message's process to the worker that stays beside the SuperNode, and how such a worker is started and ended.
 
 Flower starts a process for every message, in which importing torch would take longer than most jobs. That process only
-hands the job over: to a worker of this client and run, which holds task and data in memory (`fedsim.deployment.resident`).
+hands the job over: to a worker of this client and run, which holds task and data in memory (`resident`).
 The worker's name is ``worker.json`` in the client's folder, readable by its owner only: a socket and a key. Without
 that file it ends. One that dies or falls silent is replaced, and the job, whose draws are keyed, done again.
 
@@ -161,7 +161,8 @@ def _start(folder: Path, spec: Spec) -> None:
     paths = os.pathsep.join(p for p in sys.path if p)
     with (folder / LOG).open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "fedsim.deployment.resident", str(folder)], env={**os.environ, "PYTHONPATH": paths},
+            [sys.executable, "-P", "-m", "fedsim.deployment.resident", str(folder)],
+            env={**os.environ, "PYTHONPATH": paths},
             stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     assert process.stdin is not None

@@ -1,6 +1,6 @@
 """The worker beside a SuperNode: does the jobs that messages' processes hand over, and ends when it is not needed.
 
-``python -m fedsim.deployment.resident FOLDER`` with a `deploy_link.Spec` as JSON on its input. It may be killed at any time:
+``python -m fedsim.deployment.resident FOLDER`` with a `link.Spec` as JSON on its input. It may be killed at any time:
 what counts is on the disk. By itself it ends at once, whatever it does, when its SuperNode ends or a message's process
 hangs up in the middle of a job, and between jobs after ``idle-seconds`` or when its name is no longer in the folder.
 """

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.clients.worker import Job, Worker
+from fedsim.clients.worker import Worker
 from fedsim.core.errors import InputError, RunError
+from fedsim.core.job import Job
 from fedsim.core.types import Message
 from fedsim.data.partition_csv import write_partition
 from fedsim.deployment.flower.backend import Flower, Policy

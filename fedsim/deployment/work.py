@@ -20,8 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import fedsim
-from fedsim.clients.worker import Job
 from fedsim.core.errors import InputError, RunError
+from fedsim.core.job import Job
 from fedsim.core.types import State
 from fedsim.data.sets import Dataset
 from fedsim.deployment.flower.arrays import to_arrays, to_tensors

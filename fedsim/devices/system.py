@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fedsim.core import rng
+from fedsim.core.arrays import Ints
 from fedsim.core.clock import TICKS_PER_SECOND, ticks
 from fedsim.core.errors import InputError
 from fedsim.devices.availability import Availability, Presence
@@ -107,7 +106,7 @@ class Durations:
         seed: int,
         down: int = 0,
         up: int = 0,
-        samples: npt.NDArray[np.int64] | None = None,
+        samples: Ints | None = None,
     ) -> None:
         self.section, self.n, self.up = section, n, up
         compute = _draws(section.compute, n, seed, "compute_speed", "compute")
@@ -127,7 +126,7 @@ class Durations:
                     )
                 seconds = [s + (down + up) / r for s, r in zip(seconds, rates, strict=True)]
             self._link = _ticks(seconds)
-        self.links: list[npt.NDArray[np.int64]] = []
+        self.links: list[Ints] = []
         """For gossip: ticks of one message over each link, per graph of the topology."""
         self._jitter = rng.scalar_key(seed, "jitter")
         self.presence: Presence | None = None
@@ -146,7 +145,7 @@ class Durations:
         """Probabilities that a download and that an upload is lost."""
         self._lost = rng.scalar_key(seed, "lost_download"), rng.scalar_key(seed, "lost_upload")
 
-    def longest(self, clients: npt.NDArray[np.int64], job: int, steps: npt.NDArray[np.int64]) -> int:
+    def longest(self, clients: Ints, job: int, steps: Ints) -> int:
         """Ticks until the last of `clients` has done its job; `steps` ``[n]`` are those of all clients."""
         return max(
             (self.of(c, job, k) for c, k in zip(clients.tolist(), steps[clients].tolist(), strict=True)), default=0

@@ -11,27 +11,29 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedsim.algorithms.base import Algorithm, Effort, GossipAlgorithm, ServerAlgorithm
+from fedsim.algorithms.base import GossipAlgorithm, ServerAlgorithm, one_message
 from fedsim.algorithms.work import Work
 from fedsim.clients.store import ClientStore
 from fedsim.clients.worker import Worker
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
+from fedsim.core.oracle import Task
 from fedsim.core.registry import lookup
-from fedsim.core.types import Message
+from fedsim.core.types import message_bytes
 from fedsim.data.partition import assign_partition, label_counts
 from fedsim.data.sets import Dataset, Quadratic
 from fedsim.devices.system import Durations
 from fedsim.graphs.mixing import is_symmetric
+from fedsim.graphs.network import Network, build_network
 from fedsim.graphs.topology import build_topology
-from fedsim.messages.aggregators import message_bytes
 from fedsim.models.build import build_model
 from fedsim.models.losses import Loss
-from fedsim.objective.quadratic import Ints, QuadraticTask, Task
+from fedsim.objective.quadratic import QuadraticTask
 from fedsim.objective.supervised import SupervisedTask
+from fedsim.participation.base import Setting
 from fedsim.participation.clocked import Clocked
-from fedsim.participation.gossip import Network, build_network
 from fedsim.participation.synchronous import Synchronous
-from fedsim.privacy.base import Bound, Setting
+from fedsim.privacy.base import Bound
 from fedsim.scenario.sections import Scenario
 
 
@@ -136,7 +138,7 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
     if s.topology is not None and isinstance(s.algorithm, GossipAlgorithm):
         with _section("topology"):
             topology, weights = build_topology(s.topology, task.num_clients, s.seed, s.base)
-            network = build_network(topology, weights, s.algorithm)
+            network = build_network(topology, weights, type(s.algorithm).__name__, s.algorithm.needs_symmetric)
         _check_laws(s, network, task.num_clients)
     durations = None
     everyone = np.arange(task.num_clients)
@@ -163,17 +165,6 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
         )
         task = privacy.task(task)
     return Assembly(task, network, device, dtype, counts, layout, durations, privacy)
-
-
-def one_message(algorithm: Algorithm, task: Task, gossip: bool) -> tuple[Message, Message]:
-    """What one client receives and what it sends (of zero work, which has the same form), rows of one."""
-    x = task.initial()
-    state = algorithm.init(x.unsqueeze(0) if gossip else x)
-    received = {k: v.reshape(1, -1) for k, v in algorithm.broadcast(state).items()}
-    client = algorithm.init_client(x.unsqueeze(0))
-    one = x.new_ones((1, 1))
-    sent, _ = algorithm.message(algorithm.start(received, client), received, client, Effort(one, one))
-    return received, algorithm.payload(sent)
 
 
 def _supervised(

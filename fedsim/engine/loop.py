@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,39 +11,30 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import Algorithm, Round
+from fedsim.algorithms.base import Algorithm, Round, one_message
 from fedsim.backends.base import Backend, NodeBackend
 from fedsim.clients.malloc import keep_freed_memory
-from fedsim.clients.worker import Job
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError, RunError
-from fedsim.core.types import Aggregate, Message, State
+from fedsim.core.job import Job
+from fedsim.core.oracle import Task
+from fedsim.core.types import Aggregate, Message, State, message_bytes
 from fedsim.data.partition_csv import write_partition
-from fedsim.engine.assembly import Assembly, assemble, one_message
+from fedsim.engine.assembly import Assembly, assemble
+from fedsim.engine.checkpoint import save_checkpoint
 from fedsim.engine.place import make_backend
-from fedsim.engine.run_directory import Recorder, Run, open_directory, save_checkpoint, save_params, save_report
-from fedsim.messages.aggregators import MixingMatrix, message_bytes, repeated
-from fedsim.objective.quadratic import Ints, Task
+from fedsim.engine.recorder import Recorder
+from fedsim.engine.run_directory import Run, open_directory, save_params, save_report
+from fedsim.engine.signals import stop_requested
+from fedsim.engine.totals import Totals
+from fedsim.graphs.mixing_matrix import MixingMatrix, repeated
+from fedsim.participation.base import Arrival, Dispatch, Ended, Event
 from fedsim.participation.clocked import Clocked
-from fedsim.participation.synchronous import Arrival, Dispatch, Ended, Event
 from fedsim.scenario.load import load, parse
 from fedsim.scenario.sections import Scenario
 
 Progress = Callable[[int, Mapping[str, Any] | None], None]
 """Called after every round with its number and, where it was evaluated, its metrics."""
-
-
-@dataclass
-class Totals:
-    """What accumulates over a run, part of every checkpoint."""
-
-    time: float = 0.0
-    wall: float = 0.0
-    bytes_sent: int = 0
-    gradients: int = 0
-    delay_processing: float = 0.0
-    delay_transmission: float = 0.0
-    contributions: int = 0
-    staleness: int = 0
 
 
 def run(
@@ -149,7 +138,7 @@ class Simulation:
         started = last_checkpoint = time.monotonic()
         before, resumed_at = self.totals.wall, self.round
         try:
-            with _stop_requested() as stop:
+            with stop_requested() as stop:
                 if self.fresh:
                     self._evaluate(recorder, progress)
                 events = (self.source or s.participation.events)(
@@ -366,27 +355,3 @@ class Simulation:
 
 def _past(event: Event, limit: float | None) -> bool:
     return limit is not None and not isinstance(event, Dispatch) and event.time > limit
-
-
-@contextmanager
-def _stop_requested() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C or SIGTERM lets the round end, so that a checkpoint can be written; the second ends at once."""
-    requested = False
-
-    def note(number: int, frame: Any) -> None:  # noqa: ARG001
-        nonlocal requested
-        if requested:
-            raise KeyboardInterrupt
-        requested = True
-
-    previous = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                previous[number] = signal.signal(number, note)
-            except ValueError:  # not in the main thread: interrupts arrive elsewhere
-                break
-        yield lambda: requested
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

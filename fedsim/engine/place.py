@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fedsim.backends.base import Backend
 from fedsim.backends.in_process import Vectorized
 from fedsim.clients.store import ClientStore
 from fedsim.clients.worker import Worker
+from fedsim.core.arrays import Floats
 from fedsim.core.errors import InputError
 from fedsim.engine.assembly import Assembly
 from fedsim.participation.gossip import Gossip
@@ -48,7 +48,7 @@ def make_backend(scenario: Scenario, assembly: Assembly, folder: Path) -> Backen
     return Vectorized(assembly.worker(scenario, store))
 
 
-def client_load(scenario: Scenario, assembly: Assembly) -> npt.NDArray[np.float64]:
+def client_load(scenario: Scenario, assembly: Assembly) -> Floats:
     """Sample gradients of every client's work in one round, ``[n]``: what clients are placed by."""
     task, algorithm = assembly.task, scenario.algorithm
     clients = np.arange(task.num_clients, dtype=np.int64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import shutil
@@ -13,9 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -23,7 +21,8 @@ from torch import Tensor
 
 from fedsim.clients.store import FILE as CLIENTS
 from fedsim.core.errors import InputError, Problem, RunError
-from fedsim.core.row_files import RowStream, TensorFile, write_tensors
+from fedsim.core.row_files import RowStream, write_tensors
+from fedsim.engine.checkpoint import Checkpoint, load_checkpoint
 from fedsim.scenario.sections import BackendSection, Scenario
 
 LAST = 10
@@ -80,33 +79,6 @@ class Run:
         return load_file(path)["params"]
 
 
-class Recorder:
-    """Appends to ``metrics.jsonl`` and ``trace.jsonl`` and keeps the checkpoint."""
-
-    def __init__(self, folder: Path, trace: bool) -> None:
-        self.folder = folder
-        self._metrics: IO[str] = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._trace: IO[str] | None = (folder / "trace.jsonl").open("a", encoding="utf-8") if trace else None
-
-    def metrics(self, row: Mapping[str, Any]) -> None:
-        self._metrics.write(_json(row) + "\n")
-        self.flush()
-
-    def trace(self, row: Mapping[str, Any]) -> None:
-        if self._trace is not None:
-            self._trace.write(_json(row) + "\n")
-
-    def flush(self) -> None:
-        for file in (self._metrics, self._trace):
-            if file is not None:
-                file.flush()
-
-    def close(self) -> None:
-        for file in (self._metrics, self._trace):
-            if file is not None:
-                file.close()
-
-
 def open_directory(folder: Path, scenario: Scenario, resume: bool) -> Checkpoint | None:
     """Make `folder` ready for a run; with `resume`, return the checkpoint, or None where there is none.
 
@@ -142,69 +114,6 @@ def open_directory(folder: Path, scenario: Scenario, resume: bool) -> Checkpoint
     except OSError as error:
         raise InputError(f"cannot be used as run directory: {error.strerror}", file=str(folder)) from None
     return checkpoint
-
-
-def save_checkpoint(
-    folder: Path,
-    progress: Mapping[str, Any],
-    state: Mapping[str, Tensor | RowStream],
-    clients: Mapping[str, Tensor | RowStream],
-) -> Checkpoint:
-    """Replace the checkpoint in one step: a crash at any time leaves the old one or the new one, never a mixture."""
-    fresh, current, old = (folder / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    write_tensors(fresh / "state.safetensors", state)
-    write_tensors(fresh / "clients.safetensors", clients)
-    (fresh / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
-    for file in fresh.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    shutil.rmtree(old, ignore_errors=True)
-    if current.exists():
-        current.rename(old)
-    fresh.rename(current)
-    shutil.rmtree(old, ignore_errors=True)
-    return Checkpoint(current.absolute(), progress)
-
-
-def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint; None where there is none.
-
-    Raises
-    ------
-    RunError
-        It is damaged.
-    """
-    for name in ("checkpoint", "checkpoint.old"):
-        place = folder / name
-        if (place / "progress.json").exists():
-            try:
-                found = Checkpoint(place.absolute(), json.loads((place / "progress.json").read_text(encoding="utf-8")))
-                found.state.check()
-                found.clients.check()
-            except Exception as error:  # a damaged file: say so instead of starting over silently
-                raise RunError(f"{place} is damaged ({error}); delete it to start from the beginning") from error
-            return found
-    return None
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint in the folder `place`: the tensors are read when they are asked for."""
-
-    place: Path
-    progress: Mapping[str, Any]
-
-    @cached_property
-    def state(self) -> TensorFile:
-        """The algorithm's state: of a server, or ``[n, d]`` of a graph's nodes."""
-        return TensorFile(self.place / "state.safetensors")
-
-    @cached_property
-    def clients(self) -> TensorFile:
-        """What the backend's `save` gave."""
-        return TensorFile(self.place / "clients.safetensors")
 
 
 def save_params(folder: Path, params: Tensor | RowStream, metadata: Mapping[str, str]) -> None:
@@ -244,21 +153,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _json(row: Mapping[str, Any]) -> str:
-    return json.dumps({k: _plain(v) for k, v in row.items()}, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    """JSON's types; a number that is not finite becomes null."""
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:

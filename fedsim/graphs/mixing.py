@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from fedsim.core.arrays import Array
 from fedsim.core.errors import InputError
 from fedsim.core.registry import lookup, register
 
 Matrix = Any  # scipy.sparse.csr_array [n, n] float64; scipy has no type information
-Array = npt.NDArray[Any]
 
 TOLERANCE = 1e-12
 DENSE = 1500  # up to here a dense eigenvalue solver is quick and cannot fail to converge

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-Ints = npt.NDArray[np.int64]
+from fedsim.core.arrays import Ints
+
 _CPU_FLOATS = 2**23
 _GPU_SHARE = 0.2  # of the memory that is free
 _EVEN = 64  # rows whose numbers of samples differ by less are padded to the same length

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from fedsim.core import rng
+from fedsim.core.arrays import Bools, Floats, Ints
+from fedsim.core.oracle import Oracle, Plan, Task
 from fedsim.core.types import BatchSize
 from fedsim.data.augment import Augment, moved
 from fedsim.data.sets import Dataset
@@ -20,7 +22,6 @@ from fedsim.models.build import flatten, predictions, widest
 from fedsim.models.losses import Loss
 from fedsim.objective.kernel import Kernel, Precision
 from fedsim.objective.persample import budget, parts
-from fedsim.objective.quadratic import Ints, Oracle, Plan, Task, index_lists
 from fedsim.objective.stacked import Way, build_kernel
 
 _EVAL_FLOATS = 32 * 2**20  # of the widest layer in one evaluation chunk: 128 MiB in float32
@@ -95,7 +96,7 @@ class SupervisedTask(Task):
         positions, valid = self._positions(clients, rounds, int(steps.max()), width, full, epochs)
         return self._plan(clients, rounds, positions, valid, self._weights(valid))
 
-    def poisson_plan(self, clients: Ints, rounds: Ints, steps: Ints, rates: npt.NDArray[np.float64]) -> Plan:
+    def poisson_plan(self, clients: Ints, rounds: Ints, steps: Ints, rates: Floats) -> Plan:
         from scipy.stats import binom
 
         size, step = self.sizes[clients][:, None], np.arange(int(steps.max()))[None, :]
@@ -149,7 +150,7 @@ class SupervisedTask(Task):
         return torch.cuda.max_memory_allocated(self.device) - before
 
     def _plan(
-        self, clients: Ints, rounds: Ints, positions: Ints, valid: npt.NDArray[np.bool_], weights: Tensor | float
+        self, clients: Ints, rounds: Ints, positions: Ints, valid: Bools, weights: Tensor | float
     ) -> SupervisedPlan:
         index = self.indices[self.offsets[clients][:, None, None] + positions]
         rows = torch.as_tensor(index, device=self.device)
@@ -171,7 +172,7 @@ class SupervisedTask(Task):
 
     def _positions(
         self, clients: Ints, rounds: Ints, steps: int, width: int, full: bool, epochs: bool
-    ) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    ) -> tuple[Ints, Bools]:
         """Which of its own samples each client takes: positions and whether they count, ``[m, steps, width]``."""
         size = self.sizes[clients][:, None, None]
         step, slot = np.arange(steps)[None, :, None], np.arange(width)[None, None, :]
@@ -187,7 +188,7 @@ class SupervisedTask(Task):
         keys = rng.key(self.seed, "batch", clients[:, None, None], rounds[:, None, None], epoch)
         return rng.permute(keys, np.minimum(position, size - 1), size), valid
 
-    def _weights(self, valid: npt.NDArray[np.bool_]) -> Tensor | float:
+    def _weights(self, valid: Bools) -> Tensor | float:
         """1 / (samples of the minibatch) for samples that count, as one number where every minibatch is whole."""
         if valid.all():
             return 1.0 / int(valid.shape[-1])
@@ -287,3 +288,9 @@ def _subset(rows: Ints, limit: int | None, seed: int, purpose: str) -> Ints:
         return np.sort(rows)
     chosen = rng.generator(seed, "eval_" + purpose).choice(len(rows), size=limit, replace=False)
     return np.sort(rows[chosen])
+
+
+def index_lists(rows: Sequence[Ints]) -> tuple[Ints, Ints]:
+    """Clients' row lists as one array and its offsets ``[n + 1]``: client i has ``flat[offsets[i]:offsets[i + 1]]``."""
+    lengths = np.fromiter((len(r) for r in rows), dtype=np.int64, count=len(rows))
+    return np.concatenate(rows).astype(np.int64), np.concatenate([[0], np.cumsum(lengths)])

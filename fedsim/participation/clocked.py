@@ -19,23 +19,22 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
 from fedsim.algorithms.base import Algorithm, ServerAlgorithm
 from fedsim.core import rng
+from fedsim.core.arrays import Floats, Ints
 from fedsim.core.clock import exact, seconds, ticks
 from fedsim.core.errors import InputError
+from fedsim.core.oracle import Task
 from fedsim.core.registry import register
 from fedsim.core.types import Count, NonNegative, Positive
 from fedsim.devices.system import Durations, SystemSection
-from fedsim.objective.quadratic import Ints, Task
 from fedsim.participation import schedule
+from fedsim.participation.base import Arrival, Dispatch, Ended, Event, InVain, Participation
 from fedsim.participation.fates import jobs_of
 from fedsim.participation.schedule import Combined, Jobs, Started, Step, Stopped
-from fedsim.participation.synchronous import Arrival, Dispatch, Ended, Event, InVain, Participation
 
-Floats = npt.NDArray[np.float64]
 Weights = Literal["debiased", "estimated", "identical"]
 
 

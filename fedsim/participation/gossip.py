@@ -5,45 +5,26 @@ Source of both: arXiv 2402.03448 (the metric: section 5).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from fedsim.algorithms.base import Algorithm, GossipAlgorithm
 from fedsim.core import rng
+from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.clock import TICKS_PER_SECOND, seconds
-from fedsim.core.errors import InputError
+from fedsim.core.oracle import Task
 from fedsim.core.registry import register
 from fedsim.devices.system import Durations
-from fedsim.graphs.mixing import is_doubly_stochastic, is_symmetric, mixing_matrix
-from fedsim.graphs.topology import Topology
-from fedsim.messages.aggregators import BaseMixing, MixingMatrix
-from fedsim.objective.quadratic import Ints, Task
+from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
+from fedsim.graphs.network import Network
+from fedsim.participation.base import Arrival, Dispatch, Event, Participation
 from fedsim.participation.laws import Law, ProbabilityLaw
-from fedsim.participation.synchronous import Arrival, Dispatch, Event, Participation
 
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
 _ONE = Law(fixed=1.0)
-
-
-@dataclass(frozen=True)
-class Network:
-    """A topology with the mixing matrix of each of its graphs."""
-
-    topology: Topology
-    mixings: tuple[BaseMixing, ...]
-
-    def link_ticks(self, message_bytes: int) -> list[Ints]:
-        """Ticks of one message over each link of each graph: latency_ms + bytes / bandwidth_mbps; 0 where unknown."""
-        return [
-            np.array([_link_ticks(graph.edges[u, v], message_bytes) for u, v in mixing.links.tolist()], dtype=np.int64)
-            for graph, mixing in zip(self.topology.graphs, self.mixings, strict=True)
-        ]
 
 
 @register.participation("gossip")
@@ -148,44 +129,7 @@ def normalised_delays(base: BaseMixing, units: Any, fires: Any, d: Floats, b: Fl
     return processing, float((per_entry * fires[base.entry_links]).sum() / per_entry.sum())
 
 
-def _link_ticks(edge: Mapping[str, Any], message_bytes: int) -> int:
-    """Latency and transfer time of one message over an edge of a graph file."""
-    transfer = 8 * message_bytes / (float(edge["bandwidth_mbps"]) * 1e6) if "bandwidth_mbps" in edge else 0.0
-    return round((float(edge.get("latency_ms", 0.0)) / 1e3 + transfer) * TICKS_PER_SECOND)
-
-
 def _bernoulli(probability: Floats, keys: Any, indicator: str) -> Bools:
     if indicator == "always":
         return np.ones(len(probability), dtype=bool)
     return np.asarray(rng.uniform(keys) < probability)
-
-
-def build_network(topology: Topology, weights: str, algorithm: GossipAlgorithm) -> Network:
-    """Mixing matrices of all graphs of a topology, checked for what the algorithm needs.
-
-    Raises
-    ------
-    InputError
-        The graph is directed where the algorithm needs symmetric weights, or the weights are not doubly stochastic.
-    """
-    mixings = []
-    for graph in topology.graphs:
-        matrix = mixing_matrix(graph, weights)
-        name = type(algorithm).__name__
-        found = "a directed graph" if topology.directed else "asymmetric weights"
-        if algorithm.needs_symmetric and not is_symmetric(matrix):
-            raise InputError(
-                f"{name} needs symmetric mixing weights on an undirected graph: links fire in both directions at once, "
-                f"and an idle link's weight stays at home; found {found}. "
-                "Allowed: an undirected graph with metropolis, max_degree or lazy weights",
-                key="graph" if topology.directed else "weights",
-            )
-        if not is_doubly_stochastic(matrix):
-            raise InputError(
-                f"{name} averages over the network only with a doubly stochastic mixing matrix; found '{weights}' "
-                "weights whose columns do not sum to 1 on this graph, which would weigh well-connected nodes more. "
-                "Allowed: metropolis, max_degree, lazy",
-                key="weights",
-            )
-        mixings.append(BaseMixing(matrix, topology.directed))
-    return Network(topology, tuple(mixings))

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
 from fedsim.core import rng
+from fedsim.core.arrays import Floats
 from fedsim.core.errors import InputError
 from fedsim.core.types import Count, NonNegative, Positive, Probability
 
-Floats = npt.NDArray[np.float64]
 _PAIR = Field(min_length=2, max_length=2)
 _FORMS = "allowed: a probability, a list of them, uniform, {uniform: [lo, hi]}, {beta: [a, b]} or {bimodal: mu}"
 

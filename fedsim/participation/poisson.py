@@ -14,23 +14,23 @@ from itertools import count
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse
 
 from fedsim.algorithms.base import Algorithm, GossipAlgorithm
 from fedsim.core import rng
+from fedsim.core.arrays import Floats, Ints
 from fedsim.core.clock import TICKS_PER_SECOND, exact, seconds, ticks
 from fedsim.core.errors import InputError
+from fedsim.core.oracle import Task
 from fedsim.core.registry import register
 from fedsim.core.types import Positive
 from fedsim.devices.system import Durations
-from fedsim.messages.aggregators import BaseMixing, MixingMatrix
-from fedsim.objective.quadratic import Ints, Task
-from fedsim.participation.gossip import Network, normalised_delays
+from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
+from fedsim.graphs.network import Network
+from fedsim.participation.base import Arrival, Dispatch, Event, Participation
+from fedsim.participation.gossip import normalised_delays
 from fedsim.participation.laws import RateLaw, Rates
-from fedsim.participation.synchronous import Arrival, Dispatch, Event, Participation
 
-Floats = npt.NDArray[np.float64]
 _ONE = RateLaw(fixed=1.0)
 _FAR = 2.0**61
 """A gap between two ticks is at most that many ticks of the clock (four months), so that sums stay 64-bit integers."""

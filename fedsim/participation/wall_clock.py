@@ -14,21 +14,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from fedsim.algorithms.base import Algorithm, ServerAlgorithm
 from fedsim.core import rng
+from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.clock import TICKS_PER_SECOND
 from fedsim.core.errors import RunError
+from fedsim.core.oracle import Task
 from fedsim.devices.system import Durations
 from fedsim.graphs.mixing import is_symmetric
-from fedsim.messages.aggregators import MixingMatrix
-from fedsim.objective.quadratic import Ints, Task
+from fedsim.graphs.mixing_matrix import MixingMatrix
+from fedsim.graphs.network import Network
+from fedsim.participation.base import Arrival, Dispatch, Event, Participation
 from fedsim.participation.clocked import Asynchronous, Clocked, FedBuff, FixedInterval
-from fedsim.participation.gossip import Network
-from fedsim.participation.synchronous import Arrival, Dispatch, Event, Participation
 
-Floats = npt.NDArray[np.float64]
 LOG = logging.getLogger("flwr.fedsim")
 _LOSSES = 3  # jobs of a client that are lost one after the other before it is left out of a clocked run
 
@@ -39,7 +38,7 @@ class Inbox(Protocol):
     def now(self) -> float:
         """Seconds since the inbox was made."""
 
-    def settle(self, jobs: Ints) -> npt.NDArray[np.bool_]:
+    def settle(self, jobs: Ints) -> Bools:
         """Wait for all of `jobs`: which of them delivered; the others were given up."""
 
     def arrivals(self, until: float | None) -> tuple[list[int], list[int]]:
@@ -92,7 +91,7 @@ class RealTime:
                 event = self._without(event, came, network)
             yield replace(event, time=self.now())
 
-    def _without(self, event: Arrival, came: npt.NDArray[np.bool_], network: Any) -> Arrival:
+    def _without(self, event: Arrival, came: Bools, network: Any) -> Arrival:
         """`event` with only the clients that came; a server's weights are scaled to the same sum.
 
         On a graph a missing node keeps its model, and its links do not fire.

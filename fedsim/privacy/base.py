@@ -23,41 +23,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.algorithms.base import Algorithm, Round
-from fedsim.clients.worker import Job
+from fedsim.algorithms.base import Round
+from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
+from fedsim.core.job import Job
+from fedsim.core.oracle import Plan, Task
 from fedsim.core.registry import Part
 from fedsim.core.types import Aggregate, BatchSize, Message, NonNegative, Positive, State
-from fedsim.devices.system import Durations
-from fedsim.messages.aggregators import Aggregator
-from fedsim.objective.quadratic import Ints, Plan, Task
-from fedsim.participation.gossip import Network
-from fedsim.participation.synchronous import Participation
+from fedsim.participation.base import Setting
 from fedsim.privacy.accounting import Profile
 from fedsim.privacy.accounting import epsilon as epsilon_of
 from fedsim.privacy.ledger import PrivacyLedger, finite
 
 PUBLIC_METRICS = ("test_loss", "test_accuracy")
 """Computed from released models and test data, which is taken as public; the others look at protected data."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The run that a mechanism is bound to. `rounds` is how many it has; `network` the graph of a gossip run."""
-
-    seed: int
-    rounds: int
-    task: Task
-    algorithm: Algorithm
-    participation: Participation
-    aggregator: Aggregator
-    network: Network | None
-    durations: Durations | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +179,7 @@ class WrappedTask(Task):
     def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Plan:
         return self.inner.plan(clients, rounds, steps, batch_size, epochs)
 
-    def poisson_plan(self, clients: Ints, rounds: Ints, steps: Ints, rates: npt.NDArray[np.float64]) -> Plan:
+    def poisson_plan(self, clients: Ints, rounds: Ints, steps: Ints, rates: Floats) -> Plan:
         return self.inner.poisson_plan(clients, rounds, steps, rates)
 
     def activation_bytes(self, batch_size: BatchSize) -> int:

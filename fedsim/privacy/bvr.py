@@ -12,26 +12,26 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from fedsim.algorithms.base import Round
 from fedsim.algorithms.diff2_bvr import Diff2Bvr
+from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError, RunError
+from fedsim.core.oracle import Oracle, Plan, Task
 from fedsim.core.registry import register
 from fedsim.core.types import Aggregate, BatchSize, Message, NonNegative, State
 from fedsim.messages.aggregators import Mean
-from fedsim.objective.quadratic import Ints, Oracle, Plan, Task
+from fedsim.participation.base import Setting
 from fedsim.privacy.accounting import Profile, Release, calibrate, epsilon, scaled
-from fedsim.privacy.base import Bound, Mechanism, Setting, WrappedTask
+from fedsim.privacy.base import Bound, Mechanism, WrappedTask
 from fedsim.privacy.clipping import max_coefficient, sensitivity
 from fedsim.privacy.gaussian import counts
 from fedsim.privacy.ledger import Claim, PrivacyLedger
 from fedsim.privacy.noise import gaussian
 
-Floats = npt.NDArray[np.float64]
 _RELATION = "add-remove"
 
 

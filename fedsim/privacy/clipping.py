@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from fedsim.core.arrays import Floats, Ints
 
 
-def max_coefficient(weights: Floats, sizes: npt.NDArray[np.int64] | None = None) -> float:
+def max_coefficient(weights: Floats, sizes: Ints | None = None) -> float:
     """The largest weight of one unit in ``sum_p w_p m_p``.
 
     Of one example, ``max_p w_p / n_p``, where m_p is the mean over client p's n_p examples (`sizes`); of one client,

@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
+from fedsim.core.oracle import Oracle, Plan, Task
 from fedsim.core.registry import register
 from fedsim.core.types import BatchSize, Fraction, Positive
-from fedsim.objective.quadratic import Ints, Oracle, Plan, Task
 from fedsim.objective.supervised import SupervisedTask
+from fedsim.participation.base import Setting
 from fedsim.privacy.accounting import Release, calibrate, scaled
-from fedsim.privacy.base import Bound, Mechanism, Setting
+from fedsim.privacy.base import Bound, Mechanism
 from fedsim.privacy.exposure import gradients_per_client
 from fedsim.privacy.ledger import Claim, PrivacyLedger
 from fedsim.privacy.noise import gaussian

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fedsim.objective.quadratic import Ints
-from fedsim.participation.synchronous import Arrival, Dispatch, Ended, Event
-from fedsim.privacy.base import Setting
+from fedsim.core.arrays import Ints
+from fedsim.participation.base import Arrival, Dispatch, Ended, Event, Setting
 
 
 def events(setting: Setting) -> Iterator[Event]:

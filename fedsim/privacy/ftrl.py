@@ -16,14 +16,15 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim.algorithms.base import Round, ServerAlgorithm
-from fedsim.clients.worker import Job
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
+from fedsim.core.job import Job
 from fedsim.core.registry import register
 from fedsim.core.types import Aggregate, Count, Message, Positive, State
-from fedsim.objective.quadratic import Ints
+from fedsim.participation.base import Setting
 from fedsim.participation.synchronous import Synchronous
 from fedsim.privacy.accounting import Release, calibrate
-from fedsim.privacy.base import Bound, Mechanism, Setting
+from fedsim.privacy.base import Bound, Mechanism
 from fedsim.privacy.exposure import rounds_of_clients
 from fedsim.privacy.ledger import Claim, PrivacyLedger
 from fedsim.privacy.matrix_noise import (

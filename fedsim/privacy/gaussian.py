@@ -19,14 +19,15 @@ from torch import Tensor
 
 from fedsim.algorithms.base import Round
 from fedsim.algorithms.diff2 import Diff2
-from fedsim.clients.worker import Job
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
+from fedsim.core.job import Job
 from fedsim.core.registry import register
 from fedsim.core.types import Aggregate, Count, Message, NonNegative, State
 from fedsim.messages.aggregators import Mean
-from fedsim.objective.quadratic import Ints
+from fedsim.participation.base import Setting
 from fedsim.privacy.accounting import Release, mu_for
-from fedsim.privacy.base import Bound, Mechanism, Setting
+from fedsim.privacy.base import Bound, Mechanism
 from fedsim.privacy.clipping import max_coefficient, sensitivity
 from fedsim.privacy.ledger import Claim, PrivacyLedger
 from fedsim.privacy.noise import gaussian

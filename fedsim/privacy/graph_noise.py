@@ -10,9 +10,8 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from fedsim.core.arrays import Floats
 
 _SPAN = 1e-9  # a direction that is new by less than this share of its length counts as seen before
 

@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
+from fedsim.core.oracle import Oracle, Task
 from fedsim.core.registry import register
 from fedsim.core.types import Count, NonNegative, Positive, clip_norm
-from fedsim.objective.quadratic import Ints, Oracle, Task
-from fedsim.participation.gossip import Gossip, Network
-from fedsim.participation.synchronous import Arrival, Dispatch
+from fedsim.graphs.network import Network
+from fedsim.participation.base import Arrival, Dispatch, Setting
+from fedsim.participation.gossip import Gossip
 from fedsim.privacy.accounting import Release, calibrate, epsilon, scaled
-from fedsim.privacy.base import Bound, Mechanism, Setting
+from fedsim.privacy.base import Bound, Mechanism
 from fedsim.privacy.exposure import events, gradients_per_client
 from fedsim.privacy.graph_noise import decor_leverage, gossip_leverage, laplacian, paper_leverage
 from fedsim.privacy.ledger import Claim, PrivacyLedger

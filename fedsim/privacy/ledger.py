@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import RunError
 from fedsim.privacy.accounting import (
     Profile,
@@ -20,7 +20,6 @@ from fedsim.privacy.accounting import (
     epsilon_rdp,
 )
 
-Ints = npt.NDArray[np.int64]
 _SLACK = 1 + 1e-6  # of a budget: calibration is exact up to rounding
 _MOST_PROFILES = 16
 NOT_COVERED = (

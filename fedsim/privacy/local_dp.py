@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Effort, ServerAlgorithm
-from fedsim.clients.worker import Job
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
+from fedsim.core.job import Job
 from fedsim.core.registry import register
 from fedsim.core.types import Message, Positive
-from fedsim.objective.quadratic import Ints
+from fedsim.participation.base import Setting
 from fedsim.privacy.accounting import Release, calibrate, scaled
-from fedsim.privacy.base import Bound, Mechanism, Setting
+from fedsim.privacy.base import Bound, Mechanism
 from fedsim.privacy.exposure import messages_per_client
 from fedsim.privacy.ledger import Claim, PrivacyLedger
 from fedsim.privacy.noise import gaussian

@@ -8,10 +8,9 @@ pattern moves C X by at most ``clip * |C pattern|`` (for C without negative entr
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from fedsim.core.arrays import Floats, Ints
+
 Node = tuple[int, int]
 """(level, index): the rounds ``index * 2^level + 1`` to ``(index + 1) * 2^level``."""
 

@@ -11,17 +11,15 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError, RunError
+from fedsim.core.oracle import Oracle, Plan, Task
 from fedsim.core.types import BatchSize
-from fedsim.objective.quadratic import Ints, Oracle, Plan, Task
 from fedsim.privacy.base import WrappedTask
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

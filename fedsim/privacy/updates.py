@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Effort, Round, ServerAlgorithm
+from fedsim.core.arrays import Floats
 from fedsim.core.errors import InputError
 from fedsim.core.types import Message
 from fedsim.messages.aggregators import Mean
+from fedsim.participation.base import Setting
 from fedsim.participation.synchronous import Synchronous
-from fedsim.privacy.base import Setting
-
-Floats = npt.NDArray[np.float64]
 
 
 def importance(setting: Setting) -> Floats:

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from fedsim.core.arrays import Floats
 from fedsim.core.documents import read_yaml
 from fedsim.core.errors import InputError
 from fedsim.engine.run_directory import LAST
 
-Floats = npt.NDArray[np.float64]
 Row = Mapping[str, Any]
 
 BEST_IS_LARGEST = ("test_accuracy", "node_accuracy")

@@ -8,20 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.algorithms.base import Algorithm, GossipAlgorithm, ServerAlgorithm
+from fedsim.algorithms.base import Algorithm, GossipAlgorithm, ServerAlgorithm, one_message
 from fedsim.backends.placement import cut_edges, place, place_graph, split
 from fedsim.clients.store import FILE, state_bytes, state_place
 from fedsim.clients.worker import default_chunk_rows
 from fedsim.core.documents import Document, override, read_yaml
 from fedsim.core.errors import InputError
 from fedsim.core.registry import names
-from fedsim.engine.assembly import Assembly, assemble, one_message
+from fedsim.core.types import message_bytes
+from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.place import ACTORS, client_load, shards_mix
 from fedsim.graphs.mixing import expected_mixing, mixing_matrix, spectral_gap, summary
 from fedsim.graphs.topology import build_topology
-from fedsim.messages.aggregators import Mean, message_bytes
+from fedsim.messages.aggregators import Mean
+from fedsim.participation.base import Arrival, Ended
 from fedsim.participation.gossip import Gossip
-from fedsim.participation.synchronous import Arrival, Ended, Synchronous
+from fedsim.participation.synchronous import Synchronous
 from fedsim.scenario.load import parse
 from fedsim.scenario.sections import Scenario
 

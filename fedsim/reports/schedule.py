@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from fedsim.algorithms.base import one_message
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import FedsimError, InputError, RunError
-from fedsim.core.types import BatchSize
+from fedsim.core.oracle import Plan, Task
+from fedsim.core.types import BatchSize, message_bytes
 from fedsim.data.partition_csv import FILE, read_partition
 from fedsim.devices.system import Durations, SystemSection
-from fedsim.engine.assembly import Assembly, assemble, one_message
+from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.run_directory import read_jsonl
 from fedsim.figures.html import Markup, details, image, notes, table, tag
 from fedsim.figures.schedule import staleness_figure
-from fedsim.messages.aggregators import message_bytes
-from fedsim.objective.quadratic import Ints, Plan, Task
 from fedsim.reports.groups import Group, Record
 from fedsim.reports.timeline import follow
 from fedsim.reports.timeline_tables import client_rows, headline, timeline_figure

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
-from fedsim.data.partition_csv import FILE, Ints, read_partition
+from fedsim.data.partition_csv import FILE, read_partition
 from fedsim.figures.html import Markup, details, image, notes, table, tag
 from fedsim.reports.groups import Group, Record
 

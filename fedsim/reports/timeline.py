@@ -7,16 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from fedsim.core.arrays import Array, Floats, Ints
 from fedsim.core.clock import TICKS_PER_SECOND, seconds, ticks
 from fedsim.core.errors import InputError
 from fedsim.engine.assembly import Assembly, assemble
 from fedsim.figures.schedule import Bar, TimesOff
-from fedsim.participation.synchronous import Arrival, Dispatch, Ended
+from fedsim.participation.base import Arrival, Dispatch, Ended
 from fedsim.scenario.sections import Scenario
 
-Floats = npt.NDArray[np.float64]
 Rows = dict[str, Any]
 
 MOST_COMBINES, MOST_DELIVERIES = 100_000, 1_000_000
@@ -69,10 +68,10 @@ class Timeline:
     times: Floats
     first: list[Combine]
     importance: Floats
-    delivered: npt.NDArray[np.int64]
+    delivered: Ints
     staleness: Floats
     weight: Floats
-    messages: npt.NDArray[np.int64]
+    messages: Ints
     busy: Floats
     in_vain: Floats
     waiting: Floats
@@ -86,7 +85,7 @@ class Timeline:
     def clients(self) -> int:
         return len(self.importance)
 
-    def columns(self) -> dict[str, npt.NDArray[Any]]:
+    def columns(self) -> dict[str, Array]:
         """The table of clients, column by column, each ``[n]``."""
         use = {"busy": self.busy, "in_vain": self.in_vain, "waiting": self.waiting, "idle": self.idle, "off": self.off}
         share = self.delivered / max(self.combines, 1)

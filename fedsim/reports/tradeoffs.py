@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedsim.core.arrays import Floats
 from fedsim.figures.curves import INK, style
 from fedsim.figures.html import Markup, escape, image, inline_svg, join, swatch, tag
 from fedsim.graphs.mixing import mixing_matrix, spectral_gap
-from fedsim.reports.groups import Floats, Group, Record
+from fedsim.reports.groups import Group, Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

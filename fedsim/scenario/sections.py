@@ -22,7 +22,7 @@ from fedsim.devices.system import SystemSection
 from fedsim.messages.aggregators import Aggregator
 from fedsim.objective.kernel import Precision
 from fedsim.objective.stacked import Way
-from fedsim.participation.synchronous import Participation
+from fedsim.participation.base import Participation
 from fedsim.privacy.base import Mechanism
 
 MODES = {"server": "synchronous", "gossip": "gossip"}

@@ -13,9 +13,9 @@ import torch
 from fedsim.algorithms.sam import Ascent
 from fedsim.core.errors import InputError
 from fedsim.core.fields import dump_part
+from fedsim.core.oracle import Oracle
 from fedsim.engine.assembly import assemble
 from fedsim.engine.loop import Simulation
-from fedsim.objective.quadratic import Oracle
 from fedsim.scenario.load import parse
 
 Make = Callable[..., Any]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.diff2 import Diff2
+from fedsim.core.oracle import Oracle
 from fedsim.core.types import Count, Message, Positive, State, clip_norm
-from fedsim.objective.quadratic import Oracle
-from fedsim.privacy.base import Bound, Setting
+from fedsim.participation.base import Setting
+from fedsim.privacy.base import Bound
 from fedsim.privacy.gaussian import BoundGaussian, Gaussian
 
 

@@ -16,7 +16,7 @@ from fedsim.backends.placement import cut_edges, place, place_graph, split
 from fedsim.backends.ray.rows import Rows
 from fedsim.core.row_files import RowStream, TensorFile, write_tensors
 from fedsim.graphs.mixing import mixing_matrix
-from fedsim.messages.aggregators import MixingMatrix
+from fedsim.graphs.mixing_matrix import MixingMatrix
 
 CPU = torch.device("cpu")
 

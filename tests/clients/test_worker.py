@@ -15,8 +15,9 @@ from fedsim.algorithms.scaffold import Scaffold
 from fedsim.algorithms.work import LrDecay
 from fedsim.backends.in_process import Vectorized
 from fedsim.backends.shard import Shard
-from fedsim.clients.worker import Job, Worker, default_chunk_rows
+from fedsim.clients.worker import Worker, default_chunk_rows
 from fedsim.core.errors import RunError
+from fedsim.core.job import Job
 from fedsim.data.sets import Quadratic
 from fedsim.objective.quadratic import QuadraticTask
 

@@ -227,8 +227,9 @@ def test_it_ends_when_its_folder_goes(spec: Spec) -> None:
 def test_it_ends_when_who_asked_is_gone(spec: Spec) -> None:
     """As without a worker: the work of a message ends with its process."""
     code = (
-        "import sys, json, numpy as np; from fedsim.deployment.link import Spec, ask; from fedsim.deployment.flower.records "
-        "import Order; ask(Spec(**json.loads(sys.argv[1])), 'train', Order('1', 0, 5, 1, 1, 0, 0), "
+        "import sys, json, numpy as np; from fedsim.deployment.link import Spec, ask; "
+        "from fedsim.deployment.flower.records import Order; "
+        "ask(Spec(**json.loads(sys.argv[1])), 'train', Order('1', 0, 5, 1, 1, 0, 0), "
         "{'x': np.ones(3), 'c': np.zeros(3)})"
     )
     slow = replace(spec, node={**spec.node, "delay": 60.0})

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from fedsim.core.types import message_bytes
 from fedsim.graphs.mixing import mixing_matrix
-from fedsim.messages.aggregators import BaseMixing, Mean, Median, MixingMatrix, TrimmedMean, message_bytes
+from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
+from fedsim.messages.aggregators import Mean, Median, TrimmedMean
 
 CPU = torch.device("cpu")
 GRAPHS: dict[str, tuple[Any, str]] = {

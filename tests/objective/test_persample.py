@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedsim.core.oracle import Oracle
 from fedsim.data.sets import Dataset
 from fedsim.models.build import views
 from fedsim.models.losses import loss_function
 from fedsim.objective import persample
-from fedsim.objective.quadratic import Oracle
 from fedsim.objective.supervised import SupervisedTask
 
 SIZES = [5, 80, 1, 20]

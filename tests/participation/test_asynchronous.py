@@ -11,8 +11,8 @@ from clocked import ASYNC, F80, Make, events
 
 import fedsim
 from fedsim.core.errors import InputError
+from fedsim.participation.base import Arrival
 from fedsim.participation.clocked import Staleness
-from fedsim.participation.synchronous import Arrival
 
 A = np.array([4.0, 1.0, -2.0, 3.0])
 CYCLE = 732  # arrivals until durations of 15, 11, 7 and 3 fifteenths of a second coincide again, after 77 s

@@ -12,7 +12,7 @@ import torch
 from clocked import ASYNC, DIGITS, F80, MODES, Make, events
 
 from fedsim.backends.in_process import Vectorized
-from fedsim.participation.synchronous import Dispatch
+from fedsim.participation.base import Dispatch
 
 # --- limit cases --------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from clocked import ASYNC, DIGITS, F80, MODES, Make
 import fedsim
 from fedsim.engine.assembly import assemble
 from fedsim.engine.run_directory import read_jsonl
-from fedsim.participation.synchronous import Arrival, Dispatch
+from fedsim.participation.base import Arrival, Dispatch
 from fedsim.scenario.load import parse
 
 

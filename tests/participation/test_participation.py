@@ -18,11 +18,13 @@ from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.work import Work
 from fedsim.core.errors import InputError
 from fedsim.data.sets import Quadratic
+from fedsim.graphs.network import build_network
 from fedsim.graphs.topology import Topology
 from fedsim.objective.quadratic import QuadraticTask
-from fedsim.participation.gossip import Gossip, build_network
+from fedsim.participation.base import Arrival, Dispatch
+from fedsim.participation.gossip import Gossip
 from fedsim.participation.laws import Law, ProbabilityLaw
-from fedsim.participation.synchronous import Arrival, Dispatch, Synchronous
+from fedsim.participation.synchronous import Synchronous
 
 LAW = TypeAdapter(ProbabilityLaw)
 ROUNDS = 3000
@@ -229,7 +231,7 @@ D, B = [1.0, 0.0, 0.5, 0.9, 0.1], [0.8, 0.05, 1.0, 0.3]
 
 def sporadic(count: int = ROUNDS, algorithm: Any = None, **more: Any) -> list[Arrival]:
     algorithm = algorithm or DSpodFL()
-    network = build_network(Topology((GRAPH,)), "metropolis", algorithm)
+    network = build_network(Topology((GRAPH,)), "metropolis", type(algorithm).__name__, algorithm.needs_symmetric)
     mode = Gossip(compute=LAW.validate_python(D), links=LAW.validate_python(B))
     return arrivals(mode, task_of(5), count, algorithm, network=network, **more)
 
@@ -290,7 +292,7 @@ def test_redrawn_probabilities_are_used_from_their_round_on() -> None:
     """A node's frequency follows the draw in force."""
     law = LAW.validate_python({"uniform": [0.0, 1.0], "redraw_every": 400})
     algorithm = DSpodFL()
-    network = build_network(Topology((GRAPH,)), "metropolis", algorithm)
+    network = build_network(Topology((GRAPH,)), "metropolis", type(algorithm).__name__, algorithm.needs_symmetric)
     found = arrivals(Gossip(compute=law), task_of(5), 1200, algorithm, network=network)
     compute = np.array([[i in a.trace["compute"] for i in range(5)] for a in found])
     for block in range(3):
@@ -301,10 +303,10 @@ def test_redrawn_probabilities_are_used_from_their_round_on() -> None:
 
 def test_both_directions_of_a_link_fire_together_and_directed_edges_alone() -> None:
     directed = nx.DiGraph([(0, 1), (1, 0), (1, 2), (2, 1), (0, 2), (2, 0)])
-    network = build_network(Topology((directed,)), "uniform", DGD())
+    network = build_network(Topology((directed,)), "uniform", "DGD", DGD.needs_symmetric)
     assert len(network.mixings[0].links) == 6
     assert arrivals(Gossip(), task_of(3), 1, DGD(), network=network)[0].sends == 6
-    pair = build_network(Topology((nx.complete_graph(3),)), "metropolis", DSpodFL())
+    pair = build_network(Topology((nx.complete_graph(3),)), "metropolis", "DSpodFL", DSpodFL.needs_symmetric)
     assert len(pair.mixings[0].links) == 3
     for a in arrivals(Gossip(links=Law(fixed=0.5)), task_of(3), 30, DSpodFL(), network=pair):
         P = a.mixing.matrix.toarray()

@@ -17,7 +17,7 @@ from scipy import stats
 import fedsim
 from fedsim.core.errors import InputError
 from fedsim.engine.assembly import assemble
-from fedsim.participation.synchronous import Arrival
+from fedsim.participation.base import Arrival
 from fedsim.reports.timeline import follow
 from fedsim.scenario.load import parse
 

@@ -15,7 +15,7 @@ import pytest
 import fedsim
 from fedsim.core.errors import RunError
 from fedsim.engine.assembly import Assembly, assemble
-from fedsim.participation.synchronous import Arrival, Dispatch, Event
+from fedsim.participation.base import Arrival, Dispatch, Event
 from fedsim.participation.wall_clock import RealTime
 from fedsim.scenario.load import parse
 from fedsim.scenario.sections import Scenario
@@ -199,11 +199,11 @@ def test_on_a_directed_graph_nobody_may_be_missing(quadratic: Make) -> None:
     scenario, assembly = made({"mode": "gossip"}, quadratic(n=N), system={"compute": 1.0}, **more)
     import networkx as nx
 
-    from fedsim.participation.gossip import build_network
+    from fedsim.graphs.network import build_network
 
     ring = nx.DiGraph([(i, (i + 1) % N) for i in range(N)])
     topology = replace(assembly.network.topology, graphs=(ring,))  # type: ignore[type-var]
-    network = build_network(topology, "uniform", scenario.algorithm)  # type: ignore[arg-type]
+    network = build_network(topology, "uniform", "dpsgd", False)
     with pytest.raises(RunError, match=r"nodes \[1\] are missing, and on a directed graph"):
         arrivals(live(scenario, replace(assembly, network=network), _losing(1)), 1)
 

@@ -22,9 +22,10 @@ from fedsim.backends.ray.cluster import Cluster, Shipment, log
 from fedsim.backends.ray.transport import as_array, pack
 from fedsim.backends.shard import TABLE, ClientError
 from fedsim.clients.worker import Worker
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import RunError
+from fedsim.core.oracle import Task
 from fedsim.core.row_files import Stored, TensorFile
-from fedsim.objective.quadratic import Ints, Task
 
 _LOG_BYTES = 2**27
 _LOG_CALLS = 4000

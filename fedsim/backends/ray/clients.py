@@ -16,11 +16,13 @@ from fedsim.backends.ray.cluster import Cluster, log
 from fedsim.backends.ray.rows import Rows
 from fedsim.backends.ray.transport import as_arrays, as_tensor
 from fedsim.backends.shard import Collected
-from fedsim.clients.worker import Job, Worker
+from fedsim.clients.worker import Worker
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import RunError
+from fedsim.core.job import Job
+from fedsim.core.oracle import Task
 from fedsim.core.row_files import Place, RowStream
 from fedsim.core.types import Message
-from fedsim.objective.quadratic import Ints, Task
 
 _INLINE_BYTES = 2**16  # of a broadcast that travels in the call itself; Ray does so below 100 KB
 _PART_BYTES = 2**23  # of clients' rows on their way to a file at a time

@@ -19,11 +19,13 @@ from fedsim.backends.ray.calls import LostError, Pool
 from fedsim.backends.ray.clients import RayBackend
 from fedsim.backends.ray.cluster import Cluster, log
 from fedsim.backends.ray.transport import as_array
-from fedsim.clients.worker import Job, Worker
+from fedsim.clients.worker import Worker
+from fedsim.core.arrays import Ints
+from fedsim.core.job import Job
+from fedsim.core.oracle import Task
 from fedsim.core.row_files import RowStream, Stored
-from fedsim.messages.aggregators import MixingMatrix
-from fedsim.objective.quadratic import Ints, Task
-from fedsim.participation.gossip import Network
+from fedsim.graphs.mixing_matrix import MixingMatrix
+from fedsim.graphs.network import Network
 
 _AHEAD = 4  # rounds that may be on their way at a time: enough to keep actors busy, few enough for their memory
 

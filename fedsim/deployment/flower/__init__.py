@@ -1,0 +1,1 @@
+"""Flower's side of a deployment: the backend that asks SuperNodes, who they are, and records as tensors."""

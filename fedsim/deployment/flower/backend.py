@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fedsim.backends.base import BackendDefaults
-from fedsim.clients.worker import Job, Worker
+from fedsim.clients.worker import Worker
+from fedsim.core.arrays import Bools, Ints
 from fedsim.core.errors import RunError
+from fedsim.core.job import Job
 from fedsim.core.types import Message
 from fedsim.deployment.flower.arrays import check_message, to_arrays, to_tensors
 from fedsim.deployment.flower.records import WORK, BadRecord, Order, Receipt, pack, unpack, unpack_arrays
 from fedsim.deployment.flower.roster import LOG, Roster
-from fedsim.objective.quadratic import Ints
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Flower(BackendDefaults):
             self._turn()
             time.sleep(self.policy.poll)
 
-    def settle(self, jobs: Ints) -> npt.NDArray[np.bool_]:
+    def settle(self, jobs: Ints) -> Bools:
         """Wait for all of `jobs`: which of them delivered ``[m]``; the others were given up."""
         numbers = jobs.tolist()
         while any(j not in self._done and j not in self._lost for j in numbers):

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
-import numpy.typing as npt
-
+from fedsim.core.arrays import Array
 from fedsim.core.errors import RunError
 
-Arrays = dict[str, npt.NDArray[Any]]
+Arrays = dict[str, Array]
 """A `Message` while it travels."""
 
 PROTOCOL = 1

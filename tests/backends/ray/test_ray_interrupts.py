@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import fedsim
-from fedsim.engine.run_directory import load_checkpoint
+from fedsim.engine.checkpoint import load_checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -1,0 +1,5 @@
+"""``python -m fedsim`` is the command line."""
+
+from fedsim.cli.app import main
+
+main()

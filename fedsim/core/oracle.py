@@ -1,0 +1,165 @@
+"""What is minimised: per-client objectives behind one gradient oracle.
+
+A task turns (clients, rounds, steps) into a `Plan` of minibatches; ``plan.oracle(k, count)`` is the stochastic
+first-order oracle of local step `k` for the plan's first `count` rows. Which samples a minibatch holds depends on
+(seed, client, round, step) alone, so it is the same for one client, a shard or all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.core.arrays import Floats, Ints
+from fedsim.core.errors import InputError
+from fedsim.core.types import BatchSize, clip_norm
+
+
+class Oracle(ABC):
+    """A stochastic first-order oracle: one minibatch per row, and the learning rate each row uses at this step."""
+
+    def __init__(self, lr: Tensor) -> None:
+        self.lr = lr
+        """Learning rate per row, ``[m, 1]``."""
+
+    @abstractmethod
+    def grad(self, x: Tensor) -> Tensor:
+        """Mean gradient over each row's minibatch, ``[m, d] -> [m, d]``; calling it again uses the same samples."""
+
+    def descend(self, x: Tensor) -> None:
+        """``x -= lr * grad(x)`` in place, ``[m, d]``, for stretches of plain SGD steps."""
+        x.addcmul_(self.grad(x), self.lr, value=-1.0)
+
+    @abstractmethod
+    def per_sample_grad(self, x: Tensor) -> Tensor:
+        """Gradient of every sample, ``[m, d] -> [m, b, d]``; rows with fewer than `b` samples end in zeros."""
+
+    @property
+    def samples(self) -> Tensor:
+        """Samples in each row's minibatch, ``[m, 1]``."""
+        return torch.ones_like(self.lr)
+
+    def clipped_sum(
+        self, x: Tensor, bound: Tensor | float, minus: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """``sum_j clip_bound(g_j(x_i))`` over each row's samples, ``[m, d]``.
+
+        With `minus` ``[m, d]`` each sample's difference ``g_j(x_i) - g_j(minus_i)`` is clipped instead. `bound` is a
+        number or ``[m, 1]``; inf clips nothing. `dtype` is the precision to compute in (default: that of x).
+        """
+        grads = self.per_sample_grad(x)
+        if minus is not None:
+            grads = grads - self.per_sample_grad(minus)
+        return clip_norm(grads, bound.unsqueeze(-1) if isinstance(bound, Tensor) else bound).sum(-2)
+
+
+class Plan(ABC):
+    """The minibatches of some clients for one stretch of local work; rows are sorted by falling number of steps."""
+
+    @abstractmethod
+    def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
+        """The oracle of local step `step` for the first `count` rows."""
+
+
+class Task(ABC):
+    """Per-client objectives f_i over parameters ``[d]``, with data on `device`."""
+
+    dim: int
+    num_clients: int
+    seed: int
+    """What draws of this run are keyed with."""
+    sizes: Ints
+    """Samples per client, ``[n]`` (1 where a client's gradient is exact)."""
+    importance: Floats
+    """p_i, ``[n]``, sums to 1: what the global objective sum_i p_i f_i weighs clients with (default: sample share)."""
+    device: torch.device
+    dtype: torch.dtype
+    metrics: tuple[str, ...]
+    """Names that `evaluate` returns."""
+
+    @abstractmethod
+    def initial(self) -> Tensor:
+        """Initial parameters ``[d]``."""
+
+    @abstractmethod
+    def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Plan:
+        """Minibatches for ``steps[i]`` local steps of ``clients[i]`` in its round ``rounds[i]``.
+
+        All are ``[m]``, steps falling.
+
+        With `epochs` a client walks through its shuffled samples, epoch after epoch, the last minibatch of an epoch
+        being what is left; without, every step draws a fresh minibatch without replacement.
+        """
+
+    def poisson_plan(self, clients: Ints, rounds: Ints, steps: Ints, rates: Floats) -> Plan:
+        """Minibatches that hold each of client i's samples with probability ``rates[i]``, independently (all ``[m]``).
+
+        Gradients are sums divided by the public number ``rates[i] * n_i``, never by how many were drawn, which may be
+        none. InputError where there are no samples to draw from.
+        """
+        raise InputError("a quadratic problem has no samples to draw from; allowed: a data set of samples")
+
+    @abstractmethod
+    def evaluate(self, params: Tensor) -> dict[str, float]:
+        """Metrics of one model ``[d]``: ``train_loss`` and, with test data, ``test_loss`` (and ``test_accuracy``)."""
+
+    def shard(self, clients: Ints) -> Self:
+        """The same objectives with the training data of `clients` only; clients keep their numbers and draws.
+
+        A task that wraps another one shards what it wraps.
+        """
+        return self._copied(lambda task: task.shard(clients))
+
+    def to(self, device: torch.device) -> Self:
+        """The same task with its data on `device`."""
+        part = self._copied(lambda task: task.to(device))
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor):
+                setattr(part, name, value.to(device))
+        part.device = device
+        return part
+
+    def _copied(self, inner: Callable[[Task], Task]) -> Self:
+        """A shallow copy in which the tasks that this one wraps are replaced."""
+        part = copy.copy(self)
+        for name, value in vars(part).items():
+            if isinstance(value, Task):
+                setattr(part, name, inner(value))
+        return part
+
+    @cached_property
+    def cumulative_importance(self) -> Floats:
+        """Running sums of `importance`, for drawing clients in proportion to it."""
+        return np.cumsum(self.importance)
+
+    def node_accuracy(self, params: Tensor) -> float | None:
+        """Mean over the rows of ``[n, d]`` of each model's own test accuracy; None where there is no accuracy."""
+        return None
+
+    def steps_per_epoch(self, clients: Ints, batch_size: BatchSize) -> Ints:
+        """Minibatches in one pass over each client's samples, ``[m]``."""
+        if batch_size == "full":
+            return np.ones(len(clients), dtype=np.int64)
+        return -(-self.sizes[clients] // batch_size)
+
+    def activation_bytes(self, batch_size: BatchSize) -> int:
+        """GPU memory that one more row's gradient takes, parameters apart, measured; 0 where it does not count."""
+        return 0
+
+    def samples_per_step(self, clients: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Ints:
+        """Sample gradients that ``steps[i]`` steps evaluate, ``[m]``."""
+        size = self.sizes[clients]
+        if batch_size == "full":
+            return steps * size
+        if not epochs:
+            return steps * np.minimum(size, batch_size)
+        per_epoch = self.steps_per_epoch(clients, batch_size)
+        whole, rest = steps // per_epoch, steps % per_epoch
+        return whole * size + rest * np.minimum(size, batch_size)

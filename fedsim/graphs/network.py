@@ -1,0 +1,67 @@
+"""A topology with the mixing matrix of each of its graphs, checked for what an algorithm needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedsim.core.arrays import Ints
+from fedsim.core.clock import TICKS_PER_SECOND
+from fedsim.core.errors import InputError
+from fedsim.graphs.mixing import is_doubly_stochastic, is_symmetric, mixing_matrix
+from fedsim.graphs.mixing_matrix import BaseMixing
+from fedsim.graphs.topology import Topology
+
+
+@dataclass(frozen=True)
+class Network:
+    """A topology with the mixing matrix of each of its graphs."""
+
+    topology: Topology
+    mixings: tuple[BaseMixing, ...]
+
+    def link_ticks(self, message_bytes: int) -> list[Ints]:
+        """Ticks of one message over each link of each graph: latency_ms + bytes / bandwidth_mbps; 0 where unknown."""
+        return [
+            np.array([_link_ticks(graph.edges[u, v], message_bytes) for u, v in mixing.links.tolist()], dtype=np.int64)
+            for graph, mixing in zip(self.topology.graphs, self.mixings, strict=True)
+        ]
+
+
+def build_network(topology: Topology, weights: str, name: str, needs_symmetric: bool) -> Network:
+    """Mixing matrices of all graphs of a topology, checked for what the algorithm called `name` needs.
+
+    Raises
+    ------
+    InputError
+        The graph is directed where the algorithm needs symmetric weights, or the weights are not doubly stochastic.
+    """
+    mixings = []
+    for graph in topology.graphs:
+        matrix = mixing_matrix(graph, weights)
+        found = "a directed graph" if topology.directed else "asymmetric weights"
+        if needs_symmetric and not is_symmetric(matrix):
+            raise InputError(
+                f"{name} needs symmetric mixing weights on an undirected graph: links fire in both directions at once, "
+                f"and an idle link's weight stays at home; found {found}. "
+                "Allowed: an undirected graph with metropolis, max_degree or lazy weights",
+                key="graph" if topology.directed else "weights",
+            )
+        if not is_doubly_stochastic(matrix):
+            raise InputError(
+                f"{name} averages over the network only with a doubly stochastic mixing matrix; found '{weights}' "
+                "weights whose columns do not sum to 1 on this graph, which would weigh well-connected nodes more. "
+                "Allowed: metropolis, max_degree, lazy",
+                key="weights",
+            )
+        mixings.append(BaseMixing(matrix, topology.directed))
+    return Network(topology, tuple(mixings))
+
+
+def _link_ticks(edge: Mapping[str, Any], message_bytes: int) -> int:
+    """Latency and transfer time of one message over an edge of a graph file."""
+    transfer = 8 * message_bytes / (float(edge["bandwidth_mbps"]) * 1e6) if "bandwidth_mbps" in edge else 0.0
+    return round((float(edge.get("latency_ms", 0.0)) / 1e3 + transfer) * TICKS_PER_SECOND)
