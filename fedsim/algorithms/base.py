@@ -35,6 +35,9 @@ from fedsim.core.types import (
     clip_norm,
 )
 
+Report = tuple[Message, Message, State]
+"""What crosses the network, what stays with the node that made it, what the client keeps; see `Algorithm.message`."""
+
 _ONE_STEP = Work(fixed=1)
 _LAST = "last"  # what a client keeps for `relaxed_init`: its parameters at the end of its last round
 
@@ -53,7 +56,8 @@ class Round:
 
     `weights` ``[m, 1]`` are the aggregation weights (None for gossip, where a mixing matrix aggregates); `importance`
     ``[m, 1]`` are the p_i of these clients in the global objective (they sum to 1 over all `num_clients`); `steps` and
-    `lr` ``[m, 1]`` tell the local work; `staleness` ``[m, 1]`` counts combines since each client pulled its model.
+    `lr` ``[m, 1]`` tell the local work; `staleness` ``[m, 1]`` counts combines since each client pulled its model;
+    `roles` ``[m, 1]`` are the numbers of the clients' roles (None where all do the same).
     """
 
     number: int
@@ -63,6 +67,7 @@ class Round:
     lr: Tensor
     weights: Tensor | None = None
     staleness: Tensor | None = None
+    roles: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +132,12 @@ class Algorithm(Part, ABC):
         return {**local, "x": torch.addcmul(x, v, oracle.lr, value=-1.0)}
 
     @abstractmethod
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
-        """What a client reports after its local work, and what it keeps."""
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
+        """What comes of a client's local work: what it sends, what stays with it, what it keeps for its next round.
+
+        What is sent crosses the network and is what bytes count. What stays reaches `combine` without crossing it: only
+        a node of a graph has it, which combines for itself. Under a server it is empty. Names are in one of the two.
+        """
 
     @abstractmethod
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
@@ -137,10 +146,6 @@ class Algorithm(Part, ABC):
     def start(self, received: Message, client: State) -> State:
         """What local work starts from."""
         return {"x": received["x"]}
-
-    def payload(self, message: Message) -> Message:
-        """The part of a message that crosses the network (for counting bytes)."""
-        return message
 
     def check(self, num_clients: int) -> None:
         """Raise InputError where the keys do not fit together or do not fit the scenario."""
@@ -155,7 +160,7 @@ class Algorithm(Part, ABC):
         """What a client works from: what was sent to it, or that changed by what it keeps."""
         return received
 
-    def report(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
+    def report(self, local: State, received: Message, client: State, effort: Effort) -> Report:
         """`message`, and what the engine adds to what is kept."""
         return self.message(local, received, client, effort)
 
@@ -271,12 +276,12 @@ class ServerAlgorithm(Algorithm):
         x = received["x"]
         return {**received, "x": x + self.relaxed_init * (x - client[_LAST])}
 
-    def report(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
-        message, kept = self.message(local, received, client, effort)
-        return message, ({**kept, _LAST: local["x"]} if self.relaxed_init > 0 else kept)
+    def report(self, local: State, received: Message, client: State, effort: Effort) -> Report:
+        travels, stays, kept = self.message(local, received, client, effort)
+        return travels, stays, ({**kept, _LAST: local["x"]} if self.relaxed_init > 0 else kept)
 
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
-        return {"delta": local["x"] - received["x"]}, client
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
+        return {"delta": local["x"] - received["x"]}, {}, client
 
     def importance(self, round: Round) -> Tensor:
         """p_i ``[m, 1]`` of the round's clients in the objective: their share, or 1 / M for ``weighting: uniform``."""
@@ -310,16 +315,16 @@ class GossipAlgorithm(Algorithm):
 
 __all__ = [
     "Aggregate", "Algorithm", "Count", "Decay", "Effort", "GossipAlgorithm", "Message", "NonNegative", "Oracle",
-    "Positive", "Round", "ServerAlgorithm", "State",
+    "Positive", "Report", "Round", "ServerAlgorithm", "State",
 ]  # fmt: skip
 
 
 def one_message(algorithm: Algorithm, task: Task, gossip: bool) -> tuple[Message, Message]:
-    """What one client receives and what it sends (of zero work, which has the same form), rows of one."""
+    """What one client receives and what crosses the network from it (of zero work, which has the same form): rows."""
     x = task.initial()
     state = algorithm.init(x.unsqueeze(0) if gossip else x)
     received = {k: v.reshape(1, -1) for k, v in algorithm.broadcast(state).items()}
     client = algorithm.init_client(x.unsqueeze(0))
     one = x.new_ones((1, 1))
-    sent, _ = algorithm.message(algorithm.start(received, client), received, client, Effort(one, one))
-    return received, algorithm.payload(sent)
+    travels, _, _ = algorithm.message(algorithm.start(received, client), received, client, Effort(one, one))
+    return received, travels

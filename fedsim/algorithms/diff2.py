@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Positive, Round, ServerAlgorithm, State
+from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Positive, Report, Round, ServerAlgorithm, State
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
 from fedsim.core.oracle import Task
@@ -95,8 +95,8 @@ class Diff2(ServerAlgorithm):
     def local_step(self, oracle: Oracle, local: State, received: Message, client: State) -> State:
         return {**local, "mean": self.direction(oracle, local["x"], received, client)}
 
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
-        return {"mean": local["mean"] if "mean" in local else torch.zeros_like(local["x"])}, client
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
+        return {"mean": local["mean"] if "mean" in local else torch.zeros_like(local["x"])}, {}, client
 
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         """``v = mean`` or ``v + mean``;  ``x = x - lr v``"""

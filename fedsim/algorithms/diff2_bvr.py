@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Positive, Round, State
+from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Positive, Report, Round, State
 from fedsim.algorithms.diff2 import Diff2
 from fedsim.algorithms.work import Work
 from fedsim.core.arrays import Ints
@@ -67,8 +67,8 @@ class Diff2Bvr(Diff2):
             v = local["v"] + difference / oracle.samples.clamp_min(1e-12)
         return {"x": y - oracle.lr * v, "v": v, "before": y}
 
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
-        return {"mean": local["mean"] if "mean" in local else local["x"] - received["x"]}, client
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
+        return {"mean": local["mean"] if "mean" in local else local["x"] - received["x"]}, {}, client
 
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         """``v = mean`` or ``v + mean``; in the other rounds ``x = y_K`` of the client whose turn it is"""

@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from fedsim.algorithms.base import Aggregate, Effort, GossipAlgorithm, Message, Round, State
+from fedsim.algorithms.base import Aggregate, Effort, GossipAlgorithm, Message, Report, Round, State
 from fedsim.core.arrays import Floats
 from fedsim.core.registry import register
 from fedsim.core.types import BatchSize
@@ -37,11 +37,8 @@ class DSpodFL(GossipAlgorithm):
     needs_symmetric: ClassVar[bool] = True
     in_continuous_time: ClassVar[bool] = True
 
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
-        return {"x": received["x"], "delta": local["x"] - received["x"]}, client
-
-    def payload(self, message: Message) -> Message:
-        return {"x": message["x"]}
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
+        return {"x": received["x"]}, {"delta": local["x"] - received["x"]}, client
 
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         return {**state, "x": aggregate(messages["x"]).add_(messages["delta"])}
@@ -115,8 +112,8 @@ class DFedAvg(GossipAlgorithm):
     With one local step this is adapt then combine (ATC), which differs from DGD in the order.
     """
 
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
-        return {"x": local["x"]}, client
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
+        return {"x": local["x"]}, {}, client
 
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         return {**state, "x": aggregate(messages["x"])}

@@ -3,7 +3,7 @@
 The published code is the source of the rules (its repository does not run as it is). There the server keeps all v_i;
 here each client keeps its own and sends the change, and the server keeps their mean. The first round is the paper's
 initialisation: all clients are anchors at the initial model. Weighted with p_i; ``weighting: uniform`` is the paper's.
-Clients draw their roles themselves, so x and vbar go to all of the cohort, and each sends one vector.
+Clients and server draw the roles from the same keys: x and vbar go to all of the cohort, and each sends one vector.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.algorithms.base import Aggregate, Algorithm, Effort, Message, Oracle, Round, ServerAlgorithm, State
+from fedsim.algorithms.base import Aggregate, Algorithm, Effort, Message, Oracle, Report, Round, ServerAlgorithm, State
 from fedsim.algorithms.work import Work
 from fedsim.core import rng
 from fedsim.core.arrays import Ints
@@ -101,20 +101,18 @@ class FedAMD(ServerAlgorithm):
             g = received["vbar"].expand_as(x)
         return {"x": torch.addcmul(x, g, oracle.lr, value=-1.0), "previous": x, "g": g}
 
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
-        return {"sent": local["x"] - received["x"], "mines": torch.ones_like(effort.steps)}, client
-
-    def payload(self, message: Message) -> Message:
-        return {"sent": message["sent"]}
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
+        return {"sent": local["x"] - received["x"]}, {}, client
 
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         assert round.weights is not None
-        sent, mines = messages["sent"], messages["mines"]
-        x, miners = state["x"], torch.nonzero(mines.squeeze(-1)).squeeze(-1)
+        assert round.roles is not None
+        x, sent, mines = state["x"], messages["sent"], round.roles == _MINER
+        miners = torch.nonzero(mines.squeeze(-1)).squeeze(-1)
         if len(miners):
             weights = round.weights.squeeze(-1)[miners]
             x = x + self.server_lr * aggregate(sent[miners], weights / weights.sum())
-        return {"x": x, "vbar": state["vbar"] + ((1 - mines) * self.importance(round) * sent).sum(-2)}
+        return {"x": x, "vbar": state["vbar"] + (~mines * self.importance(round) * sent).sum(-2)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +125,6 @@ class _Anchor(FedAMD):
     def local_step(self, oracle: Oracle, local: State, received: Message, client: State) -> State:
         return {"x": local["x"], "v": self.gradient(oracle, local["x"])}
 
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
         v = local.get("v", client["v"])  # nothing new of a client that took no step
-        return {"sent": v - client["v"], "mines": torch.zeros_like(effort.steps)}, {"v": v}
+        return {"sent": v - client["v"]}, {}, {"v": v}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedsim.algorithms.base import Aggregate, Effort, Message, NonNegative, Round, State
+from fedsim.algorithms.base import Aggregate, Effort, Message, NonNegative, Report, Round, State
 from fedsim.algorithms.fedprox import FedProx
 from fedsim.core.errors import InputError
 from fedsim.core.registry import register
@@ -33,8 +33,8 @@ class FedAsync(FedProx):
         if self.server_momentum > 0 or self.server_lr != 1.0:
             raise InputError("FedAsync's server has neither a learning rate nor momentum; set alpha", key="server_lr")
 
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
-        return {"y": local["x"]}, client
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
+        return {"y": local["x"]}, {}, client
 
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         assert round.weights is not None

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Positive, Round, ServerAlgorithm, State
+from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Positive, Report, Round, ServerAlgorithm, State
 from fedsim.core.registry import register
 from fedsim.core.types import clip_norm
 
@@ -64,9 +64,9 @@ class DynamicRegularisation(ServerAlgorithm):
             return clip_norm(g - client["g"] + self.penalty * (x - received["x"]), self.clip)
         return self.clipped(g) - client["g"] + self.penalty * (x - received["x"])
 
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
         delta = local["x"] - received["x"]
-        return {"delta": delta}, {"g": client["g"] - self.penalty * delta}
+        return {"delta": delta}, {}, {"g": client["g"] - self.penalty * delta}
 
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         h = state["h"] - self.penalty * (self.importance(round) * messages["delta"]).sum(-2)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedsim.algorithms.base import Aggregate, Effort, Message, Round, State
+from fedsim.algorithms.base import Aggregate, Effort, Message, Report, Round, State
 from fedsim.algorithms.fedprox import FedProx
 from fedsim.core.errors import InputError
 from fedsim.core.registry import register
@@ -38,9 +38,9 @@ class FedNova(FedProx):
                 "FedNova's normaliser is known for momentum or for mu, not for both: set one of them to 0", key="mu"
             )
 
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
         normaliser = self._normaliser(effort)
-        return {"d": (local["x"] - received["x"]) / normaliser.clamp_min(1e-12), "norm": normaliser}, client
+        return {"d": (local["x"] - received["x"]) / normaliser.clamp_min(1e-12), "norm": normaliser}, {}, client
 
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         tau_eff = aggregate(round.steps if self.mu > 0 else messages["norm"])

@@ -25,6 +25,7 @@ from fedsim.algorithms.base import (
     NonNegative,
     Oracle,
     Positive,
+    Report,
     Round,
     ServerAlgorithm,
     State,
@@ -65,11 +66,11 @@ class FedSpeed(SharpnessAware, DynamicRegularisation):
     def init(self, params: Tensor) -> State:
         return super().init(params) if self.dual == "all" else {"x": params}
 
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
-        message, kept = super().message(local, received, client, effort)
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
+        message, stays, kept = super().message(local, received, client, effort)
         if self.dual == "active":  # the amended model
             message = {"delta": message["delta"] - self.lambda_ * kept["g"]}
-        return message, kept
+        return message, stays, kept
 
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         if self.dual == "active":
@@ -122,9 +123,9 @@ class FedSMOO(DynamicRegularisation):
         after = self.step(oracle, local, self.corrected(oracle.grad(x + e), x, received, client))
         return {**after, "mu": mu + e - s}
 
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
-        message, kept = super().message(local, received, client, effort)
-        return {**message, "mu": local["mu"]}, {**kept, "mu": local["mu"]}
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
+        message, stays, kept = super().message(local, received, client, effort)
+        return {**message, "mu": local["mu"]}, stays, {**kept, "mu": local["mu"]}
 
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         moved = super().combine(state, messages, round, aggregate)

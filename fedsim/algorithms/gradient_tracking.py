@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from fedsim.algorithms.base import Aggregate, Effort, GossipAlgorithm, Message, Oracle, Round, State
+from fedsim.algorithms.base import Aggregate, Effort, GossipAlgorithm, Message, Oracle, Report, Round, State
 from fedsim.algorithms.work import Work
 from fedsim.core.errors import InputError
 from fedsim.core.registry import register
@@ -63,8 +63,8 @@ class GradientTracking(GossipAlgorithm):
         y = local["y"] + g - local["g"]
         return {"x": torch.addcmul(local["x"], y, oracle.lr, value=-1.0), "y": y, "g": g}
 
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
-        return {"x": local["x"], "y": local["y"]}, {"g": local["g"]}
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
+        return {"x": local["x"], "y": local["y"]}, {}, {"g": local["g"]}
 
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         return {"x": aggregate(messages["x"]), "y": aggregate(messages["y"])}

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Round, ServerAlgorithm, State
+from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Report, Round, ServerAlgorithm, State
 from fedsim.core.registry import register
 
 
@@ -50,14 +50,14 @@ class Scaffold(ServerAlgorithm):
             after["g"] = g + self.weight_decay * local["x"]
         return after
 
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> tuple[Message, State]:
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
         delta = local["x"] - received["x"]
         if self.option == 1:
             c = local.get("g", client["c"])
         else:
             per_step = effort.lr * self.step_weight_sum(effort.steps).clamp_min(1.0)
             c = client["c"] - received["c"] - delta / per_step
-        return {"delta": delta, "c": c - client["c"]}, {"c": c}
+        return {"delta": delta, "c": c - client["c"]}, {}, {"c": c}
 
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         moved = super().combine(state, messages, round, aggregate)

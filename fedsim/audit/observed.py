@@ -84,7 +84,7 @@ class Replay:
             oracle = _Guess(self, inputs[batch], labels[batch])
             local = self.algorithm.local_step(oracle, local, self.received, self.kept)
         steps = torch.full_like(self.lr, len(self.batches))
-        message, _ = self.algorithm.message(local, self.received, self.kept, Effort(steps, self.lr))
+        message, _, _ = self.algorithm.message(local, self.received, self.kept, Effort(steps, self.lr))
         sent = message[self.key][0]
         return sent if self.message_clip is None else clip_norm(sent, self.message_clip)
 

@@ -224,6 +224,7 @@ class Shard:
         self.guard.dropped.clear()
         if dropped:
             steps = np.where(np.isin(clients, list(dropped)), 0, steps)
+        roles = self.algorithm.role_of(clients, rounds, self.task.seed)
         self._round = Round(
             number=number,
             num_clients=self.task.num_clients,
@@ -231,6 +232,7 @@ class Shard:
             steps=self._column(steps),
             lr=self._column(self.algorithm.lr_at(rounds)),
             staleness=self._column(np.zeros(len(clients))),
+            roles=None if roles is None else self._column(roles),
         )
         self._exchange, self._mixing = exchange, MixingMatrix(exchange.matrix(), self.device)
         self._mixed: list[Tensor] = []

@@ -108,10 +108,10 @@ class Worker:
         effort = Effort(self._column(steps), lr[rows])
         received = {k: v[rows] if v.dim() > 1 else v for k, v in job.received.items()}
         kept = {k: v[rows] for k, v in client.items()}
-        message, after = algorithm.report({k: v[rows] for k, v in local.items()}, received, kept, effort)
+        travels, stays, after = algorithm.report({k: v[rows] for k, v in local.items()}, received, kept, effort)
         if steps.size and steps[0] > 0:
             self.store.scatter(job.clients[rows], after)
-        return {k: v.expand(len(steps), -1) for k, v in message.items()}
+        return {k: v.expand(len(steps), -1) for k, v in (travels | stays).items()}
 
     def _column(self, values: npt.NDArray[np.generic]) -> Tensor:
         return torch.as_tensor(values, dtype=self.initial.dtype, device=self.initial.device).unsqueeze(1)

@@ -93,7 +93,9 @@ class Bench:
         lr = self.algorithm.lr_at(np.full(len(clients), number))
         share = self.p[clients]
         weights = None if self.gossip else _column(share / share.sum())
-        info = Round(number, CLIENTS, _column(share), _column(steps), _column(lr), weights)
+        drawn = self.algorithm.role_of(clients, np.full(len(clients), number), 0)
+        roles = None if drawn is None else _column(drawn)
+        info = Round(number, CLIENTS, _column(share), _column(steps), _column(lr), weights, roles=roles)
         if weights is None:
             return info, self.mixing
         mean, default = Mean(), weights.squeeze(1)

@@ -20,17 +20,18 @@ import torch
 import yaml
 from torch import Tensor
 
-from fedsim.algorithms.base import Algorithm, Effort, Round
+from fedsim.algorithms.base import Algorithm, Effort, Report, Round
 from fedsim.contract.bench import CLIENTS, DIMENSION, EVERYBODY, START, Bench, ExactOracle
 from fedsim.core.documents import Document, override
 from fedsim.core.errors import InputError
 from fedsim.core.fields import dump_part, make_part
 from fedsim.core.registry import lookup
-from fedsim.core.types import Message, State
+from fedsim.core.types import State
 
 ROUNDS = 4
 DESCENT_ROUNDS = 100
 TOLERANCE = 1e-12
+_PARTS = ("what is sent", "what stays", "what is kept")
 _SHARDS: Mapping[str, list[list[int]]] = {
     "in two shards": [[0, 2, 3, 5], [1, 4]],
     "in three shards": [[5, 0], [1, 2], [3, 4]],
@@ -141,9 +142,8 @@ def inputs_untouched(bench: Bench) -> str:
         for _ in range(int(steps[0])):
             call("direction", oracle, local["x"], received, keeps)
             local = call("local_step", oracle, local, received, keeps)
-        messages, keeps = call("message", local, received, keeps, Effort(info.steps, info.lr))
-        call("payload", messages)
-        state = call("combine", state, messages, info, aggregate)
+        travels, stays, keeps = call("message", local, received, keeps, Effort(info.steps, info.lr))
+        state = call("combine", state, travels | stays, info, aggregate)
     return f"{calls} calls left their inputs as they were"
 
 
@@ -161,7 +161,7 @@ def last_axis_only(bench: Bench) -> str:
     steps = 2 if bench.any_steps else 1
     lr = torch.full((CLIENTS, 1), a.lr, dtype=torch.float64)
 
-    def half(rows: Any) -> tuple[Message, State]:
+    def half(rows: Any) -> Report:
         mine, kept = {k: v[rows] for k, v in received.items()}, {k: v[rows] for k, v in keeps.items()}
         local, oracle = a.start(mine, kept), ExactOracle(bench, rows, lr[rows])
         for _ in range(steps):
@@ -170,7 +170,7 @@ def last_axis_only(bench: Bench) -> str:
 
     stacked, worst = half(slice(None)), 0.0
     for i in range(CLIENTS):
-        for what, rows, row in zip(("message", "what the client keeps"), stacked, half(i), strict=True):
+        for what, rows, row in zip(_PARTS, stacked, half(i), strict=True):
             mine = {k: v[i] if v.dim() > 1 else v for k, v in rows.items()}
             where = f"client {i} as a row of [m, d] and alone as [d]: {what}"
             worst = max(worst, _compare(where, mine, row, TOLERANCE, _ROWS_HINT))
@@ -191,10 +191,6 @@ def right_form(bench: Bench) -> str:
         state = tensors if what.endswith("state") else state
         leading = rows if what.endswith("state") else (CLIENTS,)
         _form(what, tensors, leading)
-        if what.endswith("message"):
-            sent = a.payload(tensors)
-            if not isinstance(sent, dict):
-                raise LawBrokenError(f"payload gave {type(sent).__name__}, allowed: a dict of tensors")
     if "x" not in state or state["x"].shape != (*rows, DIMENSION):
         found = f"shape {list(state['x'].shape)}" if "x" in state else f"keys {list(state)}"
         raise LawBrokenError(f"the state has {found}, allowed: 'x' of shape {[*rows, DIMENSION]}, the parameters")
@@ -211,10 +207,19 @@ def _one_client(bench: Bench) -> None:
     local = a.local_step(ExactOracle(bench, slice(0, 1), a.lr * one), local, received, kept)
     _form("local_step", local, (1,))
     result = a.message(local, received, kept, Effort(one, a.lr * one))
-    if not (isinstance(result, tuple) and len(result) == 2):
-        raise LawBrokenError(f"message gave {type(result).__name__}, allowed: a pair, what is sent and what is kept")
-    for what, tensors in zip(("message, sent", "message, kept"), result, strict=True):
-        _form(what, tensors, (1,))
+    if not (isinstance(result, tuple) and len(result) == len(_PARTS)):
+        found = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
+        raise LawBrokenError(f"message gave {found}, allowed: three dicts, {', '.join(_PARTS)}")
+    for what, tensors in zip(_PARTS, result, strict=True):
+        _form(f"message, {what}", tensors, (1,))
+    travels, stays, _ = result
+    if stays and not bench.gossip:
+        raise LawBrokenError(
+            f"message lets {', '.join(stays)} stay with the client, where the server cannot combine it; "
+            "allowed: nothing stays under a server (the second dict is empty)"
+        )
+    if both := sorted(set(travels) & set(stays)):
+        raise LawBrokenError(f"message sends {', '.join(both)} and lets it stay, allowed: one of the two")
 
 
 def yaml_round_trip(bench: Bench) -> str:

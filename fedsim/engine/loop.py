@@ -215,7 +215,7 @@ class Simulation:
             if len(event.clients):
                 assert isinstance(event.mixing, MixingMatrix)
                 self.nodes.mix(event.number, event.mixing)
-                self._count(event, one_message(algorithm, task, gossip=True)[1])
+                self._count(event, {})
             self._end_round(event, recorder)
             return
         event, messages = self._delivered(event)
@@ -223,6 +223,7 @@ class Simulation:
             self._end_round(event, recorder)
             return
         weights = None if event.weights is None else self._column(event.weights)
+        roles = algorithm.role_of(event.clients, event.rounds, task.seed)
         info = Round(
             number=event.number,
             num_clients=task.num_clients,
@@ -231,6 +232,7 @@ class Simulation:
             lr=self._column(algorithm.lr_at(event.rounds)),
             weights=weights,
             staleness=self._column(event.staleness),
+            roles=None if roles is None else self._column(roles),
         )
         aggregate = self._aggregate(event.mixing, weights)
         if self.assembly.privacy is not None:
@@ -293,7 +295,8 @@ class Simulation:
     def _count(self, event: Arrival, messages: Message) -> None:
         task, algorithm, totals = self.assembly.task, self.scenario.algorithm, self.totals
         sends = event.sends if self.assembly.privacy is None else event.sends * self.assembly.privacy.exchanges
-        totals.bytes_sent += sends * message_bytes(algorithm.payload(messages))
+        sent = messages if self.assembly.network is None else one_message(algorithm, task, gossip=True)[1]
+        totals.bytes_sent += sends * message_bytes(sent)
         totals.gradients += algorithm.gradients(task, event.clients, event.rounds, event.steps)
         totals.contributions += len(event.clients)
         totals.staleness += int(event.staleness.sum())

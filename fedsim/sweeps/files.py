@@ -14,12 +14,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedsim.scenario.load import parse
+from fedsim.core.documents import Document, Source, change, override, read_yaml
 from fedsim.core.errors import InputError, Problem
 from fedsim.core.fields import make_part
+from fedsim.scenario.load import parse
 from fedsim.scenario.sections import NAME, Scenario
 from fedsim.sweeps.axes import Axis, Stop
-from fedsim.core.documents import Document, Source, change, override, read_yaml
 
 _LONGEST = 90
 """Characters of a label: with the sweep's name before it, it is the run's name and fits a file name."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.core.errors import FedsimError, InputError, RunError
-from fedsim.scenario.sections import Scenario
 from fedsim.engine.loop import Progress, run
+from fedsim.scenario.sections import Scenario
 from fedsim.sweeps.home import pack
 
 TRACEBACK = "error.txt"

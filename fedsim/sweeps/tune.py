@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedsim.engine.place import ACTORS
 from fedsim.backends.ray.cluster import Cluster
 from fedsim.core.errors import FedsimError, InputError, RunError
+from fedsim.engine.place import ACTORS
 from fedsim.scenario.sections import Scenario
 from fedsim.sweeps.axes import Stop
 from fedsim.sweeps.home import Home

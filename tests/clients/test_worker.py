@@ -50,7 +50,7 @@ class Remembering(ServerAlgorithm):
 
     def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
         delta = local["x"] - received["x"]
-        return {"delta": delta, "before": client["last"]}, {"last": delta, "times": client["times"] + 1}
+        return {"delta": delta, "before": client["last"]}, {}, {"last": delta, "times": client["times"] + 1}
 
 
 # --- local work -----------------------------------------------------------------------------------

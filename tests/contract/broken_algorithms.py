@@ -29,7 +29,7 @@ class Good(ServerAlgorithm):
     def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
         delta = clip_norm(local["x"] - received["x"], self.bound)
         kept = {"sum": client["sum"] + delta, "rounds": client["rounds"] + 1}
-        return {"delta": delta, "size": norm(delta)}, kept
+        return {"delta": delta, "size": norm(delta)}, {}, kept
 
     def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:
         return {"x": state["x"] + self.server_lr * aggregate(messages["delta"]), "seen": aggregate(messages["size"])}
@@ -63,7 +63,7 @@ class ForgetsTheClient(ServerAlgorithm):
 
     def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
         client.pop("sum")
-        return {"delta": local["x"] - received["x"]}, {"sum": local["x"]}
+        return {"delta": local["x"] - received["x"]}, {}, {"sum": local["x"]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class MeanWithoutDim(DSpodFL):
 @dataclass(frozen=True, kw_only=True)
 class CountsRows(ServerAlgorithm):
     def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
-        return {"delta": (local["x"] - received["x"]) / len(local["x"])}, client
+        return {"delta": (local["x"] - received["x"]) / len(local["x"])}, {}, client
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,13 +142,13 @@ class Overflows(ServerAlgorithm):
 class SumsParametersAway(ServerAlgorithm):
     def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
         delta = local["x"] - received["x"]
-        return {"delta": delta, "size": delta.sum(-1)}, client
+        return {"delta": delta, "size": delta.sum(-1)}, {}, client
 
 
 @dataclass(frozen=True, kw_only=True)
 class HalvesThePrecision(ServerAlgorithm):
     def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
-        return {"delta": (local["x"] - received["x"]).float()}, client
+        return {"delta": (local["x"] - received["x"]).float()}, {}, client
 
     def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:
         return {"x": state["x"] + aggregate(messages["delta"].double())}
@@ -157,7 +157,7 @@ class HalvesThePrecision(ServerAlgorithm):
 @dataclass(frozen=True, kw_only=True)
 class SendsATensor(ServerAlgorithm):
     def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
-        return local["x"] - received["x"], client
+        return local["x"] - received["x"], {}, client
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +194,25 @@ class CheckCrashes(ServerAlgorithm):
 
 @dataclass(frozen=True, kw_only=True)
 class Unfinished(Algorithm):
+    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
+        return {"delta": local["x"] - received["x"]}, {}, client
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeavesItAtHome(ServerAlgorithm):
+    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
+        return {}, {"delta": local["x"] - received["x"]}, client
+
+
+@dataclass(frozen=True, kw_only=True)
+class SendsAndKeeps(DSpodFL):
+    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
+        delta = local["x"] - received["x"]
+        return {"x": received["x"], "delta": delta}, {"delta": delta}, client
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReturnsAPair(ServerAlgorithm):
     def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
         return {"delta": local["x"] - received["x"]}, client
 

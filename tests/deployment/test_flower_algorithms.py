@@ -85,6 +85,28 @@ def test_state_stays_on_the_clients_disk(name: str, files: int, tmp_path: Path, 
     assert sent == ({"x", "c"} if files else {"x"})  # what clients keep never travels
 
 
+@pytest.mark.parametrize("name,sent", [("dspodfl", {"delta"}), ("dfedavg", {"x"}), ("gradient_tracking", {"x", "y"})])
+def test_a_node_sends_nothing_that_it_was_just_sent(name: str, sent: set[str], tmp_path: Path, quadratic: Make) -> None:
+    """One array of d numbers per vector that is new, and none of what the server sent."""
+    mode = {"mode": "gossip"} if name == "gradient_tracking" else {"mode": "gossip", "compute": 0.6, "links": 0.7}
+    scenario = sections(name, quadratic(n=N, d=3).section(noise=0.2), participation=mode)
+    app = Deployment(tmp_path / "app", scenario, N)
+    answers: list[dict[str, int]] = []
+
+    def measure(message: Any, reply: Any) -> Any:
+        if message.metadata.group_id:
+            answers.append({k: v.numpy().nbytes for k, v in reply.content["arrays"].items()})
+        return reply
+
+    for node in app.grid.nodes.values():
+        node.spoil = measure
+    deployed = app.run()
+    assert len(answers) >= N
+    assert {k for answer in answers for k in answer} == sent
+    assert {size for answer in answers for size in answer.values()} == {3 * 8}
+    assert torch.equal(deployed.params, fedsim.run(scenario, out=tmp_path / "simulated").params)
+
+
 def test_a_run_is_continued_where_its_checkpoint_is(tmp_path: Path, quadratic: Make) -> None:
     scenario = sections("scaffold", quadratic(n=N, d=3).section(noise=0.2), rounds=8)
     simulated = fedsim.run(scenario, out=tmp_path / "simulated")

@@ -187,7 +187,7 @@ class Counting(ServerAlgorithm):
         return {"jobs": torch.zeros_like(params[..., :1])}
     def message(self, local, received, client, effort):
         jobs = client["jobs"] + 1
-        return {"delta": jobs.expand_as(local["x"])}, {"jobs": jobs}
+        return {"delta": jobs.expand_as(local["x"])}, {}, {"jobs": jobs}
 """
 
 

@@ -41,7 +41,8 @@ def write(folder: Path, **sweep: Any) -> Path:
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
     environment = os.environ | {"RAY_memory_monitor_refresh_ms": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
-        [sys.executable, "-m", "fedsim.cli.app", "sweep", "w.yaml", "--out", "out", "--parallel", "2", *more], cwd=folder,
+        [sys.executable, "-m", "fedsim.cli.app", "sweep", "w.yaml", "--out", "out", "--parallel", "2", *more],
+        cwd=folder,
         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True,
     )  # fmt: skip
 

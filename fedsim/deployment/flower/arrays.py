@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from fedsim.core.arrays import Array
 from fedsim.core.types import Message
 from fedsim.deployment.flower.records import Arrays, BadRecord
 
@@ -29,6 +30,11 @@ def to_tensors(arrays: Arrays, device: torch.device) -> Message:
         raise BadRecord(f"an array cannot be read: {error}") from error
 
 
+def changed(message: Arrays, received: Arrays) -> Arrays:
+    """The arrays of `message` that are not, bit for bit, the ones of the same name that were received."""
+    return {k: v for k, v in message.items() if k not in received or not _same(v, received[k])}
+
+
 def check_message(message: Message, expected: Mapping[str, torch.Tensor]) -> None:
     """Raise BadRecord unless `message` has the names, shapes and types of `expected`, and finite numbers."""
     if set(message) != set(expected):
@@ -40,3 +46,7 @@ def check_message(message: Message, expected: Mapping[str, torch.Tensor]) -> Non
             raise BadRecord(f"'{name}' is {found}, expected {right}")
         if not bool(torch.isfinite(value).all()):
             raise BadRecord(f"'{name}' holds numbers that are not finite")
+
+
+def _same(one: Array, other: Array) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()

@@ -1,8 +1,8 @@
 """What travels between a ServerApp and a ClientApp: jobs, messages and greetings as Flower records, and back.
 
 A `Message` is one to one an ArrayRecord: every tensor an array of the same name, ``[d]`` where all clients receive the
-same and ``[1, d]`` where a client receives, or sends, its own row. Every message's process reads this, so torch stays
-out of it.
+same and ``[1, d]`` where a client receives, or sends, its own row. A node of a graph leaves out what it was sent under
+the same name and did not change, since the server has it. Every message's process reads this, so torch stays out of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fedsim.core.errors import RunError
 Arrays = dict[str, Array]
 """A `Message` while it travels."""
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised whenever records change, so that machines with different versions of fedsim refuse each other by name."""
 
 HELLO, WORK = "query.hello", "train"
