@@ -98,11 +98,11 @@ class Task(ABC):
         being what is left; without, every step draws a fresh minibatch without replacement.
         """
 
-    def poisson_plan(self, clients: Ints, rounds: Ints, steps: Ints, rates: Floats) -> Plan:
+    def poisson_plan(self, clients: Ints, rounds: Ints, steps: Ints, rates: Floats, seed: int | None = None) -> Plan:
         """Minibatches that hold each of client i's samples with probability ``rates[i]``, independently (all ``[m]``).
 
-        Gradients are sums divided by the public number ``rates[i] * n_i``, never by how many were drawn, which may be
-        none. InputError where there are no samples to draw from.
+        `seed` decides which (None: the task's own). Gradients are sums divided by the public number ``rates[i] * n_i``,
+        never by how many were drawn, which may be none. InputError where there are no samples to draw from.
         """
         raise InputError("a quadratic problem has no samples to draw from; allowed: a data set of samples")
 

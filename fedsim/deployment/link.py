@@ -33,7 +33,13 @@ from fedsim.deployment.node_config import NodeConfig
 NAME, LOG = "worker.json", "worker.log"
 _START = 60.0  # seconds a worker may take before it listens, which it does before it imports torch
 _SILENCE = 120.0  # seconds without a sign of life after which a worker is taken for hung
-_KEPT = ("data.safetensors*", "noise.key", "round-*.safetensors*", "worker.*")  # what a run leaves in a client's folder
+_KEPT = (
+    "data.safetensors*",
+    "noise.key",
+    "answers.jsonl",
+    "round-*.safetensors*",
+    "worker.*",
+)  # what a run leaves in a client's folder
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fedsim.core.errors import InputError, nearest
 from fedsim.deployment.flower.records import BadRecord
 
 _TEXTS = ("data-path", "own-data", "state-dir")
-_KEYS = ("partition-id", "num-partitions", *_TEXTS, "delay", "lost-state", "idle-seconds", "keep-runs")
+_KEYS = ("partition-id", "num-partitions", *_TEXTS, "delay", "lost-state", "idle-seconds", "keep-runs", "budget")
 
 _SHORTEST = 5  # seconds: a worker must not end before who has started it has given it a job
 
@@ -34,6 +34,7 @@ class NodeConfig:
     lost_state : ``refuse`` jobs that build on state that is not on the disk, or start ``fresh`` (``lost-state``).
     idle_seconds : how long the client's worker waits for its next job before it ends (``idle-seconds``); 0: no worker.
     keep_runs : how many earlier runs' folders of this client are kept when a new run begins (``keep-runs``).
+    budget : with ``trust: local``, the epsilon that this client spends at most in a run (``budget``).
     """
 
     client: int
@@ -45,6 +46,7 @@ class NodeConfig:
     lost_state: str = "refuse"
     idle_seconds: float = 600.0
     keep_runs: int = 5
+    budget: float | None = None
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> NodeConfig:
@@ -74,6 +76,9 @@ class NodeConfig:
             raise _wrong("lost-state", lost, "refuse, fresh")
         if type(keep) is not int or keep < 0:
             raise _wrong("keep-runs", keep, "a whole number >= 0")
+        budget = config.get("budget")
+        if budget is not None and (type(budget) not in (int, float) or not 0 < budget < float("inf")):
+            raise _wrong("budget", budget, "an epsilon > 0")
         if "data-path" in config and "own-data" in config:
             raise InputError(
                 "--node-config: found both data-path and own-data, allowed: one of the two", key="own-data"
@@ -81,7 +86,7 @@ class NodeConfig:
         return cls(
             config["partition-id"], config["num-partitions"], config.get("data-path"), config.get("own-data"),
             Path(str(config.get("state-dir", cls.state_dir))).expanduser(), float(delay), lost,
-            float(idle), keep,
+            float(idle), keep, None if budget is None else float(budget),
         )  # fmt: skip
 
     def folder(self, run: str) -> Path:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedsim.core.errors import InputError
+from fedsim.privacy.base import Bound
 from fedsim.scenario.sections import Scenario
 
 
@@ -31,6 +32,18 @@ def check_trust(scenario: Scenario) -> None:
             "only its share of the noise; allowed: central, local",
             key="privacy.trust",
         )
+
+
+def sampling_secret(privacy: Bound | None) -> int | None:
+    """What decides who takes part in a round where epsilon counts on nobody's knowing it, or None.
+
+    Drawn from the scenario's seed, which is in every client's app, anybody could compute who takes part. Where there is
+    no noise, nothing is private, and the cohorts are those of the simulation.
+    """
+    if privacy is None or privacy.ledger.claim.unit != "client":
+        return None
+    counts = any(release.q < 1 and release.z > 0 for release in privacy.ledger.planned)
+    return privacy.seeds[0] if counts else None
 
 
 def with_own_noise(scenario: Scenario, file: Path, fresh: bool = False) -> Scenario:

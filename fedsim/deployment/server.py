@@ -19,7 +19,7 @@ from fedsim.deployment.flower.backend import Flower, Policy
 from fedsim.deployment.flower.records import Greeting
 from fedsim.deployment.flower.roster import LOG, Roster
 from fedsim.deployment.node_config import settings_of
-from fedsim.deployment.noise import check_trust, with_own_noise
+from fedsim.deployment.noise import check_trust, sampling_secret, with_own_noise
 from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.loop import Simulation
 from fedsim.engine.replies import write_fitted
@@ -130,6 +130,7 @@ def serve(grid: Any, scenario: Scenario, config: RunConfig, run: str) -> Run:
         patient=isinstance(scenario.participation, Clocked), graph=assembly.network is not None,
     )  # fmt: skip
     clock = RealTime(scenario.participation, backend, complete=_needs_everybody(assembly, backend))
+    clock.secret = sampling_secret(assembly.privacy)
     simulation = Simulation(scenario, assembly, folder, config.resume, backend, clock.events)
     if simulation.fresh:
         (folder / "replies.jsonl").unlink(missing_ok=True)

@@ -12,7 +12,6 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from fedsim.core.errors import InputError, RunError
 from fedsim.core.job import Job
 from fedsim.core.types import State
 from fedsim.data.sets import Dataset
+from fedsim.deployment.answers import FILE, Answers, digest
 from fedsim.deployment.flower.arrays import changed, to_arrays, to_tensors
 from fedsim.deployment.flower.records import Arrays, BadRecord, Greeting, Order, Receipt
 from fedsim.deployment.node_config import NodeConfig
@@ -43,8 +43,10 @@ class Client:
         if scenario.run.threads is not None:
             torch.set_num_threads(scenario.run.threads)
         self.held: Held | None = None
+        self.secret = 0
         self.assembly = self._assemble()
         self.worker = self.assembly.worker(scenario)
+        self.answers = self._answers()
         self._fresh = self.worker.store.gather(np.array([node.client])) if node.client < node.clients else {}
 
     def greeting(self) -> Greeting:
@@ -62,41 +64,71 @@ class Client:
         """Do `order` on what was received: the message ``[1, d]``, with the state after it on the disk."""
         if order.client != self.node.client:
             raise BadRecord(f"a job of client {order.client} was sent to client {self.node.client}")
+        if order.round < 1 or order.steps < 0:
+            raise BadRecord(f"found round {order.round} with {order.steps} steps, expected a round from 1 on")
         started = time.perf_counter()
-        received = to_tensors(arrays, self.worker.initial.device)
-        who = np.array([order.client], dtype=np.int64)
-        self._restore(order, who)
-        job = Job(who, np.array([order.round]), np.array([order.steps]), received, np.array([order.number]))
-        message = to_arrays(self.worker.run(job))
-        if self.assembly.network is not None:  # the server mixes for the nodes: what it sent, it has
-            message = changed(message, arrays)
-        self._keep(order, self.worker.store.gather(who))
+        message = self._released(order, arrays)
         seconds = time.perf_counter() - started
         if self.node.delay:
             time.sleep(self.node.delay)
         return Receipt(order.client, order.number, seconds + self.node.delay), message
 
+    def _released(self, order: Order, arrays: Arrays) -> Arrays:
+        """What may leave this machine in answer to `order`; in a private run it is written down before (`answers`)."""
+        past = self._restore(order)
+        if self.answers is None:
+            return self._computed(order, arrays, "")
+        asked = digest({"round": order.round, "steps": order.steps, "past": past}, arrays)
+        while True:
+            serial = self.answers.begin(order.client, order, asked)
+            message = self._computed(order, arrays, asked)
+            if self.answers.leave(serial, asked, message):
+                return message
+            self._restore(order)
+
+    def _computed(self, order: Order, arrays: Arrays, asked: str) -> Arrays:
+        """The message, with the state after it on the disk."""
+        who = np.array([order.client], dtype=np.int64)
+        received = to_tensors(arrays, self.worker.initial.device)
+        job = Job(who, np.array([order.round]), np.array([order.steps]), received, np.array([order.number]))
+        message = to_arrays(self.worker.run(job))
+        self._keep(order, self.worker.store.gather(who), asked)
+        # a graph's server mixes for the nodes: what it sent, it has
+        return message if self.assembly.network is None else changed(message, arrays)
+
     # --- the disk -----------------------------------------------------------------------------------------------------
 
-    def _restore(self, order: Order, who: Any) -> None:
-        """The state that the job builds on: what was after a later round, whose message was never taken, is void."""
+    def _answers(self) -> Answers | None:
+        privacy = self.assembly.privacy
+        if privacy is None or all(release.z == 0 for release in privacy.ledger.planned):
+            return None  # without noise nothing is private, and the numbers are those of the simulation
+        return Answers(self.folder / FILE, privacy, self.secret, self.node.budget)
+
+    def _restore(self, order: Order) -> str:
+        """The state that the job builds on: what was after a later round, whose message was never taken, is void.
+
+        Returns the digest of the job that left this state, which stands for all that ever had a part in it.
+        """
         if not self._fresh:
-            return
-        file, rows = self._file(order.builds_on), self._fresh
+            return ""
+        file, rows, past = self._file(order.builds_on), self._fresh, ""
         if file.exists():
             rows = load_file(file, device=str(self.worker.initial.device))
+            with safe_open(file, framework="pt") as opened:
+                past = (opened.metadata() or {}).get("job", "")
         elif order.builds_on and self.node.lost_state == "refuse":
             raise RunError(
                 f"{file} is not there: this client's state after round {order.builds_on} is lost "
                 "(start its SuperNode with --node-config 'lost-state=\"fresh\"' to go on without it)"
             )
-        self.worker.store.scatter(who, rows)
+        self.worker.store.scatter(np.array([order.client], dtype=np.int64), rows)
+        return past
 
-    def _keep(self, order: Order, rows: State) -> None:
+    def _keep(self, order: Order, rows: State, asked: str) -> None:
         """Write the state after this round; forget all but what may still be built on."""
         if not rows:
             return
-        _write(self._file(order.round), rows)
+        _write(self._file(order.round), rows, {"job": asked} if asked else None)
         needed = {self._file(r) for r in (order.round, order.builds_on, order.keep)}
         for file in self.folder.glob("round-*.safetensors"):
             if file not in needed:
@@ -110,7 +142,9 @@ class Client:
     def _assemble(self) -> Assembly:
         """The task with this client's rows: from the disk, or made from the data and then kept there."""
         file, node = self.folder / "data.safetensors", self.node
-        noisy = with_own_noise(self.scenario, self.folder / "noise.key")
+        noisy = with_own_noise(self.scenario, self.folder / "noise.key", fresh=not file.exists())
+        if noisy.privacy is not None:
+            self.secret = noisy.privacy.noise_seed
         if file.exists():
             self.held = _read_held(file, node.client)
         elif node.own_data is not None:

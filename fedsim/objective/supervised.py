@@ -96,11 +96,11 @@ class SupervisedTask(Task):
         positions, valid = self._positions(clients, rounds, int(steps.max()), width, full, epochs)
         return self._plan(clients, rounds, positions, valid, self._weights(valid))
 
-    def poisson_plan(self, clients: Ints, rounds: Ints, steps: Ints, rates: Floats) -> Plan:
+    def poisson_plan(self, clients: Ints, rounds: Ints, steps: Ints, rates: Floats, seed: int | None = None) -> Plan:
         from scipy.stats import binom
 
         size, step = self.sizes[clients][:, None], np.arange(int(steps.max()))[None, :]
-        keys = rng.key(self.seed, "poisson", clients[:, None], rounds[:, None], step)
+        keys = rng.key(self.seed if seed is None else seed, "poisson", clients[:, None], rounds[:, None], step)
         # How many are drawn is binomial, and given how many, every set of that size is as likely as any other.
         counts = binom.ppf(rng.uniform(rng.fold(keys, 0)), size, rates[:, None]).clip(0, size).astype(np.int64)
         slot = np.arange(max(int(counts.max()), 1))

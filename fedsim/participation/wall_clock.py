@@ -54,6 +54,7 @@ class RealTime:
     offset : seconds that a resumed run has already taken.
     rounds_done : rounds that each client has already done in a resumed run.
     complete : why no client may be missing from a round, where none may.
+    secret : in place of the scenario's seed, which every client knows, decides who takes part (None: the seed does).
     """
 
     participation: Participation
@@ -61,6 +62,7 @@ class RealTime:
     offset: float = 0.0
     rounds_done: dict[int, int] = field(default_factory=dict)
     complete: str | None = None
+    secret: int | None = None
 
     def events(
         self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
@@ -69,7 +71,8 @@ class RealTime:
         if isinstance(self.participation, Clocked):
             assert isinstance(algorithm, ServerAlgorithm)
             return _ClockedRun(self, self.participation, task, algorithm, seed, start).events()
-        return self._waited(self.participation.events(task, algorithm, seed, start, network, durations), network)
+        drawn_from = seed if self.secret is None else self.secret
+        return self._waited(self.participation.events(task, algorithm, drawn_from, start, network, durations), network)
 
     def now(self) -> float:
         return self.offset + self.inbox.now()

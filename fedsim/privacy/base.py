@@ -93,9 +93,18 @@ class Bound:
 
     def __init__(self, mechanism: Mechanism, setting: Setting, ledger: PrivacyLedger) -> None:
         self.seeds = (mechanism.noise_seed, setting.seed)
+        self.samples_from: int | None = None
         self.ledger = ledger
         self.rounds = setting.rounds
         self.oracle_metrics = [m for m in setting.task.metrics if m not in PUBLIC_METRICS]
+
+    def draw_from(self, word: int) -> None:
+        """From now on draw noise, and the samples whose secrecy epsilon counts on, from keys of `word` alone.
+
+        For whoever has a secret. What was drawn for one word is never drawn for another, so a word serves one answer.
+        """
+        self.seeds = (word, self.seeds[1])
+        self.samples_from = word
 
     def task(self, task: Task) -> Task:
         """The task whose oracle the algorithm gets."""
@@ -179,8 +188,8 @@ class WrappedTask(Task):
     def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Plan:
         return self.inner.plan(clients, rounds, steps, batch_size, epochs)
 
-    def poisson_plan(self, clients: Ints, rounds: Ints, steps: Ints, rates: Floats) -> Plan:
-        return self.inner.poisson_plan(clients, rounds, steps, rates)
+    def poisson_plan(self, clients: Ints, rounds: Ints, steps: Ints, rates: Floats, seed: int | None = None) -> Plan:
+        return self.inner.poisson_plan(clients, rounds, steps, rates, seed)
 
     def activation_bytes(self, batch_size: BatchSize) -> int:
         return self.inner.activation_bytes(batch_size)

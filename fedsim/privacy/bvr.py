@@ -175,7 +175,7 @@ class _WalkTask(WrappedTask):
         if not self.bound.algorithm.walks(number):
             return _Once(self.inner.plan(clients, rounds, np.ones_like(steps), "full", False))
         rates = np.where(clients == self.bound.whose_turn(number), self.bound.rates[clients], 0.0)
-        plan = self.inner.poisson_plan(clients, rounds, steps, rates)
+        plan = self.inner.poisson_plan(clients, rounds, steps, rates, self.bound.samples_from)
         return _Walk(plan, self.bound, clients, rounds, rates * self.sizes[clients])
 
 

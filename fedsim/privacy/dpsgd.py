@@ -131,7 +131,8 @@ class _SampledTask(PrivateTask):
     def minibatches(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Plan:
         if self.bound.rate == 1:
             return self.inner.plan(clients, rounds, steps, "full", False)
-        return self.inner.poisson_plan(clients, rounds, steps, np.full(len(clients), self.bound.rate))
+        rates = np.full(len(clients), self.bound.rate)
+        return self.inner.poisson_plan(clients, rounds, steps, rates, self.bound.samples_from)
 
     def samples_per_step(self, clients: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Ints:
         expected: Ints = np.rint(steps * self.bound.rate * self.sizes[clients]).astype(np.int64)
