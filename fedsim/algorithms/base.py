@@ -179,6 +179,21 @@ class Algorithm(Part, ABC):
             return [(self, np.arange(len(clients)))]
         return [(self.in_role(role), np.flatnonzero(roles == role)) for role in np.unique(roles).tolist()]
 
+    def steps_by_unit(self, task: Task, clients: Ints, rounds: Ints, seed: int) -> tuple[Ints, Ints]:
+        """Units of local work (steps or epochs) of each client in its round, and the steps in a unit, ``[m]`` each."""
+        units, per_unit = np.empty(len(clients), dtype=np.int64), np.ones(len(clients), dtype=np.int64)
+        for algorithm, rows in self.by_role(clients, rounds, seed):
+            work, epochs = algorithm.work()
+            units[rows] = work.of(clients[rows], rounds[rows], seed)
+            if epochs:
+                per_unit[rows] = task.steps_per_epoch(clients[rows], algorithm.batch_size)
+        return units, per_unit
+
+    def steps(self, task: Task, clients: Ints, rounds: Ints, seed: int) -> Ints:
+        """Local steps of each client in its round, ``[m]``, whatever its role."""
+        units, per_unit = self.steps_by_unit(task, clients, rounds, seed)
+        return units * per_unit
+
     @property
     def calls_per_step(self) -> int:
         """Minibatch gradients that one local step evaluates."""

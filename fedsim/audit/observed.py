@@ -138,11 +138,10 @@ def observe(scenario: Scenario, assembly: Any, client: int, classes: int | None)
         )
     if assembly.network is not None:
         raise InputError("a graph has no server that sees a client's update; allowed: a server algorithm", "algorithm")
-    work, epochs = algorithm.work()
     clients, rounds = np.array([client]), np.array([1])
-    units = np.array([1 if work.fixed is None else work.fixed])
+    _, epochs = algorithm.work()
     batch_size = algorithm.batch_size
-    steps = units * task.steps_per_epoch(clients, batch_size) if epochs else units
+    steps = algorithm.steps(task, clients, rounds, scenario.seed)
     x = task.initial()
     received = {k: v.reshape(1, -1) for k, v in algorithm.broadcast(algorithm.init(x)).items()}
     if assembly.privacy is not None:

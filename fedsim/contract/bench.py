@@ -81,8 +81,7 @@ class Bench:
         if not (full or self.gossip or number == 1):
             clients = clients[(clients + number) % 3 != 0]
         if not self.any_steps:
-            work, _ = self.algorithm.work()
-            return clients, work.of(clients, np.full(len(clients), number), 0)
+            return clients, self.algorithm.steps(self.task(0.0), clients, np.full(len(clients), number), 0)
         steps = 1 + (2 * clients + number) % 3
         if self.idle and not full:
             steps[(clients + number) % 4 == 0] = 0

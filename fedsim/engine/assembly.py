@@ -32,6 +32,7 @@ from fedsim.objective.quadratic import QuadraticTask
 from fedsim.objective.supervised import SupervisedTask
 from fedsim.participation.base import Setting
 from fedsim.participation.clocked import Clocked
+from fedsim.participation.durations import durations_of
 from fedsim.participation.synchronous import Synchronous
 from fedsim.privacy.base import Bound
 from fedsim.scenario.sections import Scenario
@@ -141,20 +142,15 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
             network = build_network(topology, weights, type(s.algorithm).__name__, s.algorithm.needs_symmetric)
         _check_laws(s, network, task.num_clients)
     durations = None
-    everyone = np.arange(task.num_clients)
-    samples = task.samples_per_step(everyone, np.ones_like(everyone), s.algorithm.batch_size, epochs=False)
     if network is not None:
         links = network.link_ticks(message_bytes(one_message(s.algorithm, task, gossip=True)[1]))
         if "system" in s.document.values or any(ticks.any() for ticks in links):
             with _section("system"):
-                durations = Durations(s.system, task.num_clients, s.seed, samples=samples)
+                durations = durations_of(s.system, s.algorithm, task, s.seed)
             durations.links = links
     else:
-        received, sent = one_message(s.algorithm, task, gossip=False)
         with _section("system"):
-            durations = Durations(
-                s.system, task.num_clients, s.seed, message_bytes(received), message_bytes(sent), samples
-            )
+            durations = durations_of(s.system, s.algorithm, task, s.seed)
         if isinstance(s.participation, Clocked):
             with _section("participation"):
                 s.participation.check_durations(task, s.algorithm, s.seed, durations)

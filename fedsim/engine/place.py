@@ -49,13 +49,14 @@ def make_backend(scenario: Scenario, assembly: Assembly, folder: Path) -> Backen
 
 
 def client_load(scenario: Scenario, assembly: Assembly) -> Floats:
-    """Sample gradients of every client's work in one round, ``[n]``: what clients are placed by."""
+    """Sample gradients of every client's work in the first round, ``[n]``: what clients are placed by."""
     task, algorithm = assembly.task, scenario.algorithm
     clients = np.arange(task.num_clients, dtype=np.int64)
-    work, epochs = algorithm.work()
-    units = work.of(clients, np.ones_like(clients), scenario.seed)
-    steps = units * task.steps_per_epoch(clients, algorithm.batch_size) if epochs else units
-    return task.samples_per_step(clients, steps, algorithm.batch_size, epochs).astype(np.float64)
+    rounds, load = np.ones_like(clients), np.empty(task.num_clients)
+    steps = algorithm.steps(task, clients, rounds, scenario.seed)
+    for role, rows in algorithm.by_role(clients, rounds, scenario.seed):
+        load[rows] = role.evaluated(task, clients[rows], steps[rows])
+    return load
 
 
 def shards_mix(scenario: Scenario, assembly: Assembly) -> bool:

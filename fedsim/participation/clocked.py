@@ -193,9 +193,9 @@ class _Work:
     """Local steps of every job; the same number for all jobs of a client where the algorithm says so."""
 
     def __init__(self, task: Task, algorithm: Algorithm, seed: int) -> None:
-        self.law, self.epochs = algorithm.work()
-        self.task, self.batch_size, self.seed = task, algorithm.batch_size, seed
-        self.constant = self.law.uniform is None
+        self.task, self.algorithm, self.seed = task, algorithm, seed
+        one = np.zeros(1, dtype=np.int64)
+        self.constant = algorithm.work()[0].uniform is None and algorithm.role_of(one, one + 1, seed) is None
         self._steps = (
             self._of(np.arange(task.num_clients), np.ones(task.num_clients, dtype=np.int64)).tolist()
             if self.constant
@@ -215,8 +215,7 @@ class _Work:
         return self._of(clients, rounds)
 
     def _of(self, clients: Ints, rounds: Ints) -> Ints:
-        units = self.law.of(clients, rounds, self.seed)
-        return units * self.task.steps_per_epoch(clients, self.batch_size) if self.epochs else units
+        return self.algorithm.steps(self.task, clients, rounds, self.seed)
 
 
 @register.participation("asynchronous")

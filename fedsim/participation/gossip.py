@@ -53,7 +53,6 @@ class Gossip(Participation):
         assert isinstance(network, Network)
         n = task.num_clients
         nodes, stale = np.arange(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
-        work, epochs = algorithm.work()
         whole = [MixingMatrix(m.matrix, task.device) for m in network.mixings]
         draws: dict[Any, Floats] = {}
 
@@ -66,9 +65,9 @@ class Gossip(Participation):
             fires = _bernoulli(b, rng.key(seed, "link", *links.T, number), algorithm.indicators["links"])
             if number % algorithm.period(d):
                 fires = np.zeros_like(fires)
-            units = computes * work.of(nodes, np.full(n, number, dtype=np.int64), seed)
-            steps = units * task.steps_per_epoch(nodes, algorithm.batch_size) if epochs else units
-            return which, d, b, computes, fires, units, steps
+            units, per_unit = algorithm.steps_by_unit(task, nodes, np.full(n, number, dtype=np.int64), seed)
+            units = computes * units
+            return which, d, b, computes, fires, units, units * per_unit
 
         def length(number: int, which: int, fires: Bools, steps: Ints) -> int:
             """Ticks of a round: the slowest computation, then the slowest link."""

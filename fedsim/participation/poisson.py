@@ -87,14 +87,13 @@ class PoissonGossip(Participation):
         clocks = _Clocks(d, b, base, seed)
         window = max(ticks(exact(self.window)), 1)
         clocks.until(start * window)  # a resumed run lets its clocks tick again
-        work, epochs = algorithm.work()
         for number in count(start + 1):
             found = clocks.until(number * window)
             nodes = np.array([t.node for t in found if t.node >= 0], dtype=np.int64)
             rounds = np.array([t.number + 1 for t in found if t.node >= 0], dtype=np.int64)
             links = np.array([t.link for t in found if t.node < 0], dtype=np.int64)
-            units = work.of(nodes, rounds, seed)
-            steps = units * task.steps_per_epoch(nodes, algorithm.batch_size) if epochs else units
+            units, per_unit = algorithm.steps_by_unit(task, nodes, rounds, seed)
+            steps = units * per_unit
             delays = normalised_delays(
                 base, np.bincount(nodes, units, minlength=n), np.bincount(links, minlength=len(base.links)),
                 slow_nodes, slow_links,

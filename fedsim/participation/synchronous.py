@@ -241,12 +241,7 @@ class Synchronous(Participation):
         return on, np.ones(len(on))
 
     def _steps(self, task: Task, algorithm: Algorithm, clients: Ints, rounds: Ints, seed: int) -> Ints:
-        units, per_unit = np.empty(len(clients), dtype=np.int64), np.ones(len(clients), dtype=np.int64)
-        for role, rows in algorithm.by_role(clients, rounds, seed):
-            work, epochs = role.work()
-            units[rows] = work.of(clients[rows], rounds[rows], seed)
-            if epochs:
-                per_unit[rows] = task.steps_per_epoch(clients[rows], role.batch_size)
+        units, per_unit = algorithm.steps_by_unit(task, clients, rounds, seed)
         if self.stragglers > 0 and len(clients):
             slow = np.zeros(len(clients), dtype=bool)
             count = len(clients) - round(len(clients) * (1.0 - self.stragglers))

@@ -318,6 +318,4 @@ class _ClockedRun:
         return self.mode.arrival_weights(self.n, self.p, tau, rates)
 
     def _steps(self, clients: Ints, rounds: Ints) -> Ints:
-        law, epochs = self.algorithm.work()
-        units = law.of(clients, rounds, self.seed)
-        return units * self.task.steps_per_epoch(clients, self.algorithm.batch_size) if epochs else units
+        return self.algorithm.steps(self.task, clients, rounds, self.seed)

@@ -7,16 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from fedsim.algorithms.base import one_message
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import FedsimError, InputError, RunError
 from fedsim.core.oracle import Plan, Task
-from fedsim.core.types import BatchSize, message_bytes
+from fedsim.core.types import BatchSize
 from fedsim.data.partition_csv import FILE, read_partition
-from fedsim.devices.system import Durations, SystemSection
+from fedsim.devices.system import SystemSection
 from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.run_directory import read_jsonl
 from fedsim.figures.html import Markup, details, image, notes, table, tag
@@ -92,12 +90,7 @@ def _assembly(scenario: Scenario, folder: Path) -> Assembly:
         return assemble(scenario)
     samples, _ = read_partition(folder / FILE)
     task = _Population(samples, _dimension(folder / "params.safetensors"), getattr(torch, scenario.run.dtype))
-    received, sent = one_message(scenario.algorithm, task, gossip=False)
-    everyone = np.arange(task.num_clients)
-    samples = task.samples_per_step(everyone, np.ones_like(everyone), scenario.algorithm.batch_size, epochs=False)
-    durations = Durations(
-        scenario.system, task.num_clients, scenario.seed, message_bytes(received), message_bytes(sent), samples
-    )
+    durations = durations_of(scenario.system, scenario.algorithm, task, scenario.seed)
     return Assembly(task, None, task.device, task.dtype, None, {}, durations)
 
 
