@@ -19,6 +19,7 @@ from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.run_directory import read_jsonl
 from fedsim.figures.html import Markup, details, image, notes, table, tag
 from fedsim.figures.schedule import staleness_figure
+from fedsim.participation.durations import durations_of
 from fedsim.reports.groups import Group, Record
 from fedsim.reports.timeline import follow
 from fedsim.reports.timeline_tables import client_rows, headline, timeline_figure
