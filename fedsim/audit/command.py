@@ -84,8 +84,7 @@ def audit(scenario: Scenario, attacks: Sequence[str] = (), progress: Progress | 
 
 def choose(scenario: Scenario, attacks: Sequence[str] = ()) -> dict[str, Audit]:
     """The audits named, with their keys of the ``audit:`` section; all of the section where none is named."""
-    section: Mapping[str, Any] = scenario.document.values.get("audit", {})
-    names = list(dict.fromkeys(attacks)) or list(section)
+    names = list(dict.fromkeys(attacks)) or list(scenario.audits)
     if not names:
         from fedsim.core.registry import names as registered
 
@@ -94,13 +93,13 @@ def choose(scenario: Scenario, attacks: Sequence[str] = ()) -> dict[str, Audit]:
             f"{', '.join(registered('audit'))}",
             key="audit",
         )
-    return {name: make_audit(name, section.get(name)) for name in names}
+    return {name: scenario.audits.get(name) or _with_defaults(name) for name in names}
 
 
-def make_audit(name: str, keys: Any) -> Audit:
-    """The audit `name` with its keys; InputError under ``audit.NAME``."""
+def _with_defaults(name: str) -> Audit:
+    """The audit `name` where the scenario has no keys for it; InputError under ``audit.NAME``."""
     try:
-        made: Audit = part_from("audit", "audit", {**(keys or {}), "audit": name})
+        made: Audit = part_from("audit", "audit", {"audit": name})
     except InputError as error:
         raise error.under(f"audit.{name}") from None
     return made

@@ -6,27 +6,15 @@ import dataclasses
 import keyword
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fedsim.core.errors import InputError, Problem, nearest
-from fedsim.core.registry import load_object, lookup, names
+from fedsim.core.registry import KINDS, load_object, lookup, names
 
 P = TypeVar("P")
-
-_BASE = {  # what a part of each kind inherits, loaded on first use like the parts themselves
-    "algorithm": "fedsim.algorithms.base:Algorithm",
-    "dataset": "fedsim.data.sets:DatasetPart",
-    "partition": "fedsim.data.partition:Partition",
-    "model": "fedsim.models.build:Model",
-    "graph": "fedsim.graphs.generators:Graph",
-    "aggregator": "fedsim.messages.aggregators:Aggregator",
-    "participation": "fedsim.participation.synchronous:Participation",
-    "privacy": "fedsim.privacy.base:Mechanism",
-    "audit": "fedsim.audit.base:Audit",
-}
-
 
 _models: dict[type[Any], type[BaseModel]] = {}
 
@@ -101,25 +89,43 @@ def make_part(part: type[P], values: Mapping[str, Any]) -> P:
 
 
 def part_from(kind: str, discriminator: str, section: Mapping[str, Any]) -> Any:
-    """The registered part that ``section[discriminator]`` names, built from the section's other keys."""
+    """The part that ``section[discriminator]`` names, built from the section's other keys.
+
+    A kind whose base class has `from_function` (models, graphs) takes somebody's own function, too.
+
+    Raises
+    ------
+    InputError
+        The name is missing or unknown, what it names is no part of this kind, or a key is wrong.
+    """
     if discriminator not in section:
         problems = [Problem(f"missing; allowed: {', '.join(names(kind))}", discriminator)]
         problems += [Problem(f"unknown key{hint}", str(k)) for k in section if (hint := nearest(k, [discriminator]))]
         raise InputError(problems)
-    name, base = section[discriminator], load_object(_BASE[kind])
+    name, inherits = section[discriminator], KINDS[kind].base
+    assert inherits is not None
+    base = load_object(inherits)
     try:
         part = lookup(kind, name)
     except InputError as error:
         raise error.under(discriminator) from None
-    if not (isinstance(part, type) and issubclass(part, base) and dataclasses.is_dataclass(part)):
-        what = "a class" if isinstance(part, type) else type(part).__name__
-        message = f"'{name}' is {what}, allowed: a dataclass that inherits {_BASE[kind].replace(':', '.')}"
-        raise InputError(message, key=discriminator)
-    return make_part(part, {k: v for k, v in section.items() if k != discriminator})
+    keys = {k: v for k, v in section.items() if k != discriminator}
+    if isinstance(part, type) and issubclass(part, base) and dataclasses.is_dataclass(part):
+        return make_part(part, keys)
+    if hasattr(base, "from_function") and not (isinstance(part, type) and issubclass(part, base)):
+        try:
+            return base.from_function(name, part, keys)
+        except InputError as error:
+            raise InputError(p if p.key else replace(p, key=discriminator) for p in error.problems) from None
+    what = "a class" if isinstance(part, type) else type(part).__name__
+    message = f"'{name}' is {what}, allowed: a dataclass that inherits {inherits.replace(':', '.')}"
+    raise InputError(message, key=discriminator)
 
 
 def dump_part(part: Any) -> dict[str, Any]:
     """A part's keys and values in YAML's types, without those that are unset."""
+    if hasattr(part, "given_keys"):  # made of somebody's own function, whose keys are not fields
+        return dict(part.given_keys)
     fields = {k: getattr(part, field) for k, field in _fields(type(part)).items()}
     values = fields_model(type(part)).model_construct(**fields).model_dump(mode="json", warnings=False)
     return {k: v for k, v in values.items() if v is not None}

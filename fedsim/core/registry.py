@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -18,21 +19,32 @@ from fedsim.core.errors import InputError, unknown
 
 T = TypeVar("T")
 
-# Which module registers the built-in parts of a kind; imported on first use, so that a name look-up costs nothing more.
-_HOME = {
-    "algorithm": "fedsim.algorithms",
-    "dataset": "fedsim.data.all",
-    "partition": "fedsim.data.partition",
-    "model": "fedsim.models.build",
-    "loss": "fedsim.models.build",
-    "graph": "fedsim.graphs.topology",
-    "mixing": "fedsim.graphs.mixing",
-    "aggregator": "fedsim.messages.aggregators",
-    "participation": "fedsim.participation.modes",
-    "privacy": "fedsim.privacy",
-    "audit": "fedsim.audit",
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of part: the module that registers the built-in ones, and what all of them inherit (None: functions).
+
+    Both are imported on first use, so that a name look-up costs nothing more.
+    """
+
+    home: str
+    base: str | None = None
+
+
+KINDS = {
+    "algorithm": Kind("fedsim.algorithms", "fedsim.algorithms.base:Algorithm"),
+    "dataset": Kind("fedsim.data.all", "fedsim.data.sets:DatasetPart"),
+    "partition": Kind("fedsim.data.partition", "fedsim.data.partition:Partition"),
+    "model": Kind("fedsim.models.build", "fedsim.models.build:Model"),
+    "loss": Kind("fedsim.models.build"),
+    "graph": Kind("fedsim.graphs.topology", "fedsim.graphs.base:Graph"),
+    "mixing": Kind("fedsim.graphs.mixing"),
+    "aggregator": Kind("fedsim.messages.aggregators", "fedsim.messages.aggregators:Aggregator"),
+    "participation": Kind("fedsim.participation.modes", "fedsim.participation.synchronous:Participation"),
+    "privacy": Kind("fedsim.privacy", "fedsim.privacy.base:Mechanism"),
+    "audit": Kind("fedsim.audit", "fedsim.audit.base:Audit"),
 }
-_parts: dict[str, dict[str, Any]] = {kind: {} for kind in _HOME}
+_parts: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
 
 
 class Part:
@@ -69,7 +81,7 @@ def kinds() -> list[str]:
 
 def names(kind: str) -> list[str]:
     """Sorted names registered for `kind`."""
-    importlib.import_module(_HOME[kind])
+    importlib.import_module(KINDS[kind].home)
     return sorted(_parts[kind])
 
 

@@ -8,7 +8,7 @@ ones.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,6 @@ from pydantic import Field
 
 from fedsim.core.arrays import Array
 from fedsim.core.errors import InputError
-from fedsim.core.fields import part_from
 from fedsim.core.registry import Part, register
 from fedsim.core.rng import generator
 from fedsim.core.types import Count, Positive, Probability
@@ -50,8 +49,8 @@ class Partition(Part):
         """
 
 
-def assign_partition(section: Mapping[str, Any] | None, dataset: Dataset, clients: int, seed: int) -> list[Array]:
-    """Rows of train per client, as the scenario's ``data.partition`` section says (None: iid).
+def assign_partition(scheme: Partition | None, dataset: Dataset, clients: int, seed: int) -> list[Array]:
+    """Rows of train per client, as the scenario's ``data.partition`` says (None: iid).
 
     Raises
     ------
@@ -61,7 +60,7 @@ def assign_partition(section: Mapping[str, Any] | None, dataset: Dataset, client
     """
     rows = len(dataset.train_y)
     if dataset.clients is not None:
-        if section is not None:
+        if scheme is not None:
             raise InputError(
                 f"data set '{dataset.name}' comes divided among its clients; leave partition out", key="partition"
             )
@@ -73,8 +72,7 @@ def assign_partition(section: Mapping[str, Any] | None, dataset: Dataset, client
     if not 1 <= clients <= rows:
         raise InputError(f"found {clients} clients for {rows} training rows; allowed: 1 to {rows}", key="clients")
     try:
-        scheme: Partition = Iid() if section is None else part_from("partition", "scheme", section)
-        return _verified(scheme.assign(dataset.train_y.numpy(), clients, seed), rows, clients)
+        return _verified((scheme or Iid()).assign(dataset.train_y.numpy(), clients, seed), rows, clients)
     except InputError as error:
         raise error.under("partition") from error
 

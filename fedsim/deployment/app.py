@@ -146,9 +146,8 @@ def deploy(scenario: Scenario, folder: Path) -> list[str]:
         project = "fedsim-" + re.sub(r"[^a-z0-9]+", "-", scenario.name.lower()).strip("-")
         pyproject = _PYPROJECT.format(**text, project=project, config=config)
         (folder / "pyproject.toml").write_text(pyproject, encoding="utf-8")
-        values = scenario.document.values
         readme = _README.format(
-            **text, algorithm=values["algorithm"]["name"], clients=clients, rounds=scenario.run.rounds,
+            **text, algorithm=scenario.names["algorithm"], clients=clients, rounds=scenario.run.rounds,
             supernodes="\n".join(_supernode(i, clients) for i in range(min(clients, 3))) + ("\n..." * (clients > 3)),
             out=place / "results",
         )  # fmt: skip

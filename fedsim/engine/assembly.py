@@ -25,7 +25,7 @@ from fedsim.data.sets import Dataset, Quadratic
 from fedsim.devices.system import Durations
 from fedsim.graphs.mixing import is_symmetric
 from fedsim.graphs.network import Network, build_network
-from fedsim.graphs.topology import build_topology
+from fedsim.graphs.topology import topology_of
 from fedsim.models.build import build_model
 from fedsim.models.losses import Loss
 from fedsim.objective.quadratic import QuadraticTask
@@ -138,13 +138,13 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
     network = None
     if s.topology is not None and isinstance(s.algorithm, GossipAlgorithm):
         with _section("topology"):
-            topology, weights = build_topology(s.topology, task.num_clients, s.seed, s.base)
+            topology, weights = topology_of(s.topology, s.mixing, task.num_clients, s.seed, s.base, s.names["topology"])
             network = build_network(topology, weights, type(s.algorithm).__name__, s.algorithm.needs_symmetric)
         _check_laws(s, network, task.num_clients)
     durations = None
     if network is not None:
         links = network.link_ticks(message_bytes(one_message(s.algorithm, task, gossip=True)[1]))
-        if "system" in s.document.values or any(ticks.any() for ticks in links):
+        if "system" in s.given or any(ticks.any() for ticks in links):
             with _section("system"):
                 durations = durations_of(s.system, s.algorithm, task, s.seed)
             durations.links = links
@@ -183,7 +183,7 @@ def _supervised(
         assert s.model is not None
         targets = int(data.train_y.shape[1]) if data.train_y.dim() > 1 else 1
         module, loss_name = build_model(
-            s.model, tuple(data.train_x.shape[1:]), data.num_classes, s.seed, dtype, targets
+            s.model, tuple(data.train_x.shape[1:]), data.num_classes, s.seed, dtype, targets, s.names["model"]
         )
     made = Material(data, rows, module, loss_name, lookup("loss", loss_name))
     if change is not None:

@@ -7,7 +7,7 @@ attribute ``layout`` and the node attributes ``x``, ``y`` say how to draw them. 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from dataclasses import fields as fields_of
@@ -18,18 +18,10 @@ import numpy as np
 
 from fedsim.core import rng
 from fedsim.core.errors import InputError
-from fedsim.core.registry import Part, register
+from fedsim.core.registry import register
 from fedsim.core.types import Count, Fraction, Positive, Probability
+from fedsim.graphs.base import Graph as Graph
 from fedsim.graphs.files import tidy
-
-
-@dataclass(frozen=True, kw_only=True)
-class Graph(Part, ABC):
-    """One kind of graph; its fields are its keys in a scenario."""
-
-    @abstractmethod
-    def build(self, n: int | None, seed: int) -> list[nx.Graph[Any]]:
-        """One graph, or a sequence of them, on `n` nodes (None: as many as the graph itself says)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ where it is directed; of a sequence only the union must be. On a directed graph 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ import networkx as nx
 
 from fedsim.core import rng
 from fedsim.core.errors import InputError
-from fedsim.core.fields import make_part
+from fedsim.core.fields import part_from
 from fedsim.core.registry import lookup, names, register
 from fedsim.core.types import Count
-from fedsim.graphs.files import read_graph, tidy
-from fedsim.graphs.generators import Graph
+from fedsim.graphs.base import Graph
+from fedsim.graphs.files import read_graph
+from fedsim.graphs.generators import Generated as Generated
 
 
 @dataclass(frozen=True)
@@ -44,41 +45,45 @@ class Topology:
         return self.graphs[0].is_directed()
 
 
-def build_topology(section: Mapping[str, Any], n: int | None, seed: int, base: Path) -> tuple[Topology, str]:
-    """The topology a scenario's ``topology:`` section describes, and the name of its mixing weights.
+def topology_of(
+    kind: Graph, weights: str | None, n: int | None, seed: int, base: Path, name: str
+) -> tuple[Topology, str]:
+    """The topology that a scenario's ``topology:`` section describes, and the name of its mixing weights.
 
     Parameters
     ----------
-    section : mapping
-        ``{graph: NAME, weights: RULE, ...fields of the graph}``; NAME may be ``"pkg.mod:function"``, called with ``n``,
-        ``seed`` and the other keys, which returns a networkx graph or a list of them. Without ``weights``:
-        ``metropolis`` on undirected graphs, ``uniform`` on directed ones.
-    n : int, optional
-        The number of clients; None when there are none, and the graph must know its own size.
-    seed : int
-        For random graphs.
-    base : Path
-        The folder that relative paths are relative to.
+    kind : the kind of graph.
+    weights : the rule that the section names; None: ``metropolis`` on undirected graphs, ``uniform`` on directed ones.
+    n : the number of clients; None when there are none, and the graph must know its own size.
+    seed : for random graphs.
+    base : the folder that relative paths are relative to.
+    name : what the graph is called; a file's graph has the file's name.
 
     Raises
     ------
     InputError
-        An unknown key or value, a file that cannot be read, a size that does not fit, or a graph that is not connected.
+        A file that cannot be read, a size that does not fit, or a graph that is not connected.
     """
-    if not isinstance(section, Mapping) or "graph" not in section:
+    graphs = kind.located(base).build(n, seed)
+    _check_connected(graphs)
+    default = "uniform" if graphs[0].is_directed() else "metropolis"
+    name = Path(kind.path).stem if isinstance(kind, GraphFile) else name
+    return Topology(tuple(graphs), getattr(kind, "every", 1), name), weights or default
+
+
+def build_topology(section: Mapping[str, Any], n: int | None, seed: int, base: Path) -> tuple[Topology, str]:
+    """`topology_of` what a mapping ``{graph: NAME, weights: RULE, ...fields of the graph}`` says."""
+    if "graph" not in section:
         raise InputError(
             f"found {section!r}, allowed: a mapping with the key 'graph' (one of {', '.join(names('graph'))})"
         )
-    fields = {key: value for key, value in section.items() if key != "weights"}
-    graphs, every = _build(_absolute(fields, base), n, seed)
-    _check_connected(graphs)
-    weights = section.get("weights", "uniform" if graphs[0].is_directed() else "metropolis")
-    try:
-        lookup("mixing", weights)
-    except InputError as error:
-        raise error.under("weights") from None
-    name = section["graph"] if section["graph"] != "file" else Path(str(section.get("path"))).stem
-    return Topology(tuple(graphs), every, str(name)), weights
+    if "weights" in section:
+        try:
+            lookup("mixing", section["weights"])
+        except InputError as error:
+            raise error.under("weights") from None
+    kind = part_from("graph", "graph", {k: v for k, v in section.items() if k != "weights"})
+    return topology_of(kind, section.get("weights"), n, seed, base, str(section["graph"]))
 
 
 @register.graph("file")
@@ -88,6 +93,9 @@ class GraphFile(Graph):
 
     path: str
     directed: bool | None = None
+
+    def located(self, base: Path) -> GraphFile:
+        return replace(self, path=str(base / self.path))
 
     def build(self, n: int | None, seed: int) -> list[nx.Graph[Any]]:
         try:
@@ -109,19 +117,34 @@ class Sequence(Graph):
 
     graphs: list[dict[str, Any]]
     every: Count = 1
+    kinds: tuple[Graph, ...] = field(init=False, repr=False, compare=False)
 
-    def build(self, n: int | None, seed: int) -> list[nx.Graph[Any]]:
+    def __post_init__(self) -> None:
         if not self.graphs:
             raise InputError("found an empty list, allowed: one or more mappings {graph: ..., ...}", key="graphs")
-        built: list[nx.Graph[Any]] = []
+        kinds: list[Graph] = []
         for index, section in enumerate(self.graphs):
             try:
                 if section.get("graph") == "sequence":
                     raise InputError("a sequence cannot hold a sequence; list its graphs instead", key="graph")
-                graphs, repeat = _build(section, n, int(rng.key(seed, "topology", index)[0]))
+                kinds.append(part_from("graph", "graph", section))
             except InputError as error:
                 raise error.under(f"graphs.{index}") from None
-            built += [graph for graph in graphs for _ in range(repeat)]
+        object.__setattr__(self, "kinds", tuple(kinds))
+
+    def located(self, base: Path) -> Sequence:
+        found = copy(self)
+        object.__setattr__(found, "kinds", tuple(kind.located(base) for kind in self.kinds))
+        return found
+
+    def build(self, n: int | None, seed: int) -> list[nx.Graph[Any]]:
+        built: list[nx.Graph[Any]] = []
+        for index, kind in enumerate(self.kinds):
+            try:
+                graphs = kind.build(n, int(rng.key(seed, "topology", index)[0]))
+            except InputError as error:
+                raise error.under(f"graphs.{index}") from None
+            built += [graph for graph in graphs for _ in range(getattr(kind, "every", 1))]
         for what, values in (
             ("numbers of nodes", {str(g.number_of_nodes()) for g in built}),
             ("kinds", {"directed" if g.is_directed() else "undirected" for g in built}),
@@ -130,57 +153,6 @@ class Sequence(Graph):
                 message = f"found graphs of different {what} ({', '.join(sorted(values))}); allowed: all the same"
                 raise InputError(message, key="graphs")
         return built
-
-
-def _build(section: Mapping[str, Any], n: int | None, seed: int) -> tuple[list[nx.Graph[Any]], int]:
-    """The graphs of one section (paths absolute), and for how many rounds each stays."""
-    fields = {key: value for key, value in section.items() if key != "graph"}
-    try:
-        kind = lookup("graph", section.get("graph"))
-    except InputError as error:
-        raise error.under("graph") from None
-    if isinstance(kind, type) and issubclass(kind, Graph):
-        part = make_part(kind, fields)
-        return part.build(n, seed), getattr(part, "every", 1)
-    return _call(str(section["graph"]), kind, n, seed, fields), 1
-
-
-def _call(
-    name: str, function: Callable[..., Any], n: int | None, seed: int, fields: dict[str, Any]
-) -> list[nx.Graph[Any]]:
-    """Somebody's own function's graphs, checked."""
-    try:
-        inspect.signature(function).bind(n, seed, **fields)
-    except TypeError as error:
-        raise InputError(f"'{name}' cannot be called with n, seed and the keys given: {error}", key="graph") from None
-    try:
-        result = function(n, seed, **fields)
-    except InputError:
-        raise
-    except Exception as error:  # somebody's own code may fail in any way
-        raise InputError(f"'{name}' failed: {type(error).__name__}: {error}", key="graph") from error
-    graphs = [result] if isinstance(result, nx.Graph) else list(result) if isinstance(result, list | tuple) else []
-    if not graphs or not all(isinstance(g, nx.Graph) for g in graphs):
-        found = type(result).__name__
-        raise InputError(f"'{name}' returned {found}, allowed: a networkx graph or a list of them", key="graph")
-    sizes = {g.number_of_nodes() for g in graphs}
-    if len(sizes) > 1 or (n is not None and sizes != {n}):
-        message = f"'{name}' returned graphs of {sorted(sizes)} nodes, allowed: {n or 'all the same number'}"
-        raise InputError(message, key="graph")
-    try:
-        return [tidy(g) for g in graphs]
-    except InputError as error:
-        raise error.under("graph") from None
-
-
-def _absolute(section: Mapping[str, Any], base: Path) -> dict[str, Any]:
-    """`section` with the paths of graph files made absolute, also inside a sequence."""
-    result = dict(section)
-    if result.get("graph") == "file" and isinstance(result.get("path"), str):
-        result["path"] = str(base / result["path"])
-    if result.get("graph") == "sequence" and isinstance(result.get("graphs"), list):
-        result["graphs"] = [_absolute(g, base) if isinstance(g, Mapping) else g for g in result["graphs"]]
-    return result
 
 
 def _check_connected(graphs: list[nx.Graph[Any]]) -> None:

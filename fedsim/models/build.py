@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from fedsim.core import rng
 from fedsim.core.errors import InputError, Problem, unknown
-from fedsim.core.fields import make_part
-from fedsim.core.registry import Part, lookup, names, register
+from fedsim.core.registry import Part, register
 from fedsim.core.types import Count
 from fedsim.models import vision
 from fedsim.models.checks import refuse_batch_statistics as refuse_batch_statistics
@@ -61,6 +60,19 @@ class Model(Part, ABC):
                 "this model cannot learn (zeros is for linear and svm)",
                 key="init",
             )
+        if self.loss is not None:
+            loss_function(self.loss)
+
+    @classmethod
+    def from_function(cls, name: str, function: Any, keys: Mapping[str, Any]) -> Model:
+        """The model that somebody's own function makes; InputError where it cannot be called with these keys."""
+        if not callable(function):
+            raise InputError(f"'{name}' is {type(function).__name__}, not a callable that returns an nn.Module")
+        loss, own = keys.get("loss"), {key: value for key, value in keys.items() if key != "loss"}
+        if loss is not None and not isinstance(loss, str):
+            raise InputError(f"found {loss!r}, allowed: the name of a loss", key="loss")
+        offered = _check_signature(name, function, own)
+        return OwnModel(function=function, keys=own, offered=offered, loss=loss)
 
     @abstractmethod
     def build(self, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
@@ -145,60 +157,67 @@ class ResNet18(Model):
         return vision.resnet18(input_shape, num_outputs, self.groups, self.stem)
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnModel(Model):
+    """What somebody's own `function` makes: any callable that returns an ``nn.Module``.
+
+    It is called with the keys of the scenario (`loss` apart), and with `input_shape` and `num_outputs` if its signature
+    names them.
+    """
+
+    function: Callable[..., Any]
+    keys: Mapping[str, Any]
+    offered: tuple[str, ...]
+
+    @property
+    def given_keys(self) -> dict[str, Any]:
+        """The keys as the scenario has them."""
+        return {**self.keys, **({} if self.loss is None else {"loss": self.loss})}
+
+    def build(self, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+        known = {"input_shape": input_shape, "num_outputs": num_outputs}
+        made: nn.Module = self.function(**{**{key: known[key] for key in self.offered}, **self.keys})
+        return made
+
+
 def build_model(
-    section: Mapping[str, Any],
+    model: Model,
     input_shape: Sequence[int],
     num_classes: int | None,
     seed: int,
     dtype: torch.dtype,
     num_targets: int = 1,
+    name: str | None = None,
 ) -> tuple[nn.Module, str]:
-    """The module and the loss name that a scenario's ``model:`` mapping stands for.
+    """The module that `model` stands for on some data, and the name of its loss.
 
     Parameters
     ----------
-    section
-        ``{name: ..., loss: ..., ...}``. `name` is registered, or ``pkg.mod:factory``: a subclass of `Model`, or any
-        callable that returns an ``nn.Module``; it is called with the other keys (`loss` apart), and with `input_shape`
-        and `num_outputs` if its signature names them.
     input_shape
         Shape of one sample.
     num_classes
         Number of classes, or None for regression on `num_targets` numbers per sample.
     seed, dtype
         Parameters depend on `seed` alone: they are drawn in float32 and converted, and no global generator moves.
+    name
+        What the scenario calls the model.
 
     Raises
     ------
     InputError
-        Unknown names or keys, values out of range, a loss, model and data that do not go together, a factory that
-        fails, or a module that is not a function of its parameters and one sample (`refuse_batch_statistics`).
+        A loss, model and data that do not go together, somebody's own function that fails, or a module that is not a
+        function of its parameters and one sample (`refuse_batch_statistics`).
     """
     shape = tuple(int(n) for n in input_shape)
-    if "name" not in section:
-        raise InputError(
-            f"is missing; allowed: {', '.join(names('model'))}, or 'pkg.mod:factory' for your own", key="name"
-        )
-    keys = {key: value for key, value in section.items() if key != "name"}
-    try:
-        found = lookup("model", section["name"])
-    except InputError as error:
-        raise error.under("name") from None
-    name, part = str(section["name"]), None
-    if isinstance(found, type) and issubclass(found, Model):
-        part = make_part(found, keys)
-        loss, default = part.loss, part.default_loss
-    else:
-        loss, default = keys.pop("loss", None), None
-    loss_name, num_outputs = _loss_and_outputs(loss, default, num_classes, num_targets)
-    make = partial(part.build, shape, num_outputs) if part else _factory_call(found, name, keys, shape, num_outputs)
+    name = name or type(model).__name__
+    loss_name, num_outputs = _loss_and_outputs(model.loss, model.default_loss, num_classes, num_targets)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed the generators of other devices.
         torch.default_generator.manual_seed(int(rng.key(seed, "model")[0]))
-        module = _made(name, make)
+        module = _made(name, partial(model.build, shape, num_outputs))
         refuse_batch_statistics(module)
         module = module.to(dtype).train()
-        if not type(part).__module__.startswith("fedsim."):
+        if isinstance(model, OwnModel) or not type(model).__module__.startswith("fedsim."):
             try_out(name, module, shape, num_outputs)
     return module, loss_name
 
@@ -288,12 +307,12 @@ def widest(module: nn.Module, sample: Tensor) -> int:
     return max(sizes)
 
 
-def _loss_and_outputs(chosen: Any, default: str | None, num_classes: int | None, num_targets: int) -> tuple[str, int]:
+def _loss_and_outputs(
+    chosen: str | None, default: str | None, num_classes: int | None, num_targets: int
+) -> tuple[str, int]:
     """The loss's name and how many outputs the model needs for it, or why it does not suit the data."""
     name = chosen or default or ("mse" if num_classes is None else "cross_entropy")
     key = "loss" if chosen or not default else "name"
-    if not isinstance(name, str):
-        raise InputError(f"found {name!r}, allowed: the name of a loss", key="loss")
     loss = loss_function(name)
     if num_classes is None:
         if name in ("cross_entropy", "multi_margin", "logistic"):
@@ -318,22 +337,17 @@ def _loss_and_outputs(chosen: Any, default: str | None, num_classes: int | None,
     return name, outputs
 
 
-def _factory_call(
-    factory: Any, name: str, keys: Mapping[str, Any], shape: tuple[int, ...], num_outputs: int
-) -> Callable[[], Any]:
-    """`factory` bound to the keys of the scenario, which its signature must accept."""
-    if not callable(factory):
-        raise InputError(f"'{name}' is {type(factory).__name__}, not a callable that returns an nn.Module", key="name")
+def _check_signature(name: str, function: Any, keys: Mapping[str, Any]) -> tuple[str, ...]:
+    """What `function` wants to know of the data; InputError for keys that its signature does not have."""
     try:
-        named = inspect.signature(factory).parameters
+        named = inspect.signature(function).parameters
     except ValueError:  # some built-in callables have no signature
-        return partial(factory, **keys)
+        return ()
     if not any(p.kind is p.VAR_KEYWORD for p in named.values()):
         problems = [Problem(unknown(f"key of '{name}'", key, list(named)), key) for key in keys if key not in named]
         if problems:
             raise InputError(problems)
-    offered = {"input_shape": shape, "num_outputs": num_outputs}
-    return partial(factory, **{**{key: value for key, value in offered.items() if key in named}, **keys})
+    return tuple(key for key in ("input_shape", "num_outputs") if key in named)
 
 
 def _made(name: str, make: Callable[[], Any]) -> nn.Module:

@@ -66,7 +66,7 @@ def describe_topology(what: str, nodes: int | None, settings: list[str], weights
             raise InputError("this scenario has a server and no topology", file=what)
         assembly = assemble(scenario)
         assert assembly.network is not None
-        facts = {"name": f"{scenario.name}: {scenario.topology['graph']}", **_network(scenario, assembly)}
+        facts = {"name": f"{scenario.name}: {scenario.names['topology']}", **_network(scenario, assembly)}
         return facts, assembly.network.topology.graphs[0]
     section: Rows = (
         {"graph": "file", "path": str(path.resolve())} if path.exists() and path.is_file() else {"graph": what}
@@ -93,9 +93,8 @@ def describe_topology(what: str, nodes: int | None, settings: list[str], weights
 
 
 def _scenario(s: Scenario) -> Rows:
-    raw = s.document.values
     return {
-        "name": s.name, "seed": s.seed, "algorithm": raw["algorithm"]["name"], "rounds": s.run.rounds, "hash": s.hash(),
+        "name": s.name, "seed": s.seed, "algorithm": s.names["algorithm"], "rounds": s.run.rounds, "hash": s.hash(),
         "run directory": f"runs/{s.name}-{s.hash()}",
     }  # fmt: skip
 
@@ -172,9 +171,8 @@ def _work(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:
 def _network(s: Scenario, a: Assembly) -> Rows:
     """Facts of the graph, and the expected mixing matrix under the scenario's link probabilities."""
     assert a.network is not None
-    assert s.topology is not None
     topology, base = a.network.topology, a.network.mixings[0]
-    facts: Rows = {"graph": s.topology["graph"], **summary(topology.graphs[0], base.matrix)}
+    facts: Rows = {"graph": s.names["topology"], **summary(topology.graphs[0], base.matrix)}
     if len(topology.graphs) > 1:
         facts["sequence"] = (
             f"{len(topology.graphs)} graphs, {topology.every} rounds each; these are the facts of the first"

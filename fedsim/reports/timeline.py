@@ -253,7 +253,7 @@ class _Follower:
         s = self.scenario
         gossip = self.assembly.network is not None
         uniform = gossip or getattr(s.algorithm, "weighting", "samples") != "samples"
-        mode = s.document.values.get("participation", {}).get("mode", "gossip" if gossip else "synchronous")
+        mode = s.names["participation"]
         on = [self._time_on(c, 0, end) for c in range(self.n)]
         idle = [o - b - v - w for o, b, v, w in zip(on, self.busy, self.vain, self.waiting, strict=True)]
         off = [end - o for o in on]
@@ -261,7 +261,7 @@ class _Follower:
         busy, vain, waiting, idle_share, off_share = shares
         return Timeline(
             name=s.name,
-            mode=str(mode),
+            mode=mode,
             gossip=gossip,
             end=seconds(end),
             combines=len(times),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fedsim.algorithms.base import GossipAlgorithm, ServerAlgorithm
 from fedsim.core.errors import Problem
+from fedsim.data.sets import QuadraticFile
 from fedsim.messages.aggregators import Mean
 from fedsim.participation.clocked import Clocked
 from fedsim.participation.poisson import PoissonGossip
@@ -13,7 +14,7 @@ from fedsim.scenario.sections import MODES, Scenario
 def crosscheck(s: Scenario) -> list[Problem]:
     """Sections that do not fit together."""
     found: list[Problem] = []
-    name = s.document.values["algorithm"]["name"]
+    name = s.names["algorithm"]
     if s.algorithm.local_steps is not None and s.algorithm.local_epochs is not None:
         found.append(
             Problem("found both 'local_steps' and 'local_epochs', allowed: one of the two", "algorithm.local_epochs")
@@ -33,7 +34,7 @@ def crosscheck(s: Scenario) -> list[Problem]:
         )
     if s.algorithm.setting == "gossip" and not isinstance(s.aggregator, Mean):
         found.append(Problem("gossip mixes with a matrix, allowed: mean", "aggregator.name"))
-    mode = s.document.values.get("participation", {}).get("mode", "synchronous")
+    mode = s.names["participation"]
     if isinstance(s.algorithm, ServerAlgorithm) and s.algorithm.modes is not None and mode not in s.algorithm.modes:
         message = f"{s.algorithm.modes_reason}; allowed with '{name}': {', '.join(s.algorithm.modes)}"
         found.append(Problem(f"found {mode!r}: {message}", "participation.mode"))
@@ -47,7 +48,7 @@ def crosscheck(s: Scenario) -> list[Problem]:
         if not (s.algorithm.in_continuous_time and sporadic):
             message = f"'{name}' acts by rounds, and Poisson clocks know none; allowed: dspodfl, or mode gossip"
             found.append(Problem(message, "participation.mode"))
-        if "system" in s.document.values:
+        if "system" in s.given:
             found.append(Problem("ticks of Poisson clocks take no time: remove the section", "system"))
     for key in ("availability", "departure"):
         if s.algorithm.setting == "gossip" and getattr(s.system, key) is not None:
@@ -70,7 +71,7 @@ def crosscheck(s: Scenario) -> list[Problem]:
     gpus = s.backend.gpus_per_actor
     if gpus is not None and gpus > 1 and gpus != int(gpus):
         found.append(Problem(f"found {gpus}, allowed: a fraction up to 1, or whole GPUs", "backend.gpus_per_actor"))
-    quadratic = s.document.values["data"]["dataset"] == "quadratic"
+    quadratic = isinstance(s.dataset, QuadraticFile)
     if quadratic and s.model is not None:
         found.append(Problem("a quadratic problem has no model: remove the section", "model"))
     if quadratic:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,19 +15,35 @@ from pydantic import BaseModel, ConfigDict, Field
 from fedsim.algorithms.base import Algorithm
 from fedsim.clients.store import Choice
 from fedsim.core.documents import Document
-from fedsim.core.fields import dump_part
+from fedsim.core.errors import InputError
+from fedsim.core.registry import lookup
 from fedsim.core.types import Count
 from fedsim.data.augment import Augment
+from fedsim.data.partition import Partition
 from fedsim.data.sets import DatasetPart
 from fedsim.devices.system import SystemSection
+from fedsim.graphs.base import Graph
 from fedsim.messages.aggregators import Aggregator
+from fedsim.models.build import Model
 from fedsim.objective.kernel import Precision
 from fedsim.objective.stacked import Way
 from fedsim.participation.base import Participation
 from fedsim.privacy.base import Mechanism
+from fedsim.scenario.table import (
+    FormSection,
+    NameSection,
+    PartSection,
+    PartsSection,
+    Section,
+    Values,
+    ValueSection,
+    absolute,
+)
 
 MODES = {"server": "synchronous", "gossip": "gossip"}
 """The participation mode of a setting where a scenario names none."""
+
+_EVERY_SCENARIO = "every scenario needs this section"
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._=-]*$"
 
@@ -95,25 +112,52 @@ class Heading(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """A checked scenario. `partition`, `model` and `topology` stay mappings: what they mean depends on the data."""
+class Clients(BaseModel):
+    """How many clients there are."""
 
-    name: str
-    seed: int
-    dataset: DatasetPart
-    clients: int | None
-    partition: dict[str, Any] | None
-    augment: Augment | None
-    model: dict[str, Any] | None
-    algorithm: Algorithm
-    topology: dict[str, Any] | None
-    participation: Participation
-    system: SystemSection
-    aggregator: Aggregator
-    privacy: Mechanism | None
-    run: RunSection
-    backend: BackendSection
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    clients: Count
+
+
+def _usual_mode(raw: Values) -> Values | None:
+    """The participation mode that goes with the algorithm, also when something is wrong with its keys."""
+    try:
+        setting = getattr(lookup("algorithm", raw["algorithm"].get("name")), "setting", None)
+    except InputError:
+        return None
+    return {"mode": MODES[setting]} if setting in MODES else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """A checked scenario: a field per section, in the order in which they are written out.
+
+    `names` are the names under which a section's part was asked for, `given` the sections that the file has.
+    """
+
+    name: Annotated[str, ValueSection(path="name", form=Heading)]
+    seed: Annotated[int, ValueSection(path="seed", form=Heading)]
+    dataset: Annotated[
+        DatasetPart, PartSection(path="data", kind="dataset", key="dataset", required=_EVERY_SCENARIO, paths=True)
+    ]
+    clients: Annotated[int | None, ValueSection(path="data.clients", form=Clients, optional=True)]
+    partition: Annotated[Partition | None, PartSection(path="data.partition", kind="partition", key="scheme")]
+    augment: Annotated[Augment | None, FormSection(path="data.augment", form=Augment, optional="{flip: true, crop: 4}")]
+    model: Annotated[Model | None, PartSection(path="model", kind="model")]
+    algorithm: Annotated[Algorithm, PartSection(path="algorithm", kind="algorithm", required=_EVERY_SCENARIO)]
+    topology: Annotated[Graph | None, PartSection(path="topology", kind="graph", key="graph", paths=True)]
+    mixing: Annotated[str | None, NameSection(path="topology.weights", kind="mixing")]
+    participation: Annotated[
+        Participation, PartSection(path="participation", kind="participation", key="mode", fill=_usual_mode)
+    ]
+    system: Annotated[SystemSection, FormSection(path="system", form=SystemSection, paths=True)]
+    aggregator: Annotated[Aggregator, PartSection(path="aggregator", kind="aggregator", fill={"name": "mean"})]
+    privacy: Annotated[Mechanism | None, PartSection(path="privacy", kind="privacy", key="mechanism")]
+    run: Annotated[RunSection, FormSection(path="run", form=RunSection)]
+    backend: Annotated[BackendSection, FormSection(path="backend", form=BackendSection)]
+    audits: Annotated[Mapping[str, Any], PartsSection(path="audit", kind="audit", recorded=False)]
+    names: Mapping[str, str]
+    given: frozenset[str]
     document: Document
 
     @property
@@ -123,37 +167,26 @@ class Scenario:
 
     def resolved(self) -> dict[str, Any]:
         """The scenario with every default written out and paths absolute: running it again gives the same numbers."""
-        raw = self.document.values
-        data = {"dataset": raw["data"]["dataset"], **dump_part(self.dataset)}
-        if self.clients is not None:
-            data["clients"] = self.clients
-        if self.partition is not None:
-            data["partition"] = self.partition
-        if self.augment is not None:
-            data["augment"] = dump_part(self.augment)
-        mode = raw.get("participation", {}).get("mode") or MODES[self.algorithm.setting]
-        sections: dict[str, Any] = {
-            "name": self.name,
-            "seed": self.seed,
-            "data": absolute(data, self.base),
-            "model": self.model,
-            "algorithm": {"name": raw["algorithm"]["name"], **dump_part(self.algorithm)},
-            "topology": absolute(self.topology, self.base) if self.topology else None,
-            "participation": {"mode": mode, **dump_part(self.participation)},
-            "system": self._system(),
-            "aggregator": {"name": raw.get("aggregator", {}).get("name", "mean"), **dump_part(self.aggregator)},
-            "privacy": None
-            if self.privacy is None
-            else {"mechanism": raw["privacy"]["mechanism"], **dump_part(self.privacy)},
-            "run": self.run.model_dump(exclude_none=True),
-            "backend": self.backend.model_dump(exclude_none=True),
-        }
-        return {k: v for k, v in sections.items() if v is not None}
+        found: dict[str, Any] = {}
+        for attribute, row in SECTIONS.items():
+            if not row.recorded or (row.path == "system" and not self._has_clock):
+                continue
+            value = row.write(getattr(self, attribute), self.names.get(row.path))
+            if value is None:
+                continue
+            place = found
+            for key in row.path.split(".")[:-1]:
+                place = place[key]
+            place[row.last] = value
+        for row in SECTIONS.values():
+            if row.paths and row.path in found:
+                found[row.path] = absolute(found[row.path], self.base)
+        return found
 
-    def _system(self) -> dict[str, Any] | None:
-        """The section; left out where a gossip scenario has none, since giving one starts a finer clock."""
-        given = self.algorithm.setting == "server" or "system" in self.document.values
-        return self.system.model_dump(exclude_none=True) if given else None
+    @property
+    def _has_clock(self) -> bool:
+        """Whether `system` counts: on a graph only where the file has it, since giving it starts a finer clock."""
+        return self.algorithm.setting == "server" or "system" in self.given
 
     def hash(self) -> str:
         """Eight hex digits of what decides the numbers."""
@@ -163,14 +196,16 @@ class Scenario:
         return yaml.safe_dump(self.resolved(), sort_keys=False, width=120)
 
 
-def absolute(section: dict[str, Any], base: Path) -> dict[str, Any]:
-    """The section with its `path` and `file` keys absolute."""
+SECTIONS: dict[str, Section] = {
+    attribute: row
+    for attribute, hint in get_type_hints(Scenario, include_extras=True).items()
+    for row in getattr(hint, "__metadata__", ())
+    if isinstance(row, Section)
+}
+"""Fields of `Scenario` and the sections they are read from."""
 
-    def fix(key: str, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: fix(k, v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [fix(key, v) for v in value]
-        return str((base / value).resolve()) if key in ("path", "file") and isinstance(value, str) else value
-
-    return {k: fix(k, v) for k, v in section.items()}
+INNER: dict[str, tuple[str, ...]] = {
+    outer.path: tuple(row.last for row in SECTIONS.values() if row.path.startswith(f"{outer.path}."))
+    for outer in SECTIONS.values()
+}
+"""Of every section the keys that are rows of their own."""

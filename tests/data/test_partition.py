@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedsim.core.errors import InputError
+from fedsim.core.fields import part_from
 from fedsim.core.registry import names
-from fedsim.data.partition import Iid, assign_partition, label_counts
+from fedsim.data import partition
+from fedsim.data.partition import Iid, label_counts
 from fedsim.data.sets import Dataset
 from fedsim.figures.partition import partition_figure
 
@@ -23,6 +25,15 @@ def dataset(labels: Any, clients: list[np.ndarray] | None = None) -> Dataset:
     y = torch.as_tensor(np.asarray(labels))
     x = torch.zeros(len(y), 1)
     return Dataset("made", x, y, x, y, None if y.is_floating_point() else int(y.max()) + 1, clients)
+
+
+def assign_partition(section: dict[str, Any] | None, data: Dataset, clients: int, seed: int) -> list[np.ndarray]:
+    """The rows that a scenario's mapping gives; what is wrong with its keys is told like what the data show."""
+    try:
+        scheme = None if section is None else part_from("partition", "scheme", section)
+    except InputError as error:
+        raise error.under("partition") from None
+    return partition.assign_partition(scheme, data, clients, seed)
 
 
 def labels(rows: int, classes: int = 10, seed: int = 0) -> np.ndarray:

@@ -11,10 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.core.errors import InputError
-from fedsim.models.build import build_model, flatten, refuse_batch_statistics
+from fedsim.core.fields import part_from
+from fedsim.models import build
+from fedsim.models.build import flatten, refuse_batch_statistics
 from fedsim.models.losses import loss_function, predictions
 
 F32, F64 = torch.float32, torch.float64
+
+
+def build_model(section: dict[str, Any], *args: Any, **keys: Any) -> tuple[nn.Module, str]:
+    return build.build_model(part_from("model", "name", section), *args, name=section["name"], **keys)
 
 
 class Tied(nn.Module):
@@ -83,6 +89,7 @@ import torch, torch.nn.functional as F
 from dataclasses import dataclass
 from torch import nn
 from fedsim.core.errors import InputError
+from fedsim.core.fields import part_from
 from fedsim.models.build import Model
 
 def plain(width, input_shape, num_outputs):

@@ -10,12 +10,13 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from fedsim.core.errors import InputError
+from fedsim.core.fields import part_from
 from fedsim.core.registry import lookup, names
+from fedsim.models import build
 from fedsim.models.build import (
     CNN,
     MLP,
     Model,
-    build_model,
     flatten,
     flops,
     layout,
@@ -25,6 +26,10 @@ from fedsim.models.build import (
 from fedsim.models.losses import loss_function
 
 F32, F64 = torch.float32, torch.float64
+
+
+def build_model(section: dict[str, Any], *args: Any, **keys: Any) -> tuple[nn.Module, str]:
+    return build.build_model(part_from("model", "name", section), *args, name=section["name"], **keys)
 
 
 def linear_count(inputs: int, outputs: int) -> int:
