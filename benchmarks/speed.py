@@ -45,9 +45,7 @@ class Engine:
         self.assembly = assemble(scenario)
         self.simulation = Simulation(scenario, self.assembly, folder / "run")
         self.recorder = Recorder(folder / "run", trace=False)
-        self.events = scenario.participation.events(
-            self.assembly.task, scenario.algorithm, scenario.seed, 0, self.assembly.network
-        )
+        self.events = scenario.participation.events(self.assembly.setting(scenario))
 
     def round(self) -> None:
         for event in islice(self.events, 2):

@@ -28,7 +28,7 @@ def events(count: int, seed: int = 0, **sections: Any) -> list[Arrival | Dispatc
     """The first events of a scenario, without any training, until `count` combines."""
     scenario = parse({**sections, "run": {"device": "cpu"}, "seed": seed})
     a = assemble(scenario)
-    stream = scenario.participation.events(a.task, scenario.algorithm, seed, 0, a.network, a.durations)
+    stream = scenario.participation.events(a.setting(scenario))
     found: list[Any] = []
     arrivals = 0
     while arrivals < count:

@@ -25,7 +25,6 @@ from fedsim.engine.loop import Simulation
 from fedsim.engine.replies import write_fitted
 from fedsim.engine.run_directory import Run, read_jsonl
 from fedsim.objective.supervised import SupervisedTask
-from fedsim.participation.clocked import Clocked
 from fedsim.participation.wall_clock import RealTime
 from fedsim.privacy.base import WrappedTask
 from fedsim.scenario.load import load
@@ -127,7 +126,7 @@ def serve(grid: Any, scenario: Scenario, config: RunConfig, run: str) -> Run:
     roster = Roster(grid, task.num_clients, run, lambda greeting: _refuses(greeting, scenario, assembly))
     backend = Flower(
         grid, roster, worker, _one_message(scenario, assembly, worker), config.policy,
-        patient=isinstance(scenario.participation, Clocked), graph=assembly.network is not None,
+        patient=scenario.participation.clocked, graph=assembly.network is not None,
     )  # fmt: skip
     clock = RealTime(scenario.participation, backend, complete=_needs_everybody(assembly, backend))
     clock.secret = sampling_secret(assembly.privacy)

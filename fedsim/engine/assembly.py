@@ -23,7 +23,6 @@ from fedsim.core.types import message_bytes
 from fedsim.data.partition import assign_partition, label_counts
 from fedsim.data.sets import Dataset, Quadratic
 from fedsim.devices.system import Durations
-from fedsim.graphs.mixing import is_symmetric
 from fedsim.graphs.network import Network, build_network
 from fedsim.graphs.topology import topology_of
 from fedsim.models.build import build_model
@@ -31,7 +30,6 @@ from fedsim.models.losses import Loss
 from fedsim.objective.quadratic import QuadraticTask
 from fedsim.objective.supervised import SupervisedTask
 from fedsim.participation.base import Setting
-from fedsim.participation.clocked import Clocked
 from fedsim.participation.durations import durations_of
 from fedsim.participation.synchronous import Synchronous
 from fedsim.privacy.base import Bound
@@ -56,6 +54,13 @@ class Assembly:
     """How long jobs (and, for gossip, messages) take; None where a gossip round simply takes a second."""
     privacy: Bound | None = None
     """The privacy mechanism, bound to this run; `task` has its oracle."""
+
+    def setting(self, scenario: Scenario) -> Setting:
+        """What the scenario's participation mode makes events for."""
+        s = scenario
+        return Setting(
+            s.seed, s.run.rounds, self.task, s.algorithm, s.participation, s.aggregator, self.network, self.durations
+        )
 
     def worker(self, scenario: Scenario, store: ClientStore | None = None) -> Worker:
         """The local work of any of the run's clients, in whatever process; what leaves it has passed `privacy`."""
@@ -140,7 +145,6 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
         with _section("topology"):
             topology, weights = topology_of(s.topology, s.mixing, task.num_clients, s.seed, s.base, s.names["topology"])
             network = build_network(topology, weights, type(s.algorithm).__name__, s.algorithm.needs_symmetric)
-        _check_laws(s, network, task.num_clients)
     durations = None
     if network is not None:
         links = network.link_ticks(message_bytes(one_message(s.algorithm, task, gossip=True)[1]))
@@ -151,14 +155,11 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
     else:
         with _section("system"):
             durations = durations_of(s.system, s.algorithm, task, s.seed)
-        if isinstance(s.participation, Clocked):
-            with _section("participation"):
-                s.participation.check_durations(task, s.algorithm, s.seed, durations)
+    setting = Setting(s.seed, s.run.rounds, task, s.algorithm, s.participation, s.aggregator, network, durations)
+    s.participation.check_run(setting)
     privacy = None
     if s.privacy is not None:
-        privacy = s.privacy.bind(
-            Setting(s.seed, s.run.rounds, task, s.algorithm, s.participation, s.aggregator, network, durations)
-        )
+        privacy = s.privacy.bind(setting)
         task = privacy.task(task)
     return Assembly(task, network, device, dtype, counts, layout, durations, privacy)
 
@@ -250,29 +251,3 @@ def _check_everyone(s: Scenario, clients: int) -> None:
     for key in s.participation.leaves_out(clients):
         message = f"found {getattr(s.participation, key)!r}, but all clients have to take part in every round: {why}"
         raise InputError(message, key=key)
-
-
-def _check_laws(s: Scenario, network: Network, nodes: int) -> None:
-    """Lists of probabilities have the right length."""
-    for key, purpose, counts in (
-        ("compute", "node", [nodes]),
-        ("links", "link", [len(m.links) for m in network.mixings]),
-    ):
-        for count in counts:
-            with _section(f"participation.{key}"):
-                getattr(s.participation, key).draw(count, s.seed, purpose, 1)
-    _check_links(s, network)
-
-
-def _check_links(s: Scenario, network: Network) -> None:
-    """Links that fire sporadically keep the network average only where both directions weigh the same."""
-    assert isinstance(s.algorithm, GossipAlgorithm)
-    if s.algorithm.indicators["links"] == "always" or all(is_symmetric(m.matrix) for m in network.mixings):
-        return
-    links = s.participation.links  # type: ignore[attr-defined]
-    if any((links.draw(len(m.links), s.seed, "link", 1) < 1).any() for m in network.mixings):
-        raise InputError(
-            "found link probabilities below 1 with asymmetric mixing weights (a directed graph): while a link is idle "
-            "the columns do not sum to 1 and the network average drifts; allowed: 1, or an undirected graph",
-            key="participation.links",
-        )

@@ -29,7 +29,7 @@ from fedsim.engine.signals import stop_requested
 from fedsim.engine.totals import Totals
 from fedsim.graphs.mixing_matrix import MixingMatrix, repeated
 from fedsim.participation.base import Arrival, Dispatch, Ended, Event
-from fedsim.participation.clocked import Clocked
+from fedsim.participation.record import trace_row
 from fedsim.scenario.load import load, parse
 from fedsim.scenario.sections import Scenario
 
@@ -98,6 +98,8 @@ class Simulation:
     totals: Totals = field(init=False, default_factory=Totals)
     round: int = field(init=False, default=0)
     fresh: bool = field(init=False, default=True)
+    parts: list[Arrival] = field(init=False, default_factory=list)
+    """The arrivals of the round that is going on."""
 
     def __post_init__(self) -> None:
         task, algorithm = self.assembly.task, self.scenario.algorithm
@@ -133,7 +135,7 @@ class Simulation:
 
     def run(self, progress: Progress | None = None) -> Run:
         """Run to the last round."""
-        s, task = self.scenario, self.assembly.task
+        s = self.scenario
         recorder = Recorder(self.folder, s.run.trace)
         started = last_checkpoint = time.monotonic()
         before, resumed_at = self.totals.wall, self.round
@@ -141,9 +143,7 @@ class Simulation:
             with stop_requested() as stop:
                 if self.fresh:
                     self._evaluate(recorder, progress)
-                events = (self.source or s.participation.events)(
-                    task, s.algorithm, s.seed, self.round, self.assembly.network, self.assembly.durations
-                )
+                events = (self.source or s.participation.events)(self.assembly.setting(s), self.round)
                 begun: list[Dispatch] = []  # of a round that `run.seconds` may still cut off
                 ended: Ended | None = None
                 for event in events:
@@ -252,8 +252,8 @@ class Simulation:
         if len(event.clients):
             messages = self.backend.collect(event.clients if event.jobs is None else event.jobs)
             if len(self.backend.lost):
-                weighed = isinstance(self.scenario.participation, Clocked) or self.assembly.privacy is not None
-                event = event.without(self.backend.lost, renormalise=not weighed)
+                renormalise = self.scenario.participation.renormalises and self.assembly.privacy is None
+                event = event.without(self.backend.lost, renormalise)
             if len(event.clients):
                 return event, messages
         return event, self._empty_round(event)
@@ -277,11 +277,13 @@ class Simulation:
         return torch.as_tensor(clients, device=self.assembly.device)
 
     def _end_round(self, event: Arrival, recorder: Recorder) -> None:
+        self.parts.append(event)
         if not event.closes:
             return
         self.totals.time, self.round = event.time, event.number
         if self.scenario.run.trace:
-            recorder.trace({"round": event.number, "time": event.time, **event.trace})
+            recorder.trace(trace_row(self.parts))
+        self.parts.clear()
 
     def _aggregate(self, mixing: Any, weights: Tensor | None) -> Aggregate:
         """A server's aggregator with this round's weights, or a graph's mixing matrix."""
@@ -323,7 +325,7 @@ class Simulation:
             row["consensus_distance"] = distance
             row["delay_processing"], row["delay_transmission"] = totals.delay_processing, totals.delay_transmission
             row["delay_total"] = totals.delay_processing + totals.delay_transmission
-        if isinstance(self.scenario.participation, Clocked):
+        if self.scenario.participation.clocked:
             row["staleness_mean"] = totals.staleness / max(totals.contributions, 1)
         row["bytes_sent"], row["gradients"] = totals.bytes_sent, totals.gradients
         if self.assembly.privacy is not None:

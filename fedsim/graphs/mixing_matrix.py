@@ -35,6 +35,19 @@ class MixingMatrix:
         weights = torch.as_tensor(self.matrix.data, dtype=values.dtype, device=self.device)
         return functional.embedding_bag(self._columns, values, self._starts, mode="sum", per_sample_weights=weights)
 
+    def isolating(self, away: Bools) -> MixingMatrix:
+        """This square matrix where no link of the rows `away` fires: what it would have carried stays at home."""
+        entries = sparse.coo_array(self.matrix)
+        rows, columns, data = entries.row, entries.col, entries.data
+        crosses = (rows != columns) & (away[rows] | away[columns])
+        stays = np.bincount(rows[crosses], data[crosses], minlength=len(away))
+        matrix = sparse.coo_array((np.where(crosses, 0.0, data), (rows, columns)), shape=self.matrix.shape).tocsr()
+        matrix = sparse.csr_array(matrix + sparse.diags_array(np.where(away, 0.0, stays)))
+        matrix.setdiag(np.where(away, 1.0, matrix.diagonal()))
+        matrix.eliminate_zeros()
+        matrix.sort_indices()
+        return MixingMatrix(matrix, self.device)
+
 
 def repeated(mixing: MixingMatrix, times: int) -> Aggregate:
     """``W^times @ values``, one exchange between neighbours after the other."""

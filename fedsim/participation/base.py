@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from fedsim.algorithms.base import Algorithm
+from fedsim.algorithms.base import Algorithm, GossipAlgorithm, ServerAlgorithm
 from fedsim.core.arrays import Floats, Ints
+from fedsim.core.errors import InputError
 from fedsim.core.oracle import Task
 from fedsim.core.registry import Part
-from fedsim.devices.system import Durations
+from fedsim.devices.system import Durations, SystemSection
 from fedsim.graphs.network import Network
 from fedsim.messages.aggregators import Aggregator
 
@@ -36,18 +37,40 @@ class InVain:
 class Dispatch:
     """`clients` start ``steps[i]`` local steps of their round ``rounds[i]`` from the current model.
 
-    They start at tick `start` and are done at ``ends[i]``. Those `in_vain` pulled the model too, but nothing they do is
-    ever combined, so nothing is computed for them.
+    They start at tick `start` and are done at ``ends[i]`` (on a wall clock, where nobody knows that beforehand: at
+    `start`). Those `in_vain` pulled the model too, but nothing they do is ever combined, so nothing is computed for
+    them.
+
+    Raises
+    ------
+    InputError
+        There is not one number of each kind per client: the mode that made it is wrong.
     """
 
     clients: Ints
     rounds: Ints
     steps: Ints
+    ends: Sequence[int]
     jobs: Ints | None = None
     """Serial numbers of the jobs where a client may have several not combined yet (None: the clients' own numbers)."""
     start: int = 0
-    ends: Sequence[int] = ()
     in_vain: Sequence[InVain] = ()
+
+    def __post_init__(self) -> None:
+        _one_each(self, "rounds", "steps", "ends", "jobs")
+
+
+class Tick(NamedTuple):
+    """In continuous time: at tick `time` the `number`-th ring of clock `clock`, in the order in which they are done.
+
+    One node did `steps` local steps, or two `nodes` mixed over their link.
+    """
+
+    time: int
+    clock: int
+    number: int
+    nodes: tuple[int, ...]
+    steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,8 +78,12 @@ class Arrival:
     """The results of `clients` are combined: round `number` ends at virtual second `time`.
 
     `weights` ``[m]`` aggregate at a server; `mixing` is the realised matrix of a gossip round. `delays` are DSpodFL's
-    (processing, transmission) of this round, `sends` the number of messages that cross a link, `trace` what is recorded
-    of the realised schedule.
+    (processing, transmission) of this round, `sends` the number of messages that cross a link.
+
+    Raises
+    ------
+    InputError
+        There is not one number of each kind per client: the mode that made it is wrong.
     """
 
     number: int
@@ -69,32 +96,52 @@ class Arrival:
     weights: Floats | None = None
     mixing: Any = None
     delays: tuple[float, float] | None = None
-    trace: dict[str, Any] = field(default_factory=dict)
     jobs: Ints | None = None
     closes: bool = True
     """Whether the round ends with it; on a graph a round may have several, each of the nodes it names only."""
+    compute: Ints | None = None
+    """On a graph: the nodes that did local work."""
+    edges: Ints | None = None
+    """On a graph: the links that carried messages ``[k, 2]``."""
+    ticks: Sequence[Tick] | None = None
+    """In continuous time: what happened one after the other."""
+    roles: Ints | None = None
+    """What each client computed, where an algorithm gives its clients different work."""
+    seconds: Sequence[float] | None = None
+    """On a wall clock: how long each client's job took."""
+    missing: Ints | None = None
+    """On a wall clock: who should have been in this round and did not answer."""
+
+    def __post_init__(self) -> None:
+        _one_each(self, "rounds", "steps", "staleness", "weights", "jobs", "roles", "seconds")
+
+    def of(self, places: Ints) -> Arrival:
+        """This arrival of some of its clients (positions), with their weights as they are."""
+        chosen: dict[str, Any] = {
+            name: value[places]
+            for name in ("clients", "rounds", "steps", "staleness", "weights", "jobs", "roles")
+            if (value := getattr(self, name)) is not None
+        }
+        if self.seconds is not None:
+            chosen["seconds"] = [self.seconds[i] for i in places.tolist()]
+        return replace(self, **chosen, sends=len(places))
 
     def without(self, lost: Ints, renormalise: bool) -> Arrival:
         """This arrival without some of its clients (positions); the others' weights may keep their sum."""
-        keep = np.setdiff1d(np.arange(len(self.clients)), lost)
-        weights = None if self.weights is None else self.weights[keep]
-        if weights is not None and self.weights is not None and renormalise and len(keep):
-            weights = weights * (self.weights.sum() / weights.sum())
-        shown = ("clients", "rounds", "steps", "staleness", "weights")
-        trace = {k: v[keep] if k in shown and len(v) == len(self.clients) else v for k, v in self.trace.items()}
-        if weights is not None:
-            trace["weights"] = weights
-        return replace(
-            self,
-            clients=self.clients[keep],
-            rounds=self.rounds[keep],
-            steps=self.steps[keep],
-            staleness=self.staleness[keep],
-            weights=weights,
-            jobs=None if self.jobs is None else self.jobs[keep],
-            sends=len(keep),
-            trace=trace,
-        )
+        kept = self.of(np.setdiff1d(np.arange(len(self.clients)), lost))
+        if renormalise and self.weights is not None and kept.weights is not None and len(kept.clients):
+            kept = replace(kept, weights=kept.weights * (self.weights.sum() / kept.weights.sum()))
+        return kept
+
+
+def _one_each(event: Dispatch | Arrival, *names: str) -> None:
+    wanted = len(event.clients)
+    for name in names:
+        values = getattr(event, name)
+        if values is not None and len(values) != wanted:
+            kind = type(event).__name__
+            message = f"the mode made a {kind} with {len(values)} {name} for {wanted} clients, allowed: one for each"
+            raise InputError(message, key="participation.mode")
 
 
 @dataclass(frozen=True)
@@ -109,24 +156,13 @@ class Ended:
 Event = Dispatch | Arrival | Ended
 
 
-class Participation(Part, ABC):
-    """A participation mode; its fields are its YAML keys."""
-
-    setting: ClassVar[Literal["server", "gossip"]]
-
-    @abstractmethod
-    def events(
-        self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
-    ) -> Iterator[Event]:
-        """Events from the first one after round `start` on, without end. `network` is the gossip network or None."""
-
-    def check(self, task_clients: int) -> None:
-        """Raise InputError where keys do not fit the number of clients."""
-
-
 @dataclass(frozen=True)
 class Setting:
-    """The run that a mechanism is bound to. `rounds` is how many it has; `network` the graph of a gossip run."""
+    """The run that a mode makes events for and that a privacy mechanism is bound to.
+
+    `rounds` is how many it has, `network` the graph of a gossip run. `durations` say how long jobs take; on a graph
+    they are None where a round simply takes a second.
+    """
 
     seed: int
     rounds: int
@@ -136,3 +172,67 @@ class Setting:
     aggregator: Aggregator
     network: Network | None
     durations: Durations | None = None
+
+    @property
+    def server(self) -> ServerAlgorithm:
+        """The algorithm, which has a server.
+
+        Raises
+        ------
+        InputError
+            It has none.
+        """
+        if isinstance(self.algorithm, ServerAlgorithm):
+            return self.algorithm
+        raise self._wrong("a ServerAlgorithm")
+
+    @property
+    def gossip(self) -> tuple[GossipAlgorithm, Network]:
+        """The algorithm, which runs on a graph, and that graph.
+
+        Raises
+        ------
+        InputError
+            It does not, or there is no graph.
+        """
+        if not isinstance(self.algorithm, GossipAlgorithm):
+            raise self._wrong("a GossipAlgorithm")
+        if self.network is None:
+            raise InputError("missing; the participation mode runs on a graph", key="topology")
+        return self.algorithm, self.network
+
+    @property
+    def clocks(self) -> Durations:
+        """How long jobs take; without a system model every local step takes a second."""
+        return self.durations or Durations(SystemSection(), self.task.num_clients, self.seed)
+
+    def _wrong(self, allowed: str) -> InputError:
+        mode, name = type(self.participation).__name__, type(self.algorithm).__name__
+        return InputError(f"found {name}, which is not what {mode} runs; allowed: {allowed}", key="algorithm.name")
+
+
+class Participation(Part, ABC):
+    """A participation mode; its fields are its YAML keys."""
+
+    setting: ClassVar[Literal["server", "gossip"]]
+    clocked: ClassVar[bool] = False
+    """Whether what arrives may be older than the round before: then staleness is recorded, and real clients that are
+    late are waited for while the others go on."""
+    renormalises: ClassVar[bool] = True
+    """Whether the weights of a round whose clients were lost on the way are scaled to their sum before."""
+
+    @abstractmethod
+    def events(self, setting: Setting, after: int = 0) -> Iterator[Event]:
+        """Events of the rounds after round `after`, without end, or until an `Ended`.
+
+        They are the same as those that follow round `after` where it is 0, so that a run can be resumed.
+        """
+
+    def check(self, task_clients: int) -> None:
+        """Raise InputError where keys do not fit the number of clients; keys are the mode's own (``fraction``)."""
+
+    def check_run(self, setting: Setting) -> None:
+        """Raise InputError where the run is not one for this mode; keys are whole (``participation.fraction``).
+
+        It is called before anything is written.
+        """

@@ -29,9 +29,8 @@ from fedsim.core.errors import InputError
 from fedsim.core.oracle import Task
 from fedsim.core.registry import register
 from fedsim.core.types import Count, NonNegative, Positive
-from fedsim.devices.system import Durations, SystemSection
 from fedsim.participation import schedule
-from fedsim.participation.base import Arrival, Dispatch, Ended, Event, InVain, Participation
+from fedsim.participation.base import Arrival, Dispatch, Ended, Event, InVain, Participation, Setting
 from fedsim.participation.fates import jobs_of
 from fedsim.participation.schedule import Combined, Jobs, Started, Step, Stopped
 
@@ -91,6 +90,8 @@ class Clocked(Participation):
     """
 
     setting: ClassVar[Literal["server", "gossip"]] = "server"
+    clocked: ClassVar[bool] = True
+    renormalises: ClassVar[bool] = False
     weights: Weights = "debiased"
     staleness: StalenessFactor = _CONSTANT
     pilot: Count = 10_000
@@ -104,31 +105,28 @@ class Clocked(Participation):
     def arrival_weights(self, n: int, p: Floats, tau: list[int] | None, rates: Floats | None) -> Floats:
         """d_i of every client ``[n]``, from importance and constant durations in ticks or rates of delivery."""
 
-    def check_durations(self, task: Task, algorithm: Algorithm, seed: int, durations: Durations) -> None:
+    def check_run(self, setting: Setting) -> None:
         """Raise InputError where `weights` needs jobs that all arrive after the same time, and they do not."""
         if self.weights != "debiased":
             return
-        if not (durations.constant and _Work(task, algorithm, seed).constant):
+        durations = setting.clocks
+        if not (durations.constant and _Work(setting.task, setting.server, setting.seed).constant):
             raise InputError(
                 "durations vary from job to job, for which there is no closed form; allowed: estimated, identical",
-                key="weights",
+                key="participation.weights",
             )
         why = [*durations.section.unreliable, *(["participation.timeout"] if self.timeout is not None else [])]
         if why:
             raise InputError(
                 f"with {', '.join(why)} not every job arrives in its time, for which there is no closed form; "
                 "allowed: estimated, identical",
-                key="weights",
+                key="participation.weights",
             )
 
-    def events(
-        self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
-    ) -> Iterator[Event]:
-        assert isinstance(algorithm, ServerAlgorithm)
-        n = task.num_clients
-        durations = durations or Durations(SystemSection(), n, seed)
-        work = _Work(task, algorithm, seed)
-        self.check_durations(task, algorithm, seed, durations)
+    def events(self, setting: Setting, after: int = 0) -> Iterator[Event]:
+        task, algorithm, seed, durations = setting.task, setting.server, setting.seed, setting.clocks
+        n, work = task.num_clients, _Work(task, algorithm, seed)
+        self.check_run(setting)
         jobs = jobs_of(durations, work.of, None if self.timeout is None else max(ticks(self.timeout), 1))
         d = self._contribution_weights(task, algorithm, seed, jobs)
         number = 0
@@ -136,7 +134,7 @@ class Clocked(Participation):
             if isinstance(step, Stopped):
                 yield Ended(number, seconds(step.tick), step.reason)
                 return
-            if number < start:  # a resumed run makes its schedule again, which costs next to nothing
+            if number < after:  # a resumed run makes its schedule again, which costs next to nothing
                 number += isinstance(step, Combined)
                 continue
             if isinstance(step, Started):
@@ -147,9 +145,8 @@ class Clocked(Participation):
             stale = np.asarray(step.staleness, dtype=np.int64)
             omega = d[clients] * self.staleness.factor(stale)
             done = work.many(clients, rounds)
-            trace = {"clients": clients, "rounds": rounds, "steps": done, "staleness": stale, "weights": omega}
             yield Arrival(
-                number, seconds(step.tick), clients, rounds, done, stale, len(clients), omega, trace=trace,
+                number, seconds(step.tick), clients, rounds, done, stale, len(clients), omega,
                 jobs=np.asarray(step.jobs, dtype=np.int64),
             )  # fmt: skip
 
@@ -178,7 +175,7 @@ def _dispatch(step: Started, work: _Work) -> Dispatch:
     clients, rounds = np.asarray(step.clients, dtype=np.int64), np.asarray(step.indices, dtype=np.int64) + 1
     jobs, ends = np.asarray(step.jobs, dtype=np.int64), [fate.end for fate in step.fates]
     if all(fate.arrives for fate in step.fates):
-        return Dispatch(clients, rounds, work.many(clients, rounds), jobs, step.tick, ends)
+        return Dispatch(clients, rounds, work.many(clients, rounds), ends, jobs, step.tick)
     kept = np.array([i for i, fate in enumerate(step.fates) if fate.arrives], dtype=np.int64)
     lost = [
         InVain(c, step.tick, fate.end, fate.sent)
@@ -186,7 +183,7 @@ def _dispatch(step: Started, work: _Work) -> Dispatch:
         if not fate.arrives
     ]
     steps = work.many(clients[kept], rounds[kept])
-    return Dispatch(clients[kept], rounds[kept], steps, jobs[kept], step.tick, [ends[i] for i in kept.tolist()], lost)
+    return Dispatch(clients[kept], rounds[kept], steps, [ends[i] for i in kept.tolist()], jobs[kept], step.tick, lost)
 
 
 class _Work:

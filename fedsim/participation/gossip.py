@@ -8,20 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
-from fedsim.algorithms.base import Algorithm, GossipAlgorithm
 from fedsim.core import rng
 from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.clock import TICKS_PER_SECOND, seconds
-from fedsim.core.oracle import Task
+from fedsim.core.errors import InputError
 from fedsim.core.registry import register
-from fedsim.devices.system import Durations
+from fedsim.graphs.mixing import is_symmetric
 from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
-from fedsim.graphs.network import Network
-from fedsim.participation.base import Arrival, Dispatch, Event, Participation
+from fedsim.participation.base import Arrival, Dispatch, Event, Participation, Setting
 from fedsim.participation.laws import Law, ProbabilityLaw
 
 _ONE = Law(fixed=1.0)
@@ -46,11 +44,11 @@ class Gossip(Participation):
     compute: ProbabilityLaw = _ONE
     links: ProbabilityLaw = _ONE
 
-    def events(
-        self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
-    ) -> Iterator[Event]:
-        assert isinstance(algorithm, GossipAlgorithm)
-        assert isinstance(network, Network)
+    def check_run(self, setting: Setting) -> None:
+        check_laws(self, setting)
+
+    def events(self, setting: Setting, after: int = 0) -> Iterator[Event]:
+        (algorithm, network), task, seed, durations = setting.gossip, setting.task, setting.seed, setting.durations
         n = task.num_clients
         nodes, stale = np.arange(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
         whole = [MixingMatrix(m.matrix, task.device) for m in network.mixings]
@@ -83,23 +81,22 @@ class Gossip(Participation):
             return [now + durations.of(i, number - 1, k) if k else now for i, k in enumerate(steps.tolist())]
 
         now = 0
-        for number in range(1, start + 1) if durations is not None else ():
+        for number in range(1, after + 1) if durations is not None else ():
             which, _, _, _, fires, _, steps = realise(number)
             now += length(number, which, fires, steps)
-        now = now if durations is not None else start * TICKS_PER_SECOND
-        for number in count(start + 1):
+        now = now if durations is not None else after * TICKS_PER_SECOND
+        for number in count(after + 1):
             which, d, b, computes, fires, units, steps = realise(number)
             base, rounds = network.mixings[which], np.full(n, number, dtype=np.int64)
-            yield Dispatch(nodes, rounds, steps, start=now, ends=ends(number, now, steps))
+            yield Dispatch(nodes, rounds, steps, ends(number, now, steps), start=now)
             mixing = whole[which] if fires.all() else MixingMatrix(base.realised(fires), task.device)
-            trace = {"compute": np.flatnonzero(computes), "edges": base.links[fires], "steps": steps}
             now += length(number, which, fires, steps)
             delays = normalised_delays(
                 base, units, fires, np.maximum(d, self.compute.floor), np.maximum(b, self.links.floor)
             )
             yield Arrival(
                 number, seconds(now), nodes, rounds, steps, stale, int(fires[base.entry_links].sum()),
-                mixing=mixing, delays=delays, trace=trace,
+                mixing=mixing, delays=delays, compute=np.flatnonzero(computes), edges=base.links[fires],
             )  # fmt: skip
 
     def _probabilities(
@@ -126,6 +123,38 @@ def normalised_delays(base: BaseMixing, units: Any, fires: Any, d: Floats, b: Fl
     if len(per_entry) == 0:
         return processing, 0.0
     return processing, float((per_entry * fires[base.entry_links]).sum() / per_entry.sum())
+
+
+class Laws(Protocol):
+    """A mode with a law for its nodes and one for its links."""
+
+    @property
+    def compute(self) -> Law: ...
+
+    @property
+    def links(self) -> Law: ...
+
+
+def check_laws(mode: Laws, setting: Setting) -> None:
+    """Raise InputError where lists have a wrong length, or links that fire sporadically move the network average."""
+    algorithm, network = setting.gossip
+    for key, purpose, counts in (
+        ("compute", "node", [setting.task.num_clients]),
+        ("links", "link", [len(m.links) for m in network.mixings]),
+    ):
+        for items in counts:
+            try:
+                getattr(mode, key).draw(items, setting.seed, purpose, 1)
+            except InputError as error:
+                raise error.under(f"participation.{key}") from None
+    if algorithm.indicators["links"] == "always" or all(is_symmetric(m.matrix) for m in network.mixings):
+        return
+    if any((mode.links.draw(len(m.links), setting.seed, "link", 1) < 1).any() for m in network.mixings):
+        raise InputError(
+            "found link probabilities below 1 with asymmetric mixing weights (a directed graph): while a link is idle "
+            "the columns do not sum to 1 and the network average drifts; allowed: 1, or an undirected graph",
+            key="participation.links",
+        )
 
 
 def _bernoulli(probability: Floats, keys: Any, indicator: str) -> Bools:

@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from fedsim.algorithms.base import Algorithm, GossipAlgorithm
 from fedsim.core import rng
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.clock import TICKS_PER_SECOND, exact, seconds, ticks
@@ -24,22 +23,21 @@ from fedsim.core.errors import InputError
 from fedsim.core.oracle import Task
 from fedsim.core.registry import register
 from fedsim.core.types import Positive
-from fedsim.devices.system import Durations
 from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
-from fedsim.graphs.network import Network
-from fedsim.participation.base import Arrival, Dispatch, Event, Participation
-from fedsim.participation.gossip import normalised_delays
+from fedsim.participation.base import Arrival, Dispatch, Event, Participation, Setting, Tick
+from fedsim.participation.gossip import check_laws, normalised_delays
 from fedsim.participation.laws import RateLaw, Rates
 
 _ONE = RateLaw(fixed=1.0)
 _FAR = 2.0**61
 """A gap between two ticks is at most that many ticks of the clock (four months), so that sums stay 64-bit integers."""
 _NOBODY = np.empty(0, dtype=np.int64)
+_NO_LINKS = np.empty((0, 2), dtype=np.int64)
 _IDLE = object()
 """Stands for the mixing of a round without ticks, which nothing is done for."""
 
 
-class Tick(NamedTuple):
+class _Ring(NamedTuple):
     """At `time` node `node` does its work number `number` (0, 1, ...), or (node -1) link `link` mixes its two ends."""
 
     time: int
@@ -71,23 +69,24 @@ class PoissonGossip(Participation):
     window: Positive = 1.0
     pair_weight: Literal["matrix", "half"] = "matrix"
 
-    def events(
-        self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
-    ) -> Iterator[Event]:
-        assert isinstance(algorithm, GossipAlgorithm)
-        assert isinstance(network, Network)
+    def check_run(self, setting: Setting) -> None:
+        _, network = setting.gossip
         if len(network.mixings) > 1:
             raise InputError(
                 "graphs that take turns change with the round, but Poisson clocks know none; allowed: one graph",
                 key="topology",
             )
+        check_laws(self, setting)
+
+    def events(self, setting: Setting, after: int = 0) -> Iterator[Event]:
+        (algorithm, network), task, seed = setting.gossip, setting.task, setting.seed
         base, n = network.mixings[0], task.num_clients
         d, b = self.compute.draw(n, seed, "node", 1), self.links.draw(len(base.links), seed, "link", 1)
         slow_nodes, slow_links = np.maximum(d, self.compute.floor), np.maximum(b, self.links.floor)
         clocks = _Clocks(d, b, base, seed)
         window = max(ticks(exact(self.window)), 1)
-        clocks.until(start * window)  # a resumed run lets its clocks tick again
-        for number in count(start + 1):
+        clocks.until(after * window)  # a resumed run lets its clocks tick again
+        for number in count(after + 1):
             found = clocks.until(number * window)
             nodes = np.array([t.node for t in found if t.node >= 0], dtype=np.int64)
             rounds = np.array([t.number + 1 for t in found if t.node >= 0], dtype=np.int64)
@@ -99,13 +98,9 @@ class PoissonGossip(Participation):
                 slow_nodes, slow_links,
             )  # fmt: skip
             ends = [base.links[t.link].tolist() if t.node < 0 else [t.node] for t in found]
-            trace = {
-                "compute": nodes, "edges": base.links[links], "steps": steps,
-                "events": [[seconds(t.time), *end] for t, end in zip(found, ends, strict=True)],
-            }  # fmt: skip
             last = Arrival(
                 number, seconds(number * window), _NOBODY, _NOBODY, _NOBODY, _NOBODY, 0, mixing=_IDLE, delays=delays,
-                trace=trace,
+                compute=_NOBODY, edges=_NO_LINKS, ticks=(),
             )  # fmt: skip
             order = iter(zip(rounds.tolist(), steps.tolist(), strict=True))
             jobs = [(t, end, next(order) if t.node >= 0 else (1, 0)) for t, end in zip(found, ends, strict=True)]
@@ -127,13 +122,18 @@ class PoissonGossip(Participation):
         pairs = [k for k, (_, end, _) in enumerate(level) if len(end) == 2]
         at = np.array([[place[first[k]], place[first[k] + 1]] for k in pairs], dtype=np.int64).reshape(-1, 2)
         links = np.array([level[k][0].link for k in pairs], dtype=np.int64)
+        worked = [end[0] for _, end, _ in level if len(end) == 1]
         weights = base.link_weights[links] if self.pair_weight == "matrix" else np.full(len(links), 0.5)
         nodes, rounds, steps = nodes[order], rounds[order], steps[order]
-        yield Dispatch(nodes, rounds, steps, start=now, ends=[now] * len(nodes))
+        yield Dispatch(nodes, rounds, steps, [now] * len(nodes), start=now)
         mixing = MixingMatrix(_pairwise(len(nodes), at, weights), task.device)
         yield Arrival(
             last.number, last.time, nodes, rounds, steps, np.zeros_like(nodes), 2 * len(links), mixing=mixing,
-            delays=last.delays if closes else None, trace=last.trace if closes else {}, closes=closes,
+            delays=last.delays if closes else None, closes=closes, compute=np.array(worked, dtype=np.int64),
+            edges=base.links[links], ticks=[
+                Tick(t.time, t.node if t.node >= 0 else base.n + t.link, t.number, tuple(end), steps)
+                for t, end, (_, steps) in level
+            ],
         )  # fmt: skip
 
 
@@ -150,7 +150,7 @@ class _Clocks:
         self.next = np.zeros(len(self.keys), dtype=np.int64)
         self._wind(np.arange(len(self.keys)))
 
-    def until(self, end: int) -> list[Tick]:
+    def until(self, end: int) -> list[_Ring]:
         """All ticks up to and including `end` that have not been given yet, in their order; ties nodes first."""
         times, clocks, numbers = [np.empty(0, dtype=np.int64)], *([np.empty(0, dtype=np.int64)] for _ in range(2))
         while len(due := np.flatnonzero(self.next <= end)):
@@ -162,7 +162,7 @@ class _Clocks:
         time, clock, number = np.concatenate(times), np.concatenate(clocks), np.concatenate(numbers)
         order = np.lexsort((number, clock, time))
         rows = zip(time[order].tolist(), clock[order].tolist(), number[order].tolist(), strict=True)
-        return [Tick(t, c, -1, k) if c < self.n else Tick(t, -1, c - self.n, k) for t, c, k in rows]
+        return [_Ring(t, c, -1, k) if c < self.n else _Ring(t, -1, c - self.n, k) for t, c, k in rows]
 
     def _wind(self, clocks: Ints) -> None:
         """Draw the next gaps of `clocks`; a clock of rate 0 never ticks."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from fedsim.algorithms.base import Algorithm, ServerAlgorithm
+from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.core import rng
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.clock import seconds, ticks
@@ -22,8 +22,8 @@ from fedsim.core.errors import InputError
 from fedsim.core.oracle import Task
 from fedsim.core.registry import register
 from fedsim.core.types import Count, Fraction, Positive, Probability
-from fedsim.devices.system import Durations, SystemSection
-from fedsim.participation.base import Arrival, Dispatch, Ended, Event, InVain, Participation
+from fedsim.devices.system import Durations
+from fedsim.participation.base import Arrival, Dispatch, Ended, Event, InVain, Participation, Setting
 from fedsim.participation.fates import jobs_of
 
 _BLOCK = 1024
@@ -113,11 +113,8 @@ class Synchronous(Participation):
         """Share of the clients in a cohort: `fraction` itself, or a cohort size over n."""
         return self.fraction if self.fraction is not None else self.cohort_size(n) / n
 
-    def events(
-        self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
-    ) -> Iterator[Event]:
-        assert isinstance(algorithm, ServerAlgorithm)
-        durations = durations or Durations(SystemSection(), task.num_clients, seed)
+    def events(self, setting: Setting, after: int = 0) -> Iterator[Event]:
+        task, algorithm, seed, durations = setting.task, setting.server, setting.seed, setting.clocks
         now = number = 0
         while True:
             asked_at = self._first_on(durations, now)
@@ -127,21 +124,19 @@ class Synchronous(Participation):
             number += 1
             report = self._round(task, algorithm, seed, number, asked_at, durations)
             now = report.end
-            if number <= start:  # a resumed run makes its rounds again, which costs next to nothing
+            if number <= after:  # a resumed run makes its rounds again, which costs next to nothing
                 continue
             clients, steps = report.clients, report.steps
             rounds = np.full(len(clients), number, dtype=np.int64)
-            yield Dispatch(clients, rounds, steps, None, report.start, report.ends, report.in_vain)
+            yield Dispatch(clients, rounds, steps, report.ends, start=report.start, in_vain=report.in_vain)
             if self.sampling == "weighted":
                 share = report.multiplicity
             else:
                 share = task.importance[clients] if algorithm.weighting == "samples" else np.ones(len(clients))
             weights = share / share.sum() if len(clients) else share
             stale = np.zeros(len(clients), dtype=np.int64)
-            trace = {"clients": clients, "steps": steps, "staleness": stale, "weights": weights}
-            if (roles := algorithm.role_of(clients, rounds, seed)) is not None:
-                trace["roles"] = roles
-            yield Arrival(number, seconds(now), clients, rounds, steps, stale, len(clients), weights, trace=trace)
+            roles = algorithm.role_of(clients, rounds, seed)
+            yield Arrival(number, seconds(now), clients, rounds, steps, stale, len(clients), weights, roles=roles)
 
     def _first_on(self, durations: Durations, tick: int) -> int | None:
         """The first tick from `tick` on at which some client can be asked (None: never again)."""
@@ -157,10 +152,10 @@ class Synchronous(Participation):
         return first
 
     def _round(
-        self, task: Task, algorithm: Algorithm, seed: int, number: int, start: int, durations: Durations
+        self, task: Task, algorithm: ServerAlgorithm, seed: int, number: int, start: int, durations: Durations
     ) -> _Report:
         """Who reports in a round that starts at tick `start`, and how long the server waits for it."""
-        if number == 1 and isinstance(algorithm, ServerAlgorithm) and algorithm.begins_with_everybody:
+        if number == 1 and algorithm.begins_with_everybody:
             wanted = task.num_clients
             clients, multiplicity = np.arange(wanted, dtype=np.int64), np.ones(wanted)
         else:
@@ -240,7 +235,7 @@ class Synchronous(Participation):
             on = np.sort(generator.choice(on, size=self._binomial(generator, len(on), n), replace=False))
         return on, np.ones(len(on))
 
-    def _steps(self, task: Task, algorithm: Algorithm, clients: Ints, rounds: Ints, seed: int) -> Ints:
+    def _steps(self, task: Task, algorithm: ServerAlgorithm, clients: Ints, rounds: Ints, seed: int) -> Ints:
         units, per_unit = algorithm.steps_by_unit(task, clients, rounds, seed)
         if self.stragglers > 0 and len(clients):
             slow = np.zeros(len(clients), dtype=bool)

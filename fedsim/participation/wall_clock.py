@@ -15,17 +15,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fedsim.algorithms.base import Algorithm, ServerAlgorithm
 from fedsim.core import rng
 from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.clock import TICKS_PER_SECOND
 from fedsim.core.errors import RunError
-from fedsim.core.oracle import Task
-from fedsim.devices.system import Durations
 from fedsim.graphs.mixing import is_symmetric
 from fedsim.graphs.mixing_matrix import MixingMatrix
-from fedsim.graphs.network import Network
-from fedsim.participation.base import Arrival, Dispatch, Event, Participation
+from fedsim.participation.base import Arrival, Dispatch, Event, Participation, Setting
 from fedsim.participation.clocked import Asynchronous, Clocked, FedBuff, FixedInterval
 
 LOG = logging.getLogger("flwr.fedsim")
@@ -64,20 +60,17 @@ class RealTime:
     complete: str | None = None
     secret: int | None = None
 
-    def events(
-        self, task: Task, algorithm: Algorithm, seed: int, start: int, network: Any, durations: Durations | None = None
-    ) -> Iterator[Event]:
+    def events(self, setting: Setting, after: int = 0) -> Iterator[Event]:
         """As `Participation.events`; an Arrival's time is seconds of the wall clock."""
         if isinstance(self.participation, Clocked):
-            assert isinstance(algorithm, ServerAlgorithm)
-            return _ClockedRun(self, self.participation, task, algorithm, seed, start).events()
-        drawn_from = seed if self.secret is None else self.secret
-        return self._waited(self.participation.events(task, algorithm, drawn_from, start, network, durations), network)
+            return _ClockedRun(self, self.participation, setting, after).events()
+        drawn = setting if self.secret is None else replace(setting, seed=self.secret)
+        return self._waited(self.participation.events(drawn, after))
 
     def now(self) -> float:
         return self.offset + self.inbox.now()
 
-    def _waited(self, events: Iterator[Event], network: Any) -> Iterator[Event]:
+    def _waited(self, events: Iterator[Event]) -> Iterator[Event]:
         """The schedule's events, every Arrival when its clients have answered, without those who did not."""
         for event in events:
             if not isinstance(event, Arrival) or len(event.clients) == 0:
@@ -91,48 +84,43 @@ class RealTime:
                 if self.complete is not None:
                     raise RunError(f"round {event.number}: clients {missing} are missing, and {self.complete}")
                 LOG.warning("round %d goes on without clients %s", event.number, missing)
-                event = self._without(event, came, network)
+                event = _without(event, came)
             yield replace(event, time=self.now())
 
-    def _without(self, event: Arrival, came: Bools, network: Any) -> Arrival:
-        """`event` with only the clients that came; a server's weights are scaled to the same sum.
 
-        On a graph a missing node keeps its model, and its links do not fire.
-        """
-        missing = event.clients[~came]
-        if network is not None:
-            return _isolated(event, missing, network)
-        kept = {k: getattr(event, k)[came] for k in ("clients", "rounds", "steps", "staleness")}
-        assert event.weights is not None
-        weights = event.weights[came] * (event.weights.sum() / event.weights[came].sum())
-        trace = {**event.trace, **{k: kept[k] for k in ("clients", "steps", "staleness")}}
-        trace |= {"weights": weights, "missing": missing}
-        if "roles" in trace:
-            trace["roles"] = [role for role, here in zip(trace["roles"], came, strict=True) if here]
-        jobs = None if event.jobs is None else event.jobs[came]
-        return replace(event, **kept, weights=weights, sends=int(came.sum()), trace=trace, jobs=jobs)
+def _without(event: Arrival, came: Bools) -> Arrival:
+    """`event` with only the clients that came; a server's weights are scaled to the same sum.
+
+    On a graph a missing node keeps its model, and its links do not fire.
+    """
+    missing = event.clients[~came]
+    if isinstance(event.mixing, MixingMatrix):
+        return replace(_isolated(event, came, event.mixing), missing=missing)
+    return replace(event.without(np.flatnonzero(~came), renormalise=True), missing=missing)
 
 
-def _isolated(event: Arrival, missing: Ints, network: Network) -> Arrival:
-    """A gossip round in which no link of the `missing` nodes fired and they did not compute.
+def _isolated(event: Arrival, came: Bools, mixing: MixingMatrix) -> Arrival:
+    """A gossip round in which no link of the nodes that did not come fired, and they did not compute.
 
     Their rows of the round's messages are those of idle nodes, which the caller's backend has put there.
     """
-    which = network.topology.at(event.number - 1)
-    base = network.mixings[which]
-    if not is_symmetric(base.matrix):
+    missing = event.clients[~came]
+    if not is_symmetric(mixing.matrix):
         raise RunError(
             f"round {event.number}: nodes {missing.tolist()} are missing, and on a directed graph the network average "
             "drifts while a node is away; on-failure = retry waits for them"
         )
-    fired = (base.links[:, None] == event.trace["edges"][None]).all(-1).any(-1)
-    fires = fired & ~np.isin(base.links, missing).any(-1)
-    steps = np.where(np.isin(event.clients, missing), 0, event.steps)
-    trace = {"compute": np.setdiff1d(event.trace["compute"], missing), "edges": base.links[fires], "steps": steps}
-    return replace(
-        event, steps=steps, sends=int(fires[base.entry_links].sum()), trace={**trace, "missing": missing},
-        mixing=MixingMatrix(base.realised(fires), event.mixing.device),
-    )  # fmt: skip
+    kept: dict[str, Any] = {"steps": np.where(came, event.steps, 0), "mixing": mixing.isolating(~came)}
+    if event.compute is not None:
+        kept["compute"] = event.compute[~np.isin(event.compute, missing)]
+    sends = event.sends
+    if event.edges is not None:
+        fired = ~np.isin(event.edges, missing).any(-1)
+        kept["edges"], sends = event.edges[fired], sends - 2 * int((~fired).sum())
+    if event.ticks is not None:
+        gone = set(missing.tolist())
+        kept["ticks"] = [t for t in event.ticks if gone.isdisjoint(t.nodes)]
+    return replace(event, **kept, sends=sends)
 
 
 @dataclass
@@ -148,11 +136,10 @@ class _Out:
 class _ClockedRun:
     """One run of a clocked mode: versions, jobs at work, and what was measured."""
 
-    def __init__(
-        self, clock: RealTime, mode: Clocked, task: Task, algorithm: ServerAlgorithm, seed: int, start: int
-    ) -> None:
-        self.clock, self.mode, self.task, self.algorithm, self.seed = clock, mode, task, algorithm, seed
-        self.n, self.version, self.serial = task.num_clients, start, 0
+    def __init__(self, clock: RealTime, mode: Clocked, setting: Setting, after: int) -> None:
+        task, algorithm = setting.task, setting.server
+        self.clock, self.mode, self.task, self.algorithm, self.seed = clock, mode, task, algorithm, setting.seed
+        self.n, self.version, self.serial = task.num_clients, after, 0
         share = task.importance if algorithm.weighting == "samples" else np.ones(self.n)
         self.p = share / share.sum()
         self.out: dict[int, _Out] = {}
@@ -253,7 +240,8 @@ class _ClockedRun:
             self.last[c] += 1
             self.out[job] = _Out(c, self.last[c], self.version, self.clock.now())
         rounds = np.array([self.last[c] for c in who.tolist()], dtype=np.int64)
-        return Dispatch(who, rounds, self._steps(who, rounds), jobs)
+        now = round(self.clock.now() * TICKS_PER_SECOND)
+        return Dispatch(who, rounds, self._steps(who, rounds), [now] * len(who), jobs, now)
 
     def _again(self, lost: list[int]) -> Iterator[Dispatch]:
         """Clients whose job was lost start anew from the present version."""
@@ -295,13 +283,9 @@ class _ClockedRun:
         self.version += 1
         omega = self._weights()[clients] * self.mode.staleness.factor(stale)
         steps = self._steps(clients, rounds)
-        trace = {
-            "clients": clients, "rounds": rounds, "steps": steps, "staleness": stale, "weights": omega,
-            "seconds": [round(seconds, 3) for _, seconds in found],
-        }  # fmt: skip
         return Arrival(
-            self.version, self.clock.now(), clients, rounds, steps, stale, len(clients), omega, trace=trace,
-            jobs=np.array(jobs, dtype=np.int64),
+            self.version, self.clock.now(), clients, rounds, steps, stale, len(clients), omega,
+            jobs=np.array(jobs, dtype=np.int64), seconds=[round(seconds, 3) for _, seconds in found],
         )  # fmt: skip
 
     def _weights(self) -> Floats:

@@ -13,7 +13,7 @@ from fedsim.participation.base import Arrival, Dispatch, Ended, Event, Setting
 def events(setting: Setting) -> Iterator[Event]:
     """The events of the whole run."""
     s = setting
-    for event in s.participation.events(s.task, s.algorithm, s.seed, 0, s.network, s.durations):
+    for event in s.participation.events(s):
         yield event
         if isinstance(event, Ended) or (isinstance(event, Arrival) and event.number == s.rounds):
             return

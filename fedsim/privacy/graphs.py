@@ -264,8 +264,10 @@ class Muffliato(NodeMechanism):
     def check(self, setting: Setting) -> Network:
         network = super().check(setting)
         for event in events(setting):
-            edges = event.trace.get("edges") if isinstance(event, Arrival) else None
-            if edges is not None and len(edges) not in (0, len(network.mixings[0].links)):
+            if not isinstance(event, Arrival):
+                continue
+            edges = event.edges
+            if edges is not None and len(edges) and (event.ticks or len(edges) != len(network.mixings[0].links)):
                 message = (
                     "links that fail change what an observer sees; allowed: 1, or an algorithm that uses all links"
                 )

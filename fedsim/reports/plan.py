@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from fedsim.graphs.topology import build_topology
 from fedsim.messages.aggregators import Mean
 from fedsim.participation.base import Arrival, Ended
 from fedsim.participation.gossip import Gossip
+from fedsim.participation.record import whole
 from fedsim.participation.synchronous import Synchronous
 from fedsim.scenario.load import parse
 from fedsim.scenario.sections import Scenario
@@ -117,25 +117,17 @@ def _rounds(s: Scenario, a: Assembly) -> list[Arrival]:
     """The first round in which anybody delivers; where it is unlike the others, some of those too."""
     wanted, found = 1 + (_TYPICAL if _begins_apart(s) else 0), list[Arrival]()
     parts: list[Arrival] = []
-    for event in s.participation.events(a.task, s.algorithm, s.seed, 0, a.network, a.durations):
+    for event in s.participation.events(a.setting(s)):
         if isinstance(event, Arrival) and len(event.clients):  # a window may close before anybody delivers
             parts.append(event)
             if event.closes:
-                found.append(_whole(parts))
+                found.append(whole(parts))
                 parts.clear()
         if isinstance(event, Ended) and not found:
             raise InputError(f"nobody ever delivers: {event.reason}", key="system")
         if len(found) == wanted:
             break
     return found
-
-
-def _whole(parts: list[Arrival]) -> Arrival:
-    """One arrival with the work of all `parts` of a round."""
-    if len(parts) == 1:
-        return parts[0]
-    clients, rounds, steps = (np.concatenate([getattr(p, k) for p in parts]) for k in ("clients", "rounds", "steps"))
-    return replace(parts[-1], clients=clients, rounds=rounds, steps=steps, sends=sum(p.sends for p in parts))
 
 
 def _begins_apart(s: Scenario) -> bool:

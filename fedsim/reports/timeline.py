@@ -14,6 +14,7 @@ from fedsim.core.errors import InputError
 from fedsim.engine.assembly import Assembly, assemble
 from fedsim.figures.schedule import Bar, TimesOff
 from fedsim.participation.base import Arrival, Dispatch, Ended
+from fedsim.participation.record import whole
 from fedsim.scenario.sections import Scenario
 
 Rows = dict[str, Any]
@@ -160,6 +161,7 @@ class _Follower:
         now, shortened, ended = 0, False, ""
         times: list[float] = []
         first: list[Combine] = []
+        parts: list[Arrival] = []
         for event, tick in self._timed():
             if len(times) >= s.run.rounds or (limit is not None and tick > limit):
                 break
@@ -173,12 +175,14 @@ class _Follower:
                 shortened = True
                 break
             self._deliver(event, tick)
+            parts.append(event)
             if not event.closes:
                 continue
             now = tick
             times.append(seconds(tick))
             if len(first) < _SHOWN_COMBINES:
-                first.append(_combine(event, times[-1]))
+                first.append(_combine(whole(parts), times[-1]))
+            parts.clear()
         if limit is not None and len(times) < s.run.rounds and not shortened and not ended:
             now = limit
         self._close(now)
@@ -187,7 +191,7 @@ class _Follower:
     def _timed(self) -> Iterator[tuple[Dispatch | Arrival | Ended, int]]:
         """Every event and its tick."""
         s, a = self.scenario, self.assembly
-        for event in s.participation.events(self.task, s.algorithm, s.seed, 0, a.network, a.durations):
+        for event in s.participation.events(a.setting(s)):
             yield event, event.start if isinstance(event, Dispatch) else round(event.time * TICKS_PER_SECOND)
 
     def _time_on(self, client: int, start: int, end: int) -> int:
@@ -235,8 +239,8 @@ class _Follower:
                 self.waiting[c] += self._time_on(c, self.finish[c], tick)
                 self.open.remove(c)
         np.add.at(self.delivered, computed, 1)
-        if event.mixing is not None and event.closes:
-            np.add.at(self.messages, np.asarray(event.trace["edges"], dtype=np.int64).reshape(-1), 1)
+        if event.edges is not None:
+            np.add.at(self.messages, event.edges.reshape(-1), 1)
         np.add.at(self.stale, event.clients, event.staleness)
         if event.weights is not None:
             np.add.at(self.weight, event.clients, event.weights)
@@ -287,8 +291,8 @@ class _Follower:
 
 def _combine(event: Arrival, time: float) -> Combine:
     if event.mixing is not None:
-        links = np.asarray(event.trace["edges"], dtype=np.int64).reshape(-1, 2).tolist()
-        return Combine(event.number, time, np.asarray(event.trace["compute"]).tolist(), [], [], links)
+        compute = [] if event.compute is None else event.compute.tolist()
+        return Combine(event.number, time, compute, [], [], [] if event.edges is None else event.edges.tolist())
     weights = [] if event.weights is None else event.weights.tolist()
     return Combine(event.number, time, event.clients.tolist(), event.staleness.tolist(), weights)
 

@@ -114,7 +114,7 @@ def test_planning_a_run_whose_first_window_is_empty(quadratic: Make) -> None:
 def test_events_continue_after_any_round(quadratic: Make) -> None:
     scenario = parse({"data": quadratic(n=2).section(), "algorithm": {"name": "fedavg"}, "participation": ASYNC})
     a = assemble(scenario)
-    stream = scenario.participation.events(a.task, scenario.algorithm, 0, 5, None, a.durations)
+    stream = scenario.participation.events(a.setting(scenario), 5)
     first = list(islice(stream, 4))  # round 6 on, and nothing of what went before
     assert [type(e) for e in first] == [Dispatch, Arrival, Dispatch, Arrival]
     assert [e.number for e in first if isinstance(e, Arrival)] == [6, 7]

@@ -20,10 +20,12 @@ from fedsim.core.errors import InputError
 from fedsim.data.sets import Quadratic
 from fedsim.graphs.network import build_network
 from fedsim.graphs.topology import Topology
+from fedsim.messages.aggregators import Mean
 from fedsim.objective.quadratic import QuadraticTask
-from fedsim.participation.base import Arrival, Dispatch
+from fedsim.participation.base import Arrival, Dispatch, Setting
 from fedsim.participation.gossip import Gossip
 from fedsim.participation.laws import Law, ProbabilityLaw
+from fedsim.participation.record import trace_row
 from fedsim.participation.synchronous import Synchronous
 
 LAW = TypeAdapter(ProbabilityLaw)
@@ -40,7 +42,8 @@ def rounds_of(
     mode: Any, task: Any, algorithm: Any, count: int, seed: int = 0, start: int = 0, network: Any = None
 ) -> list[Any]:
     """The first `count` (Dispatch, Arrival) pairs; every mode here alternates them."""
-    events: Iterator[Any] = mode.events(task, algorithm, seed, start, network)
+    setting = Setting(seed, count, task, algorithm, mode, Mean(), network)
+    events: Iterator[Any] = mode.events(setting, start)
     pairs = [(next(events), next(events)) for _ in range(count)]
     for dispatch, arrival in pairs:
         assert isinstance(dispatch, Dispatch)
@@ -145,8 +148,8 @@ def test_weights_sum_to_one_over_the_cohort(weighting: Any) -> None:
     for a in arrivals(Synchronous(clients_per_round=2), task_of(4, p), 20, FedAvg(weighting=weighting)):
         share = p[a.clients] if weighting == "samples" else np.ones(2)
         assert np.allclose(a.weights, share / share.sum(), rtol=1e-15)
-        assert np.array_equal(a.trace["weights"], a.weights)
-        assert np.array_equal(a.trace["clients"], a.clients)
+        assert np.array_equal(trace_row([a])["weights"], a.weights)
+        assert np.array_equal(trace_row([a])["clients"], a.clients)
 
 
 @pytest.mark.parametrize(
@@ -242,12 +245,12 @@ def test_nodes_and_links_fire_as_often_as_they_should() -> None:
     links = np.zeros((ROUNDS, 4))
     order = [(0, 1), (0, 2), (0, 3), (3, 4)]
     for r, a in enumerate(found):
-        compute[r, a.trace["compute"]] = 1
+        compute[r, a.compute] = 1
         assert np.array_equal(a.clients, np.arange(5))
-        assert np.array_equal((a.steps > 0).nonzero()[0], a.trace["compute"])
-        for e in a.trace["edges"].tolist():
+        assert np.array_equal((a.steps > 0).nonzero()[0], a.compute)
+        for e in a.edges.tolist():
             links[r, order.index(tuple(e))] = 1
-        assert a.sends == 2 * len(a.trace["edges"])
+        assert a.sends == 2 * len(a.edges)
     for observed, p in ((compute, np.array(D)), (links, np.array(B))):
         assert (np.abs(observed.mean(0) - p) <= 5 * np.sqrt(p * (1 - p) / ROUNDS)).all()
     joint = np.hstack([compute[:, [2, 3, 4]], links[:, [0, 1, 3]]])
@@ -259,7 +262,7 @@ def test_nodes_and_links_fire_as_often_as_they_should() -> None:
 def test_the_realised_matrix_belongs_to_the_edges_of_the_trace() -> None:
     for a in sporadic(60):
         P = a.mixing.matrix.toarray()
-        fired = {tuple(e) for e in a.trace["edges"].tolist()}
+        fired = {tuple(e) for e in a.edges.tolist()}
         found = {(i, j) for i, j in itertools.combinations(range(5), 2) if P[i, j] > 0}
         assert found == fired
         for i, j in fired:
@@ -271,20 +274,20 @@ def test_rounds_of_a_graph_can_be_had_without_those_before() -> None:
     algorithm = DSpodFL(local_steps=Work(uniform=[1, 4]))
     for one, other in zip(sporadic(12, algorithm)[7:], sporadic(5, algorithm, start=7), strict=True):
         assert np.array_equal(one.steps, other.steps)
-        assert np.array_equal(one.trace["edges"], other.trace["edges"])
+        assert np.array_equal(one.edges, other.edges)
         assert one.delays == other.delays
 
 
 def test_dgd_always_computes_and_mixes() -> None:
     for a in sporadic(20, DGD()):
-        assert len(a.trace["compute"]) == 5
-        assert len(a.trace["edges"]) == 4
+        assert len(a.compute) == 5
+        assert len(a.edges) == 4
         assert a.delays == pytest.approx((1.0, 1.0), abs=1e-15)
 
 
 def test_periodic_gossip_mixes_in_every_third_round() -> None:
     for a in sporadic(20, PeriodicGossip(every=3)):
-        assert len(a.trace["edges"]) == (4 if a.number % 3 == 0 else 0)
+        assert len(a.edges) == (4 if a.number % 3 == 0 else 0)
         assert a.delays == pytest.approx((1.0, 1.0 if a.number % 3 == 0 else 0.0), abs=1e-15)
 
 
@@ -294,7 +297,7 @@ def test_redrawn_probabilities_are_used_from_their_round_on() -> None:
     algorithm = DSpodFL()
     network = build_network(Topology((GRAPH,)), "metropolis", type(algorithm).__name__, algorithm.needs_symmetric)
     found = arrivals(Gossip(compute=law), task_of(5), 1200, algorithm, network=network)
-    compute = np.array([[i in a.trace["compute"] for i in range(5)] for a in found])
+    compute = np.array([[i in a.compute for i in range(5)] for a in found])
     for block in range(3):
         p = law.draw(5, 0, "node", 400 * block + 1)
         observed = compute[400 * block : 400 * (block + 1)].mean(0)

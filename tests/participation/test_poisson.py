@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,11 @@ from reference.poisson_loop import replay
 from scipy import stats
 
 import fedsim
+from fedsim.core.clock import seconds
 from fedsim.core.errors import InputError
 from fedsim.engine.assembly import assemble
 from fedsim.participation.base import Arrival
+from fedsim.participation.record import whole
 from fedsim.reports.timeline import follow
 from fedsim.scenario.load import parse
 
@@ -103,7 +104,7 @@ def test_mixing_alone_keeps_the_mean_and_reaches_consensus(go: Make) -> None:
 
 @pytest.fixture
 def windows(quadratic: Make) -> Make:
-    """``windows(participation, count)``: what closes the first `count` rounds, without training, and the graph."""
+    """``windows(participation, count)``: the first `count` rounds, without training, and the graph."""
 
     def make(participation: dict[str, Any], count: int) -> tuple[list[Arrival], Any]:
         scenario = parse({
@@ -112,9 +113,17 @@ def windows(quadratic: Make) -> Make:
         })  # fmt: skip
         a = assemble(scenario)
         assert a.network is not None
-        events = scenario.participation.events(a.task, scenario.algorithm, scenario.seed, 0, a.network, a.durations)
-        closing = (e for e in events if isinstance(e, Arrival) and e.closes)
-        return list(islice(closing, count)), a.network.topology.graphs[0]
+        events = scenario.participation.events(a.setting(scenario))
+        rounds, parts = list[Arrival](), list[Arrival]()
+        for event in events:
+            if isinstance(event, Arrival):
+                parts.append(event)
+                if event.closes:
+                    rounds.append(whole(parts))
+                    parts = []
+            if len(rounds) == count:
+                break
+        return rounds, a.network.topology.graphs[0]
 
     return make
 
@@ -122,7 +131,7 @@ def windows(quadratic: Make) -> Make:
 def test_counts_are_poisson_and_gaps_exponential(windows: Make) -> None:
     participation = {"mode": "poisson", "compute": [3.0, 0.5, 1.0, 1.0, 1.0, 0.0], "links": 2.0}
     rounds, graph = windows(participation, 300)
-    counts = np.array([np.bincount(r.trace["compute"], minlength=6) for r in rounds])
+    counts = np.array([np.bincount(r.compute, minlength=6) for r in rounds])
     for node, rate in enumerate(participation["compute"]):  # type: ignore[arg-type]
         if rate == 0:
             assert counts[:, node].sum() == 0
@@ -135,10 +144,10 @@ def test_counts_are_poisson_and_gaps_exponential(windows: Make) -> None:
             stats.chisquare(observed[kept], expected[kept] * observed[kept].sum() / expected[kept].sum()).pvalue > 1e-3
         )
     assert abs(np.corrcoef(counts[:, :5].T)[np.triu_indices(5, 1)]).max() < 4 / np.sqrt(300)
-    first = np.array([e[0] for r in rounds for e in r.trace["events"] if e[1:] == [0]])
+    first = np.array([seconds(t.time) for r in rounds for t in r.ticks if t.nodes == (0,)])
     assert stats.kstest(np.diff(first), stats.expon(scale=1 / 3).cdf).pvalue > 1e-3
     links = graph.number_of_edges()
-    fired = sum(len(r.trace["edges"]) for r in rounds)
+    fired = sum(len(r.edges) for r in rounds)
     assert fired / links / 300 == pytest.approx(2.0, abs=4 * np.sqrt(2.0 / 300 / links))
 
 
@@ -158,7 +167,7 @@ def test_delays_are_those_of_bernoulli_rounds_on_average(windows: Make) -> None:
         errors = np.sqrt([(node_share**2 * node_variance).sum() / count, (link_share**2).sum() * link_variance / count])
         assert (abs(found - [(node_share * d).sum(), b]) < 4 * errors).all()
         assert (4 * errors < 0.1 * found).all()  # it would notice a tenth
-        by_hand = [node_share[np.asarray(r.trace["compute"], dtype=int)].sum() for r in rounds]
+        by_hand = [node_share[np.asarray(r.compute, dtype=int)].sum() for r in rounds]
         assert np.array([r.delays[0] for r in rounds]) == pytest.approx(np.array(by_hand))
 
 

@@ -16,6 +16,7 @@ import fedsim
 from fedsim.core.errors import RunError
 from fedsim.engine.assembly import Assembly, assemble
 from fedsim.participation.base import Arrival, Dispatch, Event
+from fedsim.participation.record import trace_row
 from fedsim.participation.wall_clock import RealTime
 from fedsim.scenario.load import parse
 from fedsim.scenario.sections import Scenario
@@ -68,7 +69,7 @@ def made(participation: dict[str, Any], problem: Any, tau: Any = TAU, **more: An
 
 def live(scenario: Scenario, assembly: Assembly, inbox: Inbox, **keys: Any) -> Iterator[Event]:
     clock = RealTime(scenario.participation, inbox, **keys)
-    for event in clock.events(assembly.task, scenario.algorithm, 0, 0, assembly.network, assembly.durations):
+    for event in clock.events(assembly.setting(scenario)):
         if isinstance(event, Dispatch):
             inbox.dispatched(event)
         yield event
@@ -92,8 +93,7 @@ MODES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("mode", MODES, ids=lambda m: "-".join(str(v) for v in m.values()))
 def test_the_wall_clock_repeats_the_schedule(mode: dict[str, Any], quadratic: Make) -> None:
     scenario, assembly = made(mode, quadratic(n=N, importance=True))
-    task, algorithm, p = assembly.task, scenario.algorithm, scenario.participation
-    scheduled = arrivals(p.events(task, algorithm, 0, 0, None, assembly.durations), 40)
+    scheduled = arrivals(scenario.participation.events(assembly.setting(scenario)), 40)
     lived = arrivals(live(scenario, assembly, Inbox(TAU)), 40)
     for one, other in zip(lived, scheduled, strict=True):
         order = np.lexsort((other.rounds, other.clients))  # a buffer is summed in the order of clients
@@ -160,8 +160,8 @@ def test_a_synchronous_round_goes_on_with_those_who_came(quadratic: Make) -> Non
     here = [0, 1, 3]
     assert one.clients.tolist() == here
     assert one.weights == pytest.approx(problem.p[here] / problem.p[here].sum())
-    assert one.trace["missing"].tolist() == [2]
-    assert one.trace["clients"].tolist() == here
+    assert one.missing.tolist() == [2]
+    assert trace_row([one])["clients"].tolist() == here
     assert (one.time, two.time) == (1.0, 2.0)
     with pytest.raises(RunError, match=r"round 1: clients \[2\] are missing, and because"):
         arrivals(live(scenario, assembly, _losing(2), complete="because"), 1)
@@ -186,8 +186,8 @@ def test_a_missing_node_of_a_graph_is_isolated(quadratic: Make) -> None:
         assert W[1].tolist() == [0, 1, 0, 0]
         assert W[:, 1].tolist() == [0, 1, 0, 0]
         assert W.sum(0) == pytest.approx(np.ones(N))
-        kept = [e for e in other.trace["edges"].tolist() if 1 not in e]
-        assert one.trace["edges"].tolist() == kept
+        kept = [e for e in other.edges.tolist() if 1 not in e]
+        assert one.edges.tolist() == kept
         for i, j in kept:
             assert W[i, j] == other.mixing.matrix.toarray()[i, j]
         assert one.steps.tolist() == [0 if c == 1 else k for c, k in enumerate(other.steps.tolist())]
@@ -211,7 +211,7 @@ def test_on_a_directed_graph_nobody_may_be_missing(quadratic: Make) -> None:
 def test_a_resumed_run_counts_on(quadratic: Make) -> None:
     scenario, assembly = made({"mode": "asynchronous"}, quadratic(n=N))
     clock = RealTime(scenario.participation, Inbox(TAU), offset=100.0, rounds_done={0: 7})
-    events = clock.events(assembly.task, scenario.algorithm, 0, 50, None)
+    events = clock.events(assembly.setting(scenario), 50)
     first = next(events)
     assert isinstance(first, Dispatch)
     assert first.rounds.tolist() == [8, 1, 1, 1]
