@@ -19,12 +19,13 @@ Spoil = Callable[[Any, Any], Any]
 
 @dataclass
 class Node:
-    """A SuperNode: its config, how long it takes, what it does to its replies."""
+    """A SuperNode: its config, how long it takes, what it does to its replies, its key."""
 
     config: dict[str, Any]
     delay: float = 0.0
     spoil: Spoil | None = None
     online: bool = True
+    key: bytes = b""
 
 
 @dataclass
@@ -38,8 +39,10 @@ class LoopbackGrid:
     on_push: Callable[[LoopbackGrid, Any], None] | None = None
     _ready: dict[str, tuple[float, int, Any]] = field(default_factory=dict)
 
-    def get_node_ids(self) -> list[int]:
-        return [i for i, node in self.nodes.items() if node.online]
+    def get_nodes(self) -> list[Any]:
+        from flwr.proto.node_pb2 import NodeInfo
+
+        return [NodeInfo(node_id=i, public_key=node.key) for i, node in self.nodes.items() if node.online]
 
     def push_messages(self, messages: Iterable[Any]) -> list[str | None]:
         return [self._push(m) for m in messages]

@@ -18,6 +18,7 @@ from fedsim.data.partition_csv import write_partition
 from fedsim.deployment.flower.backend import Flower, Policy
 from fedsim.deployment.flower.records import Greeting
 from fedsim.deployment.flower.roster import LOG, Roster
+from fedsim.deployment.keys import fingerprint, read_keys
 from fedsim.deployment.node_config import settings_of
 from fedsim.deployment.noise import check_trust, sampling_secret, with_own_noise
 from fedsim.engine.assembly import Assembly, assemble
@@ -32,7 +33,7 @@ from fedsim.scenario.sections import Scenario
 
 RUN_KEYS: Mapping[str, Any] = {
     "settings": "", "out": "", "resume": False, "min-clients": 0, "wait-seconds": 600.0, "timeout": 600.0,
-    "on-failure": "retry", "attempts": 3, "poll": 0.2,
+    "on-failure": "retry", "attempts": 3, "poll": 0.2, "max-samples": 1_000_000, "client-keys": "",
 }  # fmt: skip
 """The keys of ``[tool.flwr.app.config]`` and what they are where nothing is said."""
 
@@ -50,6 +51,8 @@ class RunConfig:
     resume : continue from the run directory's checkpoint.
     min_clients : clients to wait for before the first round (0: all), for at most `wait_seconds`.
     policy : what happens to jobs that fail.
+    max_samples : the most samples that a client with data of its own may say it has, since weights follow from them.
+    client_keys : folder with the public key of every client's SuperNode; empty: any SuperNode may be any client.
     """
 
     settings: list[str]
@@ -58,6 +61,8 @@ class RunConfig:
     min_clients: int
     wait_seconds: float
     policy: Policy
+    max_samples: int = RUN_KEYS["max-samples"]
+    client_keys: str = ""
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> RunConfig:
@@ -79,14 +84,14 @@ class RunConfig:
         if values["on-failure"] not in _FAILURES:
             allowed = ", ".join(_FAILURES)
             raise InputError(f"run config: found {values['on-failure']!r}, allowed: {allowed}", key="on-failure")
-        for key in ("timeout", "poll", "attempts"):
+        for key in ("timeout", "poll", "attempts", "max-samples"):
             if values[key] == 0:
-                words = "a whole number" if key == "attempts" else "a number"
+                words = "a number" if type(RUN_KEYS[key]) is float else "a whole number"
                 raise InputError(f"run config: found {values[key]}, allowed: {words} above 0", key=key)
         policy = Policy(values["timeout"], values["on-failure"], values["attempts"], values["poll"])
         return cls(
             settings_of(values["settings"]), values["out"], values["resume"], values["min-clients"],
-            values["wait-seconds"], policy,
+            values["wait-seconds"], policy, values["max-samples"], values["client-keys"],
         )  # fmt: skip
 
 
@@ -123,7 +128,8 @@ def serve(grid: Any, scenario: Scenario, config: RunConfig, run: str) -> Run:
         found = f"found {wanted}, allowed: at most data.clients = {task.num_clients}"
         raise InputError(f"run config: {found}", key="min-clients")
     worker = assembly.worker(scenario)
-    roster = Roster(grid, task.num_clients, run, lambda greeting: _refuses(greeting, scenario, assembly))
+    keys = read_keys(Path(config.client_keys), task.num_clients) if config.client_keys else {}
+    roster = Roster(grid, task.num_clients, run, lambda g: _refuses(g, scenario, assembly, config.max_samples), keys)
     backend = Flower(
         grid, roster, worker, _one_message(scenario, assembly, worker), config.policy,
         patient=scenario.participation.clocked, graph=assembly.network is not None,
@@ -164,12 +170,13 @@ def _needs_everybody(assembly: Assembly, backend: Flower) -> str | None:
     return None
 
 
-def _refuses(greeting: Greeting, scenario: Scenario, assembly: Assembly) -> str | None:
+def _refuses(greeting: Greeting, scenario: Scenario, assembly: Assembly, most: int) -> str | None:
     """What is wrong with a client, or None."""
     if greeting.scenario != scenario.hash():
         return f"it has another scenario (hash {greeting.scenario}, here {scenario.hash()})"
     if not greeting.own:
-        return None
+        share = int(assembly.task.sizes[greeting.client])
+        return None if greeting.samples == share else f"it says {greeting.samples} samples; its share has {share}"
     task = _supervised(assembly)
     if assembly.privacy is not None:
         return "it brings its own data: noise is made for sizes that are known beforehand, which those are not"
@@ -179,7 +186,9 @@ def _refuses(greeting: Greeting, scenario: Scenario, assembly: Assembly) -> str 
     if (greeting.shape, greeting.classes) != here:
         found = f"samples of shape {greeting.shape} with {greeting.classes} classes"
         return f"its own data have {found}; the scenario's have {here[0]} with {here[1]}"
-    return "its own data have no samples" if greeting.samples < 1 else None
+    if not 1 <= greeting.samples <= most:
+        return f"it says that its own data have {greeting.samples} samples; allowed: 1 to {most} (max-samples)"
+    return None
 
 
 def _supervised(assembly: Assembly) -> SupervisedTask | None:
@@ -191,13 +200,16 @@ def _supervised(assembly: Assembly) -> SupervisedTask | None:
 def _weigh(assembly: Assembly, roster: Roster, folder: Path) -> None:
     """Where clients bring their own data, their sizes are what they say; the server sees none of these data."""
     task = _supervised(assembly)
+    roster.weighed = True
     if task is None or not any(g.own for g in roster.greetings.values()):
         return
     missing = [c for c in range(task.num_clients) if c not in roster.greetings]
     if missing:
         raise RunError(f"clients {missing} are not there: with data of their own, all have to say how much they have")
-    task.sizes = np.array([roster.greetings[c].samples for c in range(task.num_clients)], dtype=np.int64)
-    task.importance = task.sizes / task.sizes.sum()
+    said = [roster.greetings[c].samples for c in range(task.num_clients)]
+    total = sum(said)  # of Python's numbers, which do not overflow
+    task.sizes = np.array(said, dtype=np.int64)
+    task.importance = np.array([size / total for size in said])
     task.sees_training_data = False
     write_partition(folder, None, task.sizes)
 
@@ -207,7 +219,14 @@ def _write_facts(folder: Path, roster: Roster, config: RunConfig) -> None:
     from importlib.metadata import version
 
     clients = [
-        {"client": c, "node": str(roster.node_of(c)), "samples": g.samples, "own_data": g.own, "fedsim": g.version}
+        {
+            "client": c,
+            "node": str(roster.node_of(c)),
+            "key": fingerprint(roster.key_of(c)),
+            "samples": g.samples,
+            "own_data": g.own,
+            "fedsim": g.version,
+        }
         for c, g in sorted(roster.greetings.items())
     ]
     facts = {

@@ -75,6 +75,9 @@ class Client:
 
     def _released(self, order: Order, arrays: Arrays) -> Arrays:
         """What may leave this machine in answer to `order`; in a private run it is written down before (`answers`)."""
+        odd = [k for k, v in arrays.items() if not np.isfinite(v).all()]
+        if odd:  # of a private client's answer to it, what is not finite would tell without any noise
+            raise BadRecord(f"'{odd[0]}' was sent with numbers that are not finite")
         past = self._restore(order)
         if self.answers is None:
             return self._computed(order, arrays, "")

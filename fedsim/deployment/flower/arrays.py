@@ -8,7 +8,7 @@ import torch
 
 from fedsim.core.arrays import Array
 from fedsim.core.types import Message
-from fedsim.deployment.flower.records import Arrays, BadRecord
+from fedsim.deployment.flower.records import Arrays, BadRecord, shown
 
 
 def to_arrays(message: Message) -> Arrays:
@@ -26,7 +26,7 @@ def to_tensors(arrays: Arrays, device: torch.device) -> Message:
     """
     try:
         return {k: torch.from_numpy(array.copy()).to(device) for k, array in arrays.items()}
-    except TypeError as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise BadRecord(f"an array cannot be read: {error}") from error
 
 
@@ -38,7 +38,7 @@ def changed(message: Arrays, received: Arrays) -> Arrays:
 def check_message(message: Message, expected: Mapping[str, torch.Tensor]) -> None:
     """Raise BadRecord unless `message` has the names, shapes and types of `expected`, and finite numbers."""
     if set(message) != set(expected):
-        raise BadRecord(f"found the arrays {sorted(message)}, expected {sorted(expected)}")
+        raise BadRecord(f"found the arrays {shown(sorted(message))}, expected {sorted(expected)}")
     for name, value in message.items():
         wanted = expected[name]
         if value.shape != wanted.shape or value.dtype != wanted.dtype:

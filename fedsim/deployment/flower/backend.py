@@ -24,8 +24,10 @@ from fedsim.core.errors import RunError
 from fedsim.core.job import Job
 from fedsim.core.types import Message
 from fedsim.deployment.flower.arrays import check_message, to_arrays, to_tensors
-from fedsim.deployment.flower.records import WORK, BadRecord, Order, Receipt, pack, unpack, unpack_arrays
+from fedsim.deployment.flower.records import WORK, BadRecord, Order, Receipt, pack, shown, unpack, unpack_arrays
 from fedsim.deployment.flower.roster import LOG, Roster
+
+_LONGEST_REASON = 1000
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ class Flower(BackendDefaults):
         self.roster.refresh()
         self._send()
         ids = [f.message_id for f in self._flights.values() if f.message_id] + self.roster.waiting() + list(self._late)
-        for reply in self.grid.pull_messages(ids) if ids else ():
+        for reply in self._pulled(ids) if ids else ():
             if not self.roster.hear(reply):
                 self._hear(reply)
         now = self.clock()
@@ -197,6 +199,25 @@ class Flower(BackendDefaults):
                 self._give_up(flight, "away", "it is not connected")
             elif now - flight.since > self.policy.timeout:
                 self._give_up(flight, "timeout", f"no answer within {self.policy.timeout:g} s")
+
+    def _pulled(self, ids: list[str]) -> list[Any]:
+        """Answers that are there. Flower reads them all before it gives any: one that it cannot read must not end all.
+
+        Asked for one by one the others come through; what cannot be read counts as not answered.
+        """
+        try:
+            return list(self.grid.pull_messages(ids))
+        except (ConnectionError, TimeoutError, OSError):
+            raise
+        except Exception as error:
+            LOG.warning("an answer cannot be read: %s", shown(error))
+        found: list[Any] = []
+        for one in ids:
+            try:
+                found += self.grid.pull_messages([one])
+            except Exception as error:
+                LOG.warning("the answer to message %s cannot be read: %s", one, shown(error))
+        return found
 
     def _send(self) -> None:
         """Push the jobs whose clients are there and that are not out already."""
@@ -238,26 +259,32 @@ class Flower(BackendDefaults):
             return
         if reply.has_error():
             flight.tries += 1
-            reason = " ".join(str(reply.error.reason or f"error {reply.error.code}").split())
+            reason = shown(reply.error.reason or f"error {reply.error.code}", _LONGEST_REASON)
             self._failed(flight, "error", f"it answered with an error: {reason}", answered=True)
             return
         try:
-            receipt = unpack(Receipt, reply.content)
-            if (receipt.client, receipt.number) != (flight.order.client, flight.order.number):
-                raise BadRecord(f"it answers job {receipt.number} of client {receipt.client}")
-            arrays = unpack_arrays(reply.content.get("arrays") or {})
-            message = to_tensors(arrays, self.worker.initial.device)
-            if self.graph:  # nodes leave out what they were sent and did not change
-                message = {k: v for k, v in flight.received.items() if k in self.expected} | message
-            check_message(message, self.expected)
-        except BadRecord as error:
+            receipt, message = self._opened(flight, reply.content)
+        except Exception as error:  # whatever one client sends, it ends nothing but this answer
             flight.tries += 1
-            self._failed(flight, "garbage", f"its answer is not used: {error}", answered=True)
+            said = str(error) if isinstance(error, BadRecord) else f"{type(error).__name__}: {error}"
+            reason = f"its answer is not used: {shown(said, _LONGEST_REASON)}"
+            self._failed(flight, "garbage", reason, answered=True)
             return
         del self._flights[flight.order.number]
         self._done[flight.order.number] = message
         self.taken[flight.order.client] = flight.order.round
         self._note(flight.order, "ok", self.clock() - flight.sent, receipt.seconds, flight.tries)
+
+    def _opened(self, flight: _Flight, content: Any) -> tuple[Receipt, Message]:
+        """What an answer holds; raise BadRecord where it is not what this job's client sends."""
+        receipt = unpack(Receipt, content)
+        if (receipt.client, receipt.number) != (flight.order.client, flight.order.number):
+            raise BadRecord(f"it answers job {receipt.number} of client {receipt.client}")
+        message = to_tensors(unpack_arrays(content.get("arrays") or {}), self.worker.initial.device)
+        if self.graph:  # nodes leave out what they were sent and did not change
+            message = {k: v for k, v in flight.received.items() if k in self.expected} | message
+        check_message(message, self.expected)
+        return receipt, message
 
     def _failed(self, flight: _Flight, status: str, reason: str, answered: bool = False) -> None:
         """Send again, give up, or end the run."""

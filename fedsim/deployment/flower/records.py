@@ -7,9 +7,13 @@ the same name and did not change, since the server has it. Every message's proce
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
+
+import numpy as np
 
 from fedsim.core.arrays import Array
 from fedsim.core.errors import RunError
@@ -22,6 +26,11 @@ PROTOCOL = 2
 
 HELLO, WORK = "query.hello", "train"
 """Flower message types: who are you, and local work."""
+
+LONGEST_TEXT = 200
+"""Characters of a text in a record, none of them a control character: it is shown in logs and on pages."""
+
+_KINDS = "biuf"  # numpy's letters for truth values, whole numbers and floating point numbers
 
 R = TypeVar("R")
 
@@ -56,6 +65,10 @@ class Receipt:
     number: int
     seconds: float
 
+    def __post_init__(self) -> None:
+        if not self.seconds >= 0:
+            raise BadRecord(f"'seconds' is {self.seconds}, expected a number >= 0")
+
 
 @dataclass(frozen=True)
 class Greeting:
@@ -77,7 +90,7 @@ class Greeting:
 
 
 def unpack_arrays(record: Any) -> Arrays:
-    """The arrays of an ArrayRecord.
+    """The arrays of an ArrayRecord, in this machine's byte order.
 
     Raises
     ------
@@ -85,9 +98,38 @@ def unpack_arrays(record: Any) -> Arrays:
         An array cannot be read.
     """
     try:
-        return {k: array.numpy() for k, array in record.items()}
+        return {k: _array(array) for k, array in record.items()}
     except Exception as error:  # bytes from elsewhere may be wrong in any way
-        raise BadRecord(f"an array cannot be read: {error}") from error
+        raise BadRecord(f"an array cannot be read: {shown(error)}") from error
+
+
+def _array(sent: Any) -> Array:
+    """One array from NumPy's file format; nothing is reserved for what a header only claims."""
+    if sent.stype != "numpy.ndarray":
+        raise BadRecord(f"found the format {shown(sent.stype)}, expected numpy.ndarray")
+    file = io.BytesIO(sent.data)
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise BadRecord(f"found version {version} of NumPy's format, expected 1.0 or 2.0")
+    shape, by_columns, dtype = _HEADERS[version](file)
+    if dtype.kind not in _KINDS:
+        raise BadRecord(f"found the type {shown(dtype)}, expected numbers")
+    content = memoryview(sent.data)[file.tell() :]
+    wanted = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or len(content) != wanted:
+        raise BadRecord(f"found {len(content)} bytes, expected {wanted}")
+    array = np.frombuffer(content, dtype).reshape(shape, order="F" if by_columns else "C")
+    return array.astype(dtype.newbyteorder("="), copy=False)
+
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def shown(value: object, longest: int = LONGEST_TEXT) -> str:
+    """Whatever came from elsewhere, fit for a line of a log: short, and without control characters."""
+    text = " ".join(str(value)[: 8 * longest].split())
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return text if len(text) <= longest else text[:longest] + "..."
 
 
 def pack(record: Order | Receipt | Greeting, arrays: Arrays | None = None) -> Any:
@@ -106,17 +148,24 @@ def unpack(kind: type[R], content: Mapping[str, Any]) -> R:
     Raises
     ------
     BadRecord
-        It is missing, has other keys or values of another type, or speaks another protocol.
+        It is missing, has other keys or values of another type, numbers that are not finite or texts that are not fit
+        to be shown, or speaks another protocol.
     """
     found = dict(content.get("fedsim") or {})
     spoken = found.get("protocol", PROTOCOL)
     if spoken != PROTOCOL:
-        raise BadRecord(f"the other side speaks protocol {spoken}, this side {PROTOCOL}: install the same fedsim")
+        raise BadRecord(
+            f"the other side speaks protocol {shown(spoken)}, this side {PROTOCOL}: install the same fedsim"
+        )
     names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     if sorted(found) != sorted(names):
-        raise BadRecord(f"found the keys {sorted(found)}, expected {sorted(names)}")
+        raise BadRecord(f"found the keys {shown(sorted(found))}, expected {sorted(names)}")
     for f in fields(kind):  # type: ignore[arg-type]
-        wanted = {"int": int, "float": float, "str": str, "bool": bool}[str(f.type)]
-        if type(found[f.name]) is not wanted:
-            raise BadRecord(f"'{f.name}' is {found[f.name]!r}, expected {wanted.__name__}")
+        value, wanted = found[f.name], {"int": int, "float": float, "str": str, "bool": bool}[str(f.type)]
+        if type(value) is not wanted:
+            raise BadRecord(f"'{f.name}' is {shown(repr(value))}, expected {wanted.__name__}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise BadRecord(f"'{f.name}' is {value}, expected a finite number")
+        if isinstance(value, str) and shown(value) != value:
+            raise BadRecord(f"'{f.name}' is {shown(value)!r}, expected at most {LONGEST_TEXT} printable characters")
     return kind(**found)

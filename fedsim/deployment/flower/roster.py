@@ -1,17 +1,19 @@
 """Which SuperNode is which client: nodes come and go under new numbers, clients stay what they are.
 
 A node is greeted once when it appears. Its answer says which client it is (its node config's ``partition-id``), so a
-SuperNode that was restarted takes its old place in the run, whatever number Flower gives it.
+SuperNode that was restarted takes its old place in the run, whatever number Flower gives it. Anybody can say so:
+a place belongs to the node that has it for as long as that is connected, and, where clients' keys are known, to no
+other key.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedsim.deployment.flower.records import HELLO, BadRecord, Greeting, Order, pack, unpack
+from fedsim.deployment.flower.records import HELLO, BadRecord, Greeting, Order, pack, shown, unpack
 
 LOG = logging.getLogger("flwr.fedsim")
 _REFRESH = 2.0  # seconds between two looks at the list of nodes
@@ -27,16 +29,27 @@ class Roster:
     clients : how many clients the scenario has.
     run : the run's name on the clients' disks.
     refuses : says what is wrong with a greeting, or None.
+    keys : the public key of every client's SuperNode, PEM; empty where any node may be any client.
     """
 
-    def __init__(self, grid: Any, clients: int, run: str, refuses: Callable[[Greeting], str | None]) -> None:
-        self.grid, self.clients, self.run, self.refuses = grid, clients, run, refuses
+    def __init__(
+        self,
+        grid: Any,
+        clients: int,
+        run: str,
+        refuses: Callable[[Greeting], str | None],
+        keys: Mapping[int, bytes] | None = None,
+    ) -> None:
+        self.grid, self.clients, self.run, self.refuses, self.keys = grid, clients, run, refuses, dict(keys or {})
+        self.weighed = False
+        """Whether what clients said of their samples is in use, so that none may say otherwise."""
         self.greetings: dict[int, Greeting] = {}
         """What every client that was ever here said last."""
         self._node_of: dict[int, int] = {}
         self._client_at: dict[int, int] = {}
         self._asked: dict[str, int] = {}
         self._online: set[int] = set()
+        self._key_at: dict[int, bytes] = {}
         self._not_before: dict[int, float] = {}
         self._looked = -_REFRESH
 
@@ -44,17 +57,24 @@ class Roster:
         """The node that is `client` now, if it is connected."""
         return self._node_of.get(client)
 
+    def key_of(self, client: int) -> bytes | None:
+        """The public key, PEM, of the node that is `client` now."""
+        node = self._node_of.get(client)
+        return None if node is None else self._key_at.get(node)
+
     def refresh(self) -> None:
         """Look who is there, at most every two seconds; greet who is new, forget who left."""
         now = time.monotonic()
         if now - self._looked < _REFRESH:
             return
         self._looked = now
-        online = set(self.grid.get_node_ids())
+        self._key_at = {node.node_id: bytes(node.public_key) for node in self.grid.get_nodes()}
+        online = set(self._key_at)
         for node in self._online - online:
             client = self._client_at.pop(node, None)
             if client is not None and self._node_of.get(client) == node:
                 del self._node_of[client]
+                self._not_before.clear()  # somebody may be waiting for this place
                 LOG.warning("client %d left (SuperNode %d is no longer connected)", client, node)
         self._online = online
         asked = set(self._asked.values())
@@ -84,24 +104,31 @@ class Roster:
     def _seat(self, node: int, reply: Any) -> str | None:
         """Note which client answered; or say why it cannot take part."""
         if reply.has_error():
-            return f"it answered with an error: {reply.error.reason or reply.error.code}"
+            return f"it answered with an error: {shown(reply.error.reason or reply.error.code, 1000)}"
         try:
             greeting = unpack(Greeting, reply.content)
-        except BadRecord as error:
-            return str(error)
+        except Exception as error:  # whatever one node sends, it ends nothing but its own part
+            return str(error) if isinstance(error, BadRecord) else f"{type(error).__name__}: {shown(error)}"
         if greeting.clients != self.clients or not 0 <= greeting.client < self.clients:
             place = f"partition-id={greeting.client} num-partitions={greeting.clients}"
             return f"its node config says {place}, but the scenario has {self.clients} clients"
-        problem = self.refuses(greeting)
+        problem = self._is_taken(node, greeting) or self.refuses(greeting)
         if problem is not None:
             return problem
-        before = self._node_of.get(greeting.client)
-        if before is not None and before != node:
-            LOG.warning("client %d: SuperNode %d takes the place of %d", greeting.client, node, before)
-            self._client_at.pop(before, None)
-            self._not_before[before] = float("inf")
-        else:
-            LOG.info("client %d is SuperNode %d (%d samples)", greeting.client, node, greeting.samples)
+        LOG.info("client %d is SuperNode %d (%d samples)", greeting.client, node, greeting.samples)
         self._node_of[greeting.client], self._client_at[node] = node, greeting.client
         self.greetings[greeting.client] = greeting
+        return None
+
+    def _is_taken(self, node: int, greeting: Greeting) -> str | None:
+        """Why `node` cannot be the client that it says it is, or None."""
+        client = greeting.client
+        if self.keys and self._key_at.get(node) != self.keys.get(client):
+            return f"its key is not that of client {client} (client-keys)"
+        before = self._node_of.get(client)
+        if before is not None and before != node and before in self._online:
+            return f"it says that it is client {client}, which SuperNode {before} is, as long as that is connected"
+        known = self.greetings.get(client)
+        if self.weighed and known is not None and known.own and known.samples != greeting.samples:
+            return f"it says that it has {greeting.samples} samples; the run's weights are made for {known.samples}"
         return None
