@@ -190,7 +190,7 @@ class Subject:
 
 def claimed(assembly: Assembly) -> Claimed | None:
     """What the mechanism of a run promises; None where there is none."""
-    if assembly.privacy is None:
+    if not assembly.privacy.claims:
         return None
     ledger = assembly.privacy.ledger
     gaussian = all(release.q == 1 for release in ledger.planned)

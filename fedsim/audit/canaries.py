@@ -269,7 +269,7 @@ class Differences(Transcript):
             self.increments.append(v if fresh or self._v is None else v - self._v)
         self._v = v
         privacy = simulation.assembly.privacy
-        if privacy is not None and not self._noise:
+        if privacy.claims and not self._noise:
             self._noise = {release.kind: release.z for release in privacy.ledger.planned}
 
     def hear(self, clients: Ints, messages: Message) -> None:

@@ -78,9 +78,9 @@ class Reconstruction(Audit):
         clip = (
             "" if seen.clip is None else f", and that gradients are clipped to {seen.clip:g}, which its guesses are too"
         )
-        private = assembly.privacy is not None and assembly.privacy.ledger.claim.trust == "local"
+        private = assembly.privacy.claims and assembly.privacy.ledger.claim.trust == "local"
         noise = " The message has the client's noise in it, which cannot be replayed." if private else ""
-        if assembly.privacy is not None and not private:
+        if assembly.privacy.claims and not private:
             noise = " Noise is added after the server has seen the message (trust central), so none protects from it."
         model = _SERVER.format(images=self.images, labels=known, clip=clip, noise=noise)
         return _finding(cases, model)

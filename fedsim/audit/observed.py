@@ -14,6 +14,7 @@ from torch.func import functional_call, grad, vmap
 
 from fedsim.algorithms.base import Algorithm, Effort
 from fedsim.audit.base import supervised
+from fedsim.clients.round import begin
 from fedsim.core.errors import InputError
 from fedsim.core.job import Job
 from fedsim.core.oracle import Oracle
@@ -132,7 +133,7 @@ def observe(scenario: Scenario, assembly: Any, client: int, classes: int | None)
         The server does not see single messages, or they hold no update of the model.
     """
     task, algorithm = supervised(assembly), scenario.algorithm
-    if assembly.privacy is not None and assembly.privacy.ledger.claim.trust == "secagg":
+    if assembly.privacy.claims and assembly.privacy.ledger.claim.trust == "secagg":
         raise InputError(
             "found secagg: the server sees sums over clients only; allowed here: central or local", "privacy.trust"
         )
@@ -143,9 +144,8 @@ def observe(scenario: Scenario, assembly: Any, client: int, classes: int | None)
     batch_size = algorithm.batch_size
     steps = algorithm.steps(task, clients, rounds, scenario.seed)
     x = task.initial()
-    received = {k: v.reshape(1, -1) for k, v in algorithm.broadcast(algorithm.init(x)).items()}
-    if assembly.privacy is not None:
-        received = assembly.privacy.broadcast(received)
+    received = {k: v.reshape(1, -1) for k, v in begin(algorithm, algorithm.init(x)).items()}
+    received = assembly.privacy.broadcast(received)
     sent = assembly.worker(scenario).run(Job(clients, rounds, steps, received))
     key = next((k for k in ("delta", "mean") if k in sent), None)
     if key is None:

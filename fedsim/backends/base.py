@@ -30,8 +30,9 @@ class Saved(Protocol):
 class Backend(Protocol):
     """Runs local work somewhere."""
 
-    keeps_nodes: bool
-    """Whether the states of a graph's nodes are there too, as `NodeBackend` says, and never here."""
+    @property
+    def nodes_here(self) -> NodeBackend | None:
+        """Itself, where the states of a graph's nodes are there too and never in the calling process; else None."""
 
     lost: Ints
     """Which of the jobs collected last were left out (positions in `jobs`): their clients' work raised."""
@@ -62,7 +63,7 @@ class Backend(Protocol):
 class BackendDefaults:
     """What backends answer that lose nothing and keep no nodes."""
 
-    keeps_nodes = False
+    nodes_here: NodeBackend | None = None
     lost: Ints = np.empty(0, dtype=np.int64)
     wants_checkpoint = False
 

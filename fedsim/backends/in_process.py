@@ -23,7 +23,7 @@ class Vectorized(BackendDefaults):
         self.worker = worker
         self._pending: list[Job] = []
         self._done: dict[int, Message] = {}
-        self._stateful = bool(worker.algorithm.fresh_client(worker.initial.unsqueeze(0)))
+        self._stateful = not worker.store.empty
 
     def dispatch(self, job: Job) -> None:
         if self._stateful and any(np.isin(job.clients, other.clients).any() for other in self._pending):

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import Round
 from fedsim.backends.in_process import Vectorized
 from fedsim.backends.placement import Exchange
 from fedsim.backends.ray.transport import as_array, as_arrays, as_tensor, as_tensors
+from fedsim.clients.round import begin, describe, finish
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Array, Ints
 from fedsim.core.errors import FedsimError, RunError
-from fedsim.core.job import Job
+from fedsim.core.job import Contribution, Job
 from fedsim.core.oracle import Task
 from fedsim.core.row_files import Place, Stored
 from fedsim.core.types import Message, State
@@ -219,21 +219,15 @@ class Shard:
         """
         self._some = None if some is None else torch.as_tensor(some, device=self.device)
         clients = self.clients if some is None else self.clients[some]
-        self._messages = self.guard.run(Job(clients, rounds, steps, self.algorithm.broadcast(self._working())))
+        received = begin(self.algorithm, self.state, self._some)
+        messages = self.guard.run(Job(clients, rounds, steps, received))
         dropped = dict(self.guard.dropped)
         self.guard.dropped.clear()
         if dropped:
             steps = np.where(np.isin(clients, list(dropped)), 0, steps)
-        roles = self.algorithm.role_of(clients, rounds, self.task.seed)
-        self._round = Round(
-            number=number,
-            num_clients=self.task.num_clients,
-            importance=self._column(self.task.importance[clients]),
-            steps=self._column(steps),
-            lr=self._column(self.algorithm.lr_at(rounds)),
-            staleness=self._column(np.zeros(len(clients))),
-            roles=None if roles is None else self._column(roles),
-        )
+        event = Contribution(number, clients, rounds, steps)
+        self._messages = self.guard.worker.pipeline.receive(messages, event)
+        self._round = describe(self.algorithm, self.task, event)
         self._exchange, self._mixing = exchange, MixingMatrix(exchange.matrix(), self.device)
         self._mixed: list[Tensor] = []
         return self._advance(dropped)
@@ -269,22 +263,13 @@ class Shard:
             return self._mixed[handed - 1] if handed == self._aggregations else self._mixed[handed - 1].clone()
 
         try:
-            after = self.algorithm.combine(self._working(), self._messages, self._round, aggregate)
+            self.state = finish(self.algorithm, self.state, self._messages, self._round, aggregate, self._some)
         except _SuspendedError as suspended:
             self._values, self._left = suspended.values, self._exchanges
             return self._outgoing(dropped)
-        if self._some is None:
-            self.state = after
-        else:
-            for k, v in after.items():
-                self.state[k].index_copy_(0, self._some, v)
         self._aggregations = len(self._mixed)
         self._messages, self._mixed = {}, []
         return (*[None for rows in self._exchange.outgoing if len(rows)], (True, dropped))
-
-    def _working(self) -> State:
-        """The states of the nodes that are at work."""
-        return self.state if self._some is None else {k: v[self._some] for k, v in self.state.items()}
 
     def _outgoing(self, dropped: Mapping[int, str]) -> tuple[Any, ...]:
         """The rows that other shards need, and that this one is not at the end of its round."""
@@ -304,9 +289,6 @@ class Shard:
 
     def node_widths(self) -> dict[str, int]:
         return {k: v.shape[-1] for k, v in self.state.items()}
-
-    def _column(self, values: Any) -> Tensor:
-        return torch.as_tensor(values, dtype=self.task.dtype, device=self.device).unsqueeze(1)
 
 
 def _read(value: Array | Stored, device: torch.device) -> Tensor:

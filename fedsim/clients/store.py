@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import Algorithm
 from fedsim.core.arrays import Bools, Ints
 from fedsim.core.errors import RunError
 from fedsim.core.types import State
@@ -130,26 +129,31 @@ class ClientStore:
 
     def __init__(
         self,
-        algorithm: Algorithm,
-        initial: Tensor,
+        fresh: State,
+        device: torch.device,
         num_clients: int,
         choice: Choice = "memory",
         folder: Path | None = None,
     ) -> None:
-        self._fresh = {k: v[0] for k, v in algorithm.fresh_client(initial.unsqueeze(0)).items()}
-        self._device = initial.device
+        self._fresh = {k: v[0] for k, v in fresh.items()}
+        self._device = device
         self._slots = np.full(num_clients if self._fresh else 0, -1, dtype=np.int64)
         self._used = 0  # slots from here on were never used
         self._free: list[int] = []
         self._held: Bools = np.zeros(0, dtype=bool)  # slots that the last checkpoint refers to
         self._file = None if folder is None else folder / FILE
         self._table: Table
-        place = state_place(choice, state_bytes(self._fresh) * num_clients, initial.device)
+        place = state_place(choice, state_bytes(self._fresh) * num_clients, device)
         if place == "disk" and self._fresh and self._file is not None:
             self._table = FileTable(self._fresh, self._device, self._file)
         else:
             home = self._device if place == "device" else torch.device("cpu")
             self._table = MemoryTable(self._fresh, num_clients, self._device, home)
+
+    @property
+    def empty(self) -> bool:
+        """Whether clients keep nothing."""
+        return not self._fresh
 
     def gather(self, clients: Ints) -> State:
         """Rows ``[m, d]`` of `clients`, copies."""

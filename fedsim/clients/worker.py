@@ -5,7 +5,7 @@ Every backend uses it: all clients (vectorized), a shard, one row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -13,12 +13,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import Algorithm, Effort
+from fedsim.algorithms.base import Algorithm, Effort, one_message
 from fedsim.clients.store import ClientStore
 from fedsim.core.arrays import Ints
 from fedsim.core.job import Job
 from fedsim.core.oracle import Plan, Task
 from fedsim.core.types import BatchSize, Message, State
+from fedsim.messages.base import SEPARATOR, Pipeline, check_names, own_rows
 
 _CPU_BYTES = 16 * 2**20  # parameters, gradients and the update of a chunk: about what stays in a CPU's shared cache
 _GPU_SHARE = 0.25  # of the memory that is free when the run starts
@@ -27,7 +28,7 @@ _GPU_SHARE = 0.25  # of the memory that is free when the run starts
 class Worker:
     """Runs the local work of any set of clients and keeps their state, in memory unless `store` says otherwise.
 
-    `outgoing` is done to messages at the client, before they leave it (local noise, say).
+    `pipeline` is what is done to messages at the client, before they leave it (local noise, compression, ...).
     """
 
     def __init__(
@@ -36,19 +37,19 @@ class Worker:
         algorithm: Algorithm,
         chunk_rows: int | None = None,
         store: ClientStore | None = None,
-        outgoing: Callable[[Message, Job], Message] | None = None,
+        pipeline: Pipeline | None = None,
     ) -> None:
-        self.task, self.algorithm, self.outgoing = task, algorithm, outgoing
+        self.task, self.algorithm, self.pipeline = task, algorithm, pipeline or Pipeline()
         self.initial = task.initial()
-        self.store = store or ClientStore(algorithm, self.initial, task.num_clients)
+        self.form = one_message(algorithm, task, gossip=algorithm.setting == "gossip")[1]
+        """What one client sends, as rows of one, before the pipeline."""
+        self.store = store or ClientStore(
+            fresh_rows(algorithm, task, self.pipeline), self.initial.device, task.num_clients
+        )
         self.chunk_rows = chunk_rows or default_chunk_rows(task, algorithm.batch_size)
 
     def run(self, job: Job) -> Message:
-        """The messages of all clients of `job`, row i belonging to ``job.clients[i]``."""
-        messages = self._messages(job)
-        return messages if self.outgoing is None else self.outgoing(messages, job)
-
-    def _messages(self, job: Job) -> Message:
+        """The messages of all clients of `job` as they leave them, row i belonging to ``job.clients[i]``."""
         result: Message = {}
         for algorithm, rows in self._chunks(job):
             if len(rows) == len(job.clients) and np.array_equal(rows, np.arange(len(rows))):
@@ -75,7 +76,8 @@ class Worker:
     def _chunk(self, algorithm: Algorithm, job: Job) -> Message:
         """Local work of one chunk (rows sorted by falling steps): all its steps before the next chunk starts."""
         _, epochs = algorithm.work()
-        client = self.store.gather(job.clients)
+        kept_rows = self.store.gather(job.clients)
+        client, links = own_rows(kept_rows), {k: v for k, v in kept_rows.items() if SEPARATOR in k}
         job = replace(job, received=algorithm.receive(job.received, client))
         lr = self._column(algorithm.lr_at(job.rounds))
         m, most = len(job.clients), int(job.steps.max(initial=0))
@@ -90,7 +92,7 @@ class Worker:
         received, kept, rates, end = job.received, client, lr, m
         for step, count in enumerate(working):
             if count < end:  # rows count..end have done all their steps
-                finished.insert(0, self._finish(algorithm, job, slice(count, end), local, client, lr))
+                finished.insert(0, self._finish(algorithm, job, slice(count, end), local, client, links, lr))
                 local, kept, rates, end = _head(local, count), _head(client, count), lr[:count], count
                 received = {k: v[:count] if v.dim() > 1 else v for k, v in job.received.items()}
             if count and plan is not None:
@@ -102,19 +104,41 @@ class Worker:
                     local = algorithm.local_step(oracle, local, received, kept)
         return finished[0] if len(finished) == 1 else {k: torch.cat([f[k] for f in finished]) for k in finished[0]}
 
-    def _finish(self, algorithm: Algorithm, job: Job, rows: slice, local: State, client: State, lr: Tensor) -> Message:
-        """Messages of rows whose work is done; rows that did no work keep their state as it was."""
-        steps = job.steps[rows]
+    def _finish(
+        self, algorithm: Algorithm, job: Job, rows: slice, local: State, client: State, links: State, lr: Tensor
+    ) -> Message:
+        """Messages of rows whose work is done, as they leave; rows that did no work keep their state as it was."""
+        clients, steps = job.clients[rows], job.steps[rows]
         effort = Effort(self._column(steps), lr[rows])
         received = {k: v[rows] if v.dim() > 1 else v for k, v in job.received.items()}
         kept = {k: v[rows] for k, v in client.items()}
         travels, stays, after = algorithm.report({k: v[rows] for k, v in local.items()}, received, kept, effort)
+        if self.pipeline.links:
+            sent = Job(clients, job.rounds[rows], steps, received)
+            travels = {k: v.expand(len(steps), -1) for k, v in travels.items()}
+            travels, links = self.pipeline.send(travels, {k: v[rows] for k, v in links.items()}, sent)
+            after = {**after, **links}
         if steps.size and steps[0] > 0:
-            self.store.scatter(job.clients[rows], after)
+            self.store.scatter(clients, after)
         return {k: v.expand(len(steps), -1) for k, v in (travels | stays).items()}
 
     def _column(self, values: npt.NDArray[np.generic]) -> Tensor:
         return torch.as_tensor(values, dtype=self.initial.dtype, device=self.initial.device).unsqueeze(1)
+
+
+def fresh_rows(algorithm: Algorithm, task: Task, pipeline: Pipeline) -> State:
+    """All that a client keeps between rounds before its first one, its algorithm's and the pipeline's: rows ``[1, d]``.
+
+    Raises
+    ------
+    InputError
+        The algorithm uses a name that belongs to the pipeline.
+    """
+    own = algorithm.fresh_client(task.initial().unsqueeze(0))
+    check_names(own, type(algorithm).__name__)
+    if not pipeline.links:
+        return own
+    return {**own, **pipeline.fresh(one_message(algorithm, task, gossip=algorithm.setting == "gossip")[1])}
 
 
 def default_chunk_rows(task: Task, batch_size: BatchSize) -> int:

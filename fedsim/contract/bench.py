@@ -13,11 +13,12 @@ from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, GossipAlgorithm, Round
 from fedsim.algorithms.work import Work
+from fedsim.clients.round import begin, describe, finish
 from fedsim.clients.worker import Worker
 from fedsim.core import rng
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
-from fedsim.core.job import Job
+from fedsim.core.job import Contribution, Job
 from fedsim.core.oracle import Oracle
 from fedsim.core.types import Aggregate, Message, State
 from fedsim.data.sets import Quadratic
@@ -89,16 +90,13 @@ class Bench:
 
     def round(self, number: int, clients: Ints, steps: Ints) -> tuple[Round, Aggregate]:
         """What `combine` gets besides state and messages."""
-        lr = self.algorithm.lr_at(np.full(len(clients), number))
         share = self.p[clients]
-        weights = None if self.gossip else _column(share / share.sum())
-        drawn = self.algorithm.role_of(clients, np.full(len(clients), number), 0)
-        roles = None if drawn is None else _column(drawn)
-        info = Round(number, CLIENTS, _column(share), _column(steps), _column(lr), weights, roles=roles)
-        if weights is None:
+        weights = None if self.gossip else share / share.sum()
+        rounds = np.full(len(clients), number)
+        info = describe(self.algorithm, self.task(0.0), Contribution(number, clients, rounds, steps, None, weights))
+        if info.weights is None:
             return info, self.mixing
-        mean, default = Mean(), weights.squeeze(1)
-        return info, lambda values, given=None: mean(values, default if given is None else given)
+        return info, Mean().bind({}, info.weights.squeeze(1), {})[0]
 
     def simulate(
         self, shards: list[list[int]], rounds: int, noise: float, full: bool = False, chunk_rows: int | None = None
@@ -109,7 +107,7 @@ class Bench:
         state = self.algorithm.init(self.initial(task))
         for number in range(1, rounds + 1):
             clients, steps = self.cohort(number, full)
-            received = self.algorithm.broadcast(state)
+            received = begin(self.algorithm, state)
             messages: Message = {}
             for worker, shard in zip(workers, shards, strict=True):
                 rows = np.flatnonzero(np.isin(clients, shard))
@@ -121,7 +119,7 @@ class Bench:
                         messages.setdefault(k, v.new_full((len(clients), v.shape[-1]), torch.nan))[index] = v
             yield f"round {number}, message", _clone(messages)
             info, aggregate = self.round(number, clients, steps)
-            state = self.algorithm.combine(state, messages, info, aggregate)
+            state = finish(self.algorithm, state, messages, info, aggregate)
             yield f"round {number}, state", _clone(state)
         kept = [(shard, worker.store.gather(np.asarray(shard))) for worker, shard in zip(workers, shards, strict=True)]
         order = torch.as_tensor(np.argsort(np.concatenate([shard for shard, _ in kept])))
@@ -154,7 +152,3 @@ def _accepts(algorithm: Algorithm, work: Work) -> bool:
 def _clone(tensors: State) -> State:
     """A copy, so that a method that works in place does not rewrite what came out before."""
     return {k: v.clone() for k, v in tensors.items()}
-
-
-def _column(values: Any) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float64).unsqueeze(1)

@@ -1,10 +1,10 @@
-"""Local work to be done."""
+"""Local work to be done, and what a round got from it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedsim.core.arrays import Ints
+from fedsim.core.arrays import Floats, Ints
 from fedsim.core.types import Message
 
 
@@ -25,3 +25,27 @@ class Job:
     def numbers(self) -> Ints:
         """Serial numbers of the jobs; the clients' own where each has only one."""
         return self.clients if self.jobs is None else self.jobs
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """The clients whose results round `number` combines, and the work behind them, ``[m]`` each.
+
+    `staleness` counts combines since each pulled its model (None: none); `weights` aggregate at a server (None: a
+    graph's mixing matrix does). An `Arrival` of the participation has the same fields and serves as one.
+    """
+
+    number: int
+    clients: Ints
+    rounds: Ints
+    steps: Ints
+    staleness: Ints | None = None
+    weights: Floats | None = None
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a part that stands in the way of messages may know of its run; draws are keyed with `seed`."""
+
+    seed: int
+    num_clients: int

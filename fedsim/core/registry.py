@@ -40,6 +40,8 @@ KINDS = {
     "graph": Kind("fedsim.graphs.topology", "fedsim.graphs.base:Graph"),
     "mixing": Kind("fedsim.graphs.mixing"),
     "aggregator": Kind("fedsim.messages.aggregators", "fedsim.messages.aggregators:Aggregator"),
+    "compressor": Kind("fedsim.messages.compressors", "fedsim.messages.base:MessageTransform"),
+    "attack": Kind("fedsim.messages.attacks", "fedsim.messages.base:MessageTransform"),
     "participation": Kind("fedsim.participation.modes", "fedsim.participation.synchronous:Participation"),
     "privacy": Kind("fedsim.privacy", "fedsim.privacy.base:Mechanism"),
     "audit": Kind("fedsim.audit", "fedsim.audit.base:Audit"),

@@ -34,13 +34,13 @@ def check_trust(scenario: Scenario) -> None:
         )
 
 
-def sampling_secret(privacy: Bound | None) -> int | None:
+def sampling_secret(privacy: Bound) -> int | None:
     """What decides who takes part in a round where epsilon counts on nobody's knowing it, or None.
 
     Drawn from the scenario's seed, which is in every client's app, anybody could compute who takes part. Where there is
     no noise, nothing is private, and the cohorts are those of the simulation.
     """
-    if privacy is None or privacy.ledger.claim.unit != "client":
+    if not privacy.claims or privacy.ledger.claim.unit != "client":
         return None
     counts = any(release.q < 1 and release.z > 0 for release in privacy.ledger.planned)
     return privacy.seeds[0] if counts else None

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.clients.round import begin
 from fedsim.clients.worker import Worker
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.job import Job
@@ -157,13 +158,13 @@ def _one_message(scenario: Scenario, assembly: Assembly, worker: Worker) -> Mess
     x = assembly.task.initial()
     algorithm = scenario.algorithm
     state = algorithm.init(x if assembly.network is None else x.expand(assembly.task.num_clients, -1).clone())
-    received = {k: v if v.dim() == 1 else v[:1] for k, v in algorithm.broadcast(state).items()}
+    received = {k: v if v.dim() == 1 else v[:1] for k, v in begin(algorithm, state).items()}
     return worker.run(Job(np.zeros(1, np.int64), np.ones(1, np.int64), np.zeros(1, np.int64), received))
 
 
 def _needs_everybody(assembly: Assembly, backend: Flower) -> str | None:
     """Why a round may not go on without one of its clients, or None."""
-    if assembly.privacy is not None:
+    if assembly.privacy.claims:
         return "epsilon is stated for rounds in which all clients that are asked answer: on-failure = retry waits"
     if assembly.network is not None and backend.stateful:
         return "the nodes of this algorithm keep state that moves together: on-failure = retry waits for them"
@@ -178,7 +179,7 @@ def _refuses(greeting: Greeting, scenario: Scenario, assembly: Assembly, most: i
         share = int(assembly.task.sizes[greeting.client])
         return None if greeting.samples == share else f"it says {greeting.samples} samples; its share has {share}"
     task = _supervised(assembly)
-    if assembly.privacy is not None:
+    if assembly.privacy.claims:
         return "it brings its own data: noise is made for sizes that are known beforehand, which those are not"
     if task is None:
         return "it brings its own data, but the scenario's objectives are given"

@@ -8,14 +8,18 @@ scenarios.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from fedsim.algorithms.base import Algorithm, Round, ServerAlgorithm
+from fedsim.algorithms.base import Algorithm, ServerAlgorithm
+from fedsim.clients.round import describe, finish
+from fedsim.core.arrays import Floats
 from fedsim.core.errors import InputError
 from fedsim.core.fields import part_from
+from fedsim.core.job import Contribution
 from fedsim.core.types import State
 
 _CLIENT_HALF = ("init_client", "broadcast", "start", "local_step", "direction", "gradient", "message")
@@ -55,6 +59,7 @@ def make_strategy(algorithm: Mapping[str, Any], aggregator: Mapping[str, Any] | 
 
         received: Mapping[str, Any]
         state: State | None = None
+        rule: State
 
         def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Iterable[Any]:
             self.received = {k: v.numpy() for k, v in arrays.items()}
@@ -73,11 +78,14 @@ def make_strategy(algorithm: Mapping[str, Any], aggregator: Mapping[str, Any] | 
             examples = [float(next(iter(c.metric_records.values()))[self.weighted_by_key]) for c in contents]
             share = torch.tensor(examples if part.weighting == "samples" else [1.0] * len(contents), dtype=x.dtype)
             weights = share / share.sum()
-            self.state = {**(part.init(x) if self.state is None else self.state), "x": x}
-            self.state = part.combine(
-                self.state, {"delta": sent - x}, _round(part, server_round, weights),
-                lambda values, given=None: combine_with(values, weights if given is None else given),
-            )  # fmt: skip
+            messages = {"delta": sent - x}
+            if self.state is None:
+                self.state, self.rule = part.init(x), combine_with.fresh({"delta": messages["delta"][:1]})
+            self.state = {**self.state, "x": x}
+            cohort = _Cohort(len(contents), weights.double().numpy(), x.dtype, x.device)
+            info = describe(part, cohort, cohort.round(server_round))
+            aggregate, self.rule = combine_with.bind(messages, weights, self.rule)
+            self.state = finish(part, self.state, messages, info, aggregate)
             made = _parted(self.state["x"], self.received, names)
             for k in set(self.received) - set(names):
                 made[k] = arrays[k].numpy().round().astype(self.received[k].dtype)
@@ -92,10 +100,21 @@ def _is_server_only(part: ServerAlgorithm) -> bool:
     return all(getattr(type(part), name) in [getattr(base, name) for base in bases] for name in _CLIENT_HALF)
 
 
-def _round(part: ServerAlgorithm, number: int, weights: torch.Tensor) -> Round:
-    column = weights.unsqueeze(1)
-    one = torch.ones_like(column)
-    return Round(number, len(weights), column, one, one * part.lr, column)
+@dataclass(frozen=True)
+class _Cohort:
+    """The clients that answered; they are all there are."""
+
+    num_clients: int
+    importance: Floats
+    dtype: torch.dtype
+    device: torch.device
+    seed: int = 0
+
+    def round(self, number: int) -> Contribution:
+        """Round `number` with one local step of each: what they really did, only they know."""
+        clients = np.arange(self.num_clients)
+        one = np.ones(self.num_clients, dtype=np.int64)
+        return Contribution(number, clients, one, one, weights=self.importance)
 
 
 def _flat(arrays: Mapping[str, Any], names: list[str]) -> torch.Tensor:

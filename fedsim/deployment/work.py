@@ -103,7 +103,7 @@ class Client:
 
     def _answers(self) -> Answers | None:
         privacy = self.assembly.privacy
-        if privacy is None or all(release.z == 0 for release in privacy.ledger.planned):
+        if not privacy.claims or all(release.z == 0 for release in privacy.ledger.planned):
             return None  # without noise nothing is private, and the numbers are those of the simulation
         return Answers(self.folder / FILE, privacy, self.secret, self.node.budget)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,15 @@ from fedsim.clients.store import ClientStore
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
+from fedsim.core.job import RunFacts
 from fedsim.core.oracle import Task
 from fedsim.core.registry import lookup
-from fedsim.core.types import message_bytes
 from fedsim.data.partition import assign_partition, label_counts
 from fedsim.data.sets import Dataset, Quadratic
 from fedsim.devices.system import Durations
 from fedsim.graphs.network import Network, build_network
 from fedsim.graphs.topology import topology_of
+from fedsim.messages.base import Pipeline
 from fedsim.models.build import build_model
 from fedsim.models.losses import Loss
 from fedsim.objective.quadratic import QuadraticTask
@@ -32,7 +33,7 @@ from fedsim.objective.supervised import SupervisedTask
 from fedsim.participation.base import Setting
 from fedsim.participation.durations import durations_of
 from fedsim.participation.synchronous import Synchronous
-from fedsim.privacy.base import Bound
+from fedsim.privacy.base import Bound, NoPrivacy
 from fedsim.scenario.sections import Scenario
 
 
@@ -52,8 +53,10 @@ class Assembly:
     """Names and shapes of the model's parameters in the flat vector, as JSON strings for file metadata."""
     durations: Durations | None = None
     """How long jobs (and, for gossip, messages) take; None where a gossip round simply takes a second."""
-    privacy: Bound | None = None
+    privacy: Bound = field(default_factory=NoPrivacy)
     """The privacy mechanism, bound to this run; `task` has its oracle."""
+    pipeline: Pipeline = field(default_factory=Pipeline)
+    """What happens to messages: at clients what `privacy` does, then compression; attacks as they arrive."""
 
     def setting(self, scenario: Scenario) -> Setting:
         """What the scenario's participation mode makes events for."""
@@ -63,9 +66,8 @@ class Assembly:
         )
 
     def worker(self, scenario: Scenario, store: ClientStore | None = None) -> Worker:
-        """The local work of any of the run's clients, in whatever process; what leaves it has passed `privacy`."""
-        outgoing = None if self.privacy is None else self.privacy.outgoing
-        return Worker(self.task, scenario.algorithm, scenario.run.chunk_rows, store, outgoing)
+        """The local work of any of the run's clients, in whatever process; what leaves it has passed `pipeline`."""
+        return Worker(self.task, scenario.algorithm, scenario.run.chunk_rows, store, self.pipeline)
 
 
 @dataclass(frozen=True)
@@ -146,22 +148,26 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
             topology, weights = topology_of(s.topology, s.mixing, task.num_clients, s.seed, s.base, s.names["topology"])
             network = build_network(topology, weights, type(s.algorithm).__name__, s.algorithm.needs_symmetric)
     durations = None
+    sent = one_message(s.algorithm, task, gossip=network is not None)[1]
+    transforms = Pipeline(s.transforms, RunFacts(s.seed, task.num_clients))
+    transforms.check(sent)
     if network is not None:
-        links = network.link_ticks(message_bytes(one_message(s.algorithm, task, gossip=True)[1]))
+        links = network.link_ticks(transforms.row_bytes(sent))
         if "system" in s.given or any(ticks.any() for ticks in links):
             with _section("system"):
-                durations = durations_of(s.system, s.algorithm, task, s.seed)
+                durations = durations_of(s.system, s.algorithm, task, transforms)
             durations.links = links
     else:
         with _section("system"):
-            durations = durations_of(s.system, s.algorithm, task, s.seed)
+            durations = durations_of(s.system, s.algorithm, task, transforms)
     setting = Setting(s.seed, s.run.rounds, task, s.algorithm, s.participation, s.aggregator, network, durations)
     s.participation.check_run(setting)
-    privacy = None
+    privacy: Bound = NoPrivacy()
     if s.privacy is not None:
         privacy = s.privacy.bind(setting)
         task = privacy.task(task)
-    return Assembly(task, network, device, dtype, counts, layout, durations, privacy)
+    pipeline = replace(transforms, links=(*privacy.links, *transforms.links))
+    return Assembly(task, network, device, dtype, counts, layout, durations, privacy, pipeline)
 
 
 def _supervised(

@@ -13,7 +13,7 @@ import torch
 from fedsim.backends.base import Backend
 from fedsim.backends.in_process import Vectorized
 from fedsim.clients.store import ClientStore
-from fedsim.clients.worker import Worker
+from fedsim.clients.worker import Worker, fresh_rows
 from fedsim.core.arrays import Floats
 from fedsim.core.errors import InputError
 from fedsim.engine.assembly import Assembly
@@ -44,7 +44,8 @@ def make_backend(scenario: Scenario, assembly: Assembly, folder: Path) -> Backen
         except InputError as error:
             raise scenario.document.locate(error.under("backend")) from None
     task, choice = assembly.task, scenario.run.client_state
-    store = ClientStore(scenario.algorithm, task.initial(), task.num_clients, choice, folder)
+    kept = fresh_rows(scenario.algorithm, task, assembly.pipeline)
+    store = ClientStore(kept, task.device, task.num_clients, choice, folder)
     return Vectorized(assembly.worker(scenario, store))
 
 
@@ -68,7 +69,7 @@ def shards_mix(scenario: Scenario, assembly: Assembly) -> bool:
     return (
         assembly.network is not None
         and isinstance(scenario.participation, (Gossip, PoissonGossip))
-        and (assembly.privacy is None or all(getattr(type(assembly.privacy), h) is getattr(Bound, h) for h in hooks))
+        and all(getattr(type(assembly.privacy), h) is getattr(Bound, h) for h in hooks)
     )
 
 
@@ -90,11 +91,11 @@ def _ray(scenario: Scenario, assembly: Assembly) -> RayBackend:
         cluster.check(actors, cpus, gpus)
         threads = scenario.run.threads or max(1, int(cpus))
         drop = section.client_errors == "drop"
-        privacy = assembly.privacy
-        outgoing, exchanges = (None, 1) if privacy is None else (privacy.outgoing, privacy.exchanges)
         timeout = section.timeout or Pool.timeout
-        pool = Pool(section.address or "local", actors, cpus, gpus, threads, drop, timeout, exchanges)
-        build = partial(Worker, algorithm=scenario.algorithm, chunk_rows=scenario.run.chunk_rows, outgoing=outgoing)
+        pool = Pool(section.address or "local", actors, cpus, gpus, threads, drop, timeout, assembly.privacy.exchanges)
+        build = partial(
+            Worker, algorithm=scenario.algorithm, chunk_rows=scenario.run.chunk_rows, pipeline=assembly.pipeline
+        )
         load = client_load(scenario, assembly)
         if assembly.network is not None and shards_mix(scenario, assembly):
             return RayNodes(pool, cluster, task, build, load, assembly.network)

@@ -23,6 +23,7 @@ from fedsim.clients.store import FILE as CLIENTS
 from fedsim.core.errors import InputError, Problem, RunError
 from fedsim.core.row_files import RowStream, write_tensors
 from fedsim.engine.checkpoint import Checkpoint, load_checkpoint
+from fedsim.graphs.topology import Topology
 from fedsim.scenario.sections import BackendSection, Scenario
 
 LAST = 10
@@ -124,8 +125,17 @@ def save_params(folder: Path, params: Tensor | RowStream, metadata: Mapping[str,
 
 
 def save_report(folder: Path, report: Mapping[str, Any]) -> None:
-    """``privacy.json``: what a private run has spent, and what that means."""
+    """``privacy.json``: what a private run has spent, and what that means; nothing where there is nothing to say."""
+    if not report:
+        return
     _write_atomically(folder / "privacy.json", json.dumps(report, indent=2) + "\n")
+
+
+def save_topology(folder: Path, topology: Topology) -> None:
+    """``topology.graphml``: the graph of a run, of several that take turns the first."""
+    import networkx as nx
+
+    nx.write_graphml(topology.graphs[0], folder / "topology.graphml")
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

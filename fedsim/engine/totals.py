@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedsim.algorithms.base import Algorithm
+from fedsim.core.oracle import Task
+from fedsim.participation.base import Arrival
+
 
 @dataclass
 class Totals:
@@ -17,3 +21,13 @@ class Totals:
     delay_transmission: float = 0.0
     contributions: int = 0
     staleness: int = 0
+
+    def count(self, event: Arrival, message_bytes: int, algorithm: Algorithm, task: Task) -> None:
+        """Add what a round's clients sent and computed, each of its messages of that many bytes."""
+        self.bytes_sent += event.sends * message_bytes
+        self.gradients += algorithm.gradients(task, event.clients, event.rounds, event.steps)
+        self.contributions += len(event.clients)
+        self.staleness += int(event.staleness.sum())
+        if event.delays is not None:
+            self.delay_processing += event.delays[0]
+            self.delay_transmission += event.delays[1]

@@ -8,10 +8,11 @@ from fedsim.algorithms.base import Algorithm, one_message
 from fedsim.core.oracle import Task
 from fedsim.core.types import message_bytes
 from fedsim.devices.system import Durations, SystemSection
+from fedsim.messages.base import Pipeline
 
 
-def durations_of(section: SystemSection, algorithm: Algorithm, task: Task, seed: int) -> Durations:
-    """The durations of jobs; of a server's clients with what they receive and send.
+def durations_of(section: SystemSection, algorithm: Algorithm, task: Task, pipeline: Pipeline) -> Durations:
+    """The durations of jobs; of a server's clients with what they receive, and send through `pipeline`.
 
     On a graph messages take the time of their links (`Durations.links`), which the caller sets.
 
@@ -23,6 +24,7 @@ def durations_of(section: SystemSection, algorithm: Algorithm, task: Task, seed:
     everyone = np.arange(task.num_clients)
     samples = task.samples_per_step(everyone, np.ones_like(everyone), algorithm.batch_size, epochs=False)
     if algorithm.setting == "gossip":
-        return Durations(section, task.num_clients, seed, samples=samples)
-    down, up = (message_bytes(m) for m in one_message(algorithm, task, gossip=False))
-    return Durations(section, task.num_clients, seed, down, up, samples)
+        return Durations(section, task.num_clients, pipeline.run.seed, samples=samples)
+    received, sent = one_message(algorithm, task, gossip=False)
+    down, up = message_bytes(received), pipeline.row_bytes(sent)
+    return Durations(section, task.num_clients, pipeline.run.seed, down, up, samples)

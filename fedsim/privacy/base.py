@@ -29,10 +29,11 @@ from torch import Tensor
 from fedsim.algorithms.base import Round
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
-from fedsim.core.job import Job
+from fedsim.core.job import Job, RunFacts
 from fedsim.core.oracle import Plan, Task
 from fedsim.core.registry import Part
 from fedsim.core.types import Aggregate, BatchSize, Message, NonNegative, Positive, State
+from fedsim.messages.base import MessageTransform
 from fedsim.participation.base import Setting
 from fedsim.privacy.accounting import Profile
 from fedsim.privacy.accounting import epsilon as epsilon_of
@@ -86,6 +87,10 @@ class Mechanism(Part, ABC):
 class Bound:
     """A mechanism in one run: where it stands in data's way, and what it has spent (see the module)."""
 
+    claims: ClassVar[bool] = True
+    """Whether it promises anything; `NoPrivacy` does not."""
+    renormalises: ClassVar[bool] = False
+    """Whether the weights of a cohort that loses clients may be scaled to the sum they had."""
     answers_empty: ClassVar[bool] = False
     """Whether a round in which no client delivers releases its noise all the same."""
     exchanges: int = 1
@@ -105,6 +110,11 @@ class Bound:
         """
         self.seeds = (word, self.seeds[1])
         self.samples_from = word
+
+    @property
+    def links(self) -> tuple[MessageTransform, ...]:
+        """What it does to messages at clients, the first links of the run's pipeline."""
+        return (_Outgoing(self),)
 
     def task(self, task: Task) -> Task:
         """The task whose oracle the algorithm gets."""
@@ -167,6 +177,45 @@ class Bound:
                 key="run.rounds",
             )
         self.ledger.load(saved["ledger"])
+
+
+class NoPrivacy(Bound):
+    """Where a scenario has no section ``privacy``: nothing is done, nothing promised, nothing recorded."""
+
+    claims = False
+    renormalises = True
+
+    def __init__(self) -> None:
+        """There is no ledger."""
+
+    @property
+    def links(self) -> tuple[MessageTransform, ...]:
+        return ()
+
+    def columns(self) -> dict[str, float | None]:
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def report(self) -> dict[str, Any]:
+        return {}
+
+    def save(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """There is nothing to continue."""
+
+
+@dataclass(frozen=True)
+class _Outgoing(MessageTransform):
+    """`Bound.outgoing` as a link of the run's pipeline."""
+
+    bound: Bound
+
+    def send(self, message: Message, kept: State, job: Job, run: RunFacts) -> tuple[Message, State]:
+        return self.bound.outgoing(message, job), kept
 
 
 class WrappedTask(Task):

@@ -10,7 +10,7 @@ import numpy as np
 from fedsim.algorithms.base import Algorithm, GossipAlgorithm, ServerAlgorithm, one_message
 from fedsim.backends.placement import cut_edges, place, place_graph, split
 from fedsim.clients.store import FILE, state_bytes, state_place
-from fedsim.clients.worker import default_chunk_rows
+from fedsim.clients.worker import default_chunk_rows, fresh_rows
 from fedsim.core.documents import Document, override, read_yaml
 from fedsim.core.errors import InputError
 from fedsim.core.registry import names
@@ -41,7 +41,7 @@ def plan(scenario: Scenario) -> dict[str, Rows]:
     sections = {"scenario": _scenario(scenario), "data": _data(a), "work": _work(scenario, a, rounds)}
     if a.network is not None:
         sections["network"] = _network(scenario, a)
-    if a.privacy is not None:
+    if a.privacy.claims:
         sections["privacy"] = a.privacy.facts()
     sections["messages"] = _messages(scenario, a, rounds)
     if scenario.backend.name == "ray":
@@ -188,8 +188,9 @@ def _network(s: Scenario, a: Assembly) -> Rows:
 def _messages(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:
     received, sent = one_message(s.algorithm, a.task, a.network is not None)
     down = 0 if a.network is not None else message_bytes(received)
-    traffic = [len(e.clients) * down + e.sends * message_bytes(sent) for e in rounds]
-    rows: Rows = {"one message": _size(message_bytes(sent)), "sent in the first round": _size(traffic[0])}
+    up = a.pipeline.row_bytes(sent)
+    traffic = [len(e.clients) * down + e.sends * up for e in rounds]
+    rows: Rows = {"one message": _size(up), "sent in the first round": _size(traffic[0])}
     rows["sent in all"] = f"about {_size(_in_all(s, traffic))}"
     return rows
 
@@ -207,7 +208,7 @@ def _traffic(s: Scenario, a: Assembly, event: Arrival) -> Rows:
         matrix = a.network.mixings[0].matrix
         owner = place_graph(load, matrix, actors)
         crossing = sum(int(part.incoming.sum()) for part in split(matrix, owner, actors))
-        times = 1 if a.privacy is None else a.privacy.exchanges
+        times = a.privacy.exchanges
         rows = {"edges between actors": f"{cut_edges(owner, matrix)} of {matrix.nnz - len(owner)} (both directions)"}
         if shards_mix(s, a):
             size = f"{_size(times * crossing * sent)} per round in which all links fire"
@@ -223,7 +224,7 @@ def _traffic(s: Scenario, a: Assembly, event: Arrival) -> Rows:
 def _memory(s: Scenario, a: Assembly, event: Arrival) -> Rows:
     item = np.dtype(s.run.dtype).itemsize
     model, initial = a.task.dim * item, a.task.initial()
-    kept = state_bytes(s.algorithm.fresh_client(initial.unsqueeze(0))) * a.task.num_clients
+    kept = state_bytes(fresh_rows(s.algorithm, a.task, a.pipeline)) * a.task.num_clients
     rows: Rows = {"one model": _size(model), "messages of a round": _size(len(event.clients) * model)}
     if kept:
         rows["state of all clients"] = f"{_size(kept)} once every client took part"

@@ -11,6 +11,7 @@ import torch
 
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import FedsimError, InputError, RunError
+from fedsim.core.job import RunFacts
 from fedsim.core.oracle import Plan, Task
 from fedsim.core.types import BatchSize
 from fedsim.data.partition_csv import FILE, read_partition
@@ -19,6 +20,7 @@ from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.run_directory import read_jsonl
 from fedsim.figures.html import Markup, details, image, notes, table, tag
 from fedsim.figures.schedule import staleness_figure
+from fedsim.messages.base import Pipeline
 from fedsim.participation.durations import durations_of
 from fedsim.reports.groups import Group, Record
 from fedsim.reports.timeline import follow
@@ -91,7 +93,12 @@ def _assembly(scenario: Scenario, folder: Path) -> Assembly:
         return assemble(scenario)
     samples, _ = read_partition(folder / FILE)
     task = _Population(samples, _dimension(folder / "params.safetensors"), getattr(torch, scenario.run.dtype))
-    durations = durations_of(scenario.system, scenario.algorithm, task, scenario.seed)
+    durations = durations_of(
+        scenario.system,
+        scenario.algorithm,
+        task,
+        Pipeline(scenario.transforms, RunFacts(scenario.seed, task.num_clients)),
+    )
     return Assembly(task, None, task.device, task.dtype, None, {}, durations)
 
 

@@ -24,6 +24,7 @@ from fedsim.data.sets import DatasetPart
 from fedsim.devices.system import SystemSection
 from fedsim.graphs.base import Graph
 from fedsim.messages.aggregators import Aggregator
+from fedsim.messages.base import MessageTransform
 from fedsim.models.build import Model
 from fedsim.objective.kernel import Precision
 from fedsim.objective.stacked import Way
@@ -73,6 +74,10 @@ class RunSection(BaseModel):
     )
     client_state: Choice = Field("auto", description="where clients' state is kept; auto: on disk above 1 GiB")
     checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="write a checkpoint that often")
+
+    def passed(self, time: float) -> bool:
+        """Whether virtual second `time` is past the end that `seconds` sets."""
+        return self.seconds is not None and time > self.seconds
 
     def evaluates(self, round: int) -> bool:
         """Whether metrics are recorded after `round` rounds."""
@@ -153,12 +158,19 @@ class Scenario:
     system: Annotated[SystemSection, FormSection(path="system", form=SystemSection, paths=True)]
     aggregator: Annotated[Aggregator, PartSection(path="aggregator", kind="aggregator", fill={"name": "mean"})]
     privacy: Annotated[Mechanism | None, PartSection(path="privacy", kind="privacy", key="mechanism")]
+    compression: Annotated[MessageTransform | None, PartSection(path="compression", kind="compressor")]
+    attack: Annotated[MessageTransform | None, PartSection(path="attack", kind="attack")]
     run: Annotated[RunSection, FormSection(path="run", form=RunSection)]
     backend: Annotated[BackendSection, FormSection(path="backend", form=BackendSection)]
     audits: Annotated[Mapping[str, Any], PartsSection(path="audit", kind="audit", recorded=False)]
     names: Mapping[str, str]
     given: frozenset[str]
     document: Document
+
+    @property
+    def transforms(self) -> tuple[MessageTransform, ...]:
+        """What happens to messages after privacy, in its order: compression at clients, attacks as they arrive."""
+        return tuple(part for part in (self.compression, self.attack) if part is not None)
 
     @property
     def base(self) -> Path:

@@ -14,7 +14,6 @@ import torch
 
 import fedsim
 from fedsim.algorithms.base import ServerAlgorithm
-from fedsim.algorithms.fedavg import FedAvg
 from fedsim.clients import store as stores
 from fedsim.clients.store import AUTO_BYTES, FILE, ClientStore, FileTable, state_place
 from fedsim.core.errors import InputError, RunError
@@ -35,7 +34,9 @@ class Remembering(ServerAlgorithm):
 
 
 def made(place: Literal["auto", "memory", "disk"], folder: Path, clients: int = 10) -> ClientStore:
-    return ClientStore(Remembering(), torch.zeros(D, dtype=torch.float64), clients, place, folder)
+    return ClientStore(
+        Remembering().fresh_client(torch.zeros(1, D, dtype=torch.float64)), torch.device("cpu"), clients, place, folder
+    )
 
 
 def random_rows(count: int) -> State:
@@ -114,7 +115,7 @@ def test_a_saved_store_loads_again(before: Any, after: Any, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("place", PLACES)
 def test_no_state_takes_no_room(place: Any, tmp_path: Path) -> None:
-    store = ClientStore(FedAvg(), torch.zeros(D), 10, place, tmp_path)
+    store = ClientStore({}, torch.device("cpu"), 10, place, tmp_path)
     store.scatter(np.arange(3), {})
     store.load(store.save())
     assert store.gather(np.arange(10)) == {}

@@ -46,12 +46,12 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(model: dict[str, Any], kernel: str, 
 def test_state_beside_the_gpu(place: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedsim.clients.store._GPU_SHARE", 0.0)
     device = torch.device("cuda")
-    store = ClientStore(Scaffold(), torch.zeros(1000, device=device), 50, place, tmp_path)
+    store = ClientStore(Scaffold().fresh_client(torch.zeros(1, 1000, device=device)), device, 50, place, tmp_path)
     if isinstance(store._table, MemoryTable):
         assert store._table._home.type == "cpu"
     rows = {"c": torch.randn(20, 1000, device=device)}
     store.scatter(np.arange(20), rows)
-    again = ClientStore(Scaffold(), torch.zeros(1000, device=device), 50, place, tmp_path)
+    again = ClientStore(Scaffold().fresh_client(torch.zeros(1, 1000, device=device)), device, 50, place, tmp_path)
     again.load(store.save())
     for one in (store, again):
         found = one.gather(np.arange(15, 25))["c"]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.backends.base import Saved
+from fedsim.backends.base import NodeBackend, Saved
 from fedsim.backends.placement import merge_saved, place
 from fedsim.backends.ray.calls import Pool, Shards
 from fedsim.backends.ray.cluster import Cluster, log
@@ -31,7 +31,7 @@ _PART_BYTES = 2**23  # of clients' rows on their way to a file at a time
 class RayBackend(Shards):
     """Dispatches to shards and combines what they collect; see `Backend`."""
 
-    keeps_nodes = False
+    nodes_here: NodeBackend | None = None
 
     def __init__(
         self,
@@ -54,8 +54,7 @@ class RayBackend(Shards):
         self._where: dict[int, int] = {}
         self._pending: dict[int, set[int]] = {}
         self._broadcast: tuple[list[Tensor], Any] | None = None
-        algorithm = build(task).algorithm
-        self._stateful = bool(algorithm.fresh_client(task.initial().unsqueeze(0)))
+        self._stateful = not build(task).store.empty
 
     # --- the backend's side of the loop -------------------------------------------------------------------------------
 

@@ -46,8 +46,6 @@ class _Plan:
 class RayNodes(RayBackend):
     """Nodes of a graph in shards that cut few of its edges."""
 
-    keeps_nodes = True
-
     def __init__(
         self, pool: Pool, cluster: Cluster, task: Task, build: Callable[[Task], Worker], load: Any, network: Network
     ) -> None:
@@ -58,6 +56,7 @@ class RayNodes(RayBackend):
         self._aggregations: int | None = None
         self._job: Job | None = None
         super().__init__(pool, cluster, task, build, load)
+        self.nodes_here = self
         self._reset(self.shards)
 
     # --- rounds -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,244 @@
+"""Where the state of a run lives, and what a round does to it: at a server, at a graph's nodes, or in a cluster.
+
+All three have the same methods, so that the loop never asks which one it has.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.base import one_message
+from fedsim.backends.base import Backend, NodeBackend, Saved
+from fedsim.clients.round import begin, describe, finish
+from fedsim.core.arrays import Ints
+from fedsim.core.job import Job
+from fedsim.core.row_files import RowStream
+from fedsim.core.types import Message, State, message_bytes
+from fedsim.engine.assembly import Assembly
+from fedsim.graphs.mixing_matrix import repeated
+from fedsim.messages.base import SEPARATOR
+from fedsim.participation.base import Arrival, Dispatch
+from fedsim.scenario.sections import Scenario
+
+_RULE = f"aggregator{SEPARATOR}"
+"""Before the names of what an aggregator keeps, among the tensors of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Combined:
+    """What a round did: the event without the clients that were left out, and the bytes of each of its messages.
+
+    None where nobody's results came, so that there is nothing to count.
+    """
+
+    event: Arrival
+    message_bytes: int | None
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """How far apart a graph's nodes are: mean squared distance to `centre`, and their own models' mean accuracy."""
+
+    distance: float
+    accuracy: float | None
+
+
+class RunState(ABC):
+    """The state of a run."""
+
+    def __init__(self, scenario: Scenario, assembly: Assembly, backend: Backend) -> None:
+        self.algorithm, self.task, self.assembly, self.backend = scenario.algorithm, assembly.task, assembly, backend
+        self.renormalises = scenario.participation.renormalises and assembly.privacy.renormalises
+        self.form = one_message(self.algorithm, self.task, gossip=assembly.network is not None)[1]
+        self.values: State = {}
+        """The tensors, where they are in this process."""
+
+    def load(self, saved: Saved) -> None:
+        """Continue from a checkpoint."""
+        self.values = {k: v.to(self.task.device) for k, v in saved.state.items()}
+
+    def kept(self) -> Mapping[str, Tensor | RowStream]:
+        """What a checkpoint keeps of it."""
+        return self.values
+
+    @property
+    def params(self) -> Tensor | RowStream:
+        """Parameters of the server ``[d]``, or of all nodes ``[n, d]``."""
+        return self.kept()["x"]
+
+    @abstractmethod
+    def dispatch(self, event: Dispatch) -> int:
+        """Start local work; the bytes that the server sends for it."""
+
+    @abstractmethod
+    def combine(self, event: Arrival) -> Combined:
+        """Change the state when the results of these clients are in."""
+
+    @abstractmethod
+    def centre(self) -> Tensor:
+        """The model that is evaluated, ``[d]``: the server's, or the nodes' mean."""
+
+    def nodes(self, centre: Tensor) -> NodeFacts | None:
+        """About a graph's nodes; None where there is a server."""
+        return None
+
+    def _start(self, event: Dispatch, received: Message) -> Message:
+        """Write down what will be released, and have the clients start."""
+        if len(event.clients):
+            self.assembly.privacy.charge(event.clients, event.rounds, event.steps)
+            received = self.assembly.privacy.broadcast(received)
+            self.backend.dispatch(Job(event.clients, event.rounds, event.steps, received, event.jobs))
+        return received
+
+    def _collect(self, event: Arrival) -> tuple[Arrival, Message]:
+        """The messages of an arrival, which loses the clients that the backend left out."""
+        messages = self.backend.collect(event.clients if event.jobs is None else event.jobs)
+        if len(self.backend.lost):
+            event = event.without(self.backend.lost, renormalise=self.renormalises)
+        return event, messages
+
+    def _bytes(self, messages: Message) -> int:
+        """Of one message as it travels."""
+        sent = {k: v for k, v in messages.items() if k in self.form or SEPARATOR in k}
+        return self.assembly.pipeline.row_bytes(sent)
+
+
+class ServerState(RunState):
+    """A server's state; `rule` is what its aggregator keeps between rounds."""
+
+    def __init__(self, scenario: Scenario, assembly: Assembly, backend: Backend) -> None:
+        super().__init__(scenario, assembly, backend)
+        self.aggregator = scenario.aggregator
+        self.values = self.algorithm.init(self.task.initial())
+        self.rule = self.aggregator.fresh(self.form)
+
+    def load(self, saved: Saved) -> None:
+        super().load(saved)
+        rule = {k: v for k, v in self.values.items() if k.startswith(_RULE)}
+        self.values = {k: v for k, v in self.values.items() if k not in rule}
+        self.rule |= {k.removeprefix(_RULE): v for k, v in rule.items()}
+
+    def kept(self) -> Mapping[str, Tensor | RowStream]:
+        return {**self.values, **{_RULE + k: v for k, v in self.rule.items()}}
+
+    def dispatch(self, event: Dispatch) -> int:
+        received = self._start(event, begin(self.algorithm, self.values))
+        sent = (len(event.clients) + len(event.in_vain)) * message_bytes(received)
+        if self.assembly.durations is not None:
+            sent += sum(lost.sent for lost in event.in_vain) * self.assembly.durations.up
+        return sent
+
+    def combine(self, event: Arrival) -> Combined:
+        if len(event.clients):
+            event, messages = self._collect(event)
+        if not len(event.clients):
+            empty = self._nobody(event)
+            if empty is None:
+                return Combined(event, None)
+            messages = empty
+        info = describe(self.algorithm, self.task, event)
+        size = self._bytes(messages)
+        messages = self.assembly.pipeline.receive(messages, event)
+        assert info.weights is not None
+        aggregate, self.rule = self.aggregator.bind(messages, info.weights.squeeze(-1), self.rule)
+        aggregate = self.assembly.privacy.aggregate(info, self.values, messages, aggregate)
+        self.values = finish(self.algorithm, self.values, messages, info, aggregate)
+        return Combined(event, size)
+
+    def centre(self) -> Tensor:
+        return self.values["x"]
+
+    def _nobody(self, event: Arrival) -> Message | None:
+        """Messages of nobody, rows ``[0, d]``, where a private sum is released all the same: its absence would tell."""
+        privacy = self.assembly.privacy
+        if not privacy.answers_empty:
+            return None
+        privacy.charge(event.clients, event.rounds, event.steps)
+        received = privacy.broadcast(begin(self.algorithm, self.values))
+        job = Job(event.clients, event.rounds, event.steps, received)
+        return self.assembly.pipeline.send({k: v[:0] for k, v in self.form.items()}, {}, job)[0]
+
+
+class GraphState(RunState):
+    """The states of all nodes of a graph, ``[n, d]``, in this process."""
+
+    def __init__(self, scenario: Scenario, assembly: Assembly, backend: Backend) -> None:
+        super().__init__(scenario, assembly, backend)
+        self.values = self.algorithm.init(self.task.initial().expand(self.task.num_clients, -1).clone())
+
+    def dispatch(self, event: Dispatch) -> int:
+        self._start(event, begin(self.algorithm, self.values, self._rows(event.clients)))
+        return 0
+
+    def combine(self, event: Arrival) -> Combined:
+        if len(event.clients):
+            event, messages = self._collect(event)
+        if not len(event.clients):
+            return Combined(event, None)
+        info = describe(self.algorithm, self.task, event)
+        size = self._bytes(messages)
+        messages = self.assembly.pipeline.receive(messages, event)
+        privacy = self.assembly.privacy
+        mixed = repeated(event.mixing, privacy.exchanges)
+        aggregate = privacy.aggregate(info, self.values, messages, mixed)
+        self.values = finish(self.algorithm, self.values, messages, info, aggregate, self._rows(event.clients))
+        return Combined(event, size)
+
+    def centre(self) -> Tensor:
+        return self.values["x"].mean(0)
+
+    def nodes(self, centre: Tensor) -> NodeFacts | None:
+        x = self.values["x"]
+        accuracy = self.task.node_accuracy(x)
+        return NodeFacts(float((x - centre).pow_(2).sum(-1).mean()), accuracy)
+
+    def _rows(self, clients: Ints) -> Tensor | None:
+        """The rows of an event that is not of all nodes (None: it is)."""
+        whole = len(clients) == self.task.num_clients
+        return None if whole else torch.as_tensor(clients, device=self.task.device)
+
+
+class RemoteState(RunState):
+    """The states of all nodes of a graph where they are computed: shards keep and mix them."""
+
+    backend: NodeBackend
+
+    def __init__(self, scenario: Scenario, assembly: Assembly, backend: NodeBackend) -> None:
+        super().__init__(scenario, assembly, backend)
+        self.remote = backend
+        self.size = assembly.pipeline.row_bytes(self.form)
+
+    def load(self, saved: Saved) -> None:
+        self.remote.load_nodes(saved)
+
+    def kept(self) -> Mapping[str, Tensor | RowStream]:
+        return self.remote.nodes()
+
+    def dispatch(self, event: Dispatch) -> int:
+        self._start(event, {})
+        return 0
+
+    def combine(self, event: Arrival) -> Combined:
+        if not len(event.clients):
+            return Combined(event, None)
+        self.remote.mix(event.number, event.mixing)
+        return Combined(event, self.size)
+
+    def centre(self) -> Tensor:
+        return self.remote.mean()
+
+    def nodes(self, centre: Tensor) -> NodeFacts | None:
+        return NodeFacts(*self.remote.facts(centre))
+
+
+def run_state(scenario: Scenario, assembly: Assembly, backend: Backend) -> RunState:
+    """The state of a run before its first round, where its backend has it."""
+    if assembly.network is None:
+        return ServerState(scenario, assembly, backend)
+    nodes = backend.nodes_here
+    return GraphState(scenario, assembly, backend) if nodes is None else RemoteState(scenario, assembly, nodes)

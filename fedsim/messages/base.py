@@ -1,0 +1,125 @@
+"""What happens to messages on their way: transforms at the client before they leave, and as they arrive.
+
+A scenario's transforms are one ordered tuple, a `Pipeline`, in one fixed order: what privacy does (clipping and noise),
+then compression (post-processing, so that epsilon holds), both at the client; then attacks, which replace attackers'
+messages as they arrive. The engine calls the pipeline in two places and knows none of its links.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from fedsim.core.arrays import Ints
+from fedsim.core.errors import InputError
+from fedsim.core.job import Job, RunFacts
+from fedsim.core.registry import Part
+from fedsim.core.types import Message, State, message_bytes
+
+SEPARATOR = "."
+"""Between a link's number and the name of a row that it keeps at a client: algorithms' own names have none."""
+
+
+class Arrived(Protocol):
+    """The round whose messages arrive; `fedsim.core.job.Contribution` and a participation's `Arrival` are ones."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def clients(self) -> Ints: ...
+    @property
+    def rounds(self) -> Ints: ...
+    @property
+    def steps(self) -> Ints: ...
+
+
+class MessageTransform(Part, ABC):
+    """What a scenario does to messages; every method does nothing unless overridden.
+
+    Rows are clients, ``[m, d]`` (or ``[m, 1]`` for a number per client). A method that draws takes its key from
+    ``run.seed``, the client and the round, and works row by row: then shards, chunks and resumed runs agree.
+    """
+
+    def check(self, form: Message, run: RunFacts) -> None:
+        """Raise InputError where it does not fit what clients send: `form` is one client's message, rows of one."""
+
+    def fresh(self, form: Message) -> State:
+        """What a client keeps for it between rounds, before its first one, as rows of one like those of `form`."""
+        return {}
+
+    def send(self, message: Message, kept: State, job: Job, run: RunFacts) -> tuple[Message, State]:
+        """At the client, before it leaves: what is sent instead, and what the client keeps from now on.
+
+        Row i is of ``job.clients[i]`` in its round ``job.rounds[i]``. Rows that did no work keep what they had.
+        """
+        return message, kept
+
+    def receive(self, message: Message, arrived: Arrived, run: RunFacts) -> Message:
+        """Where it is combined: what is combined instead; row i is of ``arrived.clients[i]``."""
+        return message
+
+    def row_bytes(self, form: Message) -> int | None:
+        """Bytes of one client's message as it travels, from its `form` before this transform; None: unchanged."""
+        return None
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The transforms of a run, in their order."""
+
+    links: tuple[MessageTransform, ...] = ()
+    run: RunFacts = RunFacts(0, 0)  # noqa: RUF009 - frozen
+
+    def check(self, form: Message) -> None:
+        """Raise InputError where a link does not fit what clients send."""
+        for link in self.links:
+            link.check(form, self.run)
+
+    def fresh(self, form: Message) -> State:
+        """What a client keeps for all links before its first round."""
+        return {
+            f"{i}{SEPARATOR}{name}": row for i, link in enumerate(self.links) for name, row in link.fresh(form).items()
+        }
+
+    def send(self, message: Message, kept: State, job: Job) -> tuple[Message, State]:
+        """What leaves clients, and what they keep; `kept` has the rows that `fresh` named, whatever else is in it."""
+        after: State = {}
+        for i, link in enumerate(self.links):
+            prefix = f"{i}{SEPARATOR}"
+            mine = {k.removeprefix(prefix): v for k, v in kept.items() if k.startswith(prefix)}
+            message, mine = link.send(message, mine, job, self.run)
+            after |= {prefix + k: v for k, v in mine.items()}
+        return message, after
+
+    def receive(self, message: Message, arrived: Arrived) -> Message:
+        """What is combined."""
+        for link in self.links:
+            message = link.receive(message, arrived, self.run)
+        return message
+
+    def row_bytes(self, form: Message) -> int:
+        """Bytes of one client's message as it travels."""
+        size = message_bytes(form)
+        for link in self.links:
+            changed = link.row_bytes(form)
+            size = size if changed is None else changed
+        return size
+
+
+def own_rows(kept: State) -> State:
+    """What an algorithm keeps at a client, without what the links of a pipeline keep."""
+    return {k: v for k, v in kept.items() if SEPARATOR not in k}
+
+
+def check_names(names: Iterable[str], who: str) -> None:
+    """Raise InputError where an algorithm uses a name that belongs to links."""
+    for name in names:
+        if SEPARATOR in name:
+            raise InputError(f"{who} keeps '{name}' at a client, allowed: names without '{SEPARATOR}'")
+
+
+__all__ = ["Arrived", "Job", "MessageTransform", "Pipeline", "RunFacts", "Tensor", "check_names", "own_rows"]
