@@ -13,6 +13,7 @@ import torch
 
 import fedsim
 from fedsim.core.errors import InputError
+from fedsim.core.job import Job
 from fedsim.privacy.accounting import Release, epsilon
 from fedsim.privacy.noise import gaussian
 
@@ -40,9 +41,8 @@ def test_a_walk_is_the_equations_with_poisson_batches_and_noise(tmp_path: Path) 
     number, chosen = 4, 1  # the second walk is the second client's
     sent = {"x": x, "previous": x, "age": x.new_zeros(1), "v": v, "walks": x.new_ones(1)}
     clients = np.arange(makers.CLIENTS)
-    job = type("J", (), {})()
-    job.clients, job.rounds, job.steps, job.received = clients, np.full(4, number), np.full(4, 4), sent
-    moved = worker._messages(job)["mean"][chosen]  # before `outgoing`, which does nothing here
+    job = Job(clients, np.full(4, number), np.full(4, 4), sent)
+    moved = worker.run(job)["mean"][chosen]
     plan = task.inner.poisson_plan(
         np.array([chosen]), np.array([number]), np.array([4]), np.array([bound.rates[chosen]])
     )
