@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fedsim.audit.base import Audit, Finding, Subject
+from fedsim.core.crew import working
 from fedsim.core.errors import InputError
 from fedsim.core.fields import dump_part, part_from
 from fedsim.figures.html import Markup, escape, image, notes, page, table, tag
@@ -70,13 +69,12 @@ def audit(scenario: Scenario, attacks: Sequence[str] = (), progress: Progress | 
     InputError
         An unknown audit or key, or a scenario without what an audit needs.
     """
-    if scenario.run.threads is not None:
-        torch.set_num_threads(scenario.run.threads)
     try:
         chosen = choose(scenario, attacks)
-        subject = Subject(scenario, progress)
-        claim = subject.claim
-        done = [Audited(name, dump_part(part), part.run(subject)) for name, part in chosen.items()]
+        with working(scenario.run.threads):
+            subject = Subject(scenario, progress)
+            claim = subject.claim
+            done = [Audited(name, dump_part(part), part.run(subject)) for name, part in chosen.items()]
     except InputError as error:
         raise scenario.document.locate(error) from None
     return Report(scenario, None if claim is None else claim.to_json(), tuple(done))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -109,6 +108,7 @@ def sweep(
 ) -> None:
     """Run the variations of a scenario, one after another or side by side, and compare them."""
     from fedsim.cli.sweep_view import follow_sweep, print_summary
+    from fedsim.core.cores import available
     from fedsim.sweeps.book import summary
     from fedsim.sweeps.files import Point
     from fedsim.sweeps.run import sweep as run_sweep
@@ -116,7 +116,7 @@ def sweep(
 
     together = None
     if parallel is not None or address is not None:
-        together = Together(address or "local", parallel or os.cpu_count() or 1, cpus, gpus)
+        together = Together(address or "local", parallel or available(), cpus, gpus)
 
     def started(point: Point, index: int, count: int) -> Progress | None:
         if not as_json:

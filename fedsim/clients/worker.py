@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Effort, one_message
+from fedsim.clients.parallel import InTurn, Kept, Rows, share
 from fedsim.clients.store import ClientStore
 from fedsim.core.arrays import Ints
 from fedsim.core.job import Job
@@ -50,21 +51,19 @@ class Worker:
 
     def run(self, job: Job) -> Message:
         """The messages of all clients of `job` as they leave them, row i belonging to ``job.clients[i]``."""
-        result: Message = {}
-        for algorithm, rows in self._chunks(job):
-            if len(rows) == len(job.clients) and np.array_equal(rows, np.arange(len(rows))):
-                return self._chunk(algorithm, job)
+        chunks = list(self._chunks(job))
+        if len(chunks) == 1 and np.array_equal(chunks[0][1], np.arange(len(job.clients))):
+            return self._chunk(chunks[0][0], job, self.store)
+        result, store = Rows(len(job.clients)), InTurn(self.store)
+
+        def compute(number: int) -> None:
+            algorithm, rows = chunks[number]
             index = torch.as_tensor(rows, device=self.initial.device)
-            part = self._chunk(algorithm, _select(job, rows, index))
-            in_order = bool((np.diff(rows) == 1).all())
-            for k, v in part.items():
-                if k not in result:
-                    result[k] = v.new_empty((len(job.clients), v.shape[-1]))
-                if in_order:
-                    result[k][rows[0] : rows[0] + len(rows)] = v
-                else:
-                    result[k].index_copy_(0, index, v)
-        return result
+            with store.turn(number) as own:
+                result.put(rows, index, self._chunk(algorithm, _select(job, rows, index), own))
+
+        share(compute, len(chunks), len(job.clients) * self.task.dim * self.initial.element_size(), self.initial.device)
+        return result.tensors
 
     def _chunks(self, job: Job) -> Iterator[tuple[Algorithm, Ints]]:
         """The job's rows in chunks of one role each, by falling steps and sizes, and the algorithm that each runs."""
@@ -73,10 +72,10 @@ class Worker:
             for start in range(0, len(order), self.chunk_rows):
                 yield algorithm, order[start : start + self.chunk_rows]
 
-    def _chunk(self, algorithm: Algorithm, job: Job) -> Message:
+    def _chunk(self, algorithm: Algorithm, job: Job, store: Kept) -> Message:
         """Local work of one chunk (rows sorted by falling steps): all its steps before the next chunk starts."""
         _, epochs = algorithm.work()
-        kept_rows = self.store.gather(job.clients)
+        kept_rows = store.gather(job.clients)
         client, links = own_rows(kept_rows), {k: v for k, v in kept_rows.items() if SEPARATOR in k}
         job = replace(job, received=algorithm.receive(job.received, client))
         lr = self._column(algorithm.lr_at(job.rounds))
@@ -92,7 +91,7 @@ class Worker:
         received, kept, rates, end = job.received, client, lr, m
         for step, count in enumerate(working):
             if count < end:  # rows count..end have done all their steps
-                finished.insert(0, self._finish(algorithm, job, slice(count, end), local, client, links, lr))
+                finished.insert(0, self._finish(algorithm, job, slice(count, end), local, client, links, lr, store))
                 local, kept, rates, end = _head(local, count), _head(client, count), lr[:count], count
                 received = {k: v[:count] if v.dim() > 1 else v for k, v in job.received.items()}
             if count and plan is not None:
@@ -105,7 +104,15 @@ class Worker:
         return finished[0] if len(finished) == 1 else {k: torch.cat([f[k] for f in finished]) for k in finished[0]}
 
     def _finish(
-        self, algorithm: Algorithm, job: Job, rows: slice, local: State, client: State, links: State, lr: Tensor
+        self,
+        algorithm: Algorithm,
+        job: Job,
+        rows: slice,
+        local: State,
+        client: State,
+        links: State,
+        lr: Tensor,
+        store: Kept,
     ) -> Message:
         """Messages of rows whose work is done, as they leave; rows that did no work keep their state as it was."""
         clients, steps = job.clients[rows], job.steps[rows]
@@ -119,7 +126,7 @@ class Worker:
             travels, links = self.pipeline.send(travels, {k: v[rows] for k, v in links.items()}, sent)
             after = {**after, **links}
         if steps.size and steps[0] > 0:
-            self.store.scatter(clients, after)
+            store.scatter(clients, after)
         return {k: v.expand(len(steps), -1) for k, v in (travels | stays).items()}
 
     def _column(self, values: npt.NDArray[np.generic]) -> Tensor:
@@ -149,8 +156,7 @@ def default_chunk_rows(task: Task, batch_size: BatchSize) -> int:
     if task.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(task.device)
         return max(1, int(_GPU_SHARE * free) // (2 * row + task.activation_bytes(batch_size)))
-    rows, threads = max(1, _CPU_BYTES // row), torch.get_num_threads()
-    return rows if rows < threads else rows // threads * threads  # batched products give every thread whole rows
+    return max(1, _CPU_BYTES // row)  # whatever the number of threads, so that no number depends on it
 
 
 def _select(job: Job, rows: Ints, index: Tensor) -> Job:

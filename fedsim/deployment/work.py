@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import fedsim
+from fedsim.core.crew import working
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.job import Job
 from fedsim.core.types import State
@@ -40,11 +41,10 @@ class Client:
         self.scenario, self.node = scenario, node
         self.folder = node.folder(run)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if scenario.run.threads is not None:
-            torch.set_num_threads(scenario.run.threads)
         self.held: Held | None = None
         self.secret = 0
-        self.assembly = self._assemble()
+        with working(scenario.run.threads):
+            self.assembly = self._assemble()
         self.worker = self.assembly.worker(scenario)
         self.answers = self._answers()
         self._fresh = self.worker.store.gather(np.array([node.client])) if node.client < node.clients else {}
@@ -67,7 +67,8 @@ class Client:
         if order.round < 1 or order.steps < 0:
             raise BadRecord(f"found round {order.round} with {order.steps} steps, expected a round from 1 on")
         started = time.perf_counter()
-        message = self._released(order, arrays)
+        with working(self.scenario.run.threads):
+            message = self._released(order, arrays)
         seconds = time.perf_counter() - started
         if self.node.delay:
             time.sleep(self.node.delay)

@@ -12,6 +12,7 @@ import torch
 
 from fedsim.backends.base import Backend
 from fedsim.clients.malloc import keep_freed_memory
+from fedsim.core.crew import working
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.types import State
 from fedsim.data.partition_csv import write_partition
@@ -61,17 +62,15 @@ def run(
         scenario = load(scenario)
     elif not isinstance(scenario, Scenario):
         scenario = parse(scenario)
-    if scenario.run.threads is not None:
-        torch.set_num_threads(scenario.run.threads)
-    assembly = assemble(scenario)
     folder = Path(out) if out is not None else Path("runs") / f"{scenario.name}-{scenario.hash()}"
-    simulation = Simulation(scenario, assembly, folder, resume)
-    try:
-        return simulation.run(progress)
-    except InputError as error:  # what only a schedule shows
-        raise scenario.document.locate(error) from None
-    finally:
-        simulation.backend.close()
+    with working(scenario.run.threads):
+        simulation = Simulation(scenario, assemble(scenario), folder, resume)
+        try:
+            return simulation.run(progress)
+        except InputError as error:  # what only a schedule shows
+            raise scenario.document.locate(error) from None
+        finally:
+            simulation.backend.close()
 
 
 @dataclass

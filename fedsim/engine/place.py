@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from fedsim.backends.in_process import Vectorized
 from fedsim.clients.store import ClientStore
 from fedsim.clients.worker import Worker, fresh_rows
 from fedsim.core.arrays import Floats
+from fedsim.core.cores import available
 from fedsim.core.errors import InputError
 from fedsim.engine.assembly import Assembly
 from fedsim.participation.gossip import Gossip
@@ -81,7 +81,7 @@ def _ray(scenario: Scenario, assembly: Assembly) -> RayBackend:
 
     section, task = scenario.backend, assembly.task
     actors = min(section.actors or ACTORS, task.num_clients)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available()
     asked = int(np.ceil((section.cpus_per_actor or 1.0) * actors))
     cluster = Cluster(section.address or "local", max(cores, asked), _store_bytes(assembly))
     try:

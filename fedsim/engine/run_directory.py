@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fedsim.clients.store import FILE as CLIENTS
+from fedsim.core import cores, crew
 from fedsim.core.errors import InputError, Problem, RunError
 from fedsim.core.row_files import RowStream, write_tensors
 from fedsim.engine.checkpoint import Checkpoint, load_checkpoint
@@ -152,7 +153,8 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
+        "cores": cores.available(),
+        "threads": crew.size(),
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "packages": {name: _version(name) for name in _PACKAGES},
     }

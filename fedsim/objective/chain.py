@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fedsim.core import crew
 from fedsim.models.build import views
 from fedsim.models.losses import CLOSED_GRADIENTS, Loss
 from fedsim.objective.kernel import Kernel
@@ -27,13 +28,14 @@ class ChainKernel(Kernel):
         result = torch.empty_like(x)
         one = len(x) == 1  # plain matrix products have less overhead than batches of one
         grads = list(views(result[0] if one else result, self.layout).values())
-        product = torch.mm if one else torch.bmm
 
         def write(at: int, dy: Tensor, h: Tensor, bias: bool) -> None:
             if h.shape[-2] == 1:  # one sample: an outer product, 4 times as fast by broadcasting
-                torch.mul(dy.mT, h, out=grads[at])
+                _rows(torch.mul, grads[at], dy.mT, h)
+            elif one:
+                torch.mm(dy.mT, h, out=grads[at])
             else:
-                product(dy.mT, h, out=grads[at])
+                _rows(torch.bmm, grads[at], dy.mT, h)
             if bias:
                 torch.sum(dy, -2, out=grads[at + 1])
 
@@ -45,11 +47,11 @@ class ChainKernel(Kernel):
 
         def step(at: int, dy: Tensor, h: Tensor, bias: bool) -> None:
             if h.shape[-2] == 1:
-                params[at].addcmul_(dy.mT, h)
+                _rows(_add_outer, params[at], dy.mT, h)
             elif len(x) == 1:
                 params[at].addmm_(dy.mT, h)
             else:
-                params[at].baddbmm_(dy.mT, h)
+                _rows(_add_product, params[at], dy.mT, h)
             if bias:
                 params[at + 1].add_(dy.sum(-2))
 
@@ -114,7 +116,7 @@ class ChainKernel(Kernel):
         else:
             h = inputs.flatten(2)
         params = list(views(x, self.layout).values())
-        linear, product = (torch.addmm, torch.mm) if x.dim() == 1 else (torch.baddbmm, torch.bmm)
+        linear, product = (torch.addmm, torch.mm) if x.dim() == 1 else (_baddbmm, _bmm)
         tape, at = [], 0
         for layer in self.chain:
             if isinstance(layer, nn.Linear):
@@ -193,6 +195,32 @@ class _Outer:
             into[self.at].copy_(torch.einsum("mb,mbkn->mkn", scale, self.made))
         if self.bias:
             torch.sum(dy, -2, out=into[self.at + 1])
+
+
+def _rows(operation: Callable[..., object], out: Tensor, *inputs: Tensor) -> Tensor:
+    """An operation into `out` ``[m, ...]`` in which every row is by itself; on a CPU threads share large ones."""
+    if out.dim() < 3 or out.device.type != "cpu":
+        operation(*inputs, out=out)
+        return out
+    size = sum(v.numel() * v.element_size() for v in (out, *inputs))
+    crew.apart(lambda part: operation(*(v[part] for v in inputs), out=out[part]), len(out), size)
+    return out
+
+
+def _bmm(a: Tensor, b: Tensor) -> Tensor:
+    return _rows(torch.bmm, a.new_empty((len(a), a.shape[1], b.shape[2])), a, b)
+
+
+def _baddbmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return _rows(torch.baddbmm, a.new_empty((len(a), a.shape[1], b.shape[2])), bias, a, b)
+
+
+def _add_product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    out.baddbmm_(a, b)
+
+
+def _add_outer(a: Tensor, b: Tensor, out: Tensor) -> None:
+    out.addcmul_(a, b)
 
 
 def _outer(u: Tensor, v: Tensor) -> Tensor:

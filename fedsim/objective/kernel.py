@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from fedsim.core.crew import Own
 from fedsim.core.types import clip_norm
 from fedsim.models.build import Layout, layout, views
 from fedsim.models.losses import Loss
@@ -23,6 +25,7 @@ class Kernel(ABC):
 
     def __init__(self, module: nn.Module, loss: Loss, precision: Precision = "full") -> None:
         self.module = module
+        self.own = Own(module, _blank(module))  # its parameters are replaced while it computes
         self.loss = loss
         self.precision = precision
         self.layout: Layout = layout(module)
@@ -45,10 +48,11 @@ class Kernel(ABC):
 
     def per_sample_grad(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         """Each sample's own gradient: x ``[m, d]``, inputs ``[m, b, ...]`` -> ``[m, b, d]``."""
+        module = self.own.get()
 
         def one(flat: Tensor, sample: Tensor, target: Tensor) -> Tensor:
             with self._casting(flat):
-                out = functional_call(self.module, views(flat, self.layout), (sample.unsqueeze(0),))
+                out = functional_call(module, views(flat, self.layout), (sample.unsqueeze(0),))
             return self.loss(out.to(flat.dtype), target.unsqueeze(0)).sum()
 
         per_sample = vmap(torch.func.grad(one), in_dims=(None, 0, 0))
@@ -87,3 +91,9 @@ class Kernel(ABC):
 
     def _scatter(self, into: Tensor, grads: tuple[Tensor, ...]) -> None:
         torch._foreach_copy_(list(views(into, self.layout).values()), list(grads))
+
+
+def _blank(module: nn.Module) -> nn.Module:
+    """A copy of the module whose parameters hold nothing: they are replaced before it computes."""
+    empty = {id(p): nn.Parameter(p.detach().new_empty(0), p.requires_grad) for p in module.parameters()}
+    return copy.deepcopy(module, empty)

@@ -14,12 +14,15 @@ not depend on the machine's mood):
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from fedsim.core import crew
 from fedsim.core.errors import InputError
 from fedsim.models.build import views
 from fedsim.models.losses import Loss
@@ -38,6 +41,7 @@ _POINTWISE = (
     nn.Identity,
     nn.Hardtanh,
 )
+_ROW_NUMBERS = 2**13  # in a row's minibatch, from which on threads share the rows
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 Way = Literal["auto", "stacked", "rows"]
@@ -54,31 +58,46 @@ class RowKernel(Kernel):
 
     def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
         result = torch.empty_like(x)
-        for i in range(len(x)):
+
+        def one(i: int) -> None:
             self._scatter(result[i], self._row(i, x, inputs, targets, weights))
+
+        self._rows(one, inputs)
         return result
 
     def descend(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
-        for i in range(len(x)):
+        def one(i: int) -> None:
             grads = self._row(i, x, inputs, targets, weights)
             for view, g in zip(views(x[i], self.layout).values(), grads, strict=True):
                 view.addcmul_(g, lr[i], value=-1.0)
 
+        self._rows(one, inputs)
+
+    def _rows(self, one: Callable[[int], None], inputs: Tensor) -> None:
+        """Do `one` to every row, by all threads where a row's minibatch makes work enough."""
+        if inputs.device.type == "cpu" and inputs[:1].numel() >= _ROW_NUMBERS:
+            crew.each([partial(one, i) for i in range(len(inputs))])
+            return
+        for i in range(len(inputs)):
+            one(i)
+
     def _row(self, i: int, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> tuple[Tensor, ...]:
         # The module's own parameters become views of the row: a functional call would cost a small model 5 %.
-        parameters = list(self.module.parameters())
+        module = self.own.get()
+        parameters = list(module.parameters())
         for parameter, view in zip(parameters, views(x[i], self.layout).values(), strict=True):
             parameter.data = view
         batch = inputs[i].contiguous(memory_format=torch.channels_last) if self.channels_last else inputs[i]
         with self._casting(x):
-            out = self.module(batch)
+            out = module(batch)
         losses = self.loss(out.to(x.dtype), targets[i])
         scale = weights[i] if isinstance(weights, Tensor) else torch.full_like(losses, weights)
         return torch.autograd.grad(losses, parameters, scale)
 
     @torch.no_grad()
     def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
-        return torch.stack([functional_call(self.module, views(row, self.layout), (inputs,)) for row in x])
+        module = self.own.get()
+        return torch.stack([functional_call(module, views(row, self.layout), (inputs,)) for row in x])
 
 
 class VmapKernel(Kernel):
@@ -100,7 +119,8 @@ class VmapKernel(Kernel):
 
     def forward(self, params: dict[str, Tensor], inputs: Tensor, shared: bool = False) -> Tensor:
         """Outputs ``[m, b, k]`` on inputs ``[m, b, ...]``, or `shared` ones ``[b, ...]``."""
-        call = vmap(lambda p, batch: functional_call(self.module, p, (batch,)), in_dims=(0, None if shared else 0))
+        module = self.own.get()
+        call = vmap(lambda p, batch: functional_call(module, p, (batch,)), in_dims=(0, None if shared else 0))
         result: Tensor = call(params, inputs)
         return result
 

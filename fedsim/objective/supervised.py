@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Self
+from functools import cached_property, partial
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.core import rng
+from fedsim.core import crew, rng
 from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.oracle import Oracle, Plan, Task
 from fedsim.core.types import BatchSize
@@ -24,6 +24,7 @@ from fedsim.objective.kernel import Kernel, Precision
 from fedsim.objective.persample import budget, parts
 from fedsim.objective.stacked import Way, build_kernel
 
+_T = TypeVar("_T")
 _EVAL_FLOATS = 32 * 2**20  # of the widest layer in one evaluation chunk: 128 MiB in float32
 _EVAL_SAMPLES = 1000
 
@@ -123,14 +124,13 @@ class SupervisedTask(Task):
             return None
         width = widest(self.kernel.module, self.inputs[:1])
         models = max(1, min(len(params), _EVAL_FLOATS // (min(_EVAL_SAMPLES, len(self.test_inputs)) * width)))
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for rows in torch.split(params, models):
-            for inputs, targets in zip(
-                torch.split(self.test_inputs, _EVAL_SAMPLES), torch.split(self.test_targets, _EVAL_SAMPLES), strict=True
-            ):
-                guesses = predictions(self.kernel.outputs(rows, inputs), self.loss_name)
-                correct += (guesses == targets).sum()
-        return float(correct) / (len(params) * len(self.test_inputs))
+        samples = list(zip(self.test_inputs.split(_EVAL_SAMPLES), self.test_targets.split(_EVAL_SAMPLES), strict=True))
+
+        def correct(rows: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+            return (predictions(self.kernel.outputs(rows, inputs), self.loss_name) == targets).sum()
+
+        parts = [partial(correct, rows, x, y) for rows in torch.split(params, models) for x, y in samples]
+        return float(torch.stack(self._each(parts)).sum()) / (len(params) * len(self.test_inputs))
 
     def activation_bytes(self, batch_size: BatchSize) -> int:
         if self.device.type != "cuda":
@@ -163,8 +163,16 @@ class SupervisedTask(Task):
     def gather(self, index: Tensor, moves: Tensor | None) -> Tensor:
         """Training inputs ``[..., *sample]`` of rows `index`, augmented as `moves` says."""
         # index_select on a flat index is several times faster than fancy indexing
-        inputs = self.inputs.index_select(0, index.reshape(-1)).view(*index.shape, *self.inputs.shape[1:])
+        inputs = self._taken(index.reshape(-1)).view(*index.shape, *self.inputs.shape[1:])
         return inputs if moves is None else moved(inputs, moves)
+
+    def _taken(self, rows: Tensor) -> Tensor:
+        if self.device.type != "cpu":
+            return self.inputs.index_select(0, rows)
+        taken = self.inputs.new_empty((len(rows), *self.inputs.shape[1:]))
+        size = 2 * taken.numel() * taken.element_size()
+        crew.apart(lambda part: torch.index_select(self.inputs, 0, rows[part], out=taken[part]), len(rows), size)
+        return taken
 
     def _place(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         x = x.to(device=self.device, dtype=self.dtype)
@@ -199,17 +207,26 @@ class SupervisedTask(Task):
         """Mean loss and accuracy of one model over `rows` of the inputs (all of them for None)."""
         index = None if rows is None else torch.as_tensor(rows, device=self.device)
         count = len(inputs) if index is None else len(index)
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for start in range(0, count, _EVAL_SAMPLES):
+
+        def score(start: int) -> tuple[Tensor, Tensor]:
             part = slice(start, start + _EVAL_SAMPLES)
             x = inputs[part] if index is None else inputs.index_select(0, index[part])
             y = targets[part] if index is None else targets.index_select(0, index[part])
             out = self.kernel.outputs(params.unsqueeze(0), x)[0]
-            loss += self.loss(out, y).sum(dtype=torch.float64)
-            if self.is_classification:
-                correct += (predictions(out, self.loss_name) == y).sum()
+            right = predictions(out, self.loss_name) == y if self.is_classification else torch.zeros_like(y)
+            return self.loss(out, y).sum(dtype=torch.float64), right.sum()
+
+        scores = self._each([partial(score, start) for start in range(0, count, _EVAL_SAMPLES)])
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        for part_loss, right in scores:
+            loss += part_loss
+            correct += right.to(torch.int64)
         return float(loss) / count, float(correct) / count
+
+    def _each(self, parts: list[Callable[[], _T]]) -> list[_T]:
+        """What the parts of an evaluation give: on a CPU threads share them, on a GPU one follows the other."""
+        return crew.each(parts) if self.device.type == "cpu" else [part() for part in parts]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import torch
 from fedsim.backends.ray.transport import Packed, unpack
 from fedsim.backends.shard import Shard
 from fedsim.clients.malloc import keep_freed_memory
+from fedsim.core import crew
 from fedsim.core.errors import InputError, RunError
 
 log = logging.getLogger("fedsim")
@@ -159,7 +160,7 @@ class Host:
 
     def __init__(self, paths: list[str], threads: int, gpu: bool) -> None:
         sys.path.extend(p for p in paths if p not in sys.path)  # where the driver finds modules, somebody's own too
-        torch.set_num_threads(threads)
+        crew.settle(threads)
         self.device = torch.device("cuda" if gpu else "cpu")
         if not gpu:
             keep_freed_memory()

@@ -1,0 +1,180 @@
+"""Threads that share a process's work on a CPU, each computing with one thread of PyTorch.
+
+PyTorch splits every operator among its threads, which meet at its end. Where another program has one of the cores, all
+wait for the one that lost it, spinning, at every operator. Here threads share work in larger portions and whoever is
+free takes the next one. How work falls into portions depends on sizes alone, and an operator runs in one thread, so
+numbers are the same bit for bit with any number of threads.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from fedsim.core import cores
+
+T = TypeVar("T")
+
+PORTION = 2 * 2**20
+"""Bytes that one portion of an operator touches at least: for less, waking a thread costs more than it saves."""
+
+_NAME = "fedsim-crew"
+
+
+class _Crew:
+    """The threads of this process; none until they are needed."""
+
+    def __init__(self) -> None:
+        self.size, self.asked = 1, False
+        self.here = threading.local()  # `at_work` is set in a thread while it works on a portion
+        self.batches: SimpleQueue[_Batch[Any]] = SimpleQueue()
+        self.helpers = 0
+
+    def hire(self, helpers: int) -> None:
+        """Have that many threads besides the caller's."""
+        while self.helpers < helpers:
+            ready = threading.Event()
+            threading.Thread(target=self._help, args=(ready,), name=_NAME, daemon=True).start()
+            ready.wait()
+            self.helpers += 1
+
+    def _help(self, ready: threading.Event) -> None:
+        one_thread()
+        ready.set()
+        while True:
+            self.batches.get().work(self.here)
+
+
+class _Batch(Generic[T]):
+    """Jobs that several threads take one after the other, in their order."""
+
+    def __init__(self, jobs: Sequence[Callable[[], T]]) -> None:
+        self.jobs, self.next = jobs, count()
+        self.results: dict[int, T] = {}
+        self.errors: dict[int, BaseException] = {}
+        self.gradients = torch.is_grad_enabled()  # a setting of each thread
+        self.lock, self.left, self.over = threading.Lock(), len(jobs), threading.Event()
+
+    def work(self, here: threading.local) -> None:
+        """Do what nobody has taken yet."""
+        here.at_work = True
+        try:
+            with torch.set_grad_enabled(self.gradients):
+                while (i := next(self.next)) < len(self.jobs):
+                    try:
+                        if not self.errors:
+                            self.results[i] = self.jobs[i]()
+                    except BaseException as error:
+                        self.errors[i] = error
+                    with self.lock:
+                        self.left -= 1
+                    if not self.left:
+                        self.over.set()
+        finally:
+            here.at_work = False
+
+
+_crew = _Crew()
+os.register_at_fork(after_in_child=lambda: globals().update(_crew=_Crew()))
+
+
+def one_thread() -> None:
+    """Let PyTorch compute with one thread in the calling thread."""
+    torch.get_num_threads()  # a new thread takes over the process's number at its first question, and not later
+    torch.set_num_threads(1)
+
+
+def settle(threads: int) -> None:
+    """Compute with that many threads from now on, for a process that has nothing else to do."""
+    _crew.size, _crew.asked = threads, True
+    one_thread()
+
+
+@contextmanager
+def working(threads: int | None = None) -> Iterator[None]:
+    """Compute with that many threads for a while; PyTorch's own number is as before afterwards.
+
+    None: as many as were settled on before, else PyTorch's number, but no more than there are cores for this process.
+    """
+    before, size, asked = torch.get_num_threads(), _crew.size, _crew.asked
+    settle(threads or (size if asked else cores.threads(before)))
+    try:
+        yield
+    finally:
+        _crew.size, _crew.asked = size, asked
+        torch.set_num_threads(before)
+
+
+def size() -> int:
+    """Threads that compute."""
+    return _crew.size if _crew.asked else torch.get_num_threads()
+
+
+def each(jobs: Sequence[Callable[[], T]]) -> list[T]:
+    """What the jobs return, in their order; the free threads of the crew take part.
+
+    Within a job there is no crew: its thread does everything itself. Where jobs raise, no further ones begin, and the
+    error of the first of those that raised is raised here.
+    """
+    crew = _crew
+    helpers = min(crew.size, len(jobs)) - 1
+    if helpers < 1 or getattr(crew.here, "at_work", False):
+        return [job() for job in jobs]
+    crew.hire(helpers)
+    batch = _Batch(jobs)
+    for _ in range(helpers):
+        crew.batches.put(batch)
+    batch.work(crew.here)
+    batch.over.wait()
+    if batch.errors:
+        raise batch.errors[min(batch.errors)]
+    return [batch.results[i] for i in range(len(jobs))]
+
+
+class Own(Generic[T]):
+    """A thing that computing changes for a while: the crew's threads use copies of it, every other thread itself.
+
+    Parameters
+    ----------
+    copied : makes a copy; called with `blank`, which nobody computes with.
+    """
+
+    def __init__(self, thing: T, blank: T, copied: Callable[[T], T] = copy.deepcopy) -> None:
+        self.thing, self._blank, self._copied = thing, blank, copied
+        self._copies: dict[int, T] = {}
+
+    def get(self) -> T:
+        """The calling thread's."""
+        if threading.current_thread().name != _NAME:
+            return self.thing
+        number = threading.get_ident()
+        if number not in self._copies:
+            self._copies[number] = self._copied(self._blank)
+        return self._copies[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_copies": {}}
+
+
+def portions(rows: int, touched: int) -> list[slice]:
+    """Even portions of `rows` rows of an operator that touches `touched` bytes: decided by sizes alone."""
+    number = max(1, min(rows, touched // PORTION))
+    edges = [rows * i // number for i in range(number + 1)]
+    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def apart(work: Callable[[slice], object], rows: int, touched: int) -> None:
+    """Do `work` on portions of the rows; what it does to a row must not depend on the other rows of its portion."""
+    parts = portions(rows, touched)
+    if len(parts) == 1:
+        work(parts[0])
+    else:
+        each([lambda part=part: work(part) for part in parts])  # type: ignore[misc]
