@@ -19,7 +19,9 @@ from fedsim.core import crew
 from fedsim.core.arrays import Ints
 from fedsim.core.types import Message, State
 
-_LEAST_BYTES = 2**20  # of a chunk's parameters: of smaller ones, threads would wait for the interpreter most of the time
+_LEAST_BYTES = (
+    2**20
+)  # of a chunk's parameters: of smaller ones, threads would wait for the interpreter most of the time
 
 
 def share(compute: Callable[[int], None], chunks: int, size: int, device: torch.device) -> None:

@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
+from itertools import count, pairwise
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -168,7 +168,7 @@ def portions(rows: int, touched: int) -> list[slice]:
     """Even portions of `rows` rows of an operator that touches `touched` bytes: decided by sizes alone."""
     number = max(1, min(rows, touched // PORTION))
     edges = [rows * i // number for i in range(number + 1)]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def apart(work: Callable[[slice], object], rows: int, touched: int) -> None:

@@ -124,7 +124,8 @@ class SupervisedTask(Task):
             return None
         width = widest(self.kernel.module, self.inputs[:1])
         models = max(1, min(len(params), _EVAL_FLOATS // (min(_EVAL_SAMPLES, len(self.test_inputs)) * width)))
-        samples = list(zip(self.test_inputs.split(_EVAL_SAMPLES), self.test_targets.split(_EVAL_SAMPLES), strict=True))
+        both = (torch.split(v, _EVAL_SAMPLES) for v in (self.test_inputs, self.test_targets))
+        samples = list(zip(*both, strict=True))
 
         def correct(rows: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
             return (predictions(self.kernel.outputs(rows, inputs), self.loss_name) == targets).sum()
@@ -224,7 +225,7 @@ class SupervisedTask(Task):
             correct += right.to(torch.int64)
         return float(loss) / count, float(correct) / count
 
-    def _each(self, parts: list[Callable[[], _T]]) -> list[_T]:
+    def _each(self, parts: Sequence[Callable[[], _T]]) -> list[_T]:
         """What the parts of an evaluation give: on a CPU threads share them, on a GPU one follows the other."""
         return crew.each(parts) if self.device.type == "cpu" else [part() for part in parts]
 

@@ -1,0 +1,192 @@
+"""Chunks side by side: the numbers are those of one thread, bit for bit, for any number of threads."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fedsim
+from fedsim.clients import parallel
+from fedsim.clients.parallel import InTurn
+from fedsim.core import crew
+from fedsim.core.types import State
+
+CLIENTS = 11
+
+
+class Residual(nn.Module):
+    """No chain: it runs under vmap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(144, 300), nn.Linear(300, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.first(x.flatten(1)))
+        out: torch.Tensor = self.last(h + torch.sin(h))
+        return out
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    random = np.random.default_rng(0)
+    file = tmp_path_factory.mktemp("images") / "images.npz"
+    x, y = random.normal(size=(1500, 1, 12, 12)).astype(np.float32), random.integers(0, 10, 1500)
+    np.savez(file, x_train=x, y_train=y, x_test=x[:1100], y_test=y[:1100])
+    return file
+
+
+MLP: dict[str, Any] = {"name": "mlp", "hidden": [300]}
+CASES: dict[str, dict[str, Any]] = {
+    "mlp": {"model": MLP, "algorithm": {"name": "fedavg", "local_epochs": 1}},
+    "ragged": {
+        "model": MLP,
+        "algorithm": {"name": "fedavg", "local_steps": {"uniform": [1, 6]}, "momentum": 0.5},
+        "partition": {"scheme": "dirichlet", "alpha": 0.5},
+    },
+    "state": {"model": MLP, "algorithm": {"name": "scaffold", "local_steps": 2}},
+    "state on disk": {
+        "model": MLP,
+        "algorithm": {"name": "scaffold", "local_steps": 2},
+        "run": {"client_state": "disk"},
+    },
+    "roles": {"model": MLP, "algorithm": {"name": "fedamd", "local_steps": 2, "anchor_probability": 0.5}},
+    "cnn": {
+        "model": {"name": "cnn", "channels": [4, 8], "hidden": 32},
+        "algorithm": {"name": "fedavg", "local_steps": 2, "batch_size": 60},
+    },
+    "cnn in chunks": {
+        "model": {"name": "cnn", "channels": [16, 32], "hidden": 256},
+        "algorithm": {"name": "fedavg", "local_steps": 1},
+        "run": {"chunk_rows": 4},
+    },
+    "vmap": {"model": {"name": f"{__name__}:Residual"}, "algorithm": {"name": "fedavg", "local_steps": 2}},
+    "vmap per sample": {
+        "model": {"name": f"{__name__}:Residual"},
+        "algorithm": {"name": "fedavg", "local_steps": 2, "batch_size": 16},
+        "privacy": {"mechanism": "dp_sgd", "noise_multiplier": 1.0, "clip_norm": 1.0, "sampling_rate": 0.05},
+    },
+    "softmax on a graph": {
+        "model": {"name": "mlp", "hidden": [1500]},
+        "algorithm": {"name": "dpsgd", "batch_size": 8},
+        "topology": {"graph": "ring"},
+        "run": {"chunk_rows": 100},
+    },
+}
+
+
+def settings(images: Path, case: dict[str, Any], threads: int) -> dict[str, Any]:
+    algorithm = {"lr": 0.05, "batch_size": 32, **case["algorithm"]}
+    if "privacy" in case:
+        del algorithm["batch_size"]
+    return {
+        "data": {
+            "dataset": "npz",
+            "path": str(images),
+            "clients": CLIENTS,
+            **({"partition": case["partition"]} if "partition" in case else {}),
+        },
+        "model": case["model"],
+        "algorithm": algorithm,
+        **{k: case[k] for k in ("topology", "privacy") if k in case},
+        "run": {
+            "rounds": 3,
+            "eval_every": 1,
+            "chunk_rows": 8,
+            "device": "cpu",
+            "threads": threads,
+            **case.get("run", {}),
+        },
+    }
+
+
+def outcome(run: Any) -> tuple[list[dict[str, Any]], torch.Tensor]:
+    lines = (run.dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [{k: v for k, v in json.loads(line).items() if k != "wall"} for line in lines]
+    return rows, run.params
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_numbers_do_not_depend_on_the_number_of_threads(
+    name: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared: set[int] = set()
+    monkeypatch.setattr(parallel, "_LEAST_BYTES", 2**16)  # these chunks are small
+    each = crew.each
+
+    def noted(jobs: Any) -> Any:
+        return each([_noting(job, shared) for job in jobs])
+
+    monkeypatch.setattr(crew, "each", noted)
+    one = outcome(fedsim.run(settings(images, CASES[name], 1), out=tmp_path / "one"))
+    assert shared == {threading.get_ident()}
+    for threads in (2, 3):
+        folder = tmp_path / str(threads)
+        found = outcome(fedsim.run(settings(images, CASES[name], threads), out=folder))
+        assert found[0] == one[0]
+        assert torch.equal(found[1], one[1])
+        for file in ("clients.safetensors", "state.safetensors"):
+            there = [place / "checkpoint" / file for place in (tmp_path / "one", folder)]
+            assert there[0].exists() == there[1].exists()
+            if there[0].exists():
+                assert there[0].read_bytes() == there[1].read_bytes()
+    assert len(shared) > 1
+
+
+def _noting(job: Callable[[], Any], into: set[int]) -> Callable[[], Any]:
+    def noting() -> Any:
+        into.add(threading.get_ident())
+        return job()
+
+    return noting
+
+
+class _Store:
+    def __init__(self) -> None:
+        self.written: list[int] = []
+
+    def gather(self, clients: Any) -> State:
+        return {"c": torch.as_tensor(clients).double().unsqueeze(1)}
+
+    def scatter(self, clients: Any, rows: State) -> None:
+        assert torch.equal(rows["c"][:, 0], torch.as_tensor(clients).double())
+        self.written += list(clients)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_state_is_written_in_the_order_of_the_chunks(threads: int) -> None:
+    store = _Store()
+    shared = InTurn(store)
+
+    def chunk(number: int) -> None:
+        clients = np.array([2 * number, 2 * number + 1])
+        with shared.turn(number) as own:
+            threading.Event().wait(0.002 * (number % 3 == 0))
+            own.scatter(clients, own.gather(clients))
+
+    with crew.working(threads):
+        parallel.share(chunk, 20, 20 * 2**21, torch.device("cpu"))
+    assert store.written == list(range(40))
+
+
+def test_a_chunk_that_raises_lets_nobody_wait() -> None:
+    store = _Store()
+    shared = InTurn(store)
+
+    def chunk(number: int) -> None:
+        with shared.turn(number) as own:
+            if number == 1:
+                raise ValueError(number)
+            own.scatter(np.array([number]), own.gather(np.array([number])))
+
+    with crew.working(3), pytest.raises(ValueError, match="1"):
+        parallel.share(chunk, 9, 9 * 2**21, torch.device("cpu"))
+    assert store.written in ([], [0])
