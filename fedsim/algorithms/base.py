@@ -10,8 +10,7 @@ starts from zero in every round.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -19,82 +18,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.work import Decaying, LocalWork, LrDecay, Work
+from fedsim.algorithms.client import ClientHalf
+from fedsim.algorithms.needs import Needs
+from fedsim.algorithms.round import Effort, Report, Round
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.oracle import Oracle, Task
-from fedsim.core.registry import Part
-from fedsim.core.types import (
-    Aggregate,
-    BatchSize,
-    Count,
-    Decay,
-    Message,
-    NonNegative,
-    Positive,
-    State,
-    clip_norm,
-)
+from fedsim.core.types import Aggregate, Count, Decay, Message, NonNegative, Positive, State
 
-Report = tuple[Message, Message, State]
-"""What crosses the network, what stays with the node that made it, what the client keeps; see `Algorithm.message`."""
-
-_ONE_STEP = Work(fixed=1)
 _LAST = "last"  # what a client keeps for `relaxed_init`: its parameters at the end of its last round
 
 
-@dataclass(frozen=True)
-class Effort:
-    """The local work behind each row's message: `steps` done and the learning rate used, both ``[m, 1]``."""
-
-    steps: Tensor
-    lr: Tensor
-
-
-@dataclass(frozen=True)
-class Round:
-    """What `combine` may know of a round.
-
-    `weights` ``[m, 1]`` are the aggregation weights (None for gossip, where a mixing matrix aggregates); `importance`
-    ``[m, 1]`` are the p_i of these clients in the global objective (they sum to 1 over all `num_clients`); `steps` and
-    `lr` ``[m, 1]`` tell the local work; `staleness` ``[m, 1]`` counts combines since each client pulled its model;
-    `roles` ``[m, 1]`` are the numbers of the clients' roles (None where all do the same).
-    """
-
-    number: int
-    num_clients: int
-    importance: Tensor
-    steps: Tensor
-    lr: Tensor
-    weights: Tensor | None = None
-    staleness: Tensor | None = None
-    roles: Tensor | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
-class Algorithm(Part, ABC):
-    """Base class of every algorithm; its fields are its YAML keys.
-
-    Parameters
-    ----------
-    lr : local learning rate.
-    local_steps, local_epochs : local work per round, one of the two (default: one step). A number, a list (one per
-        client), or ``{uniform: [lo, hi]}``.
-    batch_size : samples per local step, or ``full`` for the client's whole data.
-    momentum : heavy-ball momentum of the local solver, reset every round.
-    weight_decay : L2 coefficient added to every local step.
-    clip : bound on the norm of each minibatch gradient.
-    lr_decay : factor per round, or a schedule (see `LrDecay`).
-    """
+class Algorithm(ClientHalf):
+    """Base class of every algorithm: the client's half, the server's (or every node's), and what they need."""
 
     setting: ClassVar[Literal["server", "gossip"]]
-    lr: Positive = 0.1
-    local_steps: LocalWork | None = None
-    local_epochs: LocalWork | None = None
-    batch_size: BatchSize = 32
-    momentum: Decay = 0.0
-    weight_decay: NonNegative = 0.0
-    clip: Positive | None = None
-    lr_decay: Decaying = LrDecay(exponential=1.0)  # noqa: RUF009 - frozen
+    needs: ClassVar[Needs] = Needs()
+    """Read it of an instance: where it depends on the keys, a class makes it a property."""
 
     # --- what an algorithm may define ---------------------------------------------------------------------------------
 
@@ -102,50 +42,13 @@ class Algorithm(Part, ABC):
         """State of the server, ``params [d]``, or of all nodes of a graph, ``params [n, d]``."""
         return {"x": params}
 
-    def init_client(self, params: Tensor) -> State:
-        """What a client keeps between rounds, as rows ``[m, d]`` (or ``[m, 1]``).
-
-        `params` ``[m, d]`` gives shape and device.
-        """
-        return {}
-
     def broadcast(self, state: State) -> Message:
         """What clients receive."""
         return {"x": state["x"]}
 
-    def direction(self, oracle: Oracle, x: Tensor, received: Message, client: State) -> Tensor:
-        """The descent direction of one local step (what most papers change): the minibatch gradient."""
-        return self.gradient(oracle, x)
-
-    def local_step(self, oracle: Oracle, local: State, received: Message, client: State) -> State:
-        """``v = momentum v + direction + weight_decay x;  x = x - lr v``."""
-        return self.step(oracle, local, self.direction(oracle, local["x"], received, client))
-
-    def step(self, oracle: Oracle, local: State, v: Tensor) -> State:
-        """One step of the local solver along the direction `v`: weight decay, momentum, learning rate."""
-        x = local["x"]
-        if self.weight_decay > 0:
-            v = torch.add(v, x, alpha=self.weight_decay)
-        if self.momentum > 0:
-            v = torch.add(v, local["v"], alpha=self.momentum) if "v" in local else v
-            return {**local, "x": torch.addcmul(x, v, oracle.lr, value=-1.0), "v": v}
-        return {**local, "x": torch.addcmul(x, v, oracle.lr, value=-1.0)}
-
-    @abstractmethod
-    def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
-        """What comes of a client's local work: what it sends, what stays with it, what it keeps for its next round.
-
-        What is sent crosses the network and is what bytes count. What stays reaches `combine` without crossing it: only
-        a node of a graph has it, which combines for itself. Under a server it is empty. Names are in one of the two.
-        """
-
     @abstractmethod
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         """The next state, from the messages of the round's clients: at the server, or at every node of a graph."""
-
-    def start(self, received: Message, client: State) -> State:
-        """What local work starts from."""
-        return {"x": received["x"]}
 
     def check(self, num_clients: int) -> None:
         """Raise InputError where the keys do not fit together or do not fit the scenario."""
@@ -211,46 +114,6 @@ class Algorithm(Part, ABC):
             for algorithm, rows in self.by_role(clients, rounds, task.seed)
         )
 
-    # --- shared by all ------------------------------------------------------------------------------------------------
-
-    def gradient(self, oracle: Oracle, x: Tensor) -> Tensor:
-        """The minibatch gradient at `x`, clipped where `clip` says so."""
-        return self.clipped(oracle.grad(x))
-
-    def clipped(self, g: Tensor) -> Tensor:
-        """`g`, shortened to the norm `clip` where there is one."""
-        return g if self.clip is None else clip_norm(g, self.clip)
-
-    @property
-    def is_plain_sgd(self) -> bool:
-        """Whether a local step is ``x - lr g(x)`` and nothing else, so that the engine may take it in place."""
-        same = all(
-            getattr(type(self), name) is getattr(Algorithm, name)
-            for name in ("start", "local_step", "step", "direction", "gradient")
-        )
-        return same and self.momentum == 0 and self.weight_decay == 0 and self.clip is None
-
-    def work(self) -> tuple[Work, bool]:
-        """The local work and whether it counts epochs."""
-        if self.local_epochs is not None:
-            return self.local_epochs, True
-        return self.local_steps or _ONE_STEP, False
-
-    def lr_at(self, rounds: Ints) -> Floats:
-        """Local learning rate of rounds 1, 2, ..."""
-        return self.lr * self.lr_decay.factor(np.asarray(rounds) - 1)
-
-    def step_weight_sum(self, steps: Tensor) -> Tensor:
-        """||a_i||_1: the sum of the weights with which a round's directions enter ``(x - y_K) / lr``.
-
-        Without momentum it is the number of steps; with momentum r, sum_{j=1..K} (1 - r^j) / (1 - r) (FedNova, arXiv
-        2007.07481).
-        """
-        if self.momentum == 0:
-            return steps
-        r = self.momentum
-        return (steps - r * (1 - r**steps) / (1 - r)) / (1 - r)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ServerAlgorithm(Algorithm):
@@ -266,16 +129,6 @@ class ServerAlgorithm(Algorithm):
     """
 
     setting: ClassVar[Literal["server", "gossip"]] = "server"
-    modes: ClassVar[tuple[str, ...] | None] = None
-    modes_reason: ClassVar[str] = ""
-    """Participation modes under which the algorithm makes sense (None: all), and why not the others."""
-    everyone: ClassVar[str | None] = None
-    """Why all clients have to take part in every round, where they have to."""
-    arrival_weights: ClassVar[str | None] = None
-    """The only `weights` of a clocked participation that make sense, where there is only one."""
-    begins_with_everybody: ClassVar[bool] = False
-    """Whether all clients take part in the first round, whatever the cohorts of the others."""
-
     server_lr: Positive = 1.0
     weighting: Literal["samples", "uniform"] = "samples"
     relaxed_init: NonNegative = 0.0
@@ -314,14 +167,6 @@ class GossipAlgorithm(Algorithm):
     """Nodes of a graph mix what their neighbours send; there is no server."""
 
     setting: ClassVar[Literal["server", "gossip"]] = "gossip"
-    indicators: ClassVar[Mapping[str, Literal["sporadic", "always"]]] = {"compute": "sporadic", "links": "sporadic"}
-    """Whether the scenario's probabilities decide who computes and which links fire, or everything always does."""
-
-    needs_symmetric: ClassVar[bool] = False
-    """Whether the mixing matrix must be symmetric, so that a directed graph is refused."""
-
-    in_continuous_time: ClassVar[bool] = False
-    """Whether a node's work and a link's mixing make sense one at a time, without a round (``mode: poisson``)."""
 
     def period(self, compute_probability: Floats) -> int:
         """Links are used in every `period`-th round only."""

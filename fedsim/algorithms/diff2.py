@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Positive, Report, Round, ServerAlgorithm, State
+from fedsim.algorithms.needs import Needs
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
 from fedsim.core.oracle import Task
@@ -47,10 +48,11 @@ class Diff2(ServerAlgorithm):
         smoothness constant (default: none).
     """  # noqa: E501
 
-    modes: ClassVar[tuple[str, ...] | None] = ("synchronous",)
-    modes_reason: ClassVar[str] = "differences are taken between the last two common models"
-    everyone: ClassVar[str | None] = "v adds up differences of one and the same average over all clients"
-
+    needs: ClassVar[Needs] = Needs(
+        modes=("synchronous",),
+        why="differences are taken between the last two common models",
+        everyone="v adds up differences of one and the same average over all clients",
+    )
     restart_every: Count = 20
     clip_norm: Positive | None = None
     difference_clip: Positive | None = None

@@ -12,7 +12,8 @@ in the second the client whose turn it is walks.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Positive, Report, Round, State
 from fedsim.algorithms.diff2 import Diff2
+from fedsim.algorithms.needs import Needs
 from fedsim.algorithms.work import Work
 from fedsim.core.arrays import Ints
 from fedsim.core.oracle import Task
@@ -41,6 +43,7 @@ class Diff2Bvr(Diff2):
     inner_clip : C3, the bound on each example's difference over the distance of y_{k-1} and y_{k-2} (default: none).
     """  # noqa: E501
 
+    needs: ClassVar[Needs] = replace(Diff2.needs, through_aggregate=False)
     inner_steps: Count = 5
     inner_batch: Count = 32
     inner_clip: Positive | None = None

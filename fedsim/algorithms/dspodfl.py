@@ -9,7 +9,6 @@ realised P is symmetric and doubly stochastic and the network average moves by g
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -17,12 +16,13 @@ import numpy as np
 from pydantic import Field
 
 from fedsim.algorithms.base import Aggregate, Effort, GossipAlgorithm, Message, Report, Round, State
+from fedsim.algorithms.needs import Needs
 from fedsim.core.arrays import Floats
 from fedsim.core.registry import register
 from fedsim.core.types import BatchSize
 
 _FLOOR = 1e-3  # as in the probability laws: a node that never computes must not make the period infinite
-_ALWAYS: Mapping[str, Literal["sporadic", "always"]] = {"compute": "always", "links": "always"}
+_ALWAYS = Needs(compute="always", links="always")
 
 
 @register.algorithm("dspodfl")
@@ -34,8 +34,7 @@ class DSpodFL(GossipAlgorithm):
     extension: delta_i is then the whole local change.
     """
 
-    needs_symmetric: ClassVar[bool] = True
-    in_continuous_time: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(symmetric=True, continuous_time=True)
 
     def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
         return {"x": received["x"]}, {"delta": local["x"] - received["x"]}, client
@@ -53,9 +52,8 @@ class DGD(DSpodFL):
     a scenario gives any, only enter the delay metric.
     """
 
+    needs: ClassVar[Needs] = _ALWAYS
     batch_size: BatchSize = "full"
-    indicators: ClassVar[Mapping[str, Literal["sporadic", "always"]]] = _ALWAYS
-    needs_symmetric: ClassVar[bool] = False
 
 
 @register.algorithm("dpsgd")
@@ -63,8 +61,7 @@ class DGD(DSpodFL):
 class DPSGD(DSpodFL):
     """D-PSGD (Lian et al., arXiv 1705.09056, Algorithm 1): DGD with minibatch gradients."""
 
-    indicators: ClassVar[Mapping[str, Literal["sporadic", "always"]]] = _ALWAYS
-    needs_symmetric: ClassVar[bool] = False
+    needs: ClassVar[Needs] = _ALWAYS
 
 
 @register.algorithm("randomized_gossip")
@@ -72,7 +69,7 @@ class DPSGD(DSpodFL):
 class RandomizedGossip(DSpodFL):
     """DSpodFL's case "sporadic aggregations" (RG): every node computes, links fire with their probabilities."""
 
-    indicators: ClassVar[Mapping[str, Literal["sporadic", "always"]]] = {"compute": "always", "links": "sporadic"}
+    needs: ClassVar[Needs] = Needs(symmetric=True, compute="always")
 
 
 @register.algorithm("sporadic_sgd")
@@ -80,7 +77,7 @@ class RandomizedGossip(DSpodFL):
 class SporadicSGD(DSpodFL):
     """DSpodFL's case "sporadic SGDs": nodes compute with their probabilities, every link is used."""
 
-    indicators: ClassVar[Mapping[str, Literal["sporadic", "always"]]] = {"compute": "sporadic", "links": "always"}
+    needs: ClassVar[Needs] = Needs(symmetric=True, links="always")
 
 
 @register.algorithm("periodic_gossip")
@@ -92,9 +89,8 @@ class PeriodicGossip(DSpodFL):
     see `dfedavg`.
     """
 
+    needs: ClassVar[Needs] = _ALWAYS
     every: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
-    indicators: ClassVar[Mapping[str, Literal["sporadic", "always"]]] = _ALWAYS
-    needs_symmetric: ClassVar[bool] = False
 
     def period(self, compute_probability: Floats) -> int:
         if self.every == "auto":

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim.algorithms.base import Aggregate, Algorithm, Effort, Message, Oracle, Report, Round, ServerAlgorithm, State
+from fedsim.algorithms.needs import Needs
 from fedsim.algorithms.work import Work
 from fedsim.core import rng
 from fedsim.core.arrays import Ints
@@ -45,9 +46,12 @@ class FedAMD(ServerAlgorithm):
     large_batch : samples of an anchor's gradient, or ``full``.
     """
 
-    modes: ClassVar[tuple[str, ...] | None] = ("synchronous",)
-    modes_reason: ClassVar[str] = "miners correct vbar at the one model that the whole cohort got"
-    begins_with_everybody: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(
+        modes=("synchronous",),
+        why="miners correct vbar at the one model that the whole cohort got",
+        begins_with_everybody=True,
+        through_aggregate=False,
+    )
     anchor_probability: Annotated[float, Field(gt=0, lt=1)] | None = None
     anchor_every: Annotated[int, Field(ge=2)] | None = None
     large_batch: BatchSize = "full"

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from fedsim.algorithms.base import Aggregate, Effort, Message, NonNegative, Report, Round, State
 from fedsim.algorithms.fedprox import FedProx
+from fedsim.algorithms.needs import Needs
 from fedsim.core.errors import InputError
 from fedsim.core.registry import register
 from fedsim.core.types import Fraction
@@ -22,9 +23,9 @@ from fedsim.core.types import Fraction
 class FedAsync(FedProx):
     """``x = (1 - a) x + a y,  a = alpha * s(staleness)``; direction ``g(y) + mu (y - x_sent)``."""
 
-    modes: ClassVar[tuple[str, ...] | None] = ("asynchronous",)
-    modes_reason: ClassVar[str] = "it mixes one arriving model at a time"
-    arrival_weights: ClassVar[str | None] = "identical"
+    needs: ClassVar[Needs] = Needs(
+        modes=("asynchronous",), why="it mixes one arriving model at a time", arrival_weights="identical"
+    )
     mu: NonNegative = 0.005
     alpha: Fraction = 0.6
 

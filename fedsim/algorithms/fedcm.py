@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Aggregate, Message, Oracle, Round, ServerAlgorithm, State
+from fedsim.algorithms.needs import Needs
 from fedsim.core.registry import register
 from fedsim.core.types import Fraction
 
@@ -30,8 +31,7 @@ class FedCM(ServerAlgorithm):
     alpha : share of the client's own gradient.
     """
 
-    modes: ClassVar[tuple[str, ...] | None] = ("synchronous",)
-    modes_reason: ClassVar[str] = "d is the mean direction of one common round"
+    needs: ClassVar[Needs] = Needs(modes=("synchronous",), why="d is the mean direction of one common round")
     alpha: Fraction = 0.1
 
     def init(self, params: Tensor) -> State:

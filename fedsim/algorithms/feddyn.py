@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Positive, Report, Round, ServerAlgorithm, State
+from fedsim.algorithms.needs import Needs
 from fedsim.core.registry import register
 from fedsim.core.types import clip_norm
 
@@ -36,9 +37,10 @@ class DynamicRegularisation(ServerAlgorithm):
         code, where a y is weight decay to the optimiser: while that binds the pull is no longer towards x.
     """
 
-    modes: ClassVar[tuple[str, ...] | None] = ("synchronous",)
-    modes_reason: ClassVar[str] = (
-        "the server's h balances one common round; under a clock clients work from different models"
+    needs: ClassVar[Needs] = Needs(
+        modes=("synchronous",),
+        why="the server's h balances one common round; under a clock clients work from different models",
+        through_aggregate=False,
     )
     clipping: Literal["gradient", "corrected", "official"] = "gradient"
 

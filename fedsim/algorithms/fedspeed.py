@@ -12,7 +12,7 @@ FedSMOO's s leaves out the term of the last local perturbations, as in FL-Simula
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -31,6 +31,7 @@ from fedsim.algorithms.base import (
     State,
 )  # fmt: skip
 from fedsim.algorithms.feddyn import DynamicRegularisation
+from fedsim.algorithms.needs import Needs
 from fedsim.algorithms.sam import SharpnessAware, unit
 from fedsim.core.registry import register
 from fedsim.core.types import Probability
@@ -54,6 +55,10 @@ class FedSpeed(SharpnessAware, DynamicRegularisation):
     lambda_: Positive = 10.0
     alpha: Probability = 1.0
     dual: Literal["all", "active"] = "all"
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]
+        return replace(DynamicRegularisation.needs, through_aggregate=self.dual == "active")
 
     @property
     def penalty(self) -> float:

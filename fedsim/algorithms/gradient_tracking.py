@@ -6,13 +6,13 @@ gradients, where DGD keeps a gap.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
 from fedsim.algorithms.base import Aggregate, Effort, GossipAlgorithm, Message, Oracle, Report, Round, State
+from fedsim.algorithms.needs import Needs
 from fedsim.algorithms.work import Work
 from fedsim.core.errors import InputError
 from fedsim.core.registry import register
@@ -31,8 +31,8 @@ class GradientTracking(GossipAlgorithm):
     skips breaks the tracking).
     """
 
+    needs: ClassVar[Needs] = Needs(compute="always")
     batch_size: BatchSize = "full"
-    indicators: ClassVar[Mapping[str, Literal["sporadic", "always"]]] = {"compute": "always", "links": "sporadic"}
 
     def check(self, num_clients: int) -> None:
         super().check(num_clients)

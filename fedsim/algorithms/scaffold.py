@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import torch
 
 from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Report, Round, ServerAlgorithm, State
+from fedsim.algorithms.needs import Needs
 from fedsim.core.registry import register
 
 
@@ -27,9 +28,10 @@ class Scaffold(ServerAlgorithm):
     ``c = c + sum_S p_i (c_i+ - c_i)``, |S|/M times the cohort's mean for uniform p. Upload and download are 2 d.
     """
 
-    modes: ClassVar[tuple[str, ...] | None] = ("synchronous",)
-    modes_reason: ClassVar[str] = (
-        "the control variates are corrections for one common model; under a clock clients work from different ones"
+    needs: ClassVar[Needs] = Needs(
+        modes=("synchronous",),
+        why="the control variates are corrections for one common model; under a clock clients work from different ones",
+        through_aggregate=False,
     )
     option: Literal[1, 2] = 2
 

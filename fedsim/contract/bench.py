@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import Algorithm, GossipAlgorithm, Round
+from fedsim.algorithms.base import Algorithm, Round
 from fedsim.algorithms.work import Work
 from fedsim.clients.round import begin, describe, finish
 from fedsim.clients.worker import Worker
@@ -53,7 +53,7 @@ class Bench:
         self.noise = 0.1 * scale
         unequal = Work(uniform=[1, 3])
         self.any_steps = _accepts(algorithm, unequal)
-        sporadic = isinstance(algorithm, GossipAlgorithm) and algorithm.indicators["compute"] == "sporadic"
+        sporadic = self.gossip and algorithm.needs.compute == "sporadic"
         self.idle = sporadic and self.any_steps
 
     @cached_property

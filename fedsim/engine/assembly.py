@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedsim.algorithms.base import GossipAlgorithm, ServerAlgorithm, one_message
+from fedsim.algorithms.base import GossipAlgorithm, one_message
 from fedsim.algorithms.work import Work
 from fedsim.clients.store import ClientStore
 from fedsim.clients.worker import Worker
@@ -146,7 +146,7 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
     if s.topology is not None and isinstance(s.algorithm, GossipAlgorithm):
         with _section("topology"):
             topology, weights = topology_of(s.topology, s.mixing, task.num_clients, s.seed, s.base, s.names["topology"])
-            network = build_network(topology, weights, type(s.algorithm).__name__, s.algorithm.needs_symmetric)
+            network = build_network(topology, weights, type(s.algorithm).__name__, s.algorithm.needs.symmetric)
     durations = None
     sent = one_message(s.algorithm, task, gossip=network is not None)[1]
     transforms = Pipeline(s.transforms, RunFacts(s.seed, task.num_clients))
@@ -251,7 +251,7 @@ def _check_work(work: Work | None, key: str, clients: int) -> None:
 
 def _check_everyone(s: Scenario, clients: int) -> None:
     """All clients take part in every round where the algorithm needs them to."""
-    why = s.algorithm.everyone if isinstance(s.algorithm, ServerAlgorithm) else None
+    why = s.algorithm.needs.everyone
     if why is None or not isinstance(s.participation, Synchronous):
         return
     for key in s.participation.leaves_out(clients):

@@ -59,8 +59,8 @@ class Gossip(Participation):
             which = network.topology.at(number - 1)
             links = network.mixings[which].links
             d, b = self._probabilities(draws, network.mixings[which], n, seed, number, which)
-            computes = _bernoulli(d, rng.key(seed, "compute", nodes, number), algorithm.indicators["compute"])
-            fires = _bernoulli(b, rng.key(seed, "link", *links.T, number), algorithm.indicators["links"])
+            computes = _bernoulli(d, rng.key(seed, "compute", nodes, number), algorithm.needs.compute)
+            fires = _bernoulli(b, rng.key(seed, "link", *links.T, number), algorithm.needs.links)
             if number % algorithm.period(d):
                 fires = np.zeros_like(fires)
             units, per_unit = algorithm.steps_by_unit(task, nodes, np.full(n, number, dtype=np.int64), seed)
@@ -147,7 +147,7 @@ def check_laws(mode: Laws, setting: Setting) -> None:
                 getattr(mode, key).draw(items, setting.seed, purpose, 1)
             except InputError as error:
                 raise error.under(f"participation.{key}") from None
-    if algorithm.indicators["links"] == "always" or all(is_symmetric(m.matrix) for m in network.mixings):
+    if algorithm.needs.links == "always" or all(is_symmetric(m.matrix) for m in network.mixings):
         return
     if any((mode.links.draw(len(m.links), setting.seed, "link", 1) < 1).any() for m in network.mixings):
         raise InputError(

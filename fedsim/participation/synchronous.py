@@ -155,7 +155,7 @@ class Synchronous(Participation):
         self, task: Task, algorithm: ServerAlgorithm, seed: int, number: int, start: int, durations: Durations
     ) -> _Report:
         """Who reports in a round that starts at tick `start`, and how long the server waits for it."""
-        if number == 1 and algorithm.begins_with_everybody:
+        if number == 1 and algorithm.needs.begins_with_everybody:
             wanted = task.num_clients
             clients, multiplicity = np.arange(wanted, dtype=np.int64), np.ones(wanted)
         else:

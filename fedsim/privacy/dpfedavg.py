@@ -111,7 +111,7 @@ def sampling_rate(setting: Setting) -> float:
     assert isinstance(p, Synchronous)
     n = setting.task.num_clients
     rate = p.rate(n)
-    if isinstance(setting.algorithm, ServerAlgorithm) and setting.algorithm.begins_with_everybody and rate < 1:
+    if setting.algorithm.needs.begins_with_everybody and rate < 1:
         raise InputError("all its clients take part in the first round, which is not sampled", key="algorithm.name")
     if p.stragglers > 0:
         raise InputError(

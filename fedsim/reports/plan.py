@@ -133,7 +133,8 @@ def _rounds(s: Scenario, a: Assembly) -> list[Arrival]:
 def _begins_apart(s: Scenario) -> bool:
     """Whether the first round costs something else than the others."""
     a = s.algorithm
-    return isinstance(a, ServerAlgorithm) and (a.begins_with_everybody or type(a).gradients is not Algorithm.gradients)
+    special = a.needs.begins_with_everybody or type(a).gradients is not Algorithm.gradients
+    return isinstance(a, ServerAlgorithm) and special
 
 
 def _in_all(s: Scenario, costs: list[int]) -> float:
@@ -173,12 +174,10 @@ def _network(s: Scenario, a: Assembly) -> Rows:
         d = s.participation.compute.draw(a.task.num_clients, s.seed, "node", 1)
         b = s.participation.links.draw(len(base.links), s.seed, "link", 1)
         facts["compute probability"] = (
-            f"{d.min():.3g} to {d.max():.3g}, mean {d.mean():.3g} ({s.algorithm.indicators['compute']})"
+            f"{d.min():.3g} to {d.max():.3g}, mean {d.mean():.3g} ({s.algorithm.needs.compute})"
         )
-        facts["link probability"] = (
-            f"{b.min():.3g} to {b.max():.3g}, mean {b.mean():.3g} ({s.algorithm.indicators['links']})"
-        )
-        if s.algorithm.indicators["links"] == "sporadic" and not topology.directed and (b < 1).any():
+        facts["link probability"] = f"{b.min():.3g} to {b.max():.3g}, mean {b.mean():.3g} ({s.algorithm.needs.links})"
+        if s.algorithm.needs.links == "sporadic" and not topology.directed and (b < 1).any():
             facts["expected spectral gap"] = spectral_gap(expected_mixing(base.matrix, base.links, b))
         if s.algorithm.period(d) > 1:
             facts["links used"] = f"in every {s.algorithm.period(d)}th round"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedsim.algorithms.base import GossipAlgorithm, ServerAlgorithm
 from fedsim.core.errors import Problem
 from fedsim.data.sets import QuadraticFile
-from fedsim.messages.aggregators import Mean
+from fedsim.messages.aggregators import Aggregator, Mean, Median, TrimmedMean
 from fedsim.participation.clocked import Clocked
 from fedsim.participation.poisson import PoissonGossip
 from fedsim.scenario.sections import MODES, Scenario
@@ -34,18 +34,23 @@ def crosscheck(s: Scenario) -> list[Problem]:
         )
     if s.algorithm.setting == "gossip" and not isinstance(s.aggregator, Mean):
         found.append(Problem("gossip mixes with a matrix, allowed: mean", "aggregator.name"))
-    mode = s.names["participation"]
-    if isinstance(s.algorithm, ServerAlgorithm) and s.algorithm.modes is not None and mode not in s.algorithm.modes:
-        message = f"{s.algorithm.modes_reason}; allowed with '{name}': {', '.join(s.algorithm.modes)}"
+    mode, needs = s.names["participation"], s.algorithm.needs
+    if s.algorithm.setting == "server" and not needs.through_aggregate and not _is_linear(s.aggregator):
+        message = (
+            f"found '{s.names['aggregator']}', but '{name}' moves its state along sums of messages that pass no "
+            "aggregator, so that it would protect nothing; allowed: mean"
+        )
+        found.append(Problem(message, "aggregator.name"))
+    if isinstance(s.algorithm, ServerAlgorithm) and needs.modes is not None and mode not in needs.modes:
+        message = f"{needs.why}; allowed with '{name}': {', '.join(needs.modes)}"
         found.append(Problem(f"found {mode!r}: {message}", "participation.mode"))
-    only = s.algorithm.arrival_weights if isinstance(s.algorithm, ServerAlgorithm) else None
+    only = needs.arrival_weights
     if only is not None and isinstance(s.participation, Clocked) and s.participation.weights != only:
         found.append(
             Problem(f"found '{s.participation.weights}', allowed with '{name}': {only}", "participation.weights")
         )
     if isinstance(s.algorithm, GossipAlgorithm) and isinstance(s.participation, PoissonGossip):
-        sporadic = all(how == "sporadic" for how in s.algorithm.indicators.values())
-        if not (s.algorithm.in_continuous_time and sporadic):
+        if not (needs.continuous_time and needs.compute == needs.links == "sporadic"):
             message = f"'{name}' acts by rounds, and Poisson clocks know none; allowed: dspodfl, or mode gossip"
             found.append(Problem(message, "participation.mode"))
         if "system" in s.given:
@@ -85,3 +90,8 @@ def crosscheck(s: Scenario) -> list[Problem]:
     if not quadratic and s.model is None:
         found.append(Problem("missing; e.g. model: {name: linear}", "model"))
     return found
+
+
+def _is_linear(aggregator: Aggregator) -> bool:
+    """Whether it is a weighted sum of messages, which protects against none of them."""
+    return not (isinstance(aggregator, Median) or (isinstance(aggregator, TrimmedMean) and aggregator.trim > 0))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from fedsim.algorithms.base import Algorithm, ServerAlgorithm
 from fedsim.algorithms.dspodfl import DSpodFL
+from fedsim.algorithms.needs import Needs
 from fedsim.core.types import clip_norm, norm
 
 CALLS = [0]
@@ -215,6 +216,44 @@ class SendsAndKeeps(DSpodFL):
 class ReturnsAPair(ServerAlgorithm):
     def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
         return {"delta": local["x"] - received["x"]}, client
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeedsAStep(ServerAlgorithm):
+    """Its message reads what only a local step makes: no plan, no idle client."""
+
+    def local_step(self, oracle: Any, local: Any, received: Any, client: Any) -> Any:
+        g = oracle.grad(local["x"])
+        return {"x": local["x"] - oracle.lr * g, "g": g}
+
+    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
+        return {"delta": local["x"] - received["x"], "g": local["g"]}, {}, client
+
+
+@dataclass(frozen=True, kw_only=True)
+class DividesByItsSteps(ServerAlgorithm):
+    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
+        return {"delta": (local["x"] - received["x"]) / effort.steps}, {}, client
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeverDecays(ServerAlgorithm):
+    def local_step(self, oracle: Any, local: Any, received: Any, client: Any) -> Any:
+        return {"x": local["x"] - self.lr * oracle.grad(local["x"])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumsPastTheAggregator(ServerAlgorithm):
+    """Half of its step is the cohort's plain mean, which no robust aggregator sees."""
+
+    def combine(self, state: Any, messages: Any, round: Any, aggregate: Any) -> Any:
+        mean = (round.weights * messages["delta"]).sum(0)
+        return {"x": state["x"] + 0.5 * aggregate(messages["delta"]) + 0.5 * mean}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaysThatItSums(SumsPastTheAggregator):
+    needs: ClassVar[Needs] = Needs(through_aggregate=False)
 
 
 class NotAnAlgorithm:

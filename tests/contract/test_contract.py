@@ -17,7 +17,7 @@ from fedsim.contract.laws import LAWS, CheckResult, check_algorithm
 from fedsim.core.errors import InputError
 from fedsim.core.registry import lookup, names
 
-FORM, UNTOUCHED, SHARDS, AXIS, SEED, DESCENT, ROUND_TRIP = LAWS
+FORM, UNTOUCHED, SHARDS, AXIS, SEED, DECAY, NO_STEP, THROUGH, DESCENT, ROUND_TRIP = LAWS
 VARIANTS = [
     ("fedavg", ["momentum=0.9", "weight_decay=0.01", "clip=2.0", "server_momentum=0.5", "lr_decay=0.99"]),
     ("fedavg", ["local_epochs=2", "batch_size=full", "weighting=uniform", "server_lr=0.5", "lr=1e-5"]),
@@ -94,6 +94,10 @@ def test_somebodys_own_algorithm_keeps_every_law() -> None:
         ("LeavesItAtHome", FORM, ["lets delta stay with the client", "nothing stays under a server"]),
         ("SendsAndKeeps", FORM, ["sends delta and lets it stay", "one of the two"]),
         ("ReturnsAPair", FORM, ["message gave 2 values", "what is sent, what stays, what is kept"]),
+        ("NeedsAStep", NO_STEP, ["message needs 'g'", "which only local_step makes"]),
+        ("DividesByItsSteps", NO_STEP, ["what is sent without a local step: 'delta' is not finite"]),
+        ("NeverDecays", DECAY, ["at a quarter of the learning rate", "use oracle.lr"]),
+        ("SumsPastTheAggregator", THROUGH, ["round 1, state", "'x' differs by", "past aggregate"]),
         ("CallsItW", FORM, ["keys ['w']", "'x' of shape [5]"]),
         ("DoublesItsKey", ROUND_TRIP, ["mu changes", "mu=1.0", "mu=2.0"]),
         ("Crashes", FORM, ["KeyError: 'control'", "broken_algorithms.py:", "in direction"]),
@@ -115,8 +119,12 @@ def test_every_law_catches_who_breaks_it(broken: str, law: str, says: list[str])
         ("ScalesMessages", {UNTOUCHED}),
         ("CentresOverClients", {SHARDS, AXIS}),
         ("NeedsAClientAxis", {AXIS}),
-        ("ScalarMeanAtTheServer", {DESCENT}),
-        ("RemembersBetweenRuns", {SEED, DESCENT, SHARDS}),
+        ("ScalarMeanAtTheServer", {DESCENT, THROUGH}),
+        ("NeedsAStep", {NO_STEP}),
+        ("NeverDecays", {DECAY}),
+        ("SumsPastTheAggregator", {THROUGH}),
+        ("SaysThatItSums", set()),
+        ("RemembersBetweenRuns", {SEED, DESCENT, SHARDS, THROUGH}),
         ("WrongSignOnAGraph", {DESCENT}),
         ("DoesNothing", {DESCENT}),
         ("DoublesItsKey", {ROUND_TRIP}),

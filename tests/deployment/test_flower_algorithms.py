@@ -42,9 +42,8 @@ def sections(name: str, data: dict[str, Any], rounds: int = 5, **more: Any) -> d
 
 def fits(name: str) -> bool:
     """Whether the algorithm runs in synchronous rounds of some clients; others have tests of their own."""
-    kind = lookup("algorithm", name)
-    modes = getattr(kind, "modes", None)
-    return (modes is None or "synchronous" in modes) and getattr(kind, "everyone", None) is None
+    needs = lookup("algorithm", name)().needs
+    return (needs.modes is None or "synchronous" in needs.modes) and needs.everyone is None
 
 
 @pytest.mark.parametrize("name", [n for n in names("algorithm") if fits(n)])

@@ -234,7 +234,7 @@ D, B = [1.0, 0.0, 0.5, 0.9, 0.1], [0.8, 0.05, 1.0, 0.3]
 
 def sporadic(count: int = ROUNDS, algorithm: Any = None, **more: Any) -> list[Arrival]:
     algorithm = algorithm or DSpodFL()
-    network = build_network(Topology((GRAPH,)), "metropolis", type(algorithm).__name__, algorithm.needs_symmetric)
+    network = build_network(Topology((GRAPH,)), "metropolis", type(algorithm).__name__, algorithm.needs.symmetric)
     mode = Gossip(compute=LAW.validate_python(D), links=LAW.validate_python(B))
     return arrivals(mode, task_of(5), count, algorithm, network=network, **more)
 
@@ -295,7 +295,7 @@ def test_redrawn_probabilities_are_used_from_their_round_on() -> None:
     """A node's frequency follows the draw in force."""
     law = LAW.validate_python({"uniform": [0.0, 1.0], "redraw_every": 400})
     algorithm = DSpodFL()
-    network = build_network(Topology((GRAPH,)), "metropolis", type(algorithm).__name__, algorithm.needs_symmetric)
+    network = build_network(Topology((GRAPH,)), "metropolis", type(algorithm).__name__, algorithm.needs.symmetric)
     found = arrivals(Gossip(compute=law), task_of(5), 1200, algorithm, network=network)
     compute = np.array([[i in a.compute for i in range(5)] for a in found])
     for block in range(3):
@@ -306,10 +306,10 @@ def test_redrawn_probabilities_are_used_from_their_round_on() -> None:
 
 def test_both_directions_of_a_link_fire_together_and_directed_edges_alone() -> None:
     directed = nx.DiGraph([(0, 1), (1, 0), (1, 2), (2, 1), (0, 2), (2, 0)])
-    network = build_network(Topology((directed,)), "uniform", "DGD", DGD.needs_symmetric)
+    network = build_network(Topology((directed,)), "uniform", "DGD", DGD.needs.symmetric)
     assert len(network.mixings[0].links) == 6
     assert arrivals(Gossip(), task_of(3), 1, DGD(), network=network)[0].sends == 6
-    pair = build_network(Topology((nx.complete_graph(3),)), "metropolis", "DSpodFL", DSpodFL.needs_symmetric)
+    pair = build_network(Topology((nx.complete_graph(3),)), "metropolis", "DSpodFL", DSpodFL.needs.symmetric)
     assert len(pair.mixings[0].links) == 3
     for a in arrivals(Gossip(links=Law(fixed=0.5)), task_of(3), 30, DSpodFL(), network=pair):
         P = a.mixing.matrix.toarray()

@@ -35,8 +35,8 @@ def sections(name: str, problem: Any) -> dict[str, Any]:
     if kind.setting == "gossip":
         scenario["topology"] = {"graph": "random_geometric", "radius": 0.6}
         scenario["participation"] = {"mode": "gossip", "compute": 0.7, "links": 0.6}
-    elif kind.modes == ("asynchronous",):
-        weights = kind.arrival_weights or "identical"
+    elif kind().needs.modes == ("asynchronous",):
+        weights = kind().needs.arrival_weights or "identical"
         scenario["participation"] = {"mode": "asynchronous", "weights": weights, "staleness": {"polynomial": 0.5}}
         scenario["system"] = {"compute": {"model": "uniform", "low": 0.5, "high": 2.0}}
     else:

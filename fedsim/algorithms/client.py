@@ -1,0 +1,126 @@
+"""The client's half of an algorithm: the keys of its local work, and what one local step does."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.round import Effort, Report
+from fedsim.algorithms.work import Decaying, LocalWork, LrDecay, Work
+from fedsim.core.arrays import Floats, Ints
+from fedsim.core.oracle import Oracle
+from fedsim.core.registry import Part
+from fedsim.core.types import BatchSize, Decay, Message, NonNegative, Positive, State, clip_norm
+
+_ONE_STEP = Work(fixed=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientHalf(Part, ABC):
+    """What clients do; its fields are the YAML keys of local work.
+
+    Parameters
+    ----------
+    lr : local learning rate.
+    local_steps, local_epochs : local work per round, one of the two (default: one step). A number, a list (one per
+        client), or ``{uniform: [lo, hi]}``.
+    batch_size : samples per local step, or ``full`` for the client's whole data.
+    momentum : heavy-ball momentum of the local solver, reset every round.
+    weight_decay : L2 coefficient added to every local step.
+    clip : bound on the norm of each minibatch gradient.
+    lr_decay : factor per round, or a schedule (see `LrDecay`).
+    """
+
+    lr: Positive = 0.1
+    local_steps: LocalWork | None = None
+    local_epochs: LocalWork | None = None
+    batch_size: BatchSize = 32
+    momentum: Decay = 0.0
+    weight_decay: NonNegative = 0.0
+    clip: Positive | None = None
+    lr_decay: Decaying = LrDecay(exponential=1.0)  # noqa: RUF009 - frozen
+
+    # --- what an algorithm may define ---------------------------------------------------------------------------------
+
+    def init_client(self, params: Tensor) -> State:
+        """What a client keeps between rounds, as rows ``[m, d]`` (or ``[m, 1]``).
+
+        `params` ``[m, d]`` gives shape and device.
+        """
+        return {}
+
+    def start(self, received: Message, client: State) -> State:
+        """What local work starts from."""
+        return {"x": received["x"]}
+
+    def direction(self, oracle: Oracle, x: Tensor, received: Message, client: State) -> Tensor:
+        """The descent direction of one local step (what most papers change): the minibatch gradient."""
+        return self.gradient(oracle, x)
+
+    def local_step(self, oracle: Oracle, local: State, received: Message, client: State) -> State:
+        """``v = momentum v + direction + weight_decay x;  x = x - lr v``."""
+        return self.step(oracle, local, self.direction(oracle, local["x"], received, client))
+
+    def step(self, oracle: Oracle, local: State, v: Tensor) -> State:
+        """One step of the local solver along the direction `v`: weight decay, momentum, learning rate."""
+        x = local["x"]
+        if self.weight_decay > 0:
+            v = torch.add(v, x, alpha=self.weight_decay)
+        if self.momentum > 0:
+            v = torch.add(v, local["v"], alpha=self.momentum) if "v" in local else v
+            return {**local, "x": torch.addcmul(x, v, oracle.lr, value=-1.0), "v": v}
+        return {**local, "x": torch.addcmul(x, v, oracle.lr, value=-1.0)}
+
+    @abstractmethod
+    def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
+        """What comes of a client's local work: what it sends, what stays with it, what it keeps for its next round.
+
+        What is sent crosses the network and is what bytes count. What stays reaches `combine` without crossing it: only
+        a node of a graph has it, which combines for itself. Under a server it is empty. Names are in one of the two.
+        """
+
+    # --- for its methods ----------------------------------------------------------------------------------------------
+
+    def gradient(self, oracle: Oracle, x: Tensor) -> Tensor:
+        """The minibatch gradient at `x`, clipped where `clip` says so."""
+        return self.clipped(oracle.grad(x))
+
+    def clipped(self, g: Tensor) -> Tensor:
+        """`g`, shortened to the norm `clip` where there is one."""
+        return g if self.clip is None else clip_norm(g, self.clip)
+
+    def step_weight_sum(self, steps: Tensor) -> Tensor:
+        """||a_i||_1: the sum of the weights with which a round's directions enter ``(x - y_K) / lr``.
+
+        Without momentum it is the number of steps; with momentum r, sum_{j=1..K} (1 - r^j) / (1 - r) (FedNova, arXiv
+        2007.07481).
+        """
+        if self.momentum == 0:
+            return steps
+        r = self.momentum
+        return (steps - r * (1 - r**steps) / (1 - r)) / (1 - r)
+
+    # --- for the engine -----------------------------------------------------------------------------------------------
+
+    @property
+    def is_plain_sgd(self) -> bool:
+        """Whether a local step is ``x - lr g(x)`` and nothing else, so that the engine may take it in place."""
+        same = all(
+            getattr(type(self), name) is getattr(ClientHalf, name)
+            for name in ("start", "local_step", "step", "direction", "gradient")
+        )
+        return same and self.momentum == 0 and self.weight_decay == 0 and self.clip is None
+
+    def work(self) -> tuple[Work, bool]:
+        """The local work and whether it counts epochs."""
+        if self.local_epochs is not None:
+            return self.local_epochs, True
+        return self.local_steps or _ONE_STEP, False
+
+    def lr_at(self, rounds: Ints) -> Floats:
+        """Local learning rate of rounds 1, 2, ..."""
+        return self.lr * self.lr_decay.factor(np.asarray(rounds) - 1)

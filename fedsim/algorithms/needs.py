@@ -1,0 +1,39 @@
+"""What an algorithm needs of the run around it, said in one place; scenarios are checked against it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Indicator = Literal["sporadic", "always"]
+"""Whether a scenario's probabilities decide, or everything always happens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """Said once per class, ``needs: ClassVar[Needs] = Needs(...)``; a subclass changes its parent's by `replace`.
+
+    Parameters
+    ----------
+    modes, why : participation modes under which a server algorithm makes sense (None: all), and why not the others.
+    everyone : why all clients have to take part in every round, where they have to.
+    arrival_weights : the only `weights` of a clocked participation that make sense, where there is only one.
+    begins_with_everybody : whether all clients take part in the first round, whatever the cohorts of the others.
+    through_aggregate : whether all that moves the state went through `aggregate`. Where it did not, a robust aggregator
+        would protect nothing and is refused.
+    compute, links : on a graph, whether the scenario's probabilities decide who computes and which links fire.
+    symmetric : whether the mixing matrix must be symmetric, so that a directed graph is refused.
+    continuous_time : whether a node's work and a link's mixing make sense one at a time, without a round (``mode:
+        poisson``).
+    """
+
+    modes: tuple[str, ...] | None = None
+    why: str = ""
+    everyone: str | None = None
+    arrival_weights: str | None = None
+    begins_with_everybody: bool = False
+    through_aggregate: bool = True
+    compute: Indicator = "sporadic"
+    links: Indicator = "sporadic"
+    symmetric: bool = False
+    continuous_time: bool = False

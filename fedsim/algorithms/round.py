@@ -1,0 +1,40 @@
+"""What the methods of an algorithm are told of a round, and what comes of a client's work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedsim.core.types import Message, State
+
+Report = tuple[Message, Message, State]
+"""What crosses the network, what stays with the node that made it, what the client keeps; see `ClientHalf.message`."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """The local work behind each row's message: `steps` done and the learning rate used, both ``[m, 1]``."""
+
+    steps: Tensor
+    lr: Tensor
+
+
+@dataclass(frozen=True)
+class Round:
+    """What `combine` may know of a round.
+
+    `weights` ``[m, 1]`` are the aggregation weights (None for gossip, where a mixing matrix aggregates); `importance`
+    ``[m, 1]`` are the p_i of these clients in the global objective (they sum to 1 over all `num_clients`); `steps` and
+    `lr` ``[m, 1]`` tell the local work; `staleness` ``[m, 1]`` counts combines since each client pulled its model;
+    `roles` ``[m, 1]`` are the numbers of the clients' roles (None where all do the same).
+    """
+
+    number: int
+    num_clients: int
+    importance: Tensor
+    steps: Tensor
+    lr: Tensor
+    weights: Tensor | None = None
+    staleness: Tensor | None = None
+    roles: Tensor | None = None

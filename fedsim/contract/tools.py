@@ -1,0 +1,127 @@
+"""What laws are made of: a result per law, comparisons that say where two sets of tensors differ, and by how much."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.round import Effort, Round
+from fedsim.contract.bench import CLIENTS, DIMENSION, START
+from fedsim.core.types import State
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One law: whether it holds, and the largest difference found or what to look at."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+class LawBrokenError(Exception):
+    """A law does not hold; the message says where and by how much."""
+
+
+def checked(name: str, test: Callable[[], str]) -> CheckResult:
+    try:
+        return CheckResult(name, True, test())
+    except LawBrokenError as broken:
+        return CheckResult(name, False, str(broken))
+    except Exception as error:  # somebody's own code may fail in any way
+        return CheckResult(name, False, f"{type(error).__name__}: {error} ({_where(error)})")
+
+
+def _where(error: Exception) -> str:
+    """The innermost line of the algorithm's own code, or of anything."""
+    frames = traceback.extract_tb(error.__traceback__)
+    package, torch_home = Path(__file__).parent.parent, Path(torch.__file__).parent
+    outside = [f for f in frames if not any(home in Path(f.filename).parents for home in (package, torch_home))]
+    built_in = [f for f in frames if (package / "algorithms") in Path(f.filename).parents]
+    frame = (outside or built_in or frames)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}, in {frame.name}"
+
+
+def compare(where: str, one: State, other: State, tolerance: float, hint: str) -> float:
+    """The largest difference; LawBrokenError where it exceeds `tolerance` times the largest number (or the start's)."""
+    if set(one) != set(other):
+        raise LawBrokenError(f"{where} has keys {sorted(one)} and {sorted(other)}; {hint}")
+    worst = 0.0
+    for key, v in one.items():
+        if v.shape != other[key].shape:
+            raise LawBrokenError(f"{where} '{key}' has shapes {list(v.shape)} and {list(other[key].shape)}; {hint}")
+        for tensor in (v, other[key]):
+            if not bool(torch.isfinite(tensor).all()):
+                raise LawBrokenError(f"{where} '{key}' is not finite")
+        difference = (v - other[key]).abs()
+        largest = float(difference.max()) if difference.numel() else 0.0
+        if largest > tolerance * max(float(v.abs().max()), max(START)):
+            row = f" of client {int(difference.amax(-1).argmax())}" if v.dim() == 2 and len(v) == CLIENTS else ""
+            raise LawBrokenError(f"{where} '{key}'{row} differs by {largest:.1e}, allowed: {tolerance:g}; {hint}")
+        worst = max(worst, largest)
+    return worst
+
+
+def form(what: str, tensors: Any, leading: tuple[int, ...]) -> None:
+    if not isinstance(tensors, dict):
+        raise LawBrokenError(f"{what}: found {type(tensors).__name__}, allowed: a dict of tensors")
+    for key, v in tensors.items():
+        if not isinstance(v, Tensor):
+            raise LawBrokenError(f"{what}: '{key}' is {type(v).__name__}, allowed: a tensor")
+        allowed = [[*leading, DIMENSION], [*leading, 1]]
+        if list(v.shape) not in allowed:
+            raise LawBrokenError(f"{what}: '{key}' has shape {list(v.shape)}, allowed: {allowed[0]} or {allowed[1]}")
+        if v.dtype != torch.float64:
+            raise LawBrokenError(f"{what}: '{key}' is {v.dtype}, allowed: the parameters' own, here torch.float64")
+
+
+def copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {k: copied(v) for k, v in value.items()}
+    if isinstance(value, (Effort, Round)):
+        return {f.name: copied(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return None
+
+
+def unchanged(method: str, given: Any, copy: Any) -> None:
+    if isinstance(given, Tensor):
+        given, copy = {"params": given}, {"params": copy}
+    elif isinstance(given, (Effort, Round)):
+        given = {f.name: getattr(given, f.name) for f in dataclasses.fields(given)}
+    if not isinstance(given, dict):
+        return
+    if set(given) != set(copy):
+        raise LawBrokenError(f"{method} added or removed keys of its input: {sorted(copy)} became {sorted(given)}")
+    for key, v in given.items():
+        if isinstance(v, Tensor) and not torch.equal(v, copy[key]):
+            change = float((v - copy[key]).abs().max()) if v.shape == copy[key].shape else float("nan")
+            raise LawBrokenError(
+                f"{method} changed its input '{key}' by up to {change:.1e}; make a new tensor, do not work in place"
+            )
+
+
+@contextmanager
+def global_seed(seed: int) -> Iterator[None]:
+    """Set the global generators, and put them back."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - what a user's code may use
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)
