@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedsim.algorithms.base import GossipAlgorithm, ServerAlgorithm
 from fedsim.core.errors import Problem
 from fedsim.data.sets import QuadraticFile
-from fedsim.messages.aggregators import Aggregator, Mean, Median, TrimmedMean
+from fedsim.messages.aggregators import Aggregator, Mean, TrimmedMean
 from fedsim.participation.clocked import Clocked
 from fedsim.participation.poisson import PoissonGossip
 from fedsim.scenario.sections import MODES, Scenario
@@ -38,7 +38,7 @@ def crosscheck(s: Scenario) -> list[Problem]:
     if s.algorithm.setting == "server" and not needs.through_aggregate and not _is_linear(s.aggregator):
         message = (
             f"found '{s.names['aggregator']}', but '{name}' moves its state along sums of messages that pass no "
-            "aggregator, so that it would protect nothing; allowed: mean"
+            "aggregator, so that it would protect nothing; allowed: mean, or another that is linear"
         )
         found.append(Problem(message, "aggregator.name"))
     if isinstance(s.algorithm, ServerAlgorithm) and needs.modes is not None and mode not in needs.modes:
@@ -94,4 +94,4 @@ def crosscheck(s: Scenario) -> list[Problem]:
 
 def _is_linear(aggregator: Aggregator) -> bool:
     """Whether it is a weighted sum of messages, which protects against none of them."""
-    return not (isinstance(aggregator, Median) or (isinstance(aggregator, TrimmedMean) and aggregator.trim > 0))
+    return aggregator.linear or (isinstance(aggregator, TrimmedMean) and aggregator.trim == 0)
