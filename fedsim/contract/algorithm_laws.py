@@ -202,7 +202,7 @@ def _spoiled(messages: Message, value: float) -> Message:
 
 
 def _median(values: Tensor, weights: Tensor | None = None) -> Tensor:
-    return Median()(values, values[:, 0] if weights is None else weights)
+    return Median()(values, torch.full_like(values[:, 0], 1 / len(values)) if weights is None else weights)
 
 
 def right_form(bench: Bench) -> str:
