@@ -120,7 +120,6 @@ def test_every_law_catches_who_breaks_it(broken: str, law: str, says: list[str])
         ("CentresOverClients", {SHARDS, AXIS}),
         ("NeedsAClientAxis", {AXIS}),
         ("ScalarMeanAtTheServer", {DESCENT, THROUGH}),
-        ("NeedsAStep", {NO_STEP}),
         ("NeverDecays", {DECAY}),
         ("SumsPastTheAggregator", {THROUGH}),
         ("SaysThatItSums", set()),
