@@ -1,26 +1,120 @@
-"""fedsim: federated and decentralized learning, simulated. One scenario file describes a run; `run` runs it."""
+"""fedsim: federated and decentralized learning, simulated. One scenario file describes a run; `run` runs it.
+
+These names are the public interface, for users and for authors of parts of their own; everything else may move.
+Each is imported when it is first used, for ``fedsim --help`` has to be quick.
+"""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from fedsim.core.registry import register
 
 if TYPE_CHECKING:
+    from fedsim.algorithms.base import Effort, GossipAlgorithm, Round, ServerAlgorithm
+    from fedsim.contract.laws import check_algorithm as check
+    from fedsim.core import rng
+    from fedsim.core.errors import InputError, RunError
+    from fedsim.core.job import Job, RunFacts
+    from fedsim.core.oracle import Oracle
+    from fedsim.core.types import (
+        Aggregate,
+        BatchSize,
+        Count,
+        Decay,
+        Fraction,
+        Message,
+        NonNegative,
+        Positive,
+        Probability,
+        State,
+        clip_norm,
+        dot,
+        norm,
+    )
+    from fedsim.data.partition import Partition
+    from fedsim.data.sets import Dataset, DatasetPart
     from fedsim.engine.loop import run
+    from fedsim.engine.run_directory import Run
+    from fedsim.graphs.base import Graph
+    from fedsim.messages.aggregators import Aggregator
+    from fedsim.messages.attacks import Attack
+    from fedsim.messages.base import MessageTransform
+    from fedsim.messages.compressors import Compressor
+    from fedsim.models.build import Model
+    from fedsim.participation.base import Arrival, Dispatch, Participation, Setting
+    from fedsim.privacy.base import Bound, Mechanism
+    from fedsim.reports.plan import plan
+    from fedsim.reports.report import write_report as report
     from fedsim.scenario.load import load
+    from fedsim.scenario.sections import Scenario
     from fedsim.sweeps.run import sweep
 
 __version__ = "0.1.0"
-__all__ = ["load", "register", "run", "sweep"]
 
-_HOME = {"load": "fedsim.scenario.load", "run": "fedsim.engine.loop", "sweep": "fedsim.sweeps.run"}
+_HOME = {
+    "load": "scenario.load",
+    "run": "engine.loop",
+    "sweep": "sweeps.run",
+    "plan": "reports.plan",
+    "report": "reports.report:write_report",
+    "check": "contract.laws:check_algorithm",
+    "Scenario": "scenario.sections",
+    "Run": "engine.run_directory",
+    "InputError": "core.errors",
+    "RunError": "core.errors",
+    "rng": "core:rng",
+    # for authors of parts
+    "ServerAlgorithm": "algorithms.base",
+    "GossipAlgorithm": "algorithms.base",
+    "Round": "algorithms.base",
+    "Effort": "algorithms.base",
+    "Oracle": "core.oracle",
+    "Aggregator": "messages.aggregators",
+    "MessageTransform": "messages.base",
+    "Compressor": "messages.compressors",
+    "Attack": "messages.attacks",
+    "Job": "core.job",
+    "RunFacts": "core.job",
+    "Participation": "participation.base",
+    "Dispatch": "participation.base",
+    "Arrival": "participation.base",
+    "Setting": "participation.base",
+    "Dataset": "data.sets",
+    "DatasetPart": "data.sets",
+    "Partition": "data.partition",
+    "Model": "models.build",
+    "Graph": "graphs.base",
+    "Mechanism": "privacy.base",
+    "Bound": "privacy.base",
+    **dict.fromkeys(
+        (
+            "Aggregate", "BatchSize", "Count", "Decay", "Fraction", "Message", "NonNegative", "Positive", "Probability",
+            "State", "clip_norm", "dot", "norm",
+        ),
+        "core.types",
+    ),
+}  # fmt: skip
+"""Name: the module below fedsim that has it, and what it is called there if that differs."""
+
+__all__ = [
+    "Aggregate", "Aggregator", "Arrival", "Attack", "BatchSize", "Bound", "Compressor", "Count", "Dataset",
+    "DatasetPart", "Decay", "Dispatch", "Effort", "Fraction", "GossipAlgorithm", "Graph", "InputError", "Job",
+    "Mechanism", "Message", "MessageTransform", "Model", "NonNegative", "Oracle", "Participation", "Partition",
+    "Positive", "Probability", "Round", "Run", "RunError", "RunFacts", "Scenario", "ServerAlgorithm", "Setting",
+    "State", "check", "clip_norm", "dot", "load", "norm", "plan", "register", "report", "rng", "run", "sweep",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch and friends only when they are needed: ``fedsim --help`` has to be quick."""
-    if name in _HOME:
-        import importlib
+    if name not in _HOME:
+        raise AttributeError(f"module 'fedsim' has no attribute '{name}'")
+    module, _, other = _HOME[name].partition(":")
+    value = getattr(importlib.import_module(f"fedsim.{module}"), other or name)
+    globals()[name] = value
+    return value
 
-        return getattr(importlib.import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'fedsim' has no attribute '{name}'")
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

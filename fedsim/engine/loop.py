@@ -27,7 +27,7 @@ from fedsim.engine.states import run_state
 from fedsim.engine.totals import Totals
 from fedsim.participation.base import Arrival, Dispatch, Ended, Event
 from fedsim.participation.record import trace_row
-from fedsim.scenario.load import load, parse
+from fedsim.scenario.load import given
 from fedsim.scenario.sections import Scenario
 
 Progress = Callable[[int, Mapping[str, Any] | None], None]
@@ -58,10 +58,7 @@ def run(
     KeyboardInterrupt
         Interrupted (Ctrl-C or SIGTERM); a checkpoint was written.
     """
-    if isinstance(scenario, (str, Path)):
-        scenario = load(scenario)
-    elif not isinstance(scenario, Scenario):
-        scenario = parse(scenario)
+    scenario = given(scenario)
     folder = Path(out) if out is not None else Path("runs") / f"{scenario.name}-{scenario.hash()}"
     with working(scenario.run.threads):
         simulation = Simulation(scenario, assemble(scenario), folder, resume)

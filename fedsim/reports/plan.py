@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,19 @@ from fedsim.participation.base import Arrival, Ended
 from fedsim.participation.gossip import Gossip
 from fedsim.participation.record import whole
 from fedsim.participation.synchronous import Synchronous
-from fedsim.scenario.load import parse
+from fedsim.scenario.load import given, parse
 from fedsim.scenario.sections import Scenario
 
 Rows = dict[str, Any]
 _TYPICAL = 20  # rounds that stand for all where the first is unlike the others
 
 
-def plan(scenario: Scenario) -> dict[str, Rows]:
+def plan(scenario: Scenario | str | Path | Mapping[str, Any]) -> dict[str, Rows]:
     """Sections of facts about a run: data, model, work, network, memory.
 
-    Loads the data and builds the graph; trains nothing.
+    Loads the data and builds the graph; trains nothing. The scenario is given as to `fedsim.run`.
     """
+    scenario = given(scenario)
     a = assemble(scenario)
     rounds = _rounds(scenario, a)
     sections = {"scenario": _scenario(scenario), "data": _data(a), "work": _work(scenario, a, rounds)}

@@ -26,6 +26,13 @@ def load(path: str | Path, settings: list[str] | None = None) -> Scenario:
     return parse(document)
 
 
+def given(scenario: Scenario | str | Path | Mapping[str, Any]) -> Scenario:
+    """A scenario from itself, a path to its file, or the nested mappings of one."""
+    if isinstance(scenario, Scenario):
+        return scenario
+    return load(scenario) if isinstance(scenario, (str, Path)) else parse(scenario)
+
+
 def parse(document: Document | Mapping[str, Any]) -> Scenario:
     """Check a scenario given as a document or as nested mappings."""
     if not isinstance(document, Document):
