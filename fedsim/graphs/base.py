@@ -13,7 +13,7 @@ import networkx as nx
 
 from fedsim.core.errors import InputError
 from fedsim.core.registry import Part
-from fedsim.graphs.files import tidy
+from fedsim.graphs.cleaning import tidy
 
 
 @dataclass(frozen=True, kw_only=True)

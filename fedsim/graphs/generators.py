@@ -21,7 +21,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.registry import register
 from fedsim.core.types import Count, Fraction, Positive, Probability
 from fedsim.graphs.base import Graph as Graph
-from fedsim.graphs.files import tidy
+from fedsim.graphs.cleaning import tidy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,6 +89,37 @@ def uniform(graph: nx.Graph[Any]) -> Matrix:
     return sparse.csr_array(sparse.diags_array(1.0 / _degrees(A)) @ A)
 
 
+@register.mixing("file")
+def file(graph: nx.Graph[Any]) -> Matrix:
+    """The weights of a graph file's edges, ``mixing_weight``; each node keeps what its row leaves of 1.
+
+    On a directed graph the weight of u -> v is what v gives to u's value.
+
+    Raises
+    ------
+    InputError
+        An edge has no weight, or the weights at a node sum to more than 1.
+    """
+    found = [(u, v, data["mixing_weight"]) for u, v, data in graph.edges(data=True) if "mixing_weight" in data]
+    if len(found) < graph.number_of_edges() or not found:
+        raise InputError(
+            "'file' takes the weights of a graph file's edges; allowed: graph: file, with weight: {attribute: NAME} "
+            "where the attribute is not called weight"
+        )
+    u, v, weight = (np.array(column) for column in zip(*found, strict=True))
+    u, v = u.astype(np.int64), v.astype(np.int64)
+    rows, columns = (v, u) if graph.is_directed() else (np.concatenate([u, v]), np.concatenate([v, u]))
+    n = graph.number_of_nodes()
+    off = sparse.coo_array((weight if graph.is_directed() else np.tile(weight, 2), (rows, columns)), shape=(n, n))
+    sums = _degrees(sparse.csr_array(off))
+    worst = int(np.argmax(sums))
+    if sums[worst] > 1.0 + TOLERANCE:
+        name = graph.nodes[worst].get("label", worst)
+        raise InputError(f"the weights at node {name!r} sum to {sums[worst]:.6g}, allowed: at most 1")
+    kept = np.maximum(1.0 - sums, 0.0)
+    return sparse.csr_array(sparse.csr_array(off) + sparse.diags_array(kept, format="csr"))
+
+
 def check_mixing(W: Matrix, doubly_stochastic: bool) -> None:
     """Check that `W` is non-negative and its rows, and columns where claimed, sum to 1 within 1e-12.
 

@@ -47,7 +47,8 @@ def build_network(topology: Topology, weights: str, name: str, needs_symmetric: 
             raise InputError(
                 f"{name} needs symmetric mixing weights on an undirected graph: links fire in both directions at once, "
                 f"and an idle link's weight stays at home; found {found}. "
-                "Allowed: an undirected graph with metropolis, max_degree or lazy weights",
+                "Allowed: an undirected graph (directed: false reads the edges of a file so) with metropolis, max_degree "
+                "or lazy weights",
                 key="graph" if topology.directed else "weights",
             )
         if not is_doubly_stochastic(matrix):

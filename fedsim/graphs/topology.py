@@ -6,13 +6,14 @@ where it is directed; of a sequence only the union must be. On a directed graph 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
+import numpy as np
 
 from fedsim.core import rng
 from fedsim.core.errors import InputError
@@ -20,7 +21,9 @@ from fedsim.core.fields import part_from
 from fedsim.core.registry import lookup, names, register
 from fedsim.core.types import Count
 from fedsim.graphs.base import Graph
-from fedsim.graphs.files import read_graph
+from fedsim.graphs.cleaning import components, labels
+from fedsim.graphs.edge_values import Weight
+from fedsim.graphs.files import GraphFile
 from fedsim.graphs.generators import Generated as Generated
 
 
@@ -31,6 +34,8 @@ class Topology:
     graphs: tuple[nx.Graph[Any], ...]
     every: int = 1
     name: str = "graph"
+    names: tuple[str, ...] | None = None
+    """What a file or somebody's own graph calls its nodes; None where they are only numbered."""
 
     def at(self, round: int) -> int:
         """Index into `graphs` of the one in force in `round` (from 0)."""
@@ -64,11 +69,12 @@ def topology_of(
     InputError
         A file that cannot be read, a size that does not fit, or a graph that is not connected.
     """
-    graphs = kind.located(base).build(n, seed)
-    _check_connected(graphs)
+    kind = kind.located(base)
+    graphs = (_weighing(kind) if weights == "file" else kind).build(n, seed)
+    _check_connected(graphs, isinstance(kind, GraphFile))
     default = "uniform" if graphs[0].is_directed() else "metropolis"
     name = Path(kind.path).stem if isinstance(kind, GraphFile) else name
-    return Topology(tuple(graphs), getattr(kind, "every", 1), name), weights or default
+    return Topology(tuple(graphs), getattr(kind, "every", 1), name, _names(kind, graphs)), weights or default
 
 
 def build_topology(section: Mapping[str, Any], n: int | None, seed: int, base: Path) -> tuple[Topology, str]:
@@ -84,30 +90,6 @@ def build_topology(section: Mapping[str, Any], n: int | None, seed: int, base: P
             raise error.under("weights") from None
     kind = part_from("graph", "graph", {k: v for k, v in section.items() if k != "weights"})
     return topology_of(kind, section.get("weights"), n, seed, base, str(section["graph"]))
-
-
-@register.graph("file")
-@dataclass(frozen=True, kw_only=True)
-class GraphFile(Graph):
-    """The graph in a file: GraphML, GML, a CSV edge list (then `directed` may be true), decentralizepy's .edges."""
-
-    path: str
-    directed: bool | None = None
-
-    def located(self, base: Path) -> GraphFile:
-        return replace(self, path=str(base / self.path))
-
-    def build(self, n: int | None, seed: int) -> list[nx.Graph[Any]]:
-        try:
-            graph = read_graph(Path(self.path), self.directed)
-        except InputError as error:
-            raise error if error.problems[0].key else error.under("path") from None
-        found = graph.number_of_nodes()
-        if n is not None and found != n:
-            raise InputError(f"the graph of {self.path} has {found} nodes, but there are {n} clients", key="path")
-        if found < 2:
-            raise InputError(f"the graph of {self.path} has {found} node, allowed: at least 2", key="path")
-        return [graph]
 
 
 @register.graph("sequence")
@@ -155,19 +137,41 @@ class Sequence(Graph):
         return built
 
 
-def _check_connected(graphs: list[nx.Graph[Any]]) -> None:
-    union = graphs[0] if len(graphs) == 1 else nx.compose_all(graphs)
-    find: Callable[[Any], Iterable[set[int]]] = (
-        nx.strongly_connected_components if union.is_directed() else nx.connected_components
-    )
-    parts = sorted((sorted(c) for c in find(union)), key=lambda c: (-len(c), c))
-    if len(parts) == 1:
+def _weighing(kind: Graph) -> Graph:
+    """`kind` with the mixing weights of its files read; the attribute is ``weight`` where no key names another."""
+    if isinstance(kind, GraphFile) and kind.weight is None:
+        return replace(kind, weight=Weight())
+    if isinstance(kind, Sequence):
+        found = copy(kind)
+        object.__setattr__(found, "kinds", tuple(_weighing(inner) for inner in kind.kinds))
+        return found
+    return kind
+
+
+def _names(kind: Graph, graphs: list[nx.Graph[Any]]) -> tuple[str, ...] | None:
+    """What the nodes are called; None where they are only numbered, as those of generated graphs."""
+    if isinstance(kind, Generated):
+        return None
+    found = tuple(labels(graphs[0]))
+    return None if found == tuple(map(str, range(len(found)))) else found
+
+
+def _check_connected(graphs: list[nx.Graph[Any]], from_file: bool) -> None:
+    n, directed = graphs[0].number_of_nodes(), graphs[0].is_directed()
+    ends = np.concatenate([np.array(list(g.edges()), dtype=np.int64).reshape(-1, 2) for g in graphs])
+    count, member = components(n, ends, directed)
+    if count == 1:
         return
-    shown = [", ".join(map(str, c[:5])) + (f", ... ({len(c)} nodes)" if len(c) > 5 else "") for c in parts[:5]]
+    order = np.argsort(member, kind="stable")
+    pieces = np.split(order, np.flatnonzero(np.diff(member[order])) + 1)
+    parts = sorted(pieces, key=lambda c: (-len(c), int(c[0])))
+    names = labels(graphs[0]) if n <= 100_000 else list(map(str, range(n)))
+    shown = [", ".join(names[i] for i in c[:5]) + (f", ... ({len(c)} nodes)" if len(c) > 5 else "") for c in parts[:5]]
     more = f" and {len(parts) - 5} more" if len(parts) > 5 else ""
     what = "the graph" if len(graphs) == 1 else "the union of the sequence"
-    strongly = "strongly " if union.is_directed() else ""
-    message = (
-        f"{what} is not {strongly}connected; its {len(parts)} components: {'; '.join(f'{{{s}}}' for s in shown)}{more}"
-    )
+    strongly = "strongly " if directed else ""
+    message = f"{what} is not {strongly}connected; its {count} components: {'; '.join(f'{{{s}}}' for s in shown)}{more}"
+    if from_file:
+        ways = ["directed: false lets its edges work both ways"] if directed else []
+        message += f"; {', '.join([*ways, 'component: largest keeps the largest'])}"
     raise InputError(message, key="graph")
