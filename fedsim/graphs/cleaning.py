@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -129,13 +130,19 @@ def plain(data: Attributes, without: Iterable[str] = ()) -> Attributes:
 
 
 class _Names:
-    """How a message names a node: by its label, and by what the file calls it where it has none."""
+    """How a message names a node: by its label, and by what the file calls it where it has none or not its own."""
 
     def __init__(self, nodes: dict[Any, Attributes]) -> None:
         self.nodes = nodes
+        self._counts: Counter[Any] | None = None
 
     def __call__(self, name: Any) -> str:
-        return repr(self.nodes.get(name, {}).get("label") or name)
+        label = self.nodes.get(name, {}).get("label")
+        if label is None or label in ("", name):
+            return repr(name)
+        if self._counts is None:  # only where there is something to say
+            self._counts = Counter(str(data.get("label")) for data in self.nodes.values())
+        return repr(label) if self._counts[str(label)] == 1 else f"{label!r} ({name})"
 
     def edge(self, u: Any, v: Any) -> str:
         return f"{self(u)} to {self(v)}"
@@ -243,7 +250,7 @@ def _bundle(found: list[Attributes]) -> Attributes:
     for name, join in (("latency_ms", min), ("bandwidth_mbps", sum), ("mixing_weight", sum)):
         values = [data[name] for data in found if name in data]
         if values:
-            result[name] = join(values)  # type: ignore[operator]
+            result[name] = join(values)
     return result
 
 
@@ -322,7 +329,8 @@ def _complete(graph: nx.Graph[Any], how: Cleaning) -> None:
             for u, v in without:
                 graph.edges[u, v][name] = missing * source.factor
             continue
-        names = [f"{graph.nodes[u]['label']!r} to {graph.nodes[v]['label']!r}" for u, v in without[:_SHOWN]]
+        called = labels(graph)
+        names = [f"'{called[u]}' to '{called[v]}'" for u, v in without[:_SHOWN]]
         more = f" and {len(without) - _SHOWN} more" if len(without) > _SHOWN else ""
         attribute = name if source is None or source.attribute is None else source.attribute
         what = "position of both ends" if source is not None and source.from_positions else attribute
@@ -340,18 +348,15 @@ def _complete(graph: nx.Graph[Any], how: Cleaning) -> None:
 
 
 def _unused(edges: list[Edge], how: Cleaning) -> list[str]:
-    """A remark for each edge attribute that nothing uses, with the key that would."""
+    """A remark that names the edge attributes that nothing uses, with the key that would."""
     sources = {"latency": how.latency, "bandwidth": how.bandwidth, "weight": how.weight}
     used = {s.attribute for s in sources.values() if s is not None} | set(VALUES) | {"key", "id", "Id"}
     found: dict[str, Any] = {}
     for _, _, data, _ in edges:
         for name, value in data.items():
             found.setdefault(str(name), value)
-    return [
-        f"edge attribute '{name}' is not used{_meant(name, value, sources, found)}"
-        for name, value in found.items()
-        if name not in used
-    ]
+    left = [f"{name}{_meant(name, value, sources, found)}" for name, value in found.items() if name not in used]
+    return [f"edge attributes that nothing uses: {', '.join(left)}"] if left else []
 
 
 _LIKE = (

@@ -1,4 +1,4 @@
-"""The kinds of graphs a scenario can name, each a generator for any number of nodes that fits it.
+"""The kinds of graphs a scenario can name, each a generator for any number of nodes that fits it; random ones beside.
 
 Registered under their names in ``topology: {graph: NAME, ...}``. Graphs are networkx graphs on ``0 .. n-1``; the graph
 attribute ``layout`` and the node attributes ``x``, ``y`` say how to draw them. Random graphs are drawn until connected.
@@ -19,9 +19,10 @@ import numpy as np
 from fedsim.core import rng
 from fedsim.core.errors import InputError
 from fedsim.core.registry import register
-from fedsim.core.types import Count, Fraction, Positive, Probability
+from fedsim.core.types import Count
 from fedsim.graphs.base import Graph as Graph
 from fedsim.graphs.cleaning import tidy
+from fedsim.graphs.readers import check_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +43,16 @@ class Generated(Graph):
             raise InputError("the number of nodes is not known; allowed: a whole number", key="nodes")
         if size < self._fewest:
             raise InputError(f"found {size} node(s), allowed: at least {self._fewest}", key="nodes")
+        check_size(size, self.edges(size), key="graph")
         return self.draws(size, seed)
 
     def own_size(self) -> int | None:
         """The number of nodes other fields imply, if they do."""
         return None
+
+    def edges(self, n: int) -> float:
+        """About how many edges the graph on `n` nodes has, told before it is made."""
+        return float(n)
 
     @abstractmethod
     def draws(self, n: int, seed: int) -> list[nx.Graph[Any]]:
@@ -106,7 +112,7 @@ class Ring(Fixed):
     """i - i+1 mod n (two nodes: one edge)."""
 
     def draw(self, n: int) -> nx.Graph[Any]:
-        return _graph(n, ((i, (i + 1) % n) for i in range(n if n > 2 else 1)), layout="circular")
+        return simple_graph(n, ((i, (i + 1) % n) for i in range(n if n > 2 else 1)), layout="circular")
 
 
 @register.graph("path")
@@ -115,7 +121,7 @@ class Path(Fixed):
     """A ring with one edge cut: the slowest connected graph."""
 
     def draw(self, n: int) -> nx.Graph[Any]:
-        return _graph(n, ((i, i + 1) for i in range(n - 1)))
+        return simple_graph(n, ((i, i + 1) for i in range(n - 1)))
 
 
 @register.graph("star")
@@ -124,7 +130,7 @@ class Star(Fixed):
     """Node 0 with everybody."""
 
     def draw(self, n: int) -> nx.Graph[Any]:
-        return _graph(n, ((0, i) for i in range(1, n)))
+        return simple_graph(n, ((0, i) for i in range(1, n)))
 
 
 @register.graph("complete")
@@ -134,8 +140,11 @@ class Complete(Fixed):
 
     _fewest = 1
 
+    def edges(self, n: int) -> float:
+        return n * (n - 1) / 2
+
     def draw(self, n: int) -> nx.Graph[Any]:
-        return _graph(n, ((i, j) for i in range(n) for j in range(i + 1, n)), layout="circular")
+        return simple_graph(n, ((i, j) for i in range(n) for j in range(i + 1, n)), layout="circular")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,11 +180,14 @@ class _Rectangle(Fixed):
 class Grid(_Rectangle):
     """`rows` x `cols`, each node with the one above, below, left and right; default the most square factorisation."""
 
+    def edges(self, n: int) -> float:
+        return 2.0 * n
+
     def draw(self, n: int) -> nx.Graph[Any]:
         rows, cols = self.shape(n)
         right = ((i, i + 1) for i in range(n) if (i + 1) % cols)
         down = ((i, i + cols) for i in range(n - cols))
-        return _lattice(_graph(n, [*right, *down]), rows, cols)
+        return _lattice(simple_graph(n, [*right, *down]), rows, cols)
 
 
 @register.graph("torus")
@@ -185,11 +197,14 @@ class Torus(_Rectangle):
 
     _thinnest = 3
 
+    def edges(self, n: int) -> float:
+        return 2.0 * n
+
     def draw(self, n: int) -> nx.Graph[Any]:
         rows, cols = self.shape(n)
         right = ((i, i - i % cols + (i + 1) % cols) for i in range(n))
         down = ((i, (i + cols) % n) for i in range(n))
-        return _lattice(_graph(n, [*right, *down], layout="torus"), rows, cols)
+        return _lattice(simple_graph(n, [*right, *down], layout="torus"), rows, cols)
 
 
 @register.graph("hypercube")
@@ -197,9 +212,12 @@ class Torus(_Rectangle):
 class Hypercube(Fixed):
     """Nodes whose numbers differ in one bit; n is a power of two."""
 
+    def edges(self, n: int) -> float:
+        return n * math.log2(n) / 2
+
     def draw(self, n: int) -> nx.Graph[Any]:
         dimension = _log2(n, "hypercube")
-        return _graph(n, ((i, i ^ (1 << k)) for i in range(n) for k in range(dimension) if not i >> k & 1))
+        return simple_graph(n, ((i, i ^ (1 << k)) for i in range(n) for k in range(dimension) if not i >> k & 1))
 
 
 @register.graph("tree")
@@ -210,7 +228,7 @@ class Tree(Fixed):
     branching: Count = 2
 
     def draw(self, n: int) -> nx.Graph[Any]:
-        return _graph(n, (((i - 1) // self.branching, i) for i in range(1, n)))
+        return simple_graph(n, (((i - 1) // self.branching, i) for i in range(1, n)))
 
 
 @register.graph("exponential")
@@ -218,9 +236,14 @@ class Tree(Fixed):
 class Exponential(Fixed):
     """Directed, i -> i + 2^k mod n for every 2^k < n (Ying et al. 2021, arXiv 2110.13363); uniform weights fit it."""
 
+    def edges(self, n: int) -> float:
+        return n * math.log2(n)
+
     def draw(self, n: int) -> nx.Graph[Any]:
         hops = range((n - 1).bit_length())
-        return _graph(n, ((i, (i + (1 << k)) % n) for i in range(n) for k in hops), directed=True, layout="circular")
+        return simple_graph(
+            n, ((i, (i + (1 << k)) % n) for i in range(n) for k in hops), directed=True, layout="circular"
+        )
 
 
 @register.graph("one_peer_exponential")
@@ -230,140 +253,15 @@ class OnePeerExponential(Generated):
 
     every: Count = 1
 
+    def edges(self, n: int) -> float:
+        return n * math.log2(n)
+
     def draws(self, n: int, seed: int) -> list[nx.Graph[Any]]:
         hops = [1 << k for k in range(_log2(n, "one_peer_exponential"))]
-        return [tidy(_graph(n, ((i, (i + h) % n) for i in range(n)), True, "circular")) for h in hops]
+        return [tidy(simple_graph(n, ((i, (i + h) % n) for i in range(n)), True, "circular")) for h in hops]
 
 
-@register.graph("k_regular")
-@dataclass(frozen=True, kw_only=True)
-class KRegular(Random):
-    """A random graph where every node has `degree` neighbours."""
-
-    degree: Count
-
-    def draw(self, n: int, random: np.random.Generator) -> nx.Graph[Any]:
-        if self.degree >= n or n * self.degree % 2:
-            message = (
-                f"no graph on {n} nodes has degree {self.degree} everywhere; allowed: below {n}, and n x degree even"
-            )
-            raise InputError(message, key="degree")
-        graph: nx.Graph[Any] = nx.random_regular_graph(self.degree, n, seed=_seed(random))
-        return graph
-
-    def remedy(self, n: int) -> str:
-        return "degree 3 or more is almost surely connected"
-
-
-@register.graph("expander")
-@dataclass(frozen=True, kw_only=True)
-class Expander(KRegular):
-    """A random regular graph with a nearly optimal gap: second eigenvalue at most ``2 sqrt(degree - 1) + slack``.
-
-    Almost every random regular graph is that good (Friedman 2008, arXiv cs/0405020), so drawing until one is costs
-    a few draws and works for any n, where Margulis' construction needs a square and gives loops and parallel edges.
-    """
-
-    degree: Count = 4
-    slack: Positive = 0.2
-
-    def draw(self, n: int, random: np.random.Generator) -> nx.Graph[Any]:
-        if self.degree < 3:
-            raise InputError(f"found degree {self.degree}, allowed: at least 3 (degree 2 is a ring)", key="degree")
-        return super().draw(n, random)
-
-    def accept(self, graph: nx.Graph[Any]) -> bool:
-        from fedsim.graphs.mixing import adjacency, spectral_gap
-
-        return (
-            self.degree * (1 - spectral_gap(adjacency(graph) / self.degree))
-            <= 2 * math.sqrt(self.degree - 1) + self.slack
-        )
-
-    def remedy(self, n: int) -> str:
-        return "a larger slack would help"
-
-
-@register.graph("erdos_renyi")
-@dataclass(frozen=True, kw_only=True)
-class ErdosRenyi(Random):
-    """Every pair is an edge with probability `p`."""
-
-    p: Fraction
-
-    def draw(self, n: int, random: np.random.Generator) -> nx.Graph[Any]:
-        graph: nx.Graph[Any] = nx.fast_gnp_random_graph(n, self.p, seed=_seed(random))
-        return graph
-
-    def remedy(self, n: int) -> str:
-        return f"connected graphs are likely from p = log(n) / n = {min(1.0, math.log(n) / n):.3g}"
-
-
-@register.graph("barabasi_albert")
-@dataclass(frozen=True, kw_only=True)
-class BarabasiAlbert(Random):
-    """Preferential attachment: each new node brings `m` edges; a few hubs, many leaves."""
-
-    m: Count
-
-    def draw(self, n: int, random: np.random.Generator) -> nx.Graph[Any]:
-        if self.m >= n:
-            raise InputError(f"found m = {self.m} for {n} nodes, allowed: 1 to {n - 1}", key="m")
-        graph: nx.Graph[Any] = nx.barabasi_albert_graph(n, self.m, seed=_seed(random))
-        return graph
-
-
-@register.graph("watts_strogatz")
-@dataclass(frozen=True, kw_only=True)
-class WattsStrogatz(Random):
-    """A small world: a ring where each node knows `k` (even) nearest, each edge rewired with probability `p`."""
-
-    k: Count
-    p: Probability
-
-    def draw(self, n: int, random: np.random.Generator) -> nx.Graph[Any]:
-        if self.k >= n or self.k % 2:
-            raise InputError(f"found k = {self.k} for {n} nodes, allowed: an even number below {n}", key="k")
-        graph: nx.Graph[Any] = nx.watts_strogatz_graph(n, self.k, self.p, seed=_seed(random))
-        graph.graph["layout"] = "circular"
-        return graph
-
-    def remedy(self, n: int) -> str:
-        return "a larger k makes connected graphs likelier"
-
-
-@register.graph("random_geometric")
-@dataclass(frozen=True, kw_only=True)
-class RandomGeometric(Random):
-    """Nodes at random in the unit square, edges between those at most `radius` apart."""
-
-    radius: Positive
-
-    def draw(self, n: int, random: np.random.Generator) -> nx.Graph[Any]:
-        from scipy.spatial import cKDTree
-
-        places = random.random((n, 2))
-        graph = _graph(n, cKDTree(places).query_pairs(self.radius, output_type="ndarray").tolist())
-        for i, (x, y) in enumerate(places.tolist()):
-            graph.nodes[i].update(x=x, y=y)
-        return graph
-
-    def remedy(self, n: int) -> str:
-        threshold = math.sqrt(math.log(n) / (math.pi * n))
-        return f"connected graphs are likely from radius = sqrt(log n / (pi n)) = {threshold:.3g}"
-
-
-@register.graph("random_tree")
-@dataclass(frozen=True, kw_only=True)
-class RandomTree(Random):
-    """A tree drawn uniformly from all trees on n labelled nodes."""
-
-    def draw(self, n: int, random: np.random.Generator) -> nx.Graph[Any]:
-        graph: nx.Graph[Any] = nx.random_labeled_tree(n, seed=_seed(random))
-        return graph
-
-
-def _graph(n: int, edges: Iterable[Any], directed: bool = False, layout: str | None = None) -> nx.Graph[Any]:
+def simple_graph(n: int, edges: Iterable[Any], directed: bool = False, layout: str | None = None) -> nx.Graph[Any]:
     graph: nx.Graph[Any] = nx.DiGraph() if directed else nx.Graph()
     graph.add_nodes_from(range(n))
     graph.add_edges_from(edges)
@@ -384,8 +282,3 @@ def _log2(n: int, name: str) -> int:
         message = f"graph {name} needs a power of two; found {n} nodes, the nearest allowed are {power} and {2 * power}"
         raise InputError(message, key="nodes")
     return n.bit_length() - 1
-
-
-def _seed(random: np.random.Generator) -> int:
-    """networkx mixes several generators; an integer is what all of them take, and what keeps draws reproducible."""
-    return int(random.integers(2**31))

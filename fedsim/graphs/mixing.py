@@ -22,12 +22,13 @@ from scipy import sparse
 from fedsim.core.arrays import Array
 from fedsim.core.errors import InputError
 from fedsim.core.registry import lookup, register
+from fedsim.graphs import spectrum
+from fedsim.graphs.cleaning import remarks_of
 
 Matrix = Any  # scipy.sparse.csr_array [n, n] float64; scipy has no type information
 
 TOLERANCE = 1e-12
 DENSE = 1500  # up to here a dense eigenvalue solver is quick and cannot fail to converge
-EXACT_DIAMETER = 5000  # up to here a summary affords n shortest-path trees
 EXACT_CHI_2 = 3000  # and up to here a dense inverse
 
 
@@ -168,9 +169,14 @@ def spectral_gap(W: Matrix) -> float:
     """1 minus the second largest absolute eigenvalue of a row-stochastic `W`; 0 where averaging does not converge.
 
     Since ``W 1 = 1``, the matrix ``W - 1 1^T / n`` has the eigenvalues of `W` with one 1 replaced by 0, whether or not
-    `W` is symmetric, so the answer is 1 minus its spectral radius. Dense up to 1500 nodes, Arnoldi or Lanczos iteration
-    above (shift-invert for slowly mixing symmetric matrices); nan for a large asymmetric matrix where that fails.
+    `W` is symmetric, so the answer is 1 minus its spectral radius. Dense up to 1500 nodes, `spectrum` above: there it
+    may be an upper bound, see `spectral_gap_found`; nan for a large asymmetric matrix where iterations are slow.
     """
+    return spectral_gap_found(W)[0]
+
+
+def spectral_gap_found(W: Matrix) -> tuple[float, bool]:
+    """`spectral_gap`, and whether it is exact; of a large graph it may be an upper bound."""
     W = sparse.csr_array(W)
     n = W.shape[0]
     symmetric = is_symmetric(W)
@@ -178,10 +184,12 @@ def spectral_gap(W: Matrix) -> float:
         deflated = W.toarray() - 1.0 / n
         values = np.linalg.eigvalsh(deflated) if symmetric else np.linalg.eigvals(deflated)
         radius = float(np.abs(values).max())
+    elif symmetric:
+        return spectrum.symmetric_gap(W)
     else:
-        radius = _sparse_radius(W, symmetric)
+        radius = spectrum.asymmetric_radius(W)
     gap = 1.0 - radius
-    return 0.0 if abs(gap) < 1e-14 else gap
+    return (0.0 if abs(gap) < 1e-14 else gap), not math.isnan(gap)
 
 
 def chi_1(graph: nx.Graph[Any]) -> float:
@@ -192,10 +200,16 @@ def chi_1(graph: nx.Graph[Any]) -> float:
     InputError
         The graph is directed, not connected, or has one node.
     """
+    return chi_1_found(graph)[0]
+
+
+def chi_1_found(graph: nx.Graph[Any]) -> tuple[float, bool]:
+    """`chi_1`, and whether it is exact; of a large graph it may be a lower bound."""
     L = _laplacian(graph, "chi_1")
     if L.shape[0] <= DENSE:
-        return float(1.0 / np.linalg.eigvalsh(L.toarray())[1])
-    return 1.0 / _second_smallest(L)
+        return float(1.0 / np.linalg.eigvalsh(L.toarray())[1]), True
+    smallest, exact = spectrum.second_smallest(L)
+    return 1.0 / smallest, exact
 
 
 def chi_2(graph: nx.Graph[Any]) -> float:
@@ -287,8 +301,10 @@ def summary(graph: nx.Graph[Any], W: Matrix) -> dict[str, Any]:
 
     Keys: ``nodes``, ``edges``, ``directed``, ``connected``, ``degree_min``, ``degree_mean``, ``degree_max`` (out-degree
     if directed), ``diameter`` (hops), ``spectral_gap``, ``chi_1``, ``chi_2``, ``symmetric``, ``doubly_stochastic``,
-    ``latency_ms`` and ``bandwidth_mbps`` (``[min, max]``, where edges have them), ``notes`` (why something is None).
-    Above 5000 nodes ``diameter`` is None and ``diameter_at_least`` gives a lower bound; above 3000 ``chi_2`` is None.
+    ``latency_ms`` and ``bandwidth_mbps`` (``[min, max]``, where edges have them),
+    and ``notes``: why something is None, an estimate, or what reading a
+    graph file changed and left unused. Above 5000 nodes ``diameter`` is None and ``diameter_at_least`` and
+    ``diameter_at_most`` are given; above 3000 ``chi_2`` is None where it is not quick.
     """
     n = graph.number_of_nodes()
     directed = graph.is_directed()
@@ -296,6 +312,7 @@ def summary(graph: nx.Graph[Any], W: Matrix) -> dict[str, Any]:
     A = adjacency(graph)
     degree = _degrees(A)
     notes: list[str] = []
+    gap, exact = spectral_gap_found(W)
     result: dict[str, Any] = {
         "nodes": n,
         "edges": graph.number_of_edges(),
@@ -305,28 +322,33 @@ def summary(graph: nx.Graph[Any], W: Matrix) -> dict[str, Any]:
         "degree_mean": float(degree.mean()),
         "degree_max": int(degree.max()),
         "diameter": None,
-        "spectral_gap": spectral_gap(W),
+        "spectral_gap": gap,
         "chi_1": None,
         "chi_2": None,
         "symmetric": is_symmetric(W),
         "doubly_stochastic": is_doubly_stochastic(W),
     }
-    if math.isnan(result["spectral_gap"]):
+    if math.isnan(gap):
         result["spectral_gap"] = None
         notes.append("spectral_gap: the eigenvalue iteration did not converge")
+    elif not exact:
+        notes.append("spectral_gap: an estimate, at most that (the iteration did not converge)")
     if not connected:
         notes.append("diameter, chi_1, chi_2: the graph is not connected by itself")
-    elif n <= EXACT_DIAMETER:
-        result["diameter"] = _eccentricity(A, np.arange(n))[0]
     else:
-        far = _eccentricity(A, np.array([0]))[1]  # the farthest node from any node is a good end to start from
-        result["diameter_at_least"] = _eccentricity(A, np.array([far]))[0]
-        notes.append(f"diameter: only a lower bound above {EXACT_DIAMETER} nodes")
+        low, high = spectrum.diameter(A)
+        if n <= spectrum.EXACT_DIAMETER and low == high:
+            result["diameter"] = low
+        else:
+            result |= {"diameter_at_least": low, "diameter_at_most": high}
+            notes.append("diameter: too large to search from every node, a lower bound and an upper bound")
     if connected and directed:
         notes.append("chi_1, chi_2: defined for undirected graphs")
     elif connected and n > 1:
-        result["chi_1"] = chi_1(graph)
-        if n <= EXACT_CHI_2:
+        result["chi_1"], exact = chi_1_found(graph)
+        if not exact:
+            notes.append("chi_1: an estimate, at least that (the iteration did not converge)")
+        if n <= EXACT_CHI_2 or nx.has_bridges(graph):
             result["chi_2"] = chi_2(graph)
         else:
             notes.append(f"chi_2: not computed above {EXACT_CHI_2} nodes")
@@ -334,7 +356,7 @@ def summary(graph: nx.Graph[Any], W: Matrix) -> dict[str, Any]:
         values = list(nx.get_edge_attributes(graph, key).values())
         if values:
             result[key] = [float(min(values)), float(max(values))]
-    return {**result, "notes": notes}
+    return {**result, "notes": notes + remarks_of(graph)}
 
 
 def _undirected(graph: nx.Graph[Any], rule: str) -> Matrix:
@@ -363,61 +385,3 @@ def _laplacian(graph: nx.Graph[Any], what: str) -> Matrix:
         raise InputError(f"{what} is defined for connected graphs of at least 2 nodes")
     A = adjacency(graph)
     return sparse.csr_array(sparse.diags_array(_degrees(A), format="csr") - A)
-
-
-def _sparse_radius(W: Matrix, symmetric: bool) -> float:
-    """The spectral radius of ``W - 1 1^T / n``."""
-    from scipy.sparse.linalg import eigsh
-
-    radius = _iterate(lambda x: W @ x - x.mean(axis=0), W.shape[0], symmetric)
-    if radius is not None or not symmetric:
-        return math.nan if radius is None else radius
-    eye = sparse.eye_array(W.shape[0], format="csr")
-    second = 1.0 - _near_zero(eye - W)
-    # A rough lowest eigenvalue comes quickly and mostly shows that it does not decide.
-    lowest = float(eigsh(-W, k=1, which="LA", ncv=60, tol=1e-3, return_eigenvectors=False)[0])
-    if lowest > second - 0.01:
-        lowest = 1.0 - float(eigsh(sparse.csc_array(eye + W), k=1, sigma=-1e-6, return_eigenvectors=False)[0])
-    return max(abs(second), lowest)
-
-
-def _second_smallest(L: Matrix) -> float:
-    """The second smallest eigenvalue of a graph's Laplacian."""
-    top = 2.0 * float(L.diagonal().max())  # no eigenvalue is larger
-    distance = _iterate(lambda x: top * (x - x.mean(axis=0)) - L @ x, L.shape[0], symmetric=True)
-    return _near_zero(L) if distance is None else top - distance
-
-
-def _iterate(apply: Callable[[Array], Array], n: int, symmetric: bool) -> float | None:
-    """The spectral radius by Lanczos or Arnoldi iteration; None where it is slow, as on rings, paths and grids."""
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs, eigsh
-
-    operator = LinearOperator((n, n), matvec=apply, dtype=np.float64)
-    start = np.random.Generator(np.random.Philox(0)).standard_normal(n)  # same graph, same digits
-    solver, restarts = (eigsh, 20) if symmetric else (eigs, 100)
-    try:
-        values = solver(operator, k=1, which="LM", ncv=60, maxiter=restarts, v0=start, return_eigenvectors=False)
-    except ArpackNoConvergence:
-        return None
-    return float(np.abs(values).max())
-
-
-def _near_zero(L: Matrix) -> float:
-    """The second smallest eigenvalue by shift-invert: graphs that mix slowly are thin, so factors stay sparse."""
-    from scipy.sparse.linalg import eigsh
-
-    values = eigsh(sparse.csc_array(L), k=2, sigma=-1e-6, which="LM", return_eigenvectors=False)
-    return float(np.sort(values)[1])
-
-
-def _eccentricity(A: Matrix, sources: Array) -> tuple[int, int]:
-    """The largest hop count from `sources` and the node it leads to."""
-    from scipy.sparse.csgraph import dijkstra
-
-    best, at = 0, int(sources[0])
-    for start in range(0, len(sources), 512):
-        hops = dijkstra(A, unweighted=True, indices=sources[start : start + 512])
-        k = int(np.argmax(hops))
-        if hops.flat[k] > best:
-            best, at = int(hops.flat[k]), k % A.shape[0]
-    return best, at

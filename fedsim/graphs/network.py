@@ -27,6 +27,8 @@ class Network:
         """Ticks of one message over each link of each graph: latency_ms + bytes / bandwidth_mbps; 0 where unknown."""
         return [
             np.array([_link_ticks(graph.edges[u, v], message_bytes) for u, v in mixing.links.tolist()], dtype=np.int64)
+            if any("latency_ms" in data or "bandwidth_mbps" in data for *_, data in graph.edges(data=True))
+            else np.zeros(len(mixing.links), dtype=np.int64)
             for graph, mixing in zip(self.topology.graphs, self.mixings, strict=True)
         ]
 
@@ -47,8 +49,8 @@ def build_network(topology: Topology, weights: str, name: str, needs_symmetric: 
             raise InputError(
                 f"{name} needs symmetric mixing weights on an undirected graph: links fire in both directions at once, "
                 f"and an idle link's weight stays at home; found {found}. "
-                "Allowed: an undirected graph (directed: false reads the edges of a file so) with metropolis, max_degree "
-                "or lazy weights",
+                "Allowed: an undirected graph (directed: false reads the edges of a file so) with metropolis, "
+                "max_degree or lazy weights",
                 key="graph" if topology.directed else "weights",
             )
         if not is_doubly_stochastic(matrix):

@@ -116,7 +116,7 @@ _UNPACK: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open}
 
 
 def _bytes(path: Path, packed: str) -> bytes:
-    opener = _UNPACK.get(packed, lambda p: p.open("rb"))
+    opener: Any = _UNPACK.get(packed, lambda p: p.open("rb"))
     with opener(path) as stream:
         data: bytes = stream.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
@@ -179,11 +179,19 @@ def _graph6(_path: Path, data: bytes) -> RawGraph:
         raise InputError(f"found {len(lines)} graphs, allowed: one")
     line = lines[0].removeprefix(b">>graph6<<").removeprefix(b">>sparse6<<")
     sparse = line.startswith(b":")
-    from networkx.readwrite.graph6 import data_to_n
+    check_size(_order(line.removeprefix(b":")), 0)
+    read: Any = nx.from_sparse6_bytes if sparse else nx.from_graph6_bytes
+    return _from_networkx(read(line))
 
-    header = [byte - 63 for byte in line.removeprefix(b":")[:8]]
-    check_size(data_to_n(header)[0], 0)
-    return _from_networkx(nx.from_sparse6_bytes(line) if sparse else nx.from_graph6_bytes(line))
+
+def _order(line: bytes) -> int:
+    """The number of nodes that a graph6 or sparse6 line begins with: one byte, or 3 after one ``~``, or 6 after two."""
+    wide = 2 if line.startswith(b"~~") else 1 if line.startswith(b"~") else 0
+    first, last = ((0, 1), (1, 4), (2, 8))[wide]
+    number = 0
+    for byte in line[first:last]:
+        number = number << 6 | (byte - 63)
+    return number
 
 
 def _text(data: bytes) -> str:

@@ -20,6 +20,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.fields import part_from
 from fedsim.core.registry import lookup, names, register
 from fedsim.core.types import Count
+from fedsim.graphs import random_graphs as random_graphs  # registers them
 from fedsim.graphs.base import Graph
 from fedsim.graphs.cleaning import components, labels
 from fedsim.graphs.edge_values import Weight

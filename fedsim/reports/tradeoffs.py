@@ -12,6 +12,7 @@ import numpy as np
 from fedsim.core.arrays import Floats
 from fedsim.figures.curves import INK, style
 from fedsim.figures.html import Markup, escape, image, inline_svg, join, swatch, tag
+from fedsim.graphs.files import read_graph
 from fedsim.graphs.mixing import mixing_matrix, spectral_gap
 from fedsim.reports.groups import Group, Record
 
@@ -79,13 +80,11 @@ def pareto(cost: Sequence[float], quality: Sequence[float]) -> list[int]:
 
 def _gap(run: Record) -> float | None:
     """Spectral gap of a run's graph; None under a server or where it is not recorded."""
-    import networkx as nx
-
     file, rule = run.dir / "topology.graphml", run.value("topology.weights")
     if not file.exists():
         return None
-    graph = nx.read_graphml(file)
     try:
+        graph = read_graph(file)
         return float(spectral_gap(mixing_matrix(graph, rule or ("uniform" if graph.is_directed() else "metropolis"))))
     except Exception:  # somebody's own weights, or a file that was changed by hand: the report goes on without
         return None

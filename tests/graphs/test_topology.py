@@ -298,7 +298,7 @@ def test_edges_in_one_or_both_directions(tmp_path: Path) -> None:
         ("g.gml", "nonsense", None, "cannot be read as gml"),
         ("g.gml", f"graph [ {GML_NODES} edge [ source 0 target 1 latency_ms -2 ] ]", None, "latency_ms -2"),
         ("g.gml", f"graph [ multigraph 1 {GML_NODES} {2 * 'edge [ source 0 target 1 ] '} ]", None, "twice"),
-        ("g.txt", "0 1", None, "allowed: .graphml"),
+        ("g.doc", "0 1", None, "allowed: .graphml"),
     ],
 )  # fmt: skip
 def test_bad_files(tmp_path: Path, name: str, text: str, line: int | None, words: str) -> None:

@@ -207,7 +207,7 @@ GRAPHS = [
     graph("g.edges", "three\n0 1\n", "g.edges:1: ", "found 'three', allowed: whole numbers"),
     graph("g.graphml", "<graphml><graph>", "g.graphml: ", "cannot be read as graphml"),
     graph("g.gml", "graph [ node [", "g.gml: ", "cannot be read as gml"),
-    graph("g.txt", "0 1\n", "g.txt: ", "found a file ending in '.txt', allowed: .graphml"),
+    graph("g.doc", "0 1\n", "g.doc: ", "found a file ending in '.doc', allowed: .graphml"),
     graph("g.csv", b"\xff\xfe\x00\x01", "g.csv: ", "cannot be read as csv"),
     gossip("graph: ring", "graph: file\n  path: none.gml", "none.gml: topology.path: no such file"),
 ]
