@@ -95,7 +95,7 @@ def clean(raw: RawGraph, how: Cleaning) -> nx.Graph[Any]:
         how.latency.place(graph)
     if how.from_file:
         _complete(graph, how)
-        graph.graph[REMARKS] = "\n".join([*remarks, *unused, *_no_clock(graph)])
+        graph.graph[REMARKS] = "\n".join([*remarks, *unused, *_no_clock(graph, unused)])
     return graph
 
 
@@ -375,14 +375,12 @@ def _meant(name: str, value: Any, sources: dict[str, Any], there: dict[str, Any]
     return nearest(name, [n for n in VALUES[:2] if n not in there])
 
 
-def _no_clock(graph: nx.Graph[Any]) -> list[str]:
-    """A graph that gives a run's clock nothing says so."""
-    if any(name in data for *_, data in graph.edges(data=True) for name in VALUES[:2]):
-        return []
+def _no_clock(graph: nx.Graph[Any], unused: list[str]) -> list[str]:
+    """A graph that could give a run's clock something and does not says so."""
     placed = sum("latitude" in data and "longitude" in data for _, data in graph.nodes(data=True))
-    way = (
-        f"; {placed} of {len(graph)} nodes have positions (did you mean latency: {{from: positions}}?)"
-        if placed
-        else ""
-    )
-    return [f"no edge has a latency or a bandwidth: messages take no time, a round takes 1 s or what system says{way}"]
+    timed = any(name in data for *_, data in graph.edges(data=True) for name in VALUES[:2])
+    if timed or not (placed or unused):
+        return []
+    way = f"; {placed} of {len(graph)} nodes have positions (did you mean latency: {{from: positions}}?)"
+    said = "no edge has a latency or a bandwidth: messages take no time, a round takes 1 s or what system says"
+    return [said + (way if placed else "")]

@@ -20,7 +20,6 @@ from fedsim.graphs.cleaning import REMARKS, Cleaning, clean
 from fedsim.graphs.edge_values import Bandwidth, Latency, Weight
 from fedsim.graphs.readers import Columns, RawGraph, read_raw
 
-
 _MANY = 10_000
 
 
