@@ -17,7 +17,12 @@ from fedsim.scenario.sections import Scenario
 
 
 def check_trust(scenario: Scenario) -> None:
-    """Raise InputError where the noise relies on something that a deployment does not do."""
+    """Raise InputError where the scenario relies on something that a deployment does not do."""
+    if scenario.compression is not None:
+        message = "a deployment sends messages as they are, so that their bytes would not be those that are counted"
+        raise InputError(f"{message}; allowed: remove the section", key="compression")
+    if scenario.attack is not None:
+        raise InputError("clients of a deployment are what they are; allowed: remove the section", key="attack")
     if scenario.privacy is None:
         return
     if scenario.privacy.shares_noise:

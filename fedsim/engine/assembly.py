@@ -251,7 +251,8 @@ def _check_work(work: Work | None, key: str, clients: int) -> None:
 
 def _check_everyone(s: Scenario, clients: int) -> None:
     """All clients take part in every round where the algorithm needs them to."""
-    why = s.algorithm.needs.everyone
+    reasons = (s.algorithm.needs.everyone, *(part.everyone for part in s.transforms))
+    why = next((reason for reason in reasons if reason is not None), None)
     if why is None or not isinstance(s.participation, Synchronous):
         return
     for key in s.participation.leaves_out(clients):

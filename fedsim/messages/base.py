@@ -44,6 +44,11 @@ class MessageTransform(Part, ABC):
     ``run.seed``, the client and the round, and works row by row: then shards, chunks and resumed runs agree.
     """
 
+    @property
+    def everyone(self) -> str | None:
+        """Why all clients have to take part in every round, where they have to."""
+        return None
+
     def check(self, form: Message, run: RunFacts) -> None:
         """Raise InputError where it does not fit what clients send: `form` is one client's message, rows of one."""
 

@@ -62,6 +62,12 @@ class Compressor(MessageTransform):
         """The variance of an unbiased one, relative to the squared norm; None where it is biased."""
         return None
 
+    @property
+    def everyone(self) -> str | None:
+        if self.feedback != "ef21":
+            return None
+        return "with feedback ef21 the server counts on the last message of every client"
+
     # --- the transform ------------------------------------------------------------------------------------------------
 
     def check(self, form: Message, run: RunFacts) -> None:

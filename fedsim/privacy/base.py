@@ -63,6 +63,8 @@ class Mechanism(Part, ABC):
     trust: Literal["central", "secagg", "local"] = "central"
     noise_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
+    counts_on_messages: ClassVar[bool] = True
+    """Whether its noise or its sensitivity counts on messages as clients send them, so that nothing may change them."""
     shares_noise: ClassVar[bool] = False
     """Whether clients draw some of it together, so that all of them have to know the same seed."""
 

@@ -7,7 +7,7 @@ themselves, against the server, the other clients and whoever sees all of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class PrivateSGD(Mechanism):
     """
 
     trust: Literal["local"] = "local"
+    counts_on_messages: ClassVar[bool] = False
     clip_norm: Positive | None = None
     sampling_rate: Fraction | None = None
 

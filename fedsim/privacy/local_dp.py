@@ -7,7 +7,7 @@ sampling or shuffling is claimed, and all messages of a client count.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class LocalDP(Mechanism):
     """
 
     trust: Literal["local"] = "local"
+    counts_on_messages: ClassVar[bool] = False
     clip_norm: Positive | None = None
 
     def bind(self, setting: Setting) -> Bound:

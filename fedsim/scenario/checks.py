@@ -8,6 +8,7 @@ from fedsim.data.sets import QuadraticFile
 from fedsim.messages.aggregators import Aggregator, Mean, TrimmedMean
 from fedsim.participation.clocked import Clocked
 from fedsim.participation.poisson import PoissonGossip
+from fedsim.scenario.message_checks import message_problems
 from fedsim.scenario.sections import MODES, Scenario
 
 
@@ -89,6 +90,7 @@ def crosscheck(s: Scenario) -> list[Problem]:
         found.append(Problem("found 'bf16' with dtype float64, allowed: full", "run.precision"))
     if not quadratic and s.model is None:
         found.append(Problem("missing; e.g. model: {name: linear}", "model"))
+    found += message_problems(s)
     return found
 
 

@@ -173,9 +173,85 @@ def test_chunks_disk_and_resume_change_nothing(tmp_path: Path, feedback: str) ->
         ({"name": "top_q", "k": 1}, "compression.name", "did you mean 'top_k'"),
     ],
 )
-def test_refusals(tmp_path: Path, section: dict[str, Any], key: str, words: str) -> None:
+def test_bad_sections(tmp_path: Path, section: dict[str, Any], key: str, words: str) -> None:
     with pytest.raises(InputError) as caught:
         _run(tmp_path / "run", compression=section)
     assert caught.value.problems[0].key == key
     assert words in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+SIGN = {"name": "sign"}
+
+
+@pytest.mark.parametrize(
+    "sections,key,words",
+    [
+        (
+            {"algorithm": {"name": "scaffold"}},
+            "compression",
+            "'scaffold' moves client and server along the same messages",
+        ),
+        ({"algorithm": {"name": "diff2"}}, "compression", "adds up what all clients send"),
+        ({"algorithm": {"name": "dgd"}, "topology": {"graph": "ring"}}, "compression", "nodes send models"),
+        (
+            {"privacy": {"mechanism": "dp_fedavg", "noise_multiplier": 1.0, "clip_norm": 1.0}},
+            "compression",
+            "beside 'dp_fedavg'",
+        ),
+        (
+            {"compression": {**SIGN, "feedback": "ef21"}, "participation": {"mode": "synchronous", "fraction": 0.5}},
+            "participation.fraction",
+            "ef21",
+        ),
+        (
+            {
+                "compression": {**SIGN, "feedback": "ef21"},
+                "participation": {"mode": "fedbuff", "buffer": 2, "concurrency": 3},
+            },
+            "participation.mode",
+            "ef21",
+        ),
+        ({"compression": None, "attack": {"name": "sign_flip", "attackers": 6}}, "attack.attackers", "not all"),
+        ({"compression": None, "attack": {"name": "sign_flip", "attackers": [9]}}, "attack.attackers", "0 to 5"),
+        (
+            {"compression": None, "attack": {"name": "sign_flip", "attackers": 1}, "algorithm": {"name": "feddyn"}},
+            "attack",
+            "'feddyn' moves client and server",
+        ),
+    ],
+)
+def test_what_does_not_go_together(tmp_path: Path, sections: dict[str, Any], key: str, words: str) -> None:
+    scenario = {k: v for k, v in {**BASE, "compression": SIGN, **sections}.items() if v is not None}
+    with pytest.raises(InputError) as caught:
+        fedsim.run(scenario, out=tmp_path / "run")
+    assert [p.key for p in caught.value.problems] == [key]
+    assert words in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_local_noise_comes_first(tmp_path: Path) -> None:
+    """Compression is post-processing: noise is drawn for the clipped message, and what travels is compressed."""
+    privacy = {"mechanism": "local_dp", "noise_multiplier": 0.5, "clip_norm": 1.0}
+    run = _run(tmp_path / "run", compression=SIGN, privacy=privacy)
+    d = len(run.params)
+    assert run.metrics["bytes_sent"].iloc[-1] == 6 * 6 * (8 * d + math.ceil((d + 64) / 8))
+    assert run.metrics["epsilon"].iloc[-1] == _run(tmp_path / "plain", privacy=privacy).metrics["epsilon"].iloc[-1]
+
+
+def test_attackers_are_replaced_as_they_arrive(tmp_path: Path) -> None:
+    """All but one client flipped: the step is that of the weights with their signs flipped; a median resists a few."""
+    file = tmp_path / "q.npz"
+    np.savez(file, A=np.ones((5, 2)), b=np.array([[1.0, 2.0]] * 5))
+    base = {
+        "data": {"dataset": "quadratic", "file": str(file)},
+        "algorithm": {"name": "fedavg", "lr": 1.0, "local_steps": 1},
+        "run": {"rounds": 1, "eval_every": 1, "dtype": "float64"},
+    }
+    attack = {"name": "sign_flip", "attackers": [0, 3], "scale": 2.0}
+    mean = fedsim.run({**base, "attack": attack}, out=tmp_path / "mean")
+    assert mean.params.tolist() == pytest.approx([-0.2, -0.4])  # (3 - 2 * 2) / 5
+    median = fedsim.run({**base, "attack": attack, "aggregator": {"name": "median"}}, out=tmp_path / "median")
+    assert median.params.tolist() == pytest.approx([1.0, 2.0])
+    late = fedsim.run({**base, "attack": {**attack, "start": 2}}, out=tmp_path / "late")
+    assert late.params.tolist() == pytest.approx([1.0, 2.0])
