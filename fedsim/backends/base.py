@@ -49,6 +49,9 @@ class Backend(Protocol):
     def load(self, saved: Mapping[str, Tensor]) -> None:
         """Continue from what `save` gave."""
 
+    def draw_from(self, word: int) -> None:
+        """From now on clients draw their noise from `word` (see `privacy.base.Bound.draw_from`)."""
+
     @property
     def wants_checkpoint(self) -> bool:
         """Whether a checkpoint is due, since too much would have to be done again after a loss."""
@@ -69,6 +72,9 @@ class BackendDefaults:
 
     def checkpointed(self, saved: Saved) -> None:
         """Nothing depends on it."""
+
+    def draw_from(self, word: int) -> None:
+        """Clients share the mechanism with this process, or have noise of their own."""
 
     def close(self) -> None:
         """Nothing was started."""

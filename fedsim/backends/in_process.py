@@ -71,6 +71,10 @@ class Vectorized(BackendDefaults):
             for i, number in enumerate(saved["done.numbers"].tolist()):
                 self._done[number] = {k: v[i] for k, v in messages.items()}
 
+    def draw_from(self, word: int) -> None:
+        """Jobs that were given before have the noise that they would have had."""
+        self.compute()
+
     def compute(self) -> None:
         """All pending jobs in one batch."""
         if not self._pending:

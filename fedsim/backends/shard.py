@@ -131,6 +131,11 @@ class Shard:
 
     # --- what clients keep --------------------------------------------------------------------------------------------
 
+    def draw_from(self, word: int) -> None:
+        """From now on draw noise from `word`; jobs that were given before have the noise that they would have had."""
+        self.backend.compute()
+        self.guard.worker.draw_from(word)
+
     def reset(self, saved: Mapping[str, Array | Stored], nodes: Mapping[str, Array | Stored] | None = None) -> None:
         """Start from what `save` gave (nothing: from the beginning), and from these states of the graph's nodes.
 

@@ -49,6 +49,11 @@ class Worker:
         )
         self.chunk_rows = chunk_rows or default_chunk_rows(task, algorithm.batch_size)
 
+    def draw_from(self, word: int) -> None:
+        """Have the privacy mechanism, of which this worker has a copy in another process, draw from `word`."""
+        for link in self.pipeline.links:
+            link.draw_from(word)
+
     def run(self, job: Job) -> Message:
         """The messages of all clients of `job` as they leave them, row i belonging to ``job.clients[i]``."""
         chunks = list(self._chunks(job))

@@ -110,12 +110,15 @@ class Simulation:
     def _begin(self) -> None:
         """The initial state, or the recorded one of a resumed run."""
         self.home = run_state(self.scenario, self.assembly, self.backend)
-        saved = open_directory(self.folder, self.scenario, self.resume)
+        saved, privacy = open_directory(self.folder, self.scenario, self.resume), self.assembly.privacy
         self.fresh = saved is None
-        if saved is not None:
+        privacy.record(self.folder, self._place(), self.backend.draw_from, durable=self.remote is not None)
+        if saved is None:
+            privacy.catch_up(0)
+        else:
             self.round, self.totals = saved.progress["round"], Totals(**saved.progress["totals"])
             self.backend.load(saved.clients)
-            self.assembly.privacy.load(saved.progress.get("privacy", {}))
+            privacy.load(saved.progress.get("privacy", {}))
             self.home.load(saved)
         self._write_inputs()
 
@@ -219,6 +222,10 @@ class Simulation:
         progress: dict[str, Any] = {"round": self.round, "totals": asdict(self.totals), "privacy": privacy.save()}
         save_report(self.folder, privacy.report())
         self.backend.checkpointed(save_checkpoint(self.folder, progress, self.home.kept(), self.backend.save()))
+
+    def _place(self) -> str:
+        """What numbers depend on in their last bits."""
+        return f"{self.scenario.backend} {self.assembly.device} {torch.get_num_threads()} {torch.__version__}"
 
     def _write_inputs(self) -> None:
         write_partition(self.folder, self.assembly.counts, self.assembly.task.sizes)

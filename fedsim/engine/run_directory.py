@@ -25,6 +25,7 @@ from fedsim.core.errors import InputError, Problem, RunError
 from fedsim.core.row_files import RowStream, write_tensors
 from fedsim.engine.checkpoint import Checkpoint, load_checkpoint
 from fedsim.graphs.topology import Topology
+from fedsim.privacy.releases import FILE as RELEASES
 from fedsim.scenario.sections import BackendSection, Scenario
 
 LAST = 10
@@ -101,7 +102,7 @@ def open_directory(folder: Path, scenario: Scenario, resume: bool) -> Checkpoint
             _check_same(folder, scenario)
             checkpoint = load_checkpoint(folder)
         if checkpoint is None:
-            _clear(folder)
+            _clear(folder, releases=not resume)
         else:
             done = checkpoint.progress["round"]
             _check_rounds(folder, done, scenario)
@@ -182,8 +183,10 @@ def _cut(path: Path, keep: Callable[[int], bool]) -> None:
         _write_atomically(path, "".join(line + "\n" for line in kept))
 
 
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run left."""
+def _clear(folder: Path, releases: bool) -> None:
+    """Remove what an earlier run left; what it released only where nothing is continued."""
+    if releases:
+        (folder / RELEASES).unlink(missing_ok=True)
     for name in ("checkpoint", "checkpoint.new", "checkpoint.old"):  # before the rows that they refer to
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (

@@ -90,8 +90,7 @@ class RunState(ABC):
     def _start(self, event: Dispatch, received: Message) -> Message:
         """Write down what will be released, and have the clients start."""
         if len(event.clients):
-            self.assembly.privacy.charge(event.clients, event.rounds, event.steps)
-            received = self.assembly.privacy.broadcast(received)
+            received = self.assembly.privacy.enter(event.clients, event.rounds, event.steps, received)
             self.backend.dispatch(Job(event.clients, event.rounds, event.steps, received, event.jobs))
         return received
 
@@ -158,8 +157,7 @@ class ServerState(RunState):
         privacy = self.assembly.privacy
         if not privacy.answers_empty:
             return None
-        privacy.charge(event.clients, event.rounds, event.steps)
-        received = privacy.broadcast(begin(self.algorithm, self.values))
+        received = privacy.enter(event.clients, event.rounds, event.steps, begin(self.algorithm, self.values))
         job = Job(event.clients, event.rounds, event.steps, received)
         return self.assembly.pipeline.send({k: v[:0] for k, v in self.form.items()}, {}, job)[0]
 

@@ -63,6 +63,9 @@ class MessageTransform(Part, ABC):
         """
         return message, kept
 
+    def draw_from(self, word: int) -> None:
+        """From now on draw what has to be new from `word` (noise; see `fedsim.privacy.base.Bound.draw_from`)."""
+
     def receive(self, message: Message, arrived: Arrived, run: RunFacts) -> Message:
         """Where it is combined: what is combined instead; row i is of ``arrived.clients[i]``."""
         return message

@@ -19,10 +19,12 @@ Noise comes from `fedsim.privacy.noise`, keyed by client, round and step; then r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 from torch import Tensor
 
@@ -38,6 +40,7 @@ from fedsim.participation.base import Setting
 from fedsim.privacy.accounting import Profile
 from fedsim.privacy.accounting import epsilon as epsilon_of
 from fedsim.privacy.ledger import PrivacyLedger, finite
+from fedsim.privacy.releases import Releases, job_digest, sum_digest
 
 PUBLIC_METRICS = ("test_loss", "test_accuracy")
 """Computed from released models and test data, which is taken as public; the others look at protected data."""
@@ -101,6 +104,14 @@ class Bound:
     def __init__(self, mechanism: Mechanism, setting: Setting, ledger: PrivacyLedger) -> None:
         self.seeds = (mechanism.noise_seed, setting.seed)
         self.samples_from: int | None = None
+        self.releases: Releases | None = None
+        self.place = ""
+        self._own_seeds = self.seeds
+        self._word: int | None = None
+        self._tell: Callable[[int], None] = _nobody
+        self._entered = (_NOBODY, _NOBODY, _NOBODY)
+        self.attempts = 0
+        """How often a resumed run went another way than the one before it, so that rounds were made again."""
         self.ledger = ledger
         self.rounds = setting.rounds
         self.oracle_metrics = [m for m in setting.task.metrics if m not in PUBLIC_METRICS]
@@ -117,6 +128,66 @@ class Bound:
     def links(self) -> tuple[MessageTransform, ...]:
         """What it does to messages at clients, the first links of the run's pipeline."""
         return (_Outgoing(self),)
+
+    def record(self, folder: Path, place: str, tell: Callable[[int], None], durable: bool = False) -> None:
+        """Write every release into ``releases.jsonl`` of the run directory `folder` before it happens.
+
+        Parameters
+        ----------
+        place : tells machines apart whose numbers may differ in the last bits.
+        tell : called with the `word` that other processes have to draw noise from (see `draw_from`).
+        durable : see `Releases`.
+        """
+        self.releases, self.place = Releases(folder, durable), place
+        self._tell = tell
+
+    def enter(self, clients: Ints, rounds: Ints, steps: Ints, message: Message) -> Message:
+        """What clients receive of `message`; everything that their work will release is written down by then.
+
+        Raises
+        ------
+        BudgetExceeded
+            It would pass the budget.
+        """
+        message = self.broadcast(message)
+        if self.releases is None:
+            self.charge(clients, rounds, steps)
+            return message
+        job = job_digest(clients, rounds, steps, message, self.place)
+        self._entered = clients, rounds, steps
+        if self.releases.is_repeat(job):
+            return message
+        if self.releases.open:
+            self._diverge()
+        self.charge(clients, rounds, steps)
+        self.releases.enter(job, self.ledger.taken(), self._word)
+        return message
+
+    def under_noise(self, number: int, clean: Tensor) -> None:
+        """To be called with what the server's noise of round `number` is about to be added to."""
+        if self.releases is None:
+            return
+        found = sum_digest(self._own_seeds, clean)
+        if self.releases.differs(number, found):
+            self._diverge()
+            self.charge(*self._entered)
+            self.releases.enter_sum(number, found, self.ledger.taken(), self._word)
+        elif not self.releases.has_sum(number):
+            self.releases.enter_sum(number, found, [], self._word)
+
+    def catch_up(self, known: int) -> None:
+        """Count the releases that a resumed run had made after its checkpoint, which knows the first `known`."""
+        if self.releases is not None and not self.releases.resume(known, self.ledger, self._word):
+            self._diverge()
+
+    def _diverge(self) -> None:
+        """A resumed run goes another way than the one before it: its noise comes from elsewhere from here on."""
+        assert self.releases is not None
+        self.releases.forget()
+        self.attempts += 1
+        self._word = self.releases.fresh_word(self._own_seeds)
+        self._tell(self._word)
+        self.draw_from(self._word)
 
     def task(self, task: Task) -> Task:
         """The task whose oracle the algorithm gets."""
@@ -139,6 +210,7 @@ class Bound:
 
     def columns(self) -> dict[str, float | None]:
         """Columns of ``metrics.jsonl``: spent so far."""
+        self._settle()
         return {"epsilon": finite(self.ledger.epsilon()), "delta": self.ledger.delta}
 
     def facts(self) -> dict[str, Any]:
@@ -158,11 +230,20 @@ class Bound:
 
     def report(self) -> dict[str, Any]:
         """What ``privacy.json`` says."""
-        return {**self.ledger.report(), "oracle_metrics": list(self.oracle_metrics)}
+        rows = 0 if self.releases is None else self.releases.rows
+        return {**self.ledger.report(), "oracle_metrics": list(self.oracle_metrics), "rows": rows}
 
     def save(self) -> dict[str, Any]:
         """JSON's types: what a checkpoint keeps."""
-        return {"ledger": self.ledger.save(), "rounds": self.rounds}
+        self._settle()
+        rows = 0 if self.releases is None else self.releases.rows
+        return {
+            "ledger": self.ledger.save(),
+            "rounds": self.rounds,
+            "releases": rows,
+            "word": self._word,
+            "attempts": self.attempts,
+        }
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Continue from what `save` gave.
@@ -179,6 +260,22 @@ class Bound:
                 key="run.rounds",
             )
         self.ledger.load(saved["ledger"])
+        self._word, self.attempts = saved.get("word"), saved.get("attempts", 0)
+        if self._word is not None:
+            self.draw_from(self._word)
+            self._tell(self._word)
+        self.catch_up(saved.get("releases", 0))
+
+    def _settle(self) -> None:
+        if self.releases is not None:
+            self.releases.settle()
+
+
+_NOBODY: Ints = np.empty(0, dtype=np.int64)
+
+
+def _nobody(word: int) -> None:
+    """Nobody has to be told where noise comes from."""
 
 
 class NoPrivacy(Bound):
@@ -193,6 +290,15 @@ class NoPrivacy(Bound):
     @property
     def links(self) -> tuple[MessageTransform, ...]:
         return ()
+
+    def record(self, folder: Path, place: str, tell: Callable[[int], None], durable: bool = False) -> None:
+        """There are no releases."""
+
+    def enter(self, clients: Ints, rounds: Ints, steps: Ints, message: Message) -> Message:
+        return message
+
+    def catch_up(self, known: int) -> None:
+        """Nothing was released."""
 
     def columns(self) -> dict[str, float | None]:
         return {}
@@ -218,6 +324,9 @@ class _Outgoing(MessageTransform):
 
     def send(self, message: Message, kept: State, job: Job, run: RunFacts) -> tuple[Message, State]:
         return self.bound.outgoing(message, job), kept
+
+    def draw_from(self, word: int) -> None:
+        self.bound.draw_from(word)
 
 
 class WrappedTask(Task):

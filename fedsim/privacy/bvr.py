@@ -155,6 +155,7 @@ class BoundBvr(Bound):
 
         def private(values: Tensor) -> Tensor:
             mean = aggregate(values)
+            self.under_noise(round.number, mean)
             noise = gaussian(
                 self.seeds, "server", round.number, width=mean.shape[-1], device=mean.device, dtype=mean.dtype
             )

@@ -159,7 +159,9 @@ class _BoundFedAvg(Bound):
         return self.multiplier * self.clip * float(self.weights.max()) if self.multiplier > 0 else 0.0
 
     def charge(self, clients: Ints, rounds: Ints, steps: Ints) -> None:
-        self.ledger.append(self.one)
+        # rounds that are made again have the cohort that they had: together they are one release with less noise
+        release = Release(self.one.kind, self.one.z * (1 + self.attempts) ** -0.5, self.one.q)
+        self.ledger.append(release if self.attempts else self.one)
 
     def broadcast(self, message: Message) -> Message:
         if self.adaptive is None:
@@ -185,16 +187,18 @@ class _BoundFedAvg(Bound):
         return {**sent, _BIT: within.to(delta.dtype) - 0.5} if self.adaptive else sent
 
     def aggregate(self, round: Round, state: State, messages: Message, aggregate: Aggregate) -> Aggregate:
-        mean = self._mean(round, messages["delta"])
+        within = messages[_BIT].sum(0) if self.adaptive else messages["delta"].new_zeros(0)
+        mean = self._mean(round, messages["delta"], within)
         if self.adaptive is not None:
             self._adapt(self.adaptive, round.number, messages[_BIT])
         return lambda values, weights=None: mean  # noqa: ARG005 - `check_server` made sure that this is all it is
 
-    def _mean(self, round: Round, delta: Tensor) -> Tensor:
-        """``sum_p w_p delta_p + noise``, ``[m, d] -> [d]``."""
+    def _mean(self, round: Round, delta: Tensor, within: Tensor) -> Tensor:
+        """``sum_p w_p delta_p + noise``, ``[m, d] -> [d]``; `within` gets noise in this round, too."""
         total = (self.algorithm.importance(round) / self.one.q).squeeze(-1) @ delta
         if self.share is not None or self.std == 0:
             return total
+        self.under_noise(round.number, torch.cat([total, within]))
         noise = gaussian(self.seeds, "sum", round.number, width=len(total), device=total.device, dtype=total.dtype)
         return total + self.std * noise[0]
 

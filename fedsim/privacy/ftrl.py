@@ -133,6 +133,9 @@ class _BoundFTRL(Bound):
         heaviest = float(importance(setting).max()) / self.rate
         self.std = release.z * self.clip * heaviest * self.sensitivity if release.z > 0 else 0.0
         self.length = mechanism.length(setting.rounds)
+        self.done = 0
+        self.changes: list[tuple[int, int]] = []
+        """From which round on which `word` decides the noise that is drawn in it (see `draw_from`)."""
 
     def charge(self, clients: Ints, rounds: Ints, steps: Ints) -> None:
         if not next(self.ledger.profiles()):  # one release for the whole run, at its beginning
@@ -145,8 +148,13 @@ class _BoundFTRL(Bound):
         weights = self.algorithm.importance(round) / self.rate
         mean = weights.squeeze(-1) @ messages["delta"]
         if self.std > 0:
+            self.under_noise(round.number, mean)
             mean = mean + self.std * self._noise(round.number, mean)
+        self.done = round.number
         return lambda values, weights=None: mean  # noqa: ARG005 - `check_server` made sure that this is all it is
+
+    def save(self) -> dict[str, Any]:
+        return {**super().save(), "done": self.done, "changes": self.changes}
 
     def load(self, saved: Mapping[str, Any]) -> None:
         if saved["rounds"] != self.rounds:
@@ -155,7 +163,15 @@ class _BoundFTRL(Bound):
                 f"{saved['rounds']}",
                 key="run.rounds",
             )
+        self.done = saved.get("done", 0)
+        self.changes = [(number, word) for number, word in saved.get("changes", ())]
         super().load(saved)
+
+    def _diverge(self) -> None:
+        """The sums before stay under their noise; those to come are a run of their own, which is counted once more."""
+        super()._diverge()
+        self.changes.append((self.done + 1, self.seeds[0]))
+        self.ledger.append(self.release)
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "sensitivity of the worst pattern": f"{self.sensitivity:.6g} clips"}
@@ -174,6 +190,9 @@ class _BoundFTRL(Bound):
     def _sum(self, epoch: int, terms: list[tuple[float, int, int]], like: Tensor) -> Tensor:
         total = torch.zeros_like(like)
         for factor, level, index in sorted(terms):
-            z = gaussian(self.seeds, "ftrl", epoch, level, index, width=len(like), device=like.device, dtype=like.dtype)
+            last = epoch * self.length + ((index + 1) << level)  # the round in which this noise was first drawn
+            word = next((word for first, word in reversed(self.changes) if first <= last), self._own_seeds[0])
+            seeds = word, self.seeds[1]
+            z = gaussian(seeds, "ftrl", epoch, level, index, width=len(like), device=like.device, dtype=like.dtype)
             total.add_(z[0], alpha=factor)
         return total

@@ -22,6 +22,8 @@ from fedsim.privacy.accounting import (
 
 _SLACK = 1 + 1e-6  # of a budget: calibration is exact up to rounding
 _MOST_PROFILES = 16
+Entry = tuple[Release, "int | Ints", "Ints | None"]
+"""A release, how often, and whose (None: everybody's), as `PrivacyLedger.append` takes them."""
 NOT_COVERED = (
     "choices made by looking at results on the data: learning rates, clip norms, stopping, model selection",
     "preprocessing that looks at the data, such as scaling to its mean and deviation",
@@ -76,6 +78,7 @@ class PrivacyLedger:
         self.claim, self.delta, self.num_clients, self.budget = claim, delta, num_clients, budget
         self.planned: dict[Release, int] = dict(planned or {})
         self.allowed = self.planned if allowed is None else dict(allowed)
+        self._taken: list[Entry] = []
         self._common: dict[Release, int] = {}
         self._own: dict[Release, Ints] = {}
         self._known: dict[frozenset[tuple[Release, int]], float] = {}
@@ -90,6 +93,17 @@ class PrivacyLedger:
         """
         if self.budget is not None and self._most(release, count, clients) > self.allowed.get(release, 0):
             self._check(release, count, clients)
+        self._taken.append((release, count, clients))
+        self.add((release, count, clients))
+
+    def taken(self) -> list[Entry]:
+        """What `append` has taken since this was last asked."""
+        taken, self._taken = self._taken, []
+        return taken
+
+    def add(self, entry: Entry) -> None:
+        """Count what has been released, whatever the budget."""
+        release, count, clients = entry
         if clients is None:
             assert isinstance(count, int)
             self._common[release] = self._common.get(release, 0) + count
@@ -172,7 +186,7 @@ class PrivacyLedger:
         trial = PrivacyLedger(self.claim, self.delta, self.num_clients)
         trial._common, trial._own = dict(self._common), {r: n.copy() for r, n in self._own.items()}
         trial._known = self._known
-        trial.append(release, count, clients)
+        trial.add((release, count, clients))
         assert self.budget is not None
         if trial.epsilon() > self.budget * _SLACK:
             raise self._exceeded(trial.epsilon())

@@ -78,6 +78,7 @@ class Shards:
         self._log_bytes = 0
         self._waiting: dict[int, list[Call]] = {}
         self._failures = 0
+        self._word: int | None = None
         hosts = cluster.start(len(self.shards), pool.cpus, pool.gpus, pool.threads)
         self.host: dict[int, Any] = dict(zip(self.shards, hosts, strict=True))
         self._adopt(self.shards)
@@ -92,6 +93,12 @@ class Shards:
         self.cluster.end(list(set(self.host.values())))
         self.host.clear()
         self.cluster.close()
+
+    def draw_from(self, word: int) -> None:
+        """From now on the shards' clients draw their noise from `word`; those that are made anew do so, too."""
+        self._word = word
+        self._answers("draw_from", dict.fromkeys(self.shards, (word,)))
+        self._log_bytes += _LOG_BYTES + 1  # what was done before it could not be played again: a checkpoint is due
 
     def _later(self, method: str, calls: dict[int, tuple[Any, ...]], size: int = 0) -> None:
         """Have some shards do something before they next answer; `size` is what keeping the call costs."""
@@ -208,6 +215,8 @@ class Shards:
 
     def _adopt(self, shards: list[int]) -> None:
         where = self._get([self.host[k].adopt.remote(k, self._packed[k]) for k in shards])
+        if self._word is not None:
+            self._get([self._send(k, ("draw_from", (self._word,))) for k in shards])
         self._near |= {k: node == self.cluster.here() for k, node in zip(shards, where, strict=True)}
 
     def _affected(self, lost: list[int]) -> list[int]:
