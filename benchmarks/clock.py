@@ -26,6 +26,7 @@ from fedsim.devices.system import Durations, SystemSection
 from fedsim.participation import schedule
 from fedsim.participation.base import Dispatch
 from fedsim.participation.fates import jobs_of
+from fedsim.participation.policy import EachArrival
 
 
 class Eager(Vectorized):
@@ -78,7 +79,7 @@ def events(clients: int, count: int) -> None:
     start = time.perf_counter()
     durations = Durations(section, clients, 0)
     made = 0
-    for _ in schedule.asynchronous(clients, jobs_of(durations, lambda *_: 1)):
+    for _ in schedule.steps(EachArrival(), clients, jobs_of(durations, lambda *_: 1)):
         made += 1
         if made == count:
             break

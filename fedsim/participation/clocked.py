@@ -32,6 +32,7 @@ from fedsim.core.types import Count, NonNegative, Positive
 from fedsim.participation import schedule
 from fedsim.participation.base import Arrival, Dispatch, Ended, Event, InVain, Participation, Setting
 from fedsim.participation.fates import jobs_of
+from fedsim.participation.policy import Barrier, Buffer, EachArrival, Policy, Windows
 from fedsim.participation.schedule import Combined, Jobs, Started, Step, Stopped
 
 Weights = Literal["debiased", "estimated", "identical"]
@@ -98,12 +99,27 @@ class Clocked(Participation):
     timeout: Positive | None = None
 
     @abstractmethod
-    def steps(self, n: int, jobs: Jobs, seed: int) -> Iterator[Step]:
-        """The schedule, without end."""
+    def policy(self, n: int, seed: int) -> Policy:
+        """What the server of n clients does when something happens, on a virtual and on a wall clock."""
 
-    @abstractmethod
     def arrival_weights(self, n: int, p: Floats, tau: list[int] | None, rates: Floats | None) -> Floats:
-        """d_i of every client ``[n]``, from importance and constant durations in ticks or rates of delivery."""
+        """d_i of every client ``[n]``, from importance and constant durations in ticks or rates of delivery.
+
+        Both are None for ``weights: identical``; here that is 1/n.
+
+        Raises
+        ------
+        InputError
+            The mode has no closed form for constant durations.
+        """
+        if tau is not None:
+            name = type(self).__name__
+            raise InputError(f"{name} has no closed form; allowed: estimated, identical", key="participation.weights")
+        return np.full(n, 1.0 / n) if rates is None else np.asarray(p / rates)
+
+    def steps(self, n: int, jobs: Jobs, seed: int) -> Iterator[Step]:
+        """The schedule in virtual time."""
+        return schedule.steps(self.policy(n, seed), n, jobs)
 
     def check_run(self, setting: Setting) -> None:
         """Raise InputError where `weights` needs jobs that all arrive after the same time, and they do not."""
@@ -220,8 +236,8 @@ class _Work:
 class Asynchronous(Clocked):
     """Every arrival is combined by itself and its client restarts at once (asynchronous FedAvg)."""
 
-    def steps(self, n: int, jobs: Jobs, seed: int) -> Iterator[Step]:
-        return schedule.asynchronous(n, jobs)
+    def policy(self, n: int, seed: int) -> Policy:
+        return EachArrival()
 
     def arrival_weights(self, n: int, p: Floats, tau: list[int] | None, rates: Floats | None) -> Floats:
         if tau is not None:
@@ -240,14 +256,14 @@ class FixedInterval(Clocked):
 
     window: Positive
 
-    def steps(self, n: int, jobs: Jobs, seed: int) -> Iterator[Step]:
-        return schedule.fixed_interval(n, jobs, self._ticks())
+    def policy(self, n: int, seed: int) -> Policy:
+        return Windows(self._ticks())
 
     def arrival_weights(self, n: int, p: Floats, tau: list[int] | None, rates: Floats | None) -> Floats:
         if tau is not None:
             window = self._ticks()
             return np.asarray([-(-t // window) for t in tau] * p)
-        return np.full(n, 1.0 / n) if rates is None else p / rates
+        return super().arrival_weights(n, p, None, rates)
 
     def _ticks(self) -> int:
         return max(ticks(exact(self.window)), 1)
@@ -287,10 +303,10 @@ class FedBuff(Clocked):
         if self.weights == "debiased":
             raise InputError("FedBuff's rates have no closed form; allowed: estimated, identical", key="weights")
 
-    def steps(self, n: int, jobs: Jobs, seed: int) -> Iterator[Step]:
+    def policy(self, n: int, seed: int) -> Policy:
         if self.restart == "barrier":
-            return schedule.barrier(n, jobs, self.buffer)
-        return schedule.buffered(n, jobs, self.buffer, self.concurrency or n, rng.generator(seed, "fedbuff"))
+            return Barrier(self.buffer)
+        return Buffer(self.buffer, self.concurrency or n, rng.generator(seed, "fedbuff"))
 
     def arrival_weights(self, n: int, p: Floats, tau: list[int] | None, rates: Floats | None) -> Floats:
         if rates is not None:

@@ -1,4 +1,4 @@
-"""Who works when under a virtual clock: generators of events in integer ticks, without any training.
+"""A virtual clock that drives a policy: who works when, in integer ticks, without any training.
 
 A job is one stretch of local work of one client; jobs carry serial numbers, and ties are broken by client. All clients
 start at time 0, or as soon as their device is on. A client that delivers pulls the model that its own delivery has
@@ -13,11 +13,13 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from fedsim.participation.policy import Action, Alert, Arrived, Combine, EachArrival, Lost, Policy, Rang, Woke, Work
+
 _ARRIVES, _LOST, _WAKES = 0, 1, 2
-_TRIES = 1000
-"""Random picks of a client that is on, before all idle clients are asked."""
 _IN_VAIN, _IN_VAIN_EACH = 100_000, 100
 """Lost jobs in a row, at least in all and for every client, after which nothing is going to arrive."""
+_RINGS = 1000
+"""Moments in a row that a policy waited for while nobody was at work, after which nothing is going to happen."""
 
 
 class Fate(NamedTuple):
@@ -87,26 +89,71 @@ class Stopped(NamedTuple):
 Step = Started | Combined | Stopped
 
 
-class _Clients:
+def steps(policy: Policy, n: int, jobs: Jobs) -> Iterator[Step]:
+    """What `policy` does with the jobs of n clients."""
+    if type(policy) is EachArrival and isinstance(jobs, Steady):
+        return _always_arriving(n, jobs.duration)
+    return _VirtualClock(n, jobs).run(policy)
+
+
+class _VirtualClock:
     """What each client is doing: its job, which of its jobs that is, and the model version it pulled."""
 
     def __init__(self, n: int, jobs: Jobs) -> None:
+        self.n = n
         self.job, self.index, self.pulled = [0] * n, [-1] * n, [0] * n
         self.fate, self.ready = jobs.fate, jobs.ready
-        self.version = self.jobs = self.tick = self.in_vain = 0
+        self.version = self.jobs = self.tick = self.in_vain = self.rings = 0
         self.most_in_vain = max(_IN_VAIN, _IN_VAIN_EACH * n)
         self.heap: list[tuple[int, int, int]] = []
+        self.alarm: int | None = None
 
-    def pop(self) -> tuple[int, int, int]:
-        """The next (tick, client, what happens)."""
-        found = heapq.heappop(self.heap)
-        self.tick = found[0]
-        self.in_vain += found[2] == _LOST
-        return found
+    @property
+    def busy(self) -> bool:
+        return bool(self.heap)
 
-    def start(self, tick: int, clients: list[int]) -> Started:
+    def run(self, policy: Policy) -> Iterator[Step]:
+        """Let things happen in their order, ties by client, until nothing more will."""
+        policy.clock = self
+        heap, on = self.heap, policy.on
+        actions: Iterable[Action] | None = policy.begin()
+        while actions is not None:
+            for action in actions:
+                if isinstance(action, Combine):
+                    yield self.combine(action.jobs)
+                elif isinstance(action, Alert):
+                    self.alarm = max(action.tick, self.tick)
+                elif (started := self.again(action.clients)) is not None:
+                    yield started
+            if self.alarm is not None and not (heap and heap[0][0] <= self.alarm):
+                self.rings = 0 if heap else self.rings + 1
+                self.tick, self.alarm = self.alarm, None
+                actions = on(Rang()) if self.rings <= _RINGS else None
+            elif heap and self.in_vain < self.most_in_vain:
+                self.tick, c, kind = heapq.heappop(heap)
+                if kind == _ARRIVES:
+                    actions = on(Arrived(Work(self.job[c], c, self.index[c], self.pulled[c])))
+                else:
+                    self.in_vain += kind == _LOST
+                    actions = on(Lost(c) if kind == _LOST else Woke(c))
+            else:
+                actions = None
+        yield self.stop()
+
+    def again(self, clients: Iterable[int]) -> Started | None:
+        """Those of `clients` that are on go to work, the others as soon as they are; who has left never does."""
+        on, tick, ready = [], self.tick, self.ready
+        for c in clients:
+            at = ready(c, tick)
+            if at == tick:
+                on.append(c)
+            elif at is not None:
+                heapq.heappush(self.heap, (at, c, _WAKES))
+        return self.start(on) if on else None
+
+    def start(self, clients: list[int]) -> Started:
         """All `clients` pull the current version and go to work."""
-        fates = []
+        fates, tick = [], self.tick
         for c in clients:
             self.job[c], self.pulled[c] = self.jobs, self.version
             self.index[c] += 1
@@ -116,29 +163,14 @@ class _Clients:
             heapq.heappush(self.heap, (fate.heard, c, _ARRIVES if fate.arrives else _LOST))
         return Started(tick, [self.job[c] for c in clients], clients, [self.index[c] for c in clients], fates)
 
-    def again(self, tick: int, clients: Iterable[int]) -> Iterator[Started]:
-        """Those of `clients` that are on go to work, the others as soon as they are; who has left never does."""
-        on = []
-        for c in clients:
-            at = self.ready(c, tick)
-            if at == tick:
-                on.append(c)
-            elif at is not None:
-                heapq.heappush(self.heap, (at, c, _WAKES))
-        if on:
-            yield self.start(tick, on)
-
-    def combine(self, tick: int, clients: list[int]) -> Combined:
-        """The results of `clients` make the next version."""
-        stale = [self.version - self.pulled[c] for c in clients]
+    def combine(self, jobs: list[Work]) -> Combined:
+        """These results make the next version."""
+        stale = [self.version - job.pulled for job in jobs]
         self.version += 1
         self.in_vain = 0
-        return Combined(tick, [self.job[c] for c in clients], clients, [self.index[c] for c in clients], stale)
-
-    @property
-    def alive(self) -> bool:
-        """Whether somebody is or will be at work, and not everything is lost."""
-        return bool(self.heap) and self.in_vain < self.most_in_vain
+        return Combined(
+            self.tick, [job.number for job in jobs], [job.client for job in jobs], [job.nth for job in jobs], stale
+        )
 
     def stop(self) -> Stopped:
         """Why there is nothing more to come."""
@@ -147,26 +179,10 @@ class _Clients:
         return Stopped(self.tick, "no client is left that could deliver")
 
 
-def asynchronous(n: int, jobs: Jobs) -> Iterator[Step]:
-    """Every arrival is combined by itself, and its client restarts at once."""
-    return _always_arriving(n, jobs.duration) if isinstance(jobs, Steady) else _asynchronous(n, jobs)
-
-
-def _asynchronous(n: int, jobs: Jobs) -> Iterator[Step]:
-    state = _Clients(n, jobs)
-    yield from state.again(0, range(n))
-    while state.alive:
-        tick, c, kind = state.pop()
-        if kind == _ARRIVES:
-            yield state.combine(tick, [c])
-        yield from state.again(tick, [c])
-    yield state.stop()
-
-
 def _always_arriving(n: int, duration: Callable[[int, int], int]) -> Iterator[Step]:
-    """The same for `Steady` jobs, written out: ten million of these are to take a minute."""
-    state = _Clients(n, Steady(duration))
-    yield state.start(0, list(range(n)))
+    """`EachArrival` for `Steady` jobs, written out: ten million of these are to take a minute."""
+    state = _VirtualClock(n, Steady(duration))
+    yield state.start(list(range(n)))
     heap = [(tick, c) for tick, c, _ in state.heap]  # a heap still
     job, index, pulled = state.job, state.index, state.pulled
     version, started = 0, n
@@ -181,114 +197,6 @@ def _always_arriving(n: int, duration: Callable[[int, int], int]) -> Iterator[St
         yield Started(tick, [started], [c], [i], [Fate(end, end, True)])
         started += 1
         heapq.heapreplace(heap, (end, c))
-
-
-def fixed_interval(n: int, jobs: Jobs, window: int) -> Iterator[Step]:
-    """FedFix (arXiv 2206.10189): combine at every multiple of `window` ticks what has arrived.
-
-    Who has finished, or has been given up, waits for that moment and restarts then. Clients are never interrupted; a
-    window in which nobody delivers is a combine of nothing.
-    """
-    state = _Clients(n, jobs)
-    yield from state.again(0, range(n))
-    close = 0
-    while state.heap:
-        close += window
-        done, others = [], []
-        while state.heap and state.heap[0][0] <= close:
-            tick, c, kind = state.pop()
-            if kind == _ARRIVES:
-                done.append(c)
-            elif kind == _WAKES and tick < close:
-                yield state.start(tick, [c])
-            else:
-                others.append(c)
-        done.sort()
-        yield state.combine(close, done)
-        state.tick = close
-        yield from state.again(close, sorted(done + others))
-    yield state.stop()
-
-
-def barrier(n: int, jobs: Jobs, size: int) -> Iterator[Step]:
-    """FedBuff's closed variant in FedFix's code: who has delivered waits until `size` have, then all restart.
-
-    Who has been given up restarts at once, for otherwise a buffer might never fill.
-    """
-    state = _Clients(n, jobs)
-    yield from state.again(0, range(n))
-    done: list[int] = []
-    while state.alive:
-        tick, c, kind = state.pop()
-        if kind != _ARRIVES:
-            yield from state.again(tick, [c])
-            continue
-        done.append(c)
-        if len(done) == size:
-            done.sort()
-            yield state.combine(tick, done)
-            yield from state.again(tick, done)
-            done = []
-    yield state.stop()
-
-
-def buffered(n: int, jobs: Jobs, size: int, concurrency: int, random: np.random.Generator) -> Iterator[Step]:
-    """FedBuff (arXiv 2106.06639): `concurrency` clients work at any time, and every `size` results are combined.
-
-    Whoever finishes or is given up is replaced at once by a random idle client that is on (by itself, if there is
-    none); if nobody is on, by the first who will be. A client may be in a buffer more than once.
-    """
-    state = _Clients(n, jobs)
-    order = random.permutation(n).tolist()
-    active = [c for c in order if state.ready(c, 0) == 0][:concurrency]
-    taken = set(active)
-    idle = [c for c in order if c not in taken]
-    if active:
-        yield state.start(0, sorted(active))
-    _book(state, 0, idle, concurrency - len(active))
-    buffer: list[tuple[int, int, int, int]] = []
-    while state.alive:
-        tick, c, kind = state.pop()
-        if kind == _WAKES:
-            yield state.start(tick, [c])
-            continue
-        if kind == _ARRIVES:
-            buffer.append((state.job[c], c, state.index[c], state.pulled[c]))
-        if len(buffer) == size:
-            stale = [state.version - b[3] for b in buffer]
-            state.version += 1
-            state.in_vain = 0
-            yield Combined(tick, [b[0] for b in buffer], [b[1] for b in buffer], [b[2] for b in buffer], stale)
-            buffer.clear()
-        place = _pick(state, tick, idle, random)
-        if place is not None:
-            idle[place], c = c, idle[place]
-        elif state.ready(c, tick) != tick:
-            idle.append(c)
-            _book(state, tick, idle, 1)
-            continue
-        yield state.start(tick, [c])
-    yield state.stop()
-
-
-def _pick(state: _Clients, tick: int, idle: list[int], random: np.random.Generator) -> int | None:
-    """The place of a random client among the `idle` ones that are on (None: none is)."""
-    for _ in range(min(_TRIES, 4 * len(idle))):
-        place = int(random.integers(len(idle)))
-        if state.ready(idle[place], tick) == tick:
-            return place
-    on = [place for place, c in enumerate(idle) if state.ready(c, tick) == tick]
-    return on[int(random.integers(len(on)))] if on else None
-
-
-def _book(state: _Clients, tick: int, idle: list[int], slots: int) -> None:
-    """The first `slots` of the `idle` clients to come on will start then; who never will is forgotten."""
-    if slots == 0:
-        return
-    wakes = sorted((at, c) for c in idle if (at := state.ready(c, tick)) is not None)
-    for at, c in wakes[:slots]:
-        heapq.heappush(state.heap, (at, c, _WAKES))
-    idle[:] = [c for _, c in wakes[slots:]]
 
 
 def participation_rates(steps: Iterator[Step], n: int, rounds: int) -> tuple[np.ndarray, int]:

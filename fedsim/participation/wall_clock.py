@@ -9,20 +9,20 @@ durations and rates is what was measured so far.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from fedsim.core import rng
 from fedsim.core.arrays import Bools, Floats, Ints
-from fedsim.core.clock import TICKS_PER_SECOND
+from fedsim.core.clock import TICKS_PER_SECOND, seconds
 from fedsim.core.errors import RunError
 from fedsim.graphs.mixing import is_symmetric
 from fedsim.graphs.mixing_matrix import MixingMatrix
 from fedsim.participation.base import Arrival, Dispatch, Event, Participation, Setting
-from fedsim.participation.clocked import Asynchronous, Clocked, FedBuff, FixedInterval
+from fedsim.participation.clocked import Clocked
+from fedsim.participation.policy import Action, Alert, Arrived, Combine, Lost, Rang, Work
 
 LOG = logging.getLogger("flwr.fedsim")
 _LOSSES = 3  # jobs of a client that are lost one after the other before it is left out of a clocked run
@@ -123,18 +123,8 @@ def _isolated(event: Arrival, came: Bools, mixing: MixingMatrix) -> Arrival:
     return replace(event, **kept, sends=sends)
 
 
-@dataclass
-class _Out:
-    """A job at work: whose it is, the client's round, the version it pulled, when it was sent."""
-
-    client: int
-    round: int
-    pulled: int
-    since: float
-
-
 class _ClockedRun:
-    """One run of a clocked mode: versions, jobs at work, and what was measured."""
+    """The clock that drives the policy of a clocked mode: versions, jobs at work, and what was measured."""
 
     def __init__(self, clock: RealTime, mode: Clocked, setting: Setting, after: int) -> None:
         task, algorithm = setting.task, setting.server
@@ -142,128 +132,77 @@ class _ClockedRun:
         self.n, self.version, self.serial = task.num_clients, after, 0
         share = task.importance if algorithm.weighting == "samples" else np.ones(self.n)
         self.p = share / share.sum()
-        self.out: dict[int, _Out] = {}
-        self.done: dict[int, tuple[_Out, float]] = {}
+        self.out: dict[int, Work] = {}
+        self.since: dict[int, float] = {}
+        self.took: dict[int, float] = {}
+        self.alarm: int | None = None
         self.last = [clock.rounds_done.get(c, 0) for c in range(self.n)]
         self.losses, self.left_out = [0] * self.n, set[int]()
         self.seconds, self.answers, self.delivered = np.zeros(self.n), np.zeros(self.n), np.zeros(self.n)
 
+    @property
+    def tick(self) -> int:
+        return round(self.clock.now() * TICKS_PER_SECOND)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.out)
+
+    def ready(self, client: int, tick: int) -> int | None:
+        return None if client in self.left_out else tick
+
     def events(self) -> Iterator[Event]:
-        if isinstance(self.mode, Asynchronous):
-            return self._asynchronous()
-        if isinstance(self.mode, FixedInterval):
-            return self._fixed_interval(self.mode)
-        assert isinstance(self.mode, FedBuff)
-        return self._barrier(self.mode) if self.mode.restart == "barrier" else self._buffered(self.mode)
-
-    # --- the modes ----------------------------------------------------------------------------------------------------
-
-    def _asynchronous(self) -> Iterator[Event]:
-        yield self._start(range(self.n))
+        """Let the policy answer to what really happens."""
+        policy = self.mode.policy(self.n, self.seed)
+        policy.clock = self
+        yield from self._do(policy.begin())
         while True:
-            fresh, lost = self._arrivals(None)
+            fresh, lost = self._arrivals()
             for job in fresh:
-                client = self.done[job][0].client
-                yield self._combine([job])
-                yield self._start([client])
-            yield from self._again(lost)
+                yield from self._do(policy.on(Arrived(job)))
+            for client in lost:
+                yield from self._do(policy.on(Lost(client)))
+            if self.alarm is not None and self.tick >= self.alarm:
+                self.alarm = None
+                yield from self._do(policy.on(Rang()))
 
-    def _fixed_interval(self, mode: FixedInterval) -> Iterator[Event]:
-        yield self._start(range(self.n))
-        close = self.clock.now()
-        while True:
-            close += mode.window
-            jobs: list[int] = []
-            while True:
-                fresh, lost = self._arrivals(close)
-                jobs += fresh
-                yield from self._again(lost)
-                if self.clock.now() >= close:
-                    break
-            clients = [self.done[j][0].client for j in jobs]
-            yield self._combine(jobs)
-            if clients:
-                yield self._start(sorted(clients))
+    def _do(self, actions: Iterable[Action]) -> Iterator[Event]:
+        for action in actions:
+            if isinstance(action, Alert):
+                self.alarm = action.tick
+            elif isinstance(action, Combine):
+                yield self._combine(action.jobs)
+            elif clients := [c for c in action.clients if c not in self.left_out]:
+                yield self._start(clients)
 
-    def _barrier(self, mode: FedBuff) -> Iterator[Event]:
-        yield self._start(range(self.n))
-        jobs: list[int] = []
-        while True:
-            fresh, lost = self._arrivals(None)
-            jobs += fresh
-            yield from self._again(lost)
-            while len(jobs) >= mode.buffer:
-                first, jobs = jobs[: mode.buffer], jobs[mode.buffer :]
-                clients = [self.done[j][0].client for j in first]
-                yield self._combine(first)
-                yield self._start(sorted(clients))
-
-    def _buffered(self, mode: FedBuff) -> Iterator[Event]:
-        random = rng.generator(self.seed, "fedbuff")
-        order = random.permutation(self.n).tolist()
-        concurrency = mode.concurrency or self.n
-        idle: list[int] = order[concurrency:]
-        yield self._start(sorted(order[:concurrency]))
-        jobs: list[int] = []
-
-        def successor(client: int) -> int:
-            """A random idle client, or `client` itself where all others are at work."""
-            if not idle:
-                return client
-            place = int(random.integers(len(idle)))
-            chosen = idle.pop(place)
-            if client not in self.left_out:
-                idle.insert(place, client)
-            return chosen
-
-        while True:
-            fresh, lost = self._arrivals(None)
-            for job in fresh:
-                client = self.done[job][0].client
-                jobs.append(job)
-                if len(jobs) == mode.buffer:
-                    yield self._combine(jobs)
-                    jobs = []
-                yield self._start([successor(client)])
-            again = [c for job_of in lost if (c := successor(job_of)) not in self.left_out]
-            if again:
-                yield self._start(again)
-
-    # --- what they share ----------------------------------------------------------------------------------------------
-
-    def _start(self, clients: Any) -> Dispatch:
+    def _start(self, clients: list[int]) -> Dispatch:
         """These clients pull the present version."""
-        who = np.array(list(clients), dtype=np.int64)
-        jobs = np.arange(self.serial, self.serial + len(who), dtype=np.int64)
-        self.serial += len(who)
-        for job, c in zip(jobs.tolist(), who.tolist(), strict=True):
+        now, since = self.tick, self.clock.now()
+        jobs = list(range(self.serial, self.serial + len(clients)))
+        self.serial += len(clients)
+        for job, c in zip(jobs, clients, strict=True):
             self.last[c] += 1
-            self.out[job] = _Out(c, self.last[c], self.version, self.clock.now())
-        rounds = np.array([self.last[c] for c in who.tolist()], dtype=np.int64)
-        now = round(self.clock.now() * TICKS_PER_SECOND)
-        return Dispatch(who, rounds, self._steps(who, rounds), [now] * len(who), jobs, now)
+            self.out[job] = Work(job, c, self.last[c] - 1, self.version)
+            self.since[job] = since
+        who, rounds = np.array(clients, dtype=np.int64), np.array([self.last[c] for c in clients], dtype=np.int64)
+        return Dispatch(who, rounds, self._steps(who, rounds), [now] * len(who), np.array(jobs, dtype=np.int64), now)
 
-    def _again(self, lost: list[int]) -> Iterator[Dispatch]:
-        """Clients whose job was lost start anew from the present version."""
-        clients = [c for c in lost if c not in self.left_out]
-        if clients:
-            yield self._start(clients)
-
-    def _arrivals(self, until: float | None) -> tuple[list[int], list[int]]:
-        """Jobs that delivered, and clients whose job was lost."""
-        if until is None and not self.out:
+    def _arrivals(self) -> tuple[list[Work], list[int]]:
+        """Wait: jobs that delivered, and clients whose job was lost."""
+        if self.alarm is None and not self.out:
             raise RunError(f"round {self.version + 1}: too few clients are left to fill the buffer")
-        limit = None if until is None else until - self.clock.offset
-        fresh, given_up = self.clock.inbox.arrivals(limit)
+        limit = None if self.alarm is None else seconds(self.alarm) - self.clock.offset
+        numbers, given_up = self.clock.inbox.arrivals(limit)
         now = self.clock.now()
+        fresh = [self.out.pop(job) for job in numbers]
         for job in fresh:
-            one = self.out.pop(job)
-            self.done[job] = (one, now - one.since)
-            self.seconds[one.client] += now - one.since
-            self.answers[one.client] += 1
-            self.losses[one.client] = 0
+            self.took[job.number] = now - self.since.pop(job.number)
+            self.seconds[job.client] += self.took[job.number]
+            self.answers[job.client] += 1
+            self.losses[job.client] = 0
         lost = [self.out.pop(job).client for job in given_up]
-        for client in lost:
+        for number, client in zip(given_up, lost, strict=True):
+            del self.since[number]
             self.losses[client] += 1
             if self.losses[client] >= _LOSSES:
                 self.left_out.add(client)
@@ -272,27 +211,27 @@ class _ClockedRun:
             raise RunError(f"nobody is left after round {self.version}: every client lost {_LOSSES} jobs in a row")
         return fresh, lost
 
-    def _combine(self, jobs: list[int]) -> Arrival:
+    def _combine(self, jobs: list[Work]) -> Arrival:
         """`jobs` make the next version; they are summed in the order of their clients, whenever each arrived."""
-        jobs = sorted(jobs, key=lambda j: (self.done[j][0].client, j))
-        found = [self.done.pop(j) for j in jobs]
-        clients = np.array([one.client for one, _ in found], dtype=np.int64)
-        rounds = np.array([one.round for one, _ in found], dtype=np.int64)
-        stale = np.array([self.version - one.pulled for one, _ in found], dtype=np.int64)
+        jobs = sorted(jobs, key=lambda job: (job.client, job.number))
+        clients = np.array([job.client for job in jobs], dtype=np.int64)
+        rounds = np.array([job.nth + 1 for job in jobs], dtype=np.int64)
+        stale = np.array([self.version - job.pulled for job in jobs], dtype=np.int64)
         np.add.at(self.delivered, clients, 1)
         self.version += 1
         omega = self._weights()[clients] * self.mode.staleness.factor(stale)
         steps = self._steps(clients, rounds)
         return Arrival(
             self.version, self.clock.now(), clients, rounds, steps, stale, len(clients), omega,
-            jobs=np.array(jobs, dtype=np.int64), seconds=[round(seconds, 3) for _, seconds in found],
+            jobs=np.array([job.number for job in jobs], dtype=np.int64),
+            seconds=[round(self.took.pop(job.number), 3) for job in jobs],
         )  # fmt: skip
 
     def _weights(self) -> Floats:
         """d_i of every client ``[n]`` from what was measured up to now."""
         tau = rates = None
         if self.mode.weights == "debiased":
-            waiting = {one.client: self.clock.now() - one.since for one in self.out.values()}
+            waiting = {job.client: self.clock.now() - self.since[job.number] for job in self.out.values()}
             known = [
                 self.seconds[c] / self.answers[c] if self.answers[c] else waiting.get(c, 0.0) for c in range(self.n)
             ]

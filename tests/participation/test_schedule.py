@@ -12,6 +12,7 @@ import pytest
 from fedsim.core import rng
 from fedsim.core.clock import ticks
 from fedsim.participation import schedule
+from fedsim.participation.policy import Barrier, Buffer, EachArrival, Windows
 from fedsim.participation.schedule import Combined, Started, Steady, Step
 
 F80 = [Fraction(1), Fraction(11, 15), Fraction(7, 15), Fraction(1, 5)]
@@ -50,14 +51,14 @@ def times(steps: Iterator[Step], count: int) -> list[int]:
 def test_fixed_interval_entry_for_entry() -> None:
     window = ticks(0.5)
     expected = [[-1, -1, 0, 0], [0, 0, 1, 1], [-1, -1, 2, 2], [2, 2, 3, 3]]
-    assert table(schedule.fixed_interval(4, constant, window), 4) == expected
-    assert times(schedule.fixed_interval(4, constant, window), 4) == [ticks(t) for t in (0.5, 1.0, 1.5, 2.0)]
+    assert table(schedule.steps(Windows(window), 4, constant), 4) == expected
+    assert times(schedule.steps(Windows(window), 4, constant), 4) == [ticks(t) for t in (0.5, 1.0, 1.5, 2.0)]
 
 
 def test_asynchronous_entry_for_entry() -> None:
     expected = [(3, 0), (3, 1), (2, 0), (3, 2), (1, 0), (3, 4), (2, 3), (0, 0), (3, 6)]
     moments = [F80[3], 2 * F80[3], F80[2], 3 * F80[3], F80[1], 4 * F80[3], 2 * F80[2], Fraction(1), Fraction(1)]
-    steps = combines(schedule.asynchronous(4, constant), 9)
+    steps = combines(schedule.steps(EachArrival(), 4, constant), 9)
     assert [(s.clients[0], n - s.staleness[0]) for n, s in enumerate(steps)] == expected
     assert [s.tick for s in steps] == [ticks(t) for t in moments]
     assert all(len(s.clients) == 1 for s in steps)
@@ -67,24 +68,26 @@ def test_barrier_entry_for_entry() -> None:
     expected = [[-1, -1, 0, 0], [-1, 0, -1, 1], [-1, -1, 1, 2], [0, -1, -1, 3], [-1, -1, 3, 4], [-1, 2, -1, 5],
                 [-1, -1, 5, 6]]  # fmt: skip
     moments = [7, 11, 14, 17, 21, 24, 28]  # fifteenths of a second
-    assert table(schedule.barrier(4, constant, 2), 7) == expected
-    assert times(schedule.barrier(4, constant, 2), 7) == [ticks(Fraction(t, 15)) for t in moments]
+    assert table(schedule.steps(Barrier(2), 4, constant), 7) == expected
+    assert times(schedule.steps(Barrier(2), 4, constant), 7) == [ticks(Fraction(t, 15)) for t in moments]
 
 
 def test_the_fastest_of_twenty_delivers_in_every_window() -> None:
     """In floating point it misses a tenth of its windows, for 0.2 + 0.2 + 0.2 > 0.6."""
     tau = [ticks(1 - Fraction(4, 5) * Fraction(i, 19)) for i in range(20)]
-    steps = combines(schedule.fixed_interval(20, Steady(lambda c, _: tau[c]), ticks(0.2)), 500)
+    steps = combines(schedule.steps(Windows(ticks(0.2)), 20, Steady(lambda c, _: tau[c])), 500)
     assert all(19 in s.clients and s.staleness[s.clients.index(19)] == 0 for s in steps)
 
 
 MODES: dict[str, Callable[[Callable[[int, int], int]], Iterator[Step]]] = {
-    "asynchronous": lambda d: schedule.asynchronous(6, Steady(d)),
-    "fixed_interval": lambda d: schedule.fixed_interval(6, Steady(d), 5),
-    "barrier": lambda d: schedule.barrier(6, Steady(d), 3),
-    "fedbuff": lambda d: schedule.buffered(6, Steady(d), 3, 4, np.random.default_rng(1)),
-    "fedbuff, one client at work": lambda d: schedule.buffered(6, Steady(d), 2, 1, np.random.default_rng(1)),
-    "fedbuff, a buffer beyond all clients": lambda d: schedule.buffered(6, Steady(d), 9, 6, np.random.default_rng(1)),
+    "asynchronous": lambda d: schedule.steps(EachArrival(), 6, Steady(d)),
+    "fixed_interval": lambda d: schedule.steps(Windows(5), 6, Steady(d)),
+    "barrier": lambda d: schedule.steps(Barrier(3), 6, Steady(d)),
+    "fedbuff": lambda d: schedule.steps(Buffer(3, 4, np.random.default_rng(1)), 6, Steady(d)),
+    "fedbuff, one client at work": lambda d: schedule.steps(Buffer(2, 1, np.random.default_rng(1)), 6, Steady(d)),
+    "fedbuff, a buffer beyond all clients": lambda d: schedule.steps(
+        Buffer(9, 6, np.random.default_rng(1)), 6, Steady(d)
+    ),
 }
 
 
@@ -118,7 +121,7 @@ def test_laws_of_every_schedule(mode: str) -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 3, 6])
 def test_fedbuff_keeps_its_concurrency_at_every_instant(concurrency: int) -> None:
-    steps = [s for s in islice(schedule.buffered(6, Steady(drawn), 4, concurrency, np.random.default_rng(0)), 800)
+    steps = [s for s in islice(schedule.steps(Buffer(4, concurrency, np.random.default_rng(0)), 6, Steady(drawn)), 800)
              if isinstance(s, Started)]  # fmt: skip
     spans = [(s.tick, s.tick + drawn(c, i), c) for s in steps for c, i in zip(s.clients, s.indices, strict=True)]
     horizon = steps[-1].tick  # jobs that start later are not listed
@@ -130,14 +133,14 @@ def test_fedbuff_keeps_its_concurrency_at_every_instant(concurrency: int) -> Non
 
 
 def test_fedbuff_replaces_by_random_idle_clients() -> None:
-    steps = combines(schedule.buffered(10, Steady(lambda *_: 5), 1, 2, np.random.default_rng(0)), 20_000)
+    steps = combines(schedule.steps(Buffer(1, 2, np.random.default_rng(0)), 10, Steady(lambda *_: 5)), 20_000)
     counts = np.bincount([s.clients[0] for s in steps], minlength=10)
     assert np.abs(counts / 20_000 - 0.1).max() < 0.01
 
 
 def test_buffers_may_hold_a_client_twice() -> None:
     fast_first = Steady(lambda c, _: 1 if c == 0 else 100)
-    first = combines(schedule.buffered(3, fast_first, 4, 3, np.random.default_rng(0)), 1)[0]
+    first = combines(schedule.steps(Buffer(4, 3, np.random.default_rng(0)), 3, fast_first), 1)[0]
     assert first.clients == [0, 0, 0, 0]
     assert first.indices == [0, 1, 2, 3]
     assert len(set(first.jobs)) == 4
@@ -146,22 +149,22 @@ def test_buffers_may_hold_a_client_twice() -> None:
 
 def test_ties_are_broken_by_client() -> None:
     equal = Steady(lambda *_: 7)
-    assert [s.clients for s in combines(schedule.asynchronous(3, equal), 6)] == [[0], [1], [2]] * 2
-    assert [s.clients for s in combines(schedule.barrier(4, equal, 2), 4)] == [[0, 1], [2, 3]] * 2
-    assert [s.staleness for s in combines(schedule.barrier(4, equal, 2), 4)] == [[0, 0], [1, 1], [1, 1], [1, 1]]
+    assert [s.clients for s in combines(schedule.steps(EachArrival(), 3, equal), 6)] == [[0], [1], [2]] * 2
+    assert [s.clients for s in combines(schedule.steps(Barrier(2), 4, equal), 4)] == [[0, 1], [2, 3]] * 2
+    assert [s.staleness for s in combines(schedule.steps(Barrier(2), 4, equal), 4)] == [[0, 0], [1, 1], [1, 1], [1, 1]]
 
 
 def test_windows_in_which_nobody_delivers() -> None:
-    steps = combines(schedule.fixed_interval(2, Steady(lambda *_: 10), 4), 6)
+    steps = combines(schedule.steps(Windows(4), 2, Steady(lambda *_: 10)), 6)
     assert [s.clients for s in steps] == [[], [], [0, 1]] * 2
     assert steps[2].staleness == [2, 2]
 
 
 def test_rates_count_deliveries() -> None:
-    rates, _ = schedule.participation_rates(schedule.fixed_interval(4, constant, ticks(0.5)), 4, 100)
+    rates, _ = schedule.participation_rates(schedule.steps(Windows(ticks(0.5)), 4, constant), 4, 100)
     assert rates.tolist() == [0.5, 0.5, 1.0, 1.0]
     fast_first = Steady(lambda c, _: 1 if c == 0 else 100)
-    buffered = schedule.buffered(3, fast_first, 4, 3, np.random.default_rng(0))
+    buffered = schedule.steps(Buffer(4, 3, np.random.default_rng(0)), 3, fast_first)
     assert schedule.participation_rates(buffered, 3, 10)[0].tolist() == [4.0, 0.0, 0.0]
 
 
@@ -171,5 +174,5 @@ def test_the_fast_way_of_steady_jobs_is_the_general_one() -> None:
     class General:
         fate, ready = Steady(drawn).fate, Steady(drawn).ready
 
-    fast, general = (list(islice(schedule.asynchronous(6, jobs), 2000)) for jobs in (Steady(drawn), General()))
+    fast, general = (list(islice(schedule.steps(EachArrival(), 6, jobs), 2000)) for jobs in (Steady(drawn), General()))
     assert fast == general
