@@ -161,7 +161,8 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
         with _section("system"):
             durations = durations_of(s.system, s.algorithm, task, transforms)
     setting = Setting(s.seed, s.run.rounds, task, s.algorithm, s.participation, s.aggregator, network, durations)
-    s.participation.check_run(setting)
+    if held is None:  # a machine of a deployment does not know the other clients' sizes; its server has checked this
+        s.participation.check_run(setting)
     privacy: Bound = NoPrivacy()
     if s.privacy is not None:
         privacy = s.privacy.bind(setting)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +22,9 @@ from fedsim.core.registry import Part
 from fedsim.devices.system import Durations, SystemSection
 from fedsim.graphs.network import Network
 from fedsim.messages.aggregators import Aggregator
+
+_FIRST_EVENTS = 1000
+"""Events in which a mode is to have closed a round when it is checked."""
 
 
 @dataclass(frozen=True)
@@ -234,5 +238,8 @@ class Participation(Part, ABC):
     def check_run(self, setting: Setting) -> None:
         """Raise InputError where the run is not one for this mode; keys are whole (``participation.fraction``).
 
-        It is called before anything is written.
+        It is called before anything is written. Here the first round is made, so that a mode that cannot says so then.
         """
+        for event in islice(self.events(setting), _FIRST_EVENTS):
+            if not isinstance(event, Dispatch):
+                return

@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
-from fedsim.algorithms.base import Algorithm, ServerAlgorithm
+from fedsim.algorithms.base import Algorithm
 from fedsim.core import rng
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.clock import exact, seconds, ticks
@@ -122,9 +122,11 @@ class Clocked(Participation):
         return schedule.steps(self.policy(n, seed), n, jobs)
 
     def check_run(self, setting: Setting) -> None:
-        """Raise InputError where `weights` needs jobs that all arrive after the same time, and they do not."""
-        if self.weights != "debiased":
-            return
+        """Raise InputError where the weights that the mode is to give cannot be had (see the module)."""
+        self._contribution_weights(setting, self._jobs(setting))
+
+    def _check_closed_form(self, setting: Setting) -> None:
+        """Raise InputError where jobs do not all arrive after the same time."""
         durations = setting.clocks
         if not (durations.constant and _Work(setting.task, setting.server, setting.seed).constant):
             raise InputError(
@@ -140,13 +142,10 @@ class Clocked(Participation):
             )
 
     def events(self, setting: Setting, after: int = 0) -> Iterator[Event]:
-        task, algorithm, seed, durations = setting.task, setting.server, setting.seed, setting.clocks
-        n, work = task.num_clients, _Work(task, algorithm, seed)
-        self.check_run(setting)
-        jobs = jobs_of(durations, work.of, None if self.timeout is None else max(ticks(self.timeout), 1))
-        d = self._contribution_weights(task, algorithm, seed, jobs)
+        work, jobs = _Work(setting.task, setting.server, setting.seed), self._jobs(setting)
+        d = self._contribution_weights(setting, jobs)
         number = 0
-        for step in self.steps(n, jobs, seed):
+        for step in self.steps(setting.task.num_clients, jobs, setting.seed):
             if isinstance(step, Stopped):
                 yield Ended(number, seconds(step.tick), step.reason)
                 return
@@ -166,11 +165,18 @@ class Clocked(Participation):
                 jobs=np.asarray(step.jobs, dtype=np.int64),
             )  # fmt: skip
 
-    def _contribution_weights(self, task: Task, algorithm: ServerAlgorithm, seed: int, jobs: Jobs) -> Floats:
+    def _jobs(self, setting: Setting) -> Jobs:
+        """What becomes of the jobs of this run."""
+        work = _Work(setting.task, setting.server, setting.seed)
+        return jobs_of(setting.clocks, work.of, None if self.timeout is None else max(ticks(self.timeout), 1))
+
+    def _contribution_weights(self, setting: Setting, jobs: Jobs) -> Floats:
         """d_i of every client ``[n]``."""
-        n = task.num_clients
+        task, algorithm, seed, n = setting.task, setting.server, setting.seed, setting.task.num_clients
         share = task.importance if algorithm.weighting == "samples" else np.ones(n)
         p = share / share.sum()  # the arithmetic of a synchronous round, so that limit cases agree bit for bit
+        if self.weights == "debiased":
+            self._check_closed_form(setting)
         if self.weights != "estimated":
             tau = [jobs.fate(c, 0, 0).end for c in range(n)] if self.weights == "debiased" else None
             return self.arrival_weights(n, p, tau, None)

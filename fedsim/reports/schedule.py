@@ -13,6 +13,7 @@ from fedsim.core.arrays import Ints
 from fedsim.core.errors import FedsimError, InputError, RunError
 from fedsim.core.job import RunFacts
 from fedsim.core.oracle import Plan, Task
+from fedsim.core.registry import lookup
 from fedsim.core.types import BatchSize
 from fedsim.data.partition_csv import FILE, read_partition
 from fedsim.devices.system import SystemSection
@@ -21,6 +22,7 @@ from fedsim.engine.run_directory import read_jsonl
 from fedsim.figures.html import Markup, details, image, notes, table, tag
 from fedsim.figures.schedule import staleness_figure
 from fedsim.messages.base import Pipeline
+from fedsim.participation.base import Participation
 from fedsim.participation.durations import durations_of
 from fedsim.reports.groups import Group, Record
 from fedsim.reports.timeline import follow
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 Save = Callable[[str, "Figure"], bytes]
 
 _MOST_PICTURES = 6
-_CLOCKED = ("asynchronous", "fixed_interval", "fedbuff")
 
 
 def schedules(groups: Sequence[Group], save: Save) -> list[object]:
@@ -54,10 +55,14 @@ def schedules(groups: Sequence[Group], save: Save) -> list[object]:
 
 
 def _is_clocked(run: Record) -> bool:
-    mode = run.value("participation.mode")
+    try:
+        mode: type[Participation] = lookup("participation", run.value("participation.mode"))
+    except InputError:  # somebody's own, which is not there any more: the schedule says so in its place
+        return True
     system = run.value("system")
     idle = SystemSection().model_dump(exclude_none=True)
-    return mode in _CLOCKED or (mode == "synchronous" and isinstance(system, dict) and {**idle, **system} != idle)
+    modelled = mode.setting == "server" and isinstance(system, dict) and {**idle, **system} != idle
+    return mode.clocked or modelled
 
 
 def _schedule(run: Record, name: str, save: Save, label: str) -> list[object]:
