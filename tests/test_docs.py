@@ -263,7 +263,7 @@ def test_equations_lead_to_code() -> None:
     [
         ("algorithm", "scenario"), ("participation", "scenario"), ("aggregator", "scenario"), ("dataset", "data"),
         ("partition", "data"), ("model", "models"), ("loss", "models"), ("graph", "gossip"), ("mixing", "gossip"),
-        ("privacy", "privacy"), ("audit", "audit"),
+        ("solver", "scenario"), ("privacy", "privacy"), ("audit", "audit"),
     ],
 )  # fmt: skip
 def test_every_part_and_key_is_described(kind: str, page: str) -> None:

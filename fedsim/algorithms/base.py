@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.client import ClientHalf
+from fedsim.algorithms.client import ClientHalf, for_solver, of_algorithm, of_solver
 from fedsim.algorithms.needs import Needs
 from fedsim.algorithms.round import Effort, Report, Round
 from fedsim.core.arrays import Floats, Ints
+from fedsim.core.errors import InputError
 from fedsim.core.oracle import Oracle, Task
 from fedsim.core.types import Aggregate, Count, Decay, Message, NonNegative, Positive, State
 
@@ -57,15 +58,43 @@ class Algorithm(ClientHalf):
 
     def fresh_client(self, params: Tensor) -> State:
         """All that a client keeps between rounds, before its first one: `init_client` and what the engine adds."""
-        return self.init_client(params)
+        return self._with_solver(self.init_client(params), self.local_solver.start(params))
 
     def receive(self, received: Message, client: State) -> Message:
         """What a client works from: what was sent to it, or that changed by what it keeps."""
         return received
 
+    def begin(self, received: Message, client: State) -> State:
+        """`start`, and what the solver remembers of the client's last round."""
+        return {**self.start(received, client), **for_solver(of_solver(client))}
+
     def report(self, local: State, received: Message, client: State, effort: Effort) -> Report:
         """`message`, and what the engine adds to what is kept."""
-        return self.message(local, received, client, effort)
+        travels, stays, kept = self.message(of_algorithm(local), received, of_algorithm(client), effort)
+        return travels, stays, self._with_solver(kept, of_solver(local))
+
+    def _with_solver(self, kept: State, remembered: State) -> State:
+        return {**kept, **for_solver(remembered)} if self.local_solver.state == "kept" else kept
+
+    def check_solver(self) -> None:
+        """Raise InputError where the solver does not go with other keys, or with what the algorithm makes of steps."""
+        if self.solver is None:
+            return
+        for name in ("momentum", "weight_decay"):
+            if getattr(self, name) > 0:
+                raise InputError(f"found beside solver, allowed: solver.{name} where the solver has it", key=name)
+        if self.needs.steps == "own":
+            message = f"{type(self).__name__} takes its local steps by its own rule; allowed: no such key"
+            raise InputError(message, key="solver")
+        if self.needs.steps == "round" and self.solver.state == "kept":
+            found = f"found 'kept', but {type(self).__name__} corrects directions anew in every round"
+            raise InputError(f"{found}, and those of the last one lead astray; allowed: round", key="solver.state")
+        if self.needs.steps == "linear" and self.solver.weight_sum(torch.ones(1)) is None:
+            raise InputError(
+                f"{type(self).__name__} divides a client's change by the sum of its steps' weights, which this solver "
+                "does not have; allowed: sgd or nesterov, with state: round",
+                key="solver",
+            )
 
     def role_of(self, clients: Ints, rounds: Ints, seed: int) -> Ints | None:
         """Numbers of the clients' roles ``[m]``, drawn from keys; None where all clients do the same."""
@@ -134,8 +163,12 @@ class ServerAlgorithm(Algorithm):
     relaxed_init: NonNegative = 0.0
 
     def fresh_client(self, params: Tensor) -> State:
-        kept = self.init_client(params)
-        return {**kept, _LAST: params} if self.relaxed_init > 0 else kept
+        kept = super().fresh_client(params)
+        if self.relaxed_init == 0:
+            return kept
+        if _LAST in kept:
+            raise InputError(f"{type(self).__name__} keeps '{_LAST}', as relaxed_init does", key="relaxed_init")
+        return {**kept, _LAST: params}
 
     def receive(self, received: Message, client: State) -> Message:
         """``x = x + relaxed_init (x - w_K)``"""
@@ -145,7 +178,7 @@ class ServerAlgorithm(Algorithm):
         return {**received, "x": x + self.relaxed_init * (x - client[_LAST])}
 
     def report(self, local: State, received: Message, client: State, effort: Effort) -> Report:
-        travels, stays, kept = self.message(local, received, client, effort)
+        travels, stays, kept = super().report(local, received, client, effort)
         return travels, stays, ({**kept, _LAST: local["x"]} if self.relaxed_init > 0 else kept)
 
     def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:

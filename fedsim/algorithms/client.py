@@ -4,19 +4,37 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fedsim.algorithms.round import Effort, Report
+from fedsim.algorithms.solvers import SGD, LocalSolver, Solver
 from fedsim.algorithms.work import Decaying, LocalWork, LrDecay, Work
 from fedsim.core.arrays import Floats, Ints
+from fedsim.core.errors import InputError
 from fedsim.core.oracle import Oracle
 from fedsim.core.registry import Part
 from fedsim.core.types import BatchSize, Decay, Message, NonNegative, Positive, State, clip_norm
 
 _ONE_STEP = Work(fixed=1)
+_SOLVER = "solver:"  # before the names of what a solver remembers, so that they are no name of an algorithm's own
+
+
+def of_solver(rows: State) -> State:
+    """What the solver remembers, by its own names."""
+    return {k.removeprefix(_SOLVER): v for k, v in rows.items() if k.startswith(_SOLVER)}
+
+
+def of_algorithm(rows: State) -> State:
+    """The rest."""
+    return {k: v for k, v in rows.items() if not k.startswith(_SOLVER)}
+
+
+def for_solver(rows: State) -> State:
+    """What the solver remembers, under the names that keep it apart."""
+    return {_SOLVER + k: v for k, v in rows.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +47,8 @@ class ClientHalf(Part, ABC):
     local_steps, local_epochs : local work per round, one of the two (default: one step). A number, a list (one per
         client), or ``{uniform: [lo, hi]}``.
     batch_size : samples per local step, or ``full`` for the client's whole data.
-    momentum : heavy-ball momentum of the local solver, reset every round.
-    weight_decay : L2 coefficient added to every local step.
+    momentum, weight_decay : heavy-ball momentum, reset every round, and the L2 coefficient of the solver ``sgd``.
+    solver : another local solver, with keys of its own.
     clip : bound on the norm of each minibatch gradient.
     lr_decay : factor per round, or a schedule (see `LrDecay`).
     """
@@ -41,6 +59,7 @@ class ClientHalf(Part, ABC):
     batch_size: BatchSize = 32
     momentum: Decay = 0.0
     weight_decay: NonNegative = 0.0
+    solver: Solver | None = None
     clip: Positive | None = None
     lr_decay: Decaying = LrDecay(exponential=1.0)  # noqa: RUF009 - frozen
 
@@ -62,18 +81,14 @@ class ClientHalf(Part, ABC):
         return self.gradient(oracle, x)
 
     def local_step(self, oracle: Oracle, local: State, received: Message, client: State) -> State:
-        """``v = momentum v + direction + weight_decay x;  x = x - lr v``."""
+        """One step of the solver along `direction`: ``x = x - lr b,  b = momentum b + direction + weight_decay x``."""
         return self.step(oracle, local, self.direction(oracle, local["x"], received, client))
 
     def step(self, oracle: Oracle, local: State, v: Tensor) -> State:
-        """One step of the local solver along the direction `v`: weight decay, momentum, learning rate."""
-        x = local["x"]
-        if self.weight_decay > 0:
-            v = torch.add(v, x, alpha=self.weight_decay)
-        if self.momentum > 0:
-            v = torch.add(v, local["v"], alpha=self.momentum) if "v" in local else v
-            return {**local, "x": torch.addcmul(x, v, oracle.lr, value=-1.0), "v": v}
-        return {**local, "x": torch.addcmul(x, v, oracle.lr, value=-1.0)}
+        """One step of the local solver along the direction `v`; what the solver remembers lies apart in `local`."""
+        x, solver = local["x"], self.local_solver
+        x, state = solver.step(x, v, oracle.lr, of_solver(local) or solver.start(x))
+        return {**local, "x": x, **for_solver(state)}
 
     @abstractmethod
     def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
@@ -96,13 +111,22 @@ class ClientHalf(Part, ABC):
     def step_weight_sum(self, steps: Tensor) -> Tensor:
         """||a_i||_1: the sum of the weights with which a round's directions enter ``(x - y_K) / lr``.
 
-        Without momentum it is the number of steps; with momentum r, sum_{j=1..K} (1 - r^j) / (1 - r) (FedNova, arXiv
-        2007.07481).
+        The solver knows it: without momentum it is the number of steps.
+
+        Raises
+        ------
+        InputError
+            With this solver a round's change is no such sum.
         """
-        if self.momentum == 0:
-            return steps
-        r = self.momentum
-        return (steps - r * (1 - r**steps) / (1 - r)) / (1 - r)
+        found = self.local_solver.weight_sum(steps)
+        if found is None:
+            raise InputError("a round's change is no weighted sum of its directions with this solver", key="solver")
+        return found
+
+    @cached_property
+    def local_solver(self) -> LocalSolver:
+        """`solver`, or what `momentum` and `weight_decay` say."""
+        return self.solver or SGD(momentum=self.momentum, weight_decay=self.weight_decay)
 
     # --- for the engine -----------------------------------------------------------------------------------------------
 
@@ -113,7 +137,7 @@ class ClientHalf(Part, ABC):
             getattr(type(self), name) is getattr(ClientHalf, name)
             for name in ("start", "local_step", "step", "direction", "gradient")
         )
-        return same and self.momentum == 0 and self.weight_decay == 0 and self.clip is None
+        return same and self.local_solver.in_place and self.clip is None
 
     def work(self) -> tuple[Work, bool]:
         """The local work and whether it counts epochs."""

@@ -51,6 +51,7 @@ class Diff2(ServerAlgorithm):
     needs: ClassVar[Needs] = Needs(
         modes=("synchronous",),
         why="differences are taken between the last two common models",
+        steps="own",
         everyone="v adds up differences of one and the same average over all clients",
     )
     restart_every: Count = 20

@@ -51,6 +51,7 @@ class FedAMD(ServerAlgorithm):
         why="miners correct vbar at the one model that the whole cohort got",
         begins_with_everybody=True,
         through_aggregate=False,
+        steps="own",
     )
     anchor_probability: Annotated[float, Field(gt=0, lt=1)] | None = None
     anchor_every: Annotated[int, Field(ge=2)] | None = None

@@ -31,7 +31,9 @@ class FedCM(ServerAlgorithm):
     alpha : share of the client's own gradient.
     """
 
-    needs: ClassVar[Needs] = Needs(modes=("synchronous",), why="d is the mean direction of one common round")
+    needs: ClassVar[Needs] = Needs(
+        modes=("synchronous",), why="d is the mean direction of one common round", steps="linear"
+    )
     alpha: Fraction = 0.1
 
     def init(self, params: Tensor) -> State:

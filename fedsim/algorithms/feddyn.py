@@ -41,6 +41,7 @@ class DynamicRegularisation(ServerAlgorithm):
         modes=("synchronous",),
         why="the server's h balances one common round; under a clock clients work from different models",
         through_aggregate=False,
+        steps="round",
     )
     clipping: Literal["gradient", "corrected", "official"] = "gradient"
 

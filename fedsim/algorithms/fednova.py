@@ -6,12 +6,14 @@ every round.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
 from fedsim.algorithms.base import Aggregate, Effort, Message, Report, Round, State
 from fedsim.algorithms.fedprox import FedProx
+from fedsim.algorithms.needs import Needs
 from fedsim.core.errors import InputError
 from fedsim.core.registry import register
 
@@ -27,13 +29,14 @@ class FedNova(FedProx):
     ``sum_j (1 - lr mu)^j``.
     """
 
+    needs: ClassVar[Needs] = replace(FedProx.needs, steps="linear")
     mu: float = 0.0
 
     def check(self, num_clients: int) -> None:
         super().check(num_clients)
         if self.mu < 0:
             raise InputError(f"found {self.mu}, allowed: a number >= 0", key="mu")
-        if self.mu > 0 and self.momentum > 0:
+        if self.mu > 0 and float(self.step_weight_sum(torch.tensor(2.0))) != 2:
             raise InputError(
                 "FedNova's normaliser is known for momentum or for mu, not for both: set one of them to 0", key="mu"
             )

@@ -2,9 +2,9 @@
 
 Source: Reddi et al., arXiv 2003.00295, Algorithm 2.
 
-As in the paper (and FedLab, FL-Simulator) there is no bias correction; Flower's FedAdam adds one: that is
-``bias_correction: true``. The paper wants v_0 >= tau^2, every public code starts at 0; so does this, and
-``initial_accumulator`` sets it.
+As in the paper (and FedLab, FL-Simulator) there is no bias correction. ``bias_correction: true`` is Kingma and Ba's,
+with the number t of the round; Flower's FedAdam (1.41) corrects with t + 1. The paper wants v_0 >= tau^2, every public
+code starts at 0; so does this, and ``initial_accumulator`` sets it.
 """
 
 from __future__ import annotations

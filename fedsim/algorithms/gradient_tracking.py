@@ -31,7 +31,7 @@ class GradientTracking(GossipAlgorithm):
     skips breaks the tracking).
     """
 
-    needs: ClassVar[Needs] = Needs(compute="always")
+    needs: ClassVar[Needs] = Needs(compute="always", steps="own")
     batch_size: BatchSize = "full"
 
     def check(self, num_clients: int) -> None:

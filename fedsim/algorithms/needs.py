@@ -21,6 +21,9 @@ class Needs:
     begins_with_everybody : whether all clients take part in the first round, whatever the cohorts of the others.
     through_aggregate : whether all that moves the state went through `aggregate`. Where it did not, a robust aggregator
         would protect nothing and is refused.
+    steps : what is made of local steps: ``any`` solver may take them; ``round``, one that remembers nothing of the
+        last round; ``linear``, one that knows the sum of its steps' weights, by which changes are divided; ``own``, the
+        algorithm takes them by a rule of its own.
     compute, links : on a graph, whether the scenario's probabilities decide who computes and which links fire.
     symmetric : whether the mixing matrix must be symmetric, so that a directed graph is refused.
     continuous_time : whether a node's work and a link's mixing make sense one at a time, without a round (``mode:
@@ -33,6 +36,7 @@ class Needs:
     arrival_weights: str | None = None
     begins_with_everybody: bool = False
     through_aggregate: bool = True
+    steps: Literal["any", "round", "linear", "own"] = "any"
     compute: Indicator = "sporadic"
     links: Indicator = "sporadic"
     symmetric: bool = False

@@ -17,6 +17,8 @@ from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Report, R
 from fedsim.algorithms.needs import Needs
 from fedsim.core.registry import register
 
+_WHY = "the control variates are corrections for one common model; under a clock clients work from different ones"
+
 
 @register.algorithm("scaffold")
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +30,7 @@ class Scaffold(ServerAlgorithm):
     ``c = c + sum_S p_i (c_i+ - c_i)``, |S|/M times the cohort's mean for uniform p. Upload and download are 2 d.
     """
 
-    needs: ClassVar[Needs] = Needs(
-        modes=("synchronous",),
-        why="the control variates are corrections for one common model; under a clock clients work from different ones",
-        through_aggregate=False,
-    )
+    needs: ClassVar[Needs] = Needs(modes=("synchronous",), why=_WHY, through_aggregate=False, steps="linear")
     option: Literal[1, 2] = 2
 
     def init(self, params: torch.Tensor) -> State:
@@ -49,7 +47,7 @@ class Scaffold(ServerAlgorithm):
         g = self.gradient(oracle, local["x"])
         after = self.step(oracle, local, g - client["c"] + received["c"])
         if self.option == 1 and "g" not in local:  # the first local step evaluates the gradient at x itself
-            after["g"] = g + self.weight_decay * local["x"]
+            after["g"] = g + self.local_solver.weight_decay * local["x"]
         return after
 
     def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:

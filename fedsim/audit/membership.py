@@ -114,6 +114,8 @@ class InverseHessianAttack(Audit):
             if task.dim > MOST_PARAMETERS:
                 found = f"found a model of {task.dim} parameters; IHA computes its whole Hessian, allowed: at most"
                 raise InputError(f"{found} {MOST_PARAMETERS}", key="model")
+            if algorithm.solver is not None:
+                raise InputError("IHA knows the keys momentum and weight_decay alone", key="algorithm.solver")
             rows = torch.as_tensor(game.pool, device=task.device)
             scores = influence_scores(
                 task.kernel.module, task.loss, outcome.params, task.inputs[rows], task.targets[rows],

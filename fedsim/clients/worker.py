@@ -85,7 +85,7 @@ class Worker:
         job = replace(job, received=algorithm.receive(job.received, client))
         lr = self._column(algorithm.lr_at(job.rounds))
         m, most = len(job.clients), int(job.steps.max(initial=0))
-        local = {k: v.expand(m, -1) for k, v in algorithm.start(job.received, client).items()}
+        local = {k: v.expand(m, -1) for k, v in algorithm.begin(job.received, client).items()}
         plan: Plan | None = None
         if most > 0:
             busy = int((job.steps > 0).sum())

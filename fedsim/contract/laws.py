@@ -54,6 +54,7 @@ def check_algorithm(name: str, settings: list[str]) -> list[CheckResult]:
 
 def _keys(algorithm: Algorithm) -> str:
     try:
+        algorithm.check_solver()
         algorithm.check(CLIENTS)
     except InputError as error:
         raise LawBrokenError(str(error)) from None

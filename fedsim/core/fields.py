@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import core_schema
 
 from fedsim.core.errors import InputError, Problem, nearest
 from fedsim.core.registry import KINDS, load_object, lookup, names
@@ -120,6 +121,48 @@ def part_from(kind: str, discriminator: str, section: Mapping[str, Any]) -> Any:
     what = "a class" if isinstance(part, type) else type(part).__name__
     message = f"'{name}' is {what}, allowed: a dataclass that inherits {inherits.replace(':', '.')}"
     raise InputError(message, key=discriminator)
+
+
+class PartOf:
+    """Marks a part's field as a part itself: ``Annotated[LocalSolver, PartOf("solver", "solver")]``.
+
+    In YAML it is a mapping, whose `key` has the name of the registered part, or somebody's ``pkg.mod:Attr``.
+
+    Parameters
+    ----------
+    kind : the kind of part.
+    field : the YAML key of the field.
+    key : the key of the name.
+    """
+
+    def __init__(self, kind: str, field: str, key: str = "name") -> None:
+        self.kind, self.field, self.key = kind, field, key
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        write = core_schema.plain_serializer_function_ser_schema(self._write)
+        return core_schema.no_info_plain_validator_function(self._read, serialization=write)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        name = {"anyOf": [{"enum": names(self.kind)}, {"type": "string", "pattern": "^[^:]+:[^:]+$"}]}
+        return {"type": "object", "properties": {self.key: name}, "required": [self.key]}
+
+    def _read(self, value: Any) -> Any:
+        base = KINDS[self.kind].base
+        if base is not None and isinstance(value, load_object(base)):
+            return value
+        if not isinstance(value, Mapping):
+            raise ValueError(f"allowed: a mapping with the key '{self.key}' ({', '.join(names(self.kind))})")
+        try:
+            return part_from(self.kind, self.key, value)
+        except InputError as error:
+            raise error.under(self.field) from None
+
+    def _write(self, part: Any) -> Any:
+        if part is None:
+            return None
+        kind = type(part)
+        registered = (n for n in names(self.kind) if lookup(self.kind, n) is kind)
+        return {self.key: next(registered, f"{kind.__module__}:{kind.__qualname__}"), **dump_part(part)}
 
 
 def dump_part(part: Any) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Kind:
 
 KINDS = {
     "algorithm": Kind("fedsim.algorithms", "fedsim.algorithms.base:Algorithm"),
+    "solver": Kind("fedsim.algorithms.solvers", "fedsim.algorithms.solvers:LocalSolver"),
     "dataset": Kind("fedsim.data.all", "fedsim.data.sets:DatasetPart"),
     "partition": Kind("fedsim.data.partition", "fedsim.data.partition:Partition"),
     "model": Kind("fedsim.models.build", "fedsim.models.build:Model"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedsim.algorithms.base import GossipAlgorithm, ServerAlgorithm
-from fedsim.core.errors import Problem
+from fedsim.core.errors import InputError, Problem
 from fedsim.data.sets import QuadraticFile
 from fedsim.messages.aggregators import Aggregator, Mean, TrimmedMean
 from fedsim.participation.clocked import Clocked
@@ -20,6 +20,10 @@ def crosscheck(s: Scenario) -> list[Problem]:
         found.append(
             Problem("found both 'local_steps' and 'local_epochs', allowed: one of the two", "algorithm.local_epochs")
         )
+    try:
+        s.algorithm.check_solver()
+    except InputError as error:
+        found += error.under("algorithm").problems
     if s.algorithm.setting != s.participation.setting:
         mode = MODES[s.algorithm.setting]
         found.append(
