@@ -21,6 +21,9 @@ from fedsim.devices.traces import read_devices, rows_of_clients
 _SHORTEST = TICKS_PER_SECOND // 1000
 """On and off times are at least a millisecond, so that work that pauses ends after a bounded number of them."""
 
+_BELOW_ONE = 1.0 - 2.0**-53
+"""The largest level that quantile functions know."""
+
 _REMEMBERED = 64
 """Moments of coming on and going off that are kept per client; even, so that the first is one of coming on."""
 
@@ -111,19 +114,26 @@ class _Listed(Presence):
 
 
 class _Drawn(Presence):
-    """On and off times drawn anew for every cycle; of each client the last ones asked for are remembered."""
+    """On and off times drawn anew for every cycle; of each client the last ones asked for are remembered.
+
+    Devices have been going on and off for long when a run begins: of two stretches, time 0 rather falls into the longer
+    one. So it falls into a time on with probability ``E on / (E on + E off)``, that time is drawn by its length (its
+    density times its length), and time 0 lies anywhere in it; the other time of the first cycle is as any other
+    (S. Ross, Stochastic Processes, 1996, section 3.4 and 3.7).
+    """
 
     def __init__(self, on: Law, off: Law, seed: int) -> None:
         self.laws = (on, off)
         self.keys = rng.scalar_key(seed, "on_time"), rng.scalar_key(seed, "off_time")
-        self.phase = rng.scalar_key(seed, "availability_phase")
+        self.phase, self.first = rng.scalar_key(seed, "availability_phase"), rng.scalar_key(seed, "on_at_time_0")
+        self.by_length = _ByLength(on), _ByLength(off)
+        self.share = self.by_length[0].mean / (self.by_length[0].mean + self.by_length[1].mean)
         self.known: dict[int, tuple[int, list[int]]] = {}
 
     def stretch(self, client: int, tick: int) -> tuple[bool, int | None]:
         number, moments = self.known.get(client, (0, [0]))  # the next cycle to draw; when devices came on and went off
         if number == 0 or tick < moments[0]:
-            on, off = self._times(client, 0)
-            begin = -int(rng.scalar_uniform(self.phase, client) * (on + off))
+            on, off, begin = self._first_cycle(client)
             number, moments = 1, [begin, begin + on, begin + on + off]
         while tick >= moments[-1]:
             on, off = self._times(client, number)
@@ -135,13 +145,49 @@ class _Drawn(Presence):
         k = bisect_right(moments, tick)
         return k % 2 == 1, moments[k]
 
+    def _first_cycle(self, client: int) -> tuple[int, int, int]:
+        """Ticks on and off in the cycle that time 0 falls into, and the tick at which it began."""
+        is_on = rng.scalar_uniform(self.first, client) < self.share
+        u, v = (rng.scalar_uniform(key, client, 0) for key in self.keys)
+        on_by_length, off_by_length = self.by_length
+        on = _ticks_of(self.laws[0], on_by_length.level(u) if is_on else u)
+        off = _ticks_of(self.laws[1], v if is_on else off_by_length.level(v))
+        place = rng.scalar_uniform(self.phase, client)
+        return on, off, -int(place * on) if is_on else -on - int(place * off)
+
     def _times(self, client: int, number: int) -> tuple[int, int]:
-        """Ticks on and off in the client's cycle `number`."""
+        """Ticks on and off in the client's cycle `number` (1, 2, ...)."""
         on, off = (
-            max(int(law.quantile(rng.scalar_uniform(key, client, number)) * TICKS_PER_SECOND), _SHORTEST)
+            _ticks_of(law, rng.scalar_uniform(key, client, number))
             for law, key in zip(self.laws, self.keys, strict=True)
         )
         return on, off
+
+
+class _ByLength:
+    """A law of times weighed by their length, from its quantile function.
+
+    `mean` ticks of the law itself, by the midpoint rule on cells of levels that get smaller towards 1, where times may
+    be long.
+    """
+
+    def __init__(self, law: Law) -> None:
+        tail = 1.0 - 2.0 ** -np.arange(1, 50, 1 / 16)
+        self.edges = np.unique(np.concatenate([np.linspace(0.0, 1.0, 4097), tail]))
+        middles = (self.edges[1:] + self.edges[:-1]) / 2
+        mass = np.diff(self.edges) * [_ticks_of(law, u) for u in middles.tolist()]
+        self.mean = float(mass.sum())
+        self.below = np.concatenate([[0.0], np.cumsum(mass) / self.mean])
+
+    def level(self, u: float) -> float:
+        """The level of the law below which a share `u` of its total length lies."""
+        cell = min(max(int(np.searchsorted(self.below, u, side="right")) - 1, 0), len(self.edges) - 2)
+        part = (u - self.below[cell]) / (self.below[cell + 1] - self.below[cell])
+        return float(min(self.edges[cell] + part * (self.edges[cell + 1] - self.edges[cell]), _BELOW_ONE))
+
+
+def _ticks_of(law: Law, u: float) -> int:
+    return max(int(law.quantile(u) * TICKS_PER_SECOND), _SHORTEST)
 
 
 class _Availability(Section):
@@ -156,9 +202,9 @@ class _Availability(Section):
 
 
 class OnOff(_Availability):
-    """On and off times in turns, by two laws in seconds; time 0 falls at a random moment of a client's first cycle.
+    """On and off times in turns, by two laws in seconds; they have been going on for long when the run begins.
 
-    `redraw`: every time anew; otherwise each client keeps its two times for good.
+    `redraw`: every time anew; otherwise each client keeps its two times for good, and time 0 falls anywhere in them.
     """
 
     model: Literal["on_off"]

@@ -96,6 +96,34 @@ def test_times_follow_their_laws() -> None:
         assert share == pytest.approx(0.25, abs=4 * np.sqrt(0.1875 / 500))
 
 
+STATIONARY: dict[str, tuple[Any, Any, float, float, float]] = {
+    # on, off, their means, and E[on^2] / (2 E[on]): how long a device that is on at time 0 stays on
+    "exponential": ({"model": "exponential", "mean": 2.0}, {"model": "exponential", "mean": 1.0}, 2.0, 1.0, 2.0),
+    "uniform": ({"model": "uniform", "low": 0.0, "high": 6.0}, 1.0, 3.0, 1.0, 2.0),
+    "fixed on": (1.5, {"model": "exponential", "mean": 4.0}, 1.5, 4.0, 0.75),
+    "heavy": (
+        {"model": "lognormal", "scale": 1.0, "sigma": 1.0}, {"model": "exponential", "mean": 1.0}, np.exp(0.5), 1.0,
+        np.exp(2.0) / (2 * np.exp(0.5)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATIONARY)
+def test_time_0_is_a_moment_like_any_other(name: str) -> None:
+    """At time 0 the share that is on is E on / (E on + E off), and so it is at any later moment."""
+    on, off, mean_on, mean_off, rest = STATIONARY[name]
+    n = 4000
+    p = presence(n=n, model="on_off", on=on, off=off)
+    share = mean_on / (mean_on + mean_off)
+    error = np.sqrt(share * (1 - share) / n)
+    for second in (0, 1, 7):
+        found = np.mean([p.stretch(c, second * S)[0] for c in range(n)])
+        assert abs(found - share) < 4 * error, second
+    states = [p.stretch(c, 0) for c in range(n)]
+    left = np.array([until / S for is_on, until in states if is_on and until is not None])
+    assert abs(left.mean() - rest) < 4 * left.std() / np.sqrt(len(left))
+
+
 def test_clients_keep_their_times_or_draw_them_anew() -> None:
     kept = intervals(presence(**MODELS["kept"]), 0, 100 * S)[1:-1]
     anew = intervals(presence(**MODELS["drawn anew"]), 0, 100 * S)[1:-1]
