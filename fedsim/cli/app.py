@@ -51,7 +51,11 @@ def run(
         result = simulate(checked, out, resume, progress)
     last = read_jsonl(result.dir / "metrics.jsonl")[-1]
     if as_json:
-        print(json.dumps({"dir": str(result.dir), "resumed_at": result.resumed_at, "metrics": last}))
+        print(
+            json.dumps(
+                {"dir": str(result.dir), "resumed_at": result.resumed_at, "metrics": last, "warnings": result.warnings}
+            )
+        )
         return
     if result.resumed_at >= checked.run.rounds:
         _console().print("already finished, nothing to do")

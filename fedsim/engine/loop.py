@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,9 +27,13 @@ from fedsim.engine.signals import stop_requested
 from fedsim.engine.states import run_state
 from fedsim.engine.totals import Totals
 from fedsim.participation.base import Arrival, Dispatch, Ended, Event
-from fedsim.participation.record import trace_row
+from fedsim.participation.record import is_empty, trace_row
 from fedsim.scenario.load import given
 from fedsim.scenario.sections import Scenario
+
+LOG = logging.getLogger("fedsim")
+_EARLY = 10
+"""A run in which nobody has taken part by that round says so then, and not at its end alone."""
 
 Progress = Callable[[int, Mapping[str, Any] | None], None]
 """Called after every round with its number and, where it was evaluated, its metrics."""
@@ -142,7 +147,10 @@ class Simulation:
                 f"the run ended after round {ended.number} of {self.scenario.run.rounds}, at virtual second "
                 f"{ended.time:.6g}: {ended.reason}. What was recorded up to there is in {self.folder}"
             )
-        return Run(self.folder, resumed_at)
+        remark = self.totals.remark(self.round)
+        if remark is not None:
+            LOG.warning("%s", remark)
+        return Run(self.folder, resumed_at, [] if remark is None else [remark])
 
     def _rounds(self, clock: _Clock, stop: Callable[[], bool]) -> Ended | None:
         """Every event up to the last round: see `fedsim.participation.base` for what they are."""
@@ -190,7 +198,10 @@ class Simulation:
         self.totals.time, self.round, self.totals.wall = event.time, event.number, clock.wall()
         if run.trace:
             self.recorder.trace(trace_row(self.parts))
+        self.totals.empty += is_empty(self.parts)
         self.parts.clear()
+        if self.round == _EARLY and self.totals.empty == self.round:
+            LOG.warning("round %d: %s", self.round, self.totals.remark(self.round))
         if run.evaluates(self.round):
             self._evaluate()
         elif self.progress is not None:

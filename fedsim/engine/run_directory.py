@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,10 +45,12 @@ class Run:
     ----------
     dir : the run directory.
     resumed_at : the round it was continued from; 0 where it began at the beginning.
+    warnings : what is odd about it, a sentence each; they were logged, too (logger ``fedsim``).
     """
 
     dir: Path
     resumed_at: int = 0
+    warnings: list[str] = field(default_factory=list)
 
     @cached_property
     def metrics(self) -> Any:

@@ -21,6 +21,18 @@ class Totals:
     delay_transmission: float = 0.0
     contributions: int = 0
     staleness: int = 0
+    empty: int = 0
+    """Rounds in which nobody took part."""
+
+    def remark(self, rounds: int) -> str | None:
+        """What to say after `rounds` of which more than half were of nobody: the model hardly moves, or not at all."""
+        if 2 * self.empty <= rounds:
+            return None
+        which = f"any of the {rounds} rounds" if self.empty == rounds else f"{self.empty} of the {rounds} rounds"
+        return (
+            f"nobody took part in {which}: look at participation (deadline, sampling, dropout, window, timeout) and "
+            "system; fedsim plan --schedule shows who would deliver when"
+        )
 
     def count(self, event: Arrival, message_bytes: int, algorithm: Algorithm, task: Task) -> None:
         """Add what a round's clients sent and computed, each of its messages of that many bytes."""

@@ -35,6 +35,11 @@ def whole(parts: Sequence[Arrival]) -> Arrival:
     return replace(parts[-1], **joined, sends=sum(part.sends for part in parts))
 
 
+def is_empty(parts: Sequence[Arrival]) -> bool:
+    """Whether nothing came of a round: nobody computed, and no message crossed a link."""
+    return not any(part.sends or part.steps.any() for part in parts)
+
+
 def trace_row(parts: Sequence[Arrival]) -> dict[str, Any]:
     """What ``trace.jsonl`` says of the round that `parts` are: who took part, how old and how heavy it was."""
     event = whole(parts)
