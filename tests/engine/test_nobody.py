@@ -35,7 +35,7 @@ NOBODY: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 SOMEBODY: dict[str, dict[str, Any]] = {
     "everybody": {"participation": {"mode": "synchronous"}},
-    "a round of nobody now and then": {"participation": {"mode": "synchronous", "sampling": "poisson", "fraction": 0.3}},
+    "rounds of nobody now and then": {"participation": {"mode": "synchronous", "sampling": "poisson", "fraction": 0.3}},
     "averaging alone": {
         "participation": {"mode": "gossip", "compute": 0.0}, "topology": {"graph": "ring"},
         "algorithm": {"name": "dspodfl"},
