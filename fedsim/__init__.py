@@ -13,6 +13,8 @@ from fedsim.core.registry import register
 
 if TYPE_CHECKING:
     from fedsim.algorithms.base import Effort, GossipAlgorithm, Round, ServerAlgorithm
+    from fedsim.algorithms.needs import Needs
+    from fedsim.algorithms.solvers import LocalSolver
     from fedsim.contract.laws import check_algorithm as check
     from fedsim.core import rng
     from fedsim.core.errors import InputError, RunError
@@ -68,6 +70,8 @@ _HOME = {
     # for authors of parts
     "ServerAlgorithm": "algorithms.base",
     "GossipAlgorithm": "algorithms.base",
+    "Needs": "algorithms.needs",
+    "LocalSolver": "algorithms.solvers",
     "Round": "algorithms.base",
     "Effort": "algorithms.base",
     "Oracle": "core.oracle",
@@ -101,8 +105,8 @@ _HOME = {
 __all__ = [
     "Aggregate", "Aggregator", "Arrival", "Attack", "BatchSize", "Bound", "Compressor", "Count", "Dataset",
     "DatasetPart", "Decay", "Dispatch", "Effort", "Fraction", "GossipAlgorithm", "Graph", "InputError", "Job",
-    "Mechanism", "Message", "MessageTransform", "Model", "NonNegative", "Oracle", "Participation", "Partition",
-    "Positive", "Probability", "Round", "Run", "RunError", "RunFacts", "Scenario", "ServerAlgorithm", "Setting",
+    "LocalSolver", "Mechanism", "Message", "MessageTransform", "Model", "Needs", "NonNegative", "Oracle",
+    "Participation", "Partition", "Positive", "Probability", "Round", "Run", "RunError", "RunFacts", "Scenario", "ServerAlgorithm", "Setting",
     "State", "check", "clip_norm", "dot", "load", "norm", "plan", "register", "report", "rng", "run", "sweep",
 ]  # fmt: skip
 
