@@ -106,8 +106,9 @@ __all__ = [
     "Aggregate", "Aggregator", "Arrival", "Attack", "BatchSize", "Bound", "Compressor", "Count", "Dataset",
     "DatasetPart", "Decay", "Dispatch", "Effort", "Fraction", "GossipAlgorithm", "Graph", "InputError", "Job",
     "LocalSolver", "Mechanism", "Message", "MessageTransform", "Model", "Needs", "NonNegative", "Oracle",
-    "Participation", "Partition", "Positive", "Probability", "Round", "Run", "RunError", "RunFacts", "Scenario", "ServerAlgorithm", "Setting",
-    "State", "check", "clip_norm", "dot", "load", "norm", "plan", "register", "report", "rng", "run", "sweep",
+    "Participation", "Partition", "Positive", "Probability", "Round", "Run", "RunError", "RunFacts", "Scenario",
+    "ServerAlgorithm", "Setting", "State", "check", "clip_norm", "dot", "load", "norm", "plan", "register",
+    "report", "rng", "run", "sweep",
 ]  # fmt: skip
 
 
