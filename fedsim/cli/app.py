@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from fedsim.cli.terminal import cell, metrics_line
+from fedsim.cli.progress import run_progress, told_steps
+from fedsim.cli.terminal import cell, metrics_line, say, table
 from fedsim.core.errors import FedsimError, InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from fedsim.engine.loop import Progress
     from fedsim.scenario.sections import Scenario
 
 app = typer.Typer(
@@ -37,6 +37,23 @@ Resume = Annotated[bool, typer.Option("--resume", help="continue from the last c
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as one JSON object")]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from fedsim import __version__
+
+        print(f"fedsim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and end")
+    ] = False,
+) -> None:
+    """Simulate federated and decentralized learning: one scenario file, thousands of clients."""
+
+
 @app.command()
 def run(
     scenario: ScenarioFile, settings: Settings = None, out: Out = None, resume: Resume = False, as_json: AsJson = False
@@ -47,7 +64,7 @@ def run(
     from fedsim.scenario.load import load
 
     checked = load(scenario, settings)
-    with _interruptible(), _progress(checked.name, checked.run.rounds, quiet=as_json) as progress:
+    with _interruptible(), run_progress(checked.name, checked.run.rounds, quiet=as_json) as progress:
         result = simulate(checked, out, resume, progress)
     last = read_jsonl(result.dir / "metrics.jsonl")[-1]
     if as_json:
@@ -58,12 +75,10 @@ def run(
         )
         return
     if result.resumed_at >= checked.run.rounds:
-        _console().print("already finished, nothing to do")
+        say("already finished, nothing to do")
     elif resume:
-        _console().print(
-            f"resumed at round {result.resumed_at}" if result.resumed_at else "nothing to resume, started anew"
-        )
-    _console().print(f"[bold]{result.dir}[/bold]: {metrics_line(last)}")
+        say(f"resumed at round {result.resumed_at}" if result.resumed_at else "nothing to resume, started anew")
+    say(f": {metrics_line(last)}", bold=str(result.dir))
 
 
 @app.command()
@@ -94,7 +109,7 @@ def plan(
         print(json.dumps(sections))
         return
     for title, rows in sections.items():
-        _table(title, [(k, cell(v)) for k, v in rows.items()])
+        table(title, [(k, cell(v)) for k, v in rows.items()])
 
 
 @app.command()
@@ -111,10 +126,9 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Run the variations of a scenario, one after another or side by side, and compare them."""
-    from fedsim.cli.sweep_view import follow_sweep, print_summary
+    from fedsim.cli.sweep_view import follow_runs, follow_sweep, print_summary
     from fedsim.core.cores import available
     from fedsim.sweeps.book import summary
-    from fedsim.sweeps.files import Point
     from fedsim.sweeps.run import sweep as run_sweep
     from fedsim.sweeps.tune import Together
 
@@ -122,19 +136,14 @@ def sweep(
     if parallel is not None or address is not None:
         together = Together(address or "local", parallel or available(), cpus, gpus)
 
-    def started(point: Point, index: int, count: int) -> Progress | None:
-        if not as_json:
-            _console().print(f"[{index + 1}/{count}] {point.label}", highlight=False)
-        return None
-
-    follow = nullcontext((None, None)) if as_json or together is None else follow_sweep(_console(stderr=True))
-    with _interruptible(), follow as (told, ended):
+    follow = nullcontext((None, None)) if as_json or together is None else follow_sweep()
+    with _interruptible(), follow_runs(as_json or together is not None) as started, follow as (told, ended):
         outcomes = run_sweep(sweep_file, out, resume, settings, started, together, retry_failed, told, ended)
     rows = summary(outcomes)
     if as_json:
         print(json.dumps(rows))
     else:
-        print_summary(_console(), str(outcomes[0].dir.parent), rows)
+        print_summary(str(outcomes[0].dir.parent), rows)
     failed = {o.point.label: o.error for o in outcomes if o.error is not None}
     for label, error in failed.items():
         print(f"{label}: {error}", file=sys.stderr)
@@ -152,7 +161,7 @@ def report(
     """Make one self-contained HTML page with figures; several runs are compared."""
     from fedsim.reports.report import write_report
 
-    _console().print(f"[bold]{write_report(directories, out)}[/bold]")
+    say("", bold=str(write_report(directories, out)))
 
 
 @app.command()
@@ -170,9 +179,9 @@ def audit(
     from fedsim.scenario.load import load
 
     checked = load(scenario, settings)
-    say = None if as_json else lambda text: print(text, file=sys.stderr)
     try:
-        report = command.audit(checked, attacks or [], say)
+        with told_steps(as_json) as tell:
+            report = command.audit(checked, attacks or [], tell)
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -181,8 +190,8 @@ def audit(
         print(json.dumps(report.to_json()))
     else:
         for done in report.audits:
-            _table(done.name, command.rows(done.finding.results))
-        _console().print(f"[bold]{place}[/bold]")
+            table(done.name, command.rows(done.finding.results))
+        say("", bold=str(place))
     for alarm in report.alarms:
         print(f"ALARM: {alarm}", file=sys.stderr)
     if report.alarms:
@@ -209,7 +218,7 @@ def topology(
     if as_json:
         print(json.dumps(facts))
     else:
-        _table(str(facts.get("name", what)), [(k, cell(v)) for k, v in facts.items() if k != "name"])
+        table(str(facts.get("name", what)), [(k, cell(v)) for k, v in facts.items() if k != "name"])
     if out is not None or not as_json:
         from fedsim.figures.topology import topology_figure
 
@@ -228,8 +237,8 @@ def deploy(
     from fedsim.scenario.load import load
 
     for name in write_app(load(scenario, settings), folder):
-        _console().print(f"  {folder / name}", highlight=False)
-    _console().print(f"[bold]{folder / 'README.md'}[/bold] has the commands")
+        say(f"  {folder / name}")
+    say(" has the commands", bold=str(folder / "README.md"))
 
 
 @app.command()
@@ -242,7 +251,7 @@ def check(
 
     results = check_algorithm(algorithm, settings or [])
     rows = [("passed" if r.passed else "FAILED", r.name, r.detail) for r in results]
-    _table(algorithm, rows, ["", "law", "detail"])
+    table(algorithm, rows, ["", "law", "detail"])
     if not all(r.passed for r in results):
         raise typer.Exit(1)
 
@@ -261,7 +270,7 @@ def list_parts(
         raise InputError(unknown("kind", kind, list(plurals)))
     for plural, single in plurals.items():
         if kind == plural or (kind is None and plural != "topologies"):
-            _table(plural, [(name, _first_line(lookup(single, name))) for name in names(single)])
+            table(plural, [(name, _first_line(lookup(single, name))) for name in names(single)])
 
 
 @app.command()
@@ -302,8 +311,8 @@ def _schedule(scenario: Scenario, out: Path | None, as_json: bool) -> None:
             ("first combines", combine_rows(timeline)),
             ("clients (means over the whole schedule)", client_rows(timeline)),
         ):
-            _table(title, rows, header)
-        _console().print(headline(timeline), highlight=False, markup=False)
+            table(title, rows, header)
+        say(headline(timeline))
     if out is not None:
         from fedsim.reports.timeline_tables import timeline_figure
 
@@ -318,7 +327,7 @@ def _picture(figure: Figure, place: Path, quiet: bool) -> None:
     except (OSError, ValueError) as error:
         raise InputError(f"--out: the picture cannot be written to {place}: {error}") from None
     if not quiet:
-        _console().print(f"picture: [bold]{place}[/bold]")
+        say(f"picture: {place}")
 
 
 @contextmanager
@@ -334,58 +343,6 @@ def _interruptible() -> Iterator[None]:
         )
         print(f"interrupted: {saved}", file=sys.stderr)
         raise typer.Exit(130) from None
-
-
-def _console(stderr: bool = False) -> Any:
-    from rich.console import Console
-
-    return Console(stderr=stderr)
-
-
-def _table(title: str, rows: Sequence[tuple[str, ...]], header: list[str] | None = None) -> None:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE if header else None, show_header=bool(header), highlight=False
-    )
-    for i in range(len(rows[0]) if rows else 1):
-        table.add_column(header[i] if header else "", overflow="fold", style="cyan" if i == 0 and not header else None)
-    for row in rows:
-        table.add_row(*[v.replace("[", "\\[") for v in row])
-    _console().print(table)
-
-
-@contextmanager
-def _progress(name: str, rounds: int, quiet: bool) -> Iterator[Progress | None]:
-    """A progress bar on standard error with the latest metrics."""
-    if quiet:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[last]}"),
-    )
-    bar = Progress(*columns, console=Console(stderr=True))
-    task = bar.add_task(name, total=rounds, last="")
-
-    def update(done: int, row: Any) -> None:
-        bar.start()  # not earlier: a run that cannot begin shows no bar
-        bar.update(task, completed=done)
-        if row:
-            bar.update(task, last=metrics_line(row))
-
-    try:
-        yield update
-    finally:
-        if bar.live.is_started:
-            bar.stop()
 
 
 def _plural(kind: str) -> str:

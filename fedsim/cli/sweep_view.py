@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from fedsim.cli.terminal import cell, metrics_line
+from fedsim.cli.progress import logged, reminding
+from fedsim.cli.terminal import cell, console, metrics_line, say, table
+from fedsim.engine.loop import Progress
 from fedsim.engine.run_directory import LAST
 from fedsim.sweeps.book import Outcome
 from fedsim.sweeps.files import Point
@@ -26,61 +28,75 @@ _PADDING = 3  # characters between columns
 _SHOWN = 20  # runs at work
 
 
-def print_summary(console: Any, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table of a sweep's runs, with as many columns as the terminal has room for."""
-    from rich import box
-    from rich.table import Table
-
+def print_summary(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table of a sweep's runs, with as many columns as the terminal has room for, or all of them in a file."""
     known = [k for k in _COLUMNS if any(row.get(k) is not None for row in rows)]
     if any(row["status"] != "finished" for row in rows):
         known.insert(0, "status")
     widths = {k: max(map(len, [*_head(k).split(), *(cell(row.get(k)) for row in rows)])) for k in ("run", *known)}
-    widths["run"] = min(widths["run"], console.width // 2)
-    shown = ["run"]
+    room, shown = console().width, ["run"]
     for key in known:
-        if sum(widths[k] + _PADDING for k in (*shown, key)) >= console.width:
+        if sum(widths[k] + _PADDING for k in (*shown, key)) >= room:
             break
         shown.append(key)
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, highlight=False)
-    for key in shown:
-        side: Any = "left" if key in ("run", "status") else "right"
-        table.add_column(_head(key), width=widths[key], justify=side, overflow="fold")
-    for row in rows:
-        table.add_row(*(cell(row.get(key)).replace("[", "\\[") for key in shown))
-    console.print(table)
+    table(title, [[cell(row.get(key)) for key in shown] for row in rows], [_head(key) for key in shown], right=True)
     if len(shown) <= len(known):
-        console.print("more columns are in summary.csv there", highlight=False)
+        say("more columns are in summary.csv there")
 
 
 @contextmanager
-def follow_sweep(
-    console: Any,
-) -> Iterator[tuple[Callable[[Point, Mapping[str, Any]], None], Callable[[Outcome], None]]]:
-    """A live table of the runs of a sweep that are under way, and a line for each that ends.
+def follow_runs(quiet: bool) -> Iterator[Callable[[Point, int, int], Progress | None]]:
+    """What is told of each run of a sweep that starts, one after another, and gives what its rounds are told to."""
+    label, rounds = "the sweep", 0
+    lines = nullcontext() if quiet or console(stderr=True).is_terminal else logged(lambda: label, lambda: rounds)
+    with lines as progress:
+
+        def started(point: Point, index: int, count: int) -> Progress | None:
+            nonlocal label, rounds
+            label, rounds = f"[{index + 1}/{count}] {point.label}", point.scenario.run.rounds
+            if not quiet:
+                say(label)
+            return progress
+
+        yield started
+
+
+@contextmanager
+def follow_sweep() -> Iterator[tuple[Callable[[Point, Mapping[str, Any]], None], Callable[[Outcome], None]]]:
+    """A live table of the runs of a sweep that are under way, and a line for each that ends, on standard error.
+
+    Where that is no terminal, lines say now and then what is under way.
 
     Gives what is to be told their latest metrics, and what is to be told how they ended.
     """
     from rich.live import Live
     from rich.table import Table
 
+    out = console(stderr=True)
     latest: dict[str, tuple[str, str]] = {}
     counts = dict.fromkeys(("finished", "stopped", "failed"), 0)
     begun = time.monotonic()
 
-    def table() -> Any:
+    def counted() -> str:
+        return ", ".join(f"{n} {what}" for what, n in counts.items() if n) or "none finished yet"
+
+    def under_way() -> str:
+        runs = ", ".join(f"{label} at {rounds}" for label, (rounds, _) in list(latest.items())[:_SHOWN])
+        return f"{counted()}; under way: {runs or 'none'}"
+
+    def live_table() -> Any:
         minutes, seconds = divmod(int(time.monotonic() - begun), 60)
-        ended = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
-        shown = Table(title=f"{ended or 'none finished yet'}, {minutes}:{seconds:02}", title_justify="left", box=None)
+        shown = Table(title=f"{counted()}, {minutes}:{seconds:02}", title_justify="left", box=None)
         running = list(latest.items())[:_SHOWN]
         longest = max((len(label) for label, _ in running), default=0)
-        shown.add_column("under way", no_wrap=True, min_width=min(longest, console.width // 2))
+        shown.add_column("under way", no_wrap=True, min_width=min(longest, out.width // 2))
         shown.add_column("round", no_wrap=True, min_width=9)
         shown.add_column("latest", no_wrap=True)
         for label, (rounds, line) in running:
             shown.add_row(label, rounds, line)
         return shown
 
-    live = Live(get_renderable=table, console=console, refresh_per_second=2, transient=True)
+    live = Live(get_renderable=live_table, console=out, refresh_per_second=2, transient=True)
 
     def told(point: Point, row: Mapping[str, Any]) -> None:
         line = metrics_line({k: v for k, v in row.items() if k != "round"})
@@ -90,9 +106,9 @@ def follow_sweep(
         latest.pop(outcome.point.label, None)
         counts[outcome.status] += 1
         what = {"failed": f"failed: {outcome.error}", "stopped": "stopped early"}.get(outcome.status, "finished")
-        console.print(f"{outcome.point.label}: {what}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"{outcome.point.label}: {what}", highlight=False, markup=False, soft_wrap=True)
 
-    with live:
+    with live if out.is_terminal else reminding(under_way):
         yield told, ended
 
 
