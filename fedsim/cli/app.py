@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from fedsim.cli.progress import run_progress, told_steps
-from fedsim.cli.terminal import cell, metrics_line, say, table
+from fedsim.cli.terminal import cell, console, metrics_line, say, table
 from fedsim.core.errors import FedsimError, InputError
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def sweep(
     if as_json:
         print(json.dumps(rows))
     else:
-        print_summary(str(outcomes[0].dir.parent), rows)
+        print_summary(console(), str(outcomes[0].dir.parent), rows)
     failed = {o.point.label: o.error for o in outcomes if o.error is not None}
     for label, error in failed.items():
         print(f"{label}: {error}", file=sys.stderr)

@@ -28,20 +28,21 @@ _PADDING = 3  # characters between columns
 _SHOWN = 20  # runs at work
 
 
-def print_summary(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def print_summary(out: Any, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """A table of a sweep's runs, with as many columns as the terminal has room for, or all of them in a file."""
     known = [k for k in _COLUMNS if any(row.get(k) is not None for row in rows)]
     if any(row["status"] != "finished" for row in rows):
         known.insert(0, "status")
     widths = {k: max(map(len, [*_head(k).split(), *(cell(row.get(k)) for row in rows)])) for k in ("run", *known)}
-    room, shown = console().width, ["run"]
+    room, shown = out.width, ["run"]
     for key in known:
         if sum(widths[k] + _PADDING for k in (*shown, key)) >= room:
             break
         shown.append(key)
-    table(title, [[cell(row.get(key)) for key in shown] for row in rows], [_head(key) for key in shown], right=True)
+    cells = [[cell(row.get(key)) for key in shown] for row in rows]
+    table(title, cells, [_head(key) for key in shown], right=True, out=out)
     if len(shown) <= len(known):
-        say("more columns are in summary.csv there")
+        say("more columns are in summary.csv there", out=out)
 
 
 @contextmanager

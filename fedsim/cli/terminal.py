@@ -37,31 +37,33 @@ def console(stderr: bool = False) -> Any:
     return found if found.is_terminal else Console(stderr=stderr, width=_WIDE)
 
 
-def say(text: str, bold: str = "", stderr: bool = False) -> None:
+def say(text: str, bold: str = "", out: Any = None) -> None:
     """A line of text, after `bold` in bold letters; never broken by us, and nothing in it is markup."""
     from rich.text import Text
 
     line = Text(bold, style="bold") + Text(text)
-    console(stderr).print(line, soft_wrap=True)
+    (out or console()).print(line, soft_wrap=True)
 
 
-def table(title: str, rows: Sequence[Sequence[str]], header: Sequence[str] | None = None, right: bool = False) -> None:
-    """A table of text on standard output; without `header` the first column names the second one.
+def table(
+    title: str, rows: Sequence[Sequence[str]], header: Sequence[str] | None = None, right: bool = False, out: Any = None
+) -> None:
+    """A table of text on the console `out` (default: standard output).
 
-    With `right`, all columns but the first are numbers, which stand to the right.
+    Without `header` the first column names the second one. With `right`, all columns but the first are numbers, which stand to the right.
     """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    width = console().width
+    out = out or console()
+    width = out.width
     count = len(header or (rows[0] if rows else ("",)))
     widths = _widths([[row[i] for row in (header or rows[0], *rows)] for i in range(count)] if rows else [], width)
     if widths is None:
-        say(title)
+        say(title, out=out)
         for row in rows:
-            say(_stacked(row, header, width))
+            say(_stacked(row, header, width), out=out)
         return
     shown = Table(
         title=Text(title),
@@ -77,7 +79,7 @@ def table(title: str, rows: Sequence[Sequence[str]], header: Sequence[str] | Non
         shown.add_column(head, justify=side, style=style, no_wrap=True, overflow="ignore")
     for row in rows:
         shown.add_row(*(Text(_wrapped(text, w)) for text, w in zip(row, widths, strict=True)))
-    Console(width=_WIDE).print(shown)
+    out.print(shown, width=_WIDE, crop=False, no_wrap=True)
 
 
 def _widths(columns: Sequence[Sequence[str]], width: int) -> list[int] | None:
