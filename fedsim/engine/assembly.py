@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from fedsim.algorithms.base import GossipAlgorithm, one_message
-from fedsim.algorithms.work import Work
 from fedsim.clients.store import ClientStore
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Ints
@@ -32,8 +31,8 @@ from fedsim.objective.quadratic import QuadraticTask
 from fedsim.objective.supervised import SupervisedTask
 from fedsim.participation.base import Setting
 from fedsim.participation.durations import durations_of
-from fedsim.participation.synchronous import Synchronous
 from fedsim.privacy.base import Bound, NoPrivacy
+from fedsim.scenario.checks import check_clients, check_data
 from fedsim.scenario.sections import Scenario
 
 
@@ -124,24 +123,15 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
     device, dtype = choose_device(s.run.device), getattr(torch, s.run.dtype)
     with _section("data"):
         data = s.dataset.load(s.clients, s.seed, s.base) if held is None else held.data
+    check_data(s, data)
     counts, layout = None, {}
     task: Task
     if isinstance(data, Quadratic):
-        if s.partition is not None:
-            raise InputError("a quadratic problem is already divided: remove the key", key="data.partition")
-        if s.augment is not None:
-            raise InputError("a quadratic problem has no images: remove the key", key="data.augment")
         task = QuadraticTask(data, s.seed, device, dtype)
         layout = {"layout": json.dumps([["x", [task.dim]]])}
     else:
         task, counts, layout = _supervised(s, data, device, dtype, change, held)
-    with _section("algorithm"):
-        s.algorithm.check(task.num_clients)
-        for key in ("local_steps", "local_epochs"):
-            _check_work(getattr(s.algorithm, key), key, task.num_clients)
-    with _section("participation"):
-        s.participation.check(task.num_clients)
-        _check_everyone(s, task.num_clients)
+    check_clients(s, task.num_clients)
     network = None
     if s.topology is not None and isinstance(s.algorithm, GossipAlgorithm):
         with _section("topology"):
@@ -179,12 +169,7 @@ def _supervised(
     change: Change | None,
     held: Held | None,
 ) -> tuple[Task, Any, dict[str, str]]:
-    clients = s.clients or (len(data.clients) if data.clients is not None else None)
-    if clients is None:
-        raise InputError("missing; allowed: the number of clients to divide the data among", key="data.clients")
-    if s.augment is not None:
-        with _section("data.augment"):
-            s.augment.check(tuple(data.train_x.shape[1:]))
+    clients = s.clients or len(data.clients or [])
     with _section("data"):
         rows = assign_partition(s.partition, data, clients, s.seed) if held is None else held.rows
     with _section("model"):
@@ -241,21 +226,3 @@ class _section:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, InputError):
             raise error.under(self.name) from None
-
-
-def _check_work(work: Work | None, key: str, clients: int) -> None:
-    if work is not None and work.per_client is not None and len(work.per_client) != clients:
-        raise InputError(
-            f"found a list of {len(work.per_client)} numbers, allowed: {clients} (one per client)", key=key
-        )
-
-
-def _check_everyone(s: Scenario, clients: int) -> None:
-    """All clients take part in every round where the algorithm needs them to."""
-    reasons = (s.algorithm.needs.everyone, *(part.everyone for part in s.transforms))
-    why = next((reason for reason in reasons if reason is not None), None)
-    if why is None or not isinstance(s.participation, Synchronous):
-        return
-    for key in s.participation.leaves_out(clients):
-        message = f"found {getattr(s.participation, key)!r}, but all clients have to take part in every round: {why}"
-        raise InputError(message, key=key)

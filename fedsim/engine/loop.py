@@ -18,11 +18,11 @@ from fedsim.core.errors import InputError, RunError
 from fedsim.core.types import State
 from fedsim.data.partition_csv import write_partition
 from fedsim.engine.assembly import Assembly, assemble
-from fedsim.engine.checkpoint import save_checkpoint
+from fedsim.engine.checkpoint import Checkpoint, save_checkpoint
 from fedsim.engine.evaluate import evaluate
 from fedsim.engine.place import make_backend
 from fedsim.engine.recorder import Recorder
-from fedsim.engine.run_directory import Run, open_directory, save_params, save_report, save_topology
+from fedsim.engine.run_directory import Run, find_checkpoint, open_directory, save_params, save_report, save_topology
 from fedsim.engine.signals import stop_requested
 from fedsim.engine.states import run_state
 from fedsim.engine.totals import Totals
@@ -65,14 +65,15 @@ def run(
     """
     scenario = given(scenario)
     folder = Path(out) if out is not None else Path("runs") / f"{scenario.name}-{scenario.hash()}"
-    with working(scenario.run.threads):
-        simulation = Simulation(scenario, assemble(scenario), folder, resume)
-        try:
-            return simulation.run(progress)
-        except InputError as error:  # what only a schedule shows
-            raise scenario.document.locate(error) from None
-        finally:
-            simulation.backend.close()
+    try:
+        with working(scenario.run.threads):
+            simulation = Simulation(scenario, assemble(scenario), folder, resume)
+            try:
+                return simulation.run(progress)
+            finally:
+                simulation.backend.close()
+    except InputError as error:  # what only a recorded run or the backend shows
+        raise scenario.document.locate(error) from None
 
 
 @dataclass
@@ -100,9 +101,12 @@ class Simulation:
     def __post_init__(self) -> None:
         if self.assembly.device.type == "cpu":
             keep_freed_memory()
+        saved = find_checkpoint(self.folder, self.scenario) if self.resume else None
+        if saved is not None:
+            self.assembly.privacy.accepts(saved.progress.get("privacy", {}))
         self.backend: Backend = self.remote or make_backend(self.scenario, self.assembly, self.folder)
         try:
-            self._begin()
+            self._begin(saved)
         except BaseException:
             self.backend.close()
             raise
@@ -112,11 +116,11 @@ class Simulation:
         """The state's tensors, as far as they are in this process."""
         return self.home.values
 
-    def _begin(self) -> None:
-        """The initial state, or the recorded one of a resumed run."""
+    def _begin(self, saved: Checkpoint | None) -> None:
+        """The initial state, or the recorded one of a resumed run; from here on the directory is written."""
         self.home = run_state(self.scenario, self.assembly, self.backend)
-        saved, privacy = open_directory(self.folder, self.scenario, self.resume), self.assembly.privacy
-        self.fresh = saved is None
+        open_directory(self.folder, self.scenario, saved)
+        self.fresh, privacy = saved is None, self.assembly.privacy
         privacy.record(self.folder, self._place(), self.backend.draw_from, durable=self.remote is not None)
         if saved is None:
             privacy.catch_up(0)

@@ -84,30 +84,44 @@ class Run:
         return load_file(path)["params"]
 
 
-def open_directory(folder: Path, scenario: Scenario, resume: bool) -> Checkpoint | None:
-    """Make `folder` ready for a run; with `resume`, return the checkpoint, or None where there is none.
+def find_checkpoint(folder: Path, scenario: Scenario) -> Checkpoint | None:
+    """What a run in `folder` continues from, None where there is nothing; nothing is written.
 
-    What was recorded after the checkpoint is cut off: the resumed run records it again.
     A run may be resumed with more rounds, and with other keys of `RunSection` that do not change its numbers.
 
     Raises
     ------
     InputError
-        The folder cannot be written to; to be resumed, but it holds another scenario, or more rounds.
+        The folder holds another scenario, or more rounds, or cannot be read.
     RunError
         The checkpoint is damaged.
     """
-    checkpoint = None
+    try:
+        _check_same(folder, scenario)
+        checkpoint = load_checkpoint(folder)
+    except OSError as error:
+        raise InputError(f"cannot be used as run directory: {error.strerror}", file=str(folder)) from None
+    if checkpoint is not None:
+        _check_rounds(folder, checkpoint.progress["round"], scenario)
+    return checkpoint
+
+
+def open_directory(folder: Path, scenario: Scenario, checkpoint: Checkpoint | None) -> None:
+    """Make `folder` ready for a run that begins, or that continues from `checkpoint`.
+
+    What was recorded after the checkpoint is cut off: the resumed run records it again.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be written to.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if resume:
-            _check_same(folder, scenario)
-            checkpoint = load_checkpoint(folder)
         if checkpoint is None:
             _clear(folder, releases=not resume)
         else:
             done = checkpoint.progress["round"]
-            _check_rounds(folder, done, scenario)
             _cut(folder / "metrics.jsonl", lambda number: number <= done and scenario.run.evaluates(number))
             _cut(folder / "trace.jsonl", lambda number: number <= done)
             if done < scenario.run.rounds:
@@ -118,7 +132,6 @@ def open_directory(folder: Path, scenario: Scenario, resume: bool) -> Checkpoint
         _write_atomically(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
     except OSError as error:
         raise InputError(f"cannot be used as run directory: {error.strerror}", file=str(folder)) from None
-    return checkpoint
 
 
 def save_params(folder: Path, params: Tensor | RowStream, metadata: Mapping[str, str]) -> None:

@@ -245,8 +245,8 @@ class Bound:
             "attempts": self.attempts,
         }
 
-    def load(self, saved: Mapping[str, Any]) -> None:
-        """Continue from what `save` gave.
+    def accepts(self, saved: Mapping[str, Any]) -> None:
+        """Look at what `save` gave before anything is written.
 
         Raises
         ------
@@ -259,6 +259,10 @@ class Bound:
                 f"{saved['rounds']} rounds; allowed: {saved['rounds']}, or noise given by privacy.noise_multiplier",
                 key="run.rounds",
             )
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Continue from what `save` gave."""
+        self.accepts(saved)
         self.ledger.load(saved["ledger"])
         self._word, self.attempts = saved.get("word"), saved.get("attempts", 0)
         if self._word is not None:
@@ -311,6 +315,9 @@ class NoPrivacy(Bound):
 
     def save(self) -> dict[str, Any]:
         return {}
+
+    def accepts(self, saved: Mapping[str, Any]) -> None:
+        """There is nothing that could not be continued."""
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """There is nothing to continue."""

@@ -156,13 +156,16 @@ class _BoundFTRL(Bound):
     def save(self) -> dict[str, Any]:
         return {**super().save(), "done": self.done, "changes": self.changes}
 
-    def load(self, saved: Mapping[str, Any]) -> None:
+    def accepts(self, saved: Mapping[str, Any]) -> None:
         if saved["rounds"] != self.rounds:
             raise InputError(
                 f"found {self.rounds}, but the noise so far was made for {saved['rounds']} rounds; allowed: "
                 f"{saved['rounds']}",
                 key="run.rounds",
             )
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        self.accepts(saved)
         self.done = saved.get("done", 0)
         self.changes = [(number, word) for number, word in saved.get("changes", ())]
         super().load(saved)

@@ -1,103 +1,199 @@
-"""What fits together in a scenario and what does not."""
+"""What fits together in a scenario and what does not: every rule that compares sections is here.
+
+Rules are asked as early as they can be answered: `check_sections` when the file is read, `check_data` with the data,
+`check_clients` with the number of clients. What a part alone knows it says itself, and is asked by the same steps or
+when the run is assembled: ``check`` of an algorithm or an augmentation, ``check_run`` of a mode, ``bind`` of a privacy
+mechanism. All of it comes before anything is written.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+
 from fedsim.algorithms.base import GossipAlgorithm, ServerAlgorithm
 from fedsim.core.errors import InputError, Problem
-from fedsim.data.sets import QuadraticFile
+from fedsim.data.sets import Dataset, Quadratic, QuadraticFile
 from fedsim.messages.aggregators import Aggregator, Mean, TrimmedMean
 from fedsim.participation.clocked import Clocked
 from fedsim.participation.poisson import PoissonGossip
+from fedsim.participation.synchronous import Synchronous
 from fedsim.scenario.message_checks import message_problems
 from fedsim.scenario.sections import MODES, Scenario
 
 
-def crosscheck(s: Scenario) -> list[Problem]:
+def check_sections(s: Scenario) -> list[Problem]:
     """Sections that do not fit together."""
-    found: list[Problem] = []
-    name = s.names["algorithm"]
+    return [problem for rule in _RULES for problem in rule(s)]
+
+
+def check_data(s: Scenario, data: Dataset | Quadratic) -> None:
+    """Raise InputError where `data` are not what other keys are for."""
+    problems: list[Problem] = []
+    if isinstance(data, Quadratic):
+        for key, why in (("partition", "is already divided"), ("augment", "has no images")):
+            if getattr(s, key) is not None:
+                problems.append(Problem(f"a quadratic problem {why}: remove the key", f"data.{key}"))
+        problems += _model_of_quadratic(s)
+    else:
+        if s.clients is None and data.clients is None:
+            problems.append(Problem("missing; allowed: the number of clients to divide the data among", "data.clients"))
+        if s.model is None:
+            problems.append(_NO_MODEL)
+        if s.augment is not None:
+            try:
+                s.augment.check(tuple(data.train_x.shape[1:]))
+            except InputError as error:
+                problems += error.under("data.augment").problems
+    if problems:
+        raise InputError(problems)
+
+
+def check_clients(s: Scenario, clients: int) -> None:
+    """Raise InputError where keys do not fit that many clients."""
+    problems: list[Problem] = []
+    for section, part in (("algorithm", s.algorithm), ("participation", s.participation)):
+        try:
+            part.check(clients)
+        except InputError as error:
+            problems += error.under(section).problems
+    if problems := [*problems, *_work_lists(s, clients)] or list(_everybody(s, clients)):
+        raise InputError(problems)
+
+
+# --- rules on sections ------------------------------------------------------------------------------------------------
+
+
+def _work(s: Scenario) -> Iterator[Problem]:
     if s.algorithm.local_steps is not None and s.algorithm.local_epochs is not None:
-        found.append(
-            Problem("found both 'local_steps' and 'local_epochs', allowed: one of the two", "algorithm.local_epochs")
-        )
+        yield Problem("found both 'local_steps' and 'local_epochs', allowed: one of the two", "algorithm.local_epochs")
     try:
         s.algorithm.check_solver()
     except InputError as error:
-        found += error.under("algorithm").problems
-    if s.algorithm.setting != s.participation.setting:
-        mode = MODES[s.algorithm.setting]
-        found.append(
-            Problem(f"'{name}' is a {s.algorithm.setting} algorithm, allowed: mode {mode}", "participation.mode")
-        )
-    if s.algorithm.setting == "gossip" and s.topology is None:
-        found.append(Problem(f"missing; '{name}' runs on a graph, e.g. topology: {{graph: ring}}", "topology"))
-    if s.algorithm.setting == "server" and s.topology is not None:
-        found.append(
-            Problem(
-                f"'{name}' has a server and uses no graph: remove the section or choose a gossip algorithm", "topology"
-            )
-        )
-    if s.algorithm.setting == "gossip" and not isinstance(s.aggregator, Mean):
-        found.append(Problem("gossip mixes with a matrix, allowed: mean", "aggregator.name"))
-    mode, needs = s.names["participation"], s.algorithm.needs
+        yield from error.under("algorithm").problems
+
+
+def _server_or_graph(s: Scenario) -> Iterator[Problem]:
+    """An algorithm, a mode, an aggregator and a topology that belong to the same setting."""
+    name, setting = s.names["algorithm"], s.algorithm.setting
+    if setting != s.participation.setting:
+        yield Problem(f"'{name}' is a {setting} algorithm, allowed: mode {MODES[setting]}", "participation.mode")
+    if setting == "gossip" and s.topology is None:
+        yield Problem(f"missing; '{name}' runs on a graph, e.g. topology: {{graph: ring}}", "topology")
+    if setting == "server" and s.topology is not None:
+        found = f"'{name}' has a server and uses no graph: remove the section or choose a gossip algorithm"
+        yield Problem(found, "topology")
+    if setting == "gossip" and not isinstance(s.aggregator, Mean):
+        yield Problem("gossip mixes with a matrix, allowed: mean", "aggregator.name")
+
+
+def _robust(s: Scenario) -> Iterator[Problem]:
+    """A robust aggregator only where all that moves the state goes through it."""
+    name, needs = s.names["algorithm"], s.algorithm.needs
     if s.algorithm.setting == "server" and not needs.through_aggregate and not _is_linear(s.aggregator):
         message = (
             f"found '{s.names['aggregator']}', but '{name}' moves its state along sums of messages that pass no "
             "aggregator, so that it would protect nothing; allowed: mean, or another that is linear"
         )
-        found.append(Problem(message, "aggregator.name"))
-    if isinstance(s.algorithm, ServerAlgorithm) and needs.modes is not None and mode not in needs.modes:
-        message = f"{needs.why}; allowed with '{name}': {', '.join(needs.modes)}"
-        found.append(Problem(f"found {mode!r}: {message}", "participation.mode"))
-    only = needs.arrival_weights
-    if only is not None and isinstance(s.participation, Clocked) and s.participation.weights != only:
-        found.append(
-            Problem(f"found '{s.participation.weights}', allowed with '{name}': {only}", "participation.weights")
-        )
-    if isinstance(s.algorithm, GossipAlgorithm) and isinstance(s.participation, PoissonGossip):
-        if not (needs.continuous_time and needs.compute == needs.links == "sporadic"):
-            message = f"'{name}' acts by rounds, and Poisson clocks know none; allowed: dspodfl, or mode gossip"
-            found.append(Problem(message, "participation.mode"))
-        if "system" in s.given:
-            found.append(Problem("ticks of Poisson clocks take no time: remove the section", "system"))
-    for key in ("availability", "departure"):
-        if s.algorithm.setting == "gossip" and getattr(s.system, key) is not None:
-            message = "this is of clients of a server; allowed on a graph: participation.compute, participation.links"
-            found.append(Problem(message, f"system.{key}"))
-    if s.algorithm.setting == "gossip" and s.system.network is not None:
-        found.append(
-            Problem(
-                "on a graph latency_ms and bandwidth_mbps of the edges of a graph file count: remove it",
-                "system.network",
-            )
-        )
-    if s.backend.name != "ray":
-        given = [key for key in s.backend.model_dump(exclude_none=True) if key != "name"]
-        found += [Problem(f"belongs to the backend 'ray', found '{s.backend.name}'", f"backend.{k}") for k in given]
-    elif s.run.client_state == "disk":
-        found.append(
-            Problem("actors keep what clients keep in their memory, allowed: auto, memory", "run.client_state")
-        )
-    gpus = s.backend.gpus_per_actor
-    if gpus is not None and gpus > 1 and gpus != int(gpus):
-        found.append(Problem(f"found {gpus}, allowed: a fraction up to 1, or whole GPUs", "backend.gpus_per_actor"))
-    quadratic = isinstance(s.dataset, QuadraticFile)
-    if quadratic and s.model is not None:
-        found.append(Problem("a quadratic problem has no model: remove the section", "model"))
-    if quadratic:
-        found += [
-            Problem(f"found '{value}', but a quadratic problem has no model; allowed: {allowed}", f"run.{key}")
-            for key, value, allowed in (("precision", s.run.precision, "full"), ("kernel", s.run.kernel, "auto"))
-            if value != allowed
-        ]
-    elif s.run.precision == "bf16" and s.run.dtype == "float64":
-        found.append(Problem("found 'bf16' with dtype float64, allowed: full", "run.precision"))
-    if not quadratic and s.model is None:
-        found.append(Problem("missing; e.g. model: {name: linear}", "model"))
-    found += message_problems(s)
-    return found
+        yield Problem(message, "aggregator.name")
 
 
 def _is_linear(aggregator: Aggregator) -> bool:
     """Whether it is a weighted sum of messages, which protects against none of them."""
     return aggregator.linear or (isinstance(aggregator, TrimmedMean) and aggregator.trim == 0)
+
+
+def _mode_of_server(s: Scenario) -> Iterator[Problem]:
+    """A mode under which a server algorithm's arithmetic means something."""
+    if not isinstance(s.algorithm, ServerAlgorithm):
+        return
+    name, mode, needs = s.names["algorithm"], s.names["participation"], s.algorithm.needs
+    if needs.modes is not None and mode not in needs.modes:
+        message = f"{needs.why}; allowed with '{name}': {', '.join(needs.modes)}"
+        yield Problem(f"found {mode!r}: {message}", "participation.mode")
+    only = needs.arrival_weights
+    if only is not None and isinstance(s.participation, Clocked) and s.participation.weights != only:
+        yield Problem(f"found '{s.participation.weights}', allowed with '{name}': {only}", "participation.weights")
+
+
+def _continuous_time(s: Scenario) -> Iterator[Problem]:
+    """Poisson clocks know no rounds and take no time."""
+    if not (isinstance(s.algorithm, GossipAlgorithm) and isinstance(s.participation, PoissonGossip)):
+        return
+    needs = s.algorithm.needs
+    if not (needs.continuous_time and needs.compute == needs.links == "sporadic"):
+        name = s.names["algorithm"]
+        message = f"'{name}' acts by rounds, and Poisson clocks know none; allowed: dspodfl, or mode gossip"
+        yield Problem(message, "participation.mode")
+    if "system" in s.given:
+        yield Problem("ticks of Poisson clocks take no time: remove the section", "system")
+
+
+def _system_of_graph(s: Scenario) -> Iterator[Problem]:
+    if s.algorithm.setting != "gossip":
+        return
+    for key in ("availability", "departure"):
+        if getattr(s.system, key) is not None:
+            message = "this is of clients of a server; allowed on a graph: participation.compute, participation.links"
+            yield Problem(message, f"system.{key}")
+    if s.system.network is not None:
+        message = "on a graph latency_ms and bandwidth_mbps of the edges of a graph file count: remove it"
+        yield Problem(message, "system.network")
+
+
+def _backend(s: Scenario) -> Iterator[Problem]:
+    if s.backend.name != "ray":
+        for key in s.backend.model_dump(exclude_none=True):
+            if key != "name":
+                yield Problem(f"belongs to the backend 'ray', found '{s.backend.name}'", f"backend.{key}")
+    elif s.run.client_state == "disk":
+        yield Problem("actors keep what clients keep in their memory, allowed: auto, memory", "run.client_state")
+    gpus = s.backend.gpus_per_actor
+    if gpus is not None and gpus > 1 and gpus != int(gpus):
+        yield Problem(f"found {gpus}, allowed: a fraction up to 1, or whole GPUs", "backend.gpus_per_actor")
+
+
+def _model(s: Scenario) -> Iterator[Problem]:
+    if isinstance(s.dataset, QuadraticFile):
+        yield from _model_of_quadratic(s)
+        return
+    if s.run.precision == "bf16" and s.run.dtype == "float64":
+        yield Problem("found 'bf16' with dtype float64, allowed: full", "run.precision")
+    if s.model is None and type(s.dataset).__module__.startswith("fedsim."):  # one's own may be quadratic
+        yield _NO_MODEL
+
+
+_NO_MODEL = Problem("missing; e.g. model: {name: linear}", "model")
+_RULES: tuple[Callable[[Scenario], Iterable[Problem]], ...] = (
+    _work, _server_or_graph, _robust, _mode_of_server, _continuous_time, _system_of_graph, _backend, _model, message_problems,
+)  # fmt: skip
+
+
+def _model_of_quadratic(s: Scenario) -> Iterator[Problem]:
+    if s.model is not None:
+        yield Problem("a quadratic problem has no model: remove the section", "model")
+    for key, value, allowed in (("precision", s.run.precision, "full"), ("kernel", s.run.kernel, "auto")):
+        if value != allowed:
+            yield Problem(f"found '{value}', but a quadratic problem has no model; allowed: {allowed}", f"run.{key}")
+
+
+# --- rules on the number of clients -----------------------------------------------------------------------------------
+
+
+def _work_lists(s: Scenario, clients: int) -> Iterator[Problem]:
+    """Lists of local work have one number per client."""
+    for key in ("local_steps", "local_epochs"):
+        work = getattr(s.algorithm, key)
+        if work is not None and work.per_client is not None and len(work.per_client) != clients:
+            found = f"found a list of {len(work.per_client)} numbers, allowed: {clients} (one per client)"
+            yield Problem(found, f"algorithm.{key}")
+
+
+def _everybody(s: Scenario, clients: int) -> Iterator[Problem]:
+    """All clients take part in every round where the algorithm needs them to."""
+    reasons = (s.algorithm.needs.everyone, *(part.everyone for part in s.transforms))
+    why = next((reason for reason in reasons if reason is not None), None)
+    if why is None or not isinstance(s.participation, Synchronous):
+        return
+    for key in s.participation.leaves_out(clients):
+        found = f"found {getattr(s.participation, key)!r}"
+        yield Problem(f"{found}, but all clients have to take part in every round: {why}", f"participation.{key}")

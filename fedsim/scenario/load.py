@@ -9,7 +9,7 @@ from typing import Any
 
 from fedsim.core.documents import Document, override, read_yaml
 from fedsim.core.errors import InputError, Problem, unknown
-from fedsim.scenario.checks import crosscheck
+from fedsim.scenario.checks import check_sections
 from fedsim.scenario.sections import INNER, SECTIONS, Scenario
 from fedsim.scenario.table import ValueSection
 
@@ -71,6 +71,6 @@ def _parse(document: Document) -> Scenario:
     if problems:
         raise InputError(problems)
     scenario = Scenario(**parts, names=names, given=frozenset(raw), document=document)
-    if problems := crosscheck(scenario):
+    if problems := check_sections(scenario):
         raise InputError(problems)
     return scenario
