@@ -164,7 +164,8 @@ def _model(s: Scenario) -> Iterator[Problem]:
 
 _NO_MODEL = Problem("missing; e.g. model: {name: linear}", "model")
 _RULES: tuple[Callable[[Scenario], Iterable[Problem]], ...] = (
-    _work, _server_or_graph, _robust, _mode_of_server, _continuous_time, _system_of_graph, _backend, _model, message_problems,
+    _work, _server_or_graph, _robust, _mode_of_server, _continuous_time, _system_of_graph, _backend, _model,
+    message_problems,
 )  # fmt: skip
 
 
