@@ -119,7 +119,7 @@ class Simulation:
     def _begin(self, saved: Checkpoint | None) -> None:
         """The initial state, or the recorded one of a resumed run; from here on the directory is written."""
         self.home = run_state(self.scenario, self.assembly, self.backend)
-        open_directory(self.folder, self.scenario, saved)
+        open_directory(self.folder, self.scenario, saved, self.resume)
         self.fresh, privacy = saved is None, self.assembly.privacy
         privacy.record(self.folder, self._place(), self.backend.draw_from, durable=self.remote is not None)
         if saved is None:

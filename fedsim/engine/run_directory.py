@@ -106,8 +106,8 @@ def find_checkpoint(folder: Path, scenario: Scenario) -> Checkpoint | None:
     return checkpoint
 
 
-def open_directory(folder: Path, scenario: Scenario, checkpoint: Checkpoint | None) -> None:
-    """Make `folder` ready for a run that begins, or that continues from `checkpoint`.
+def open_directory(folder: Path, scenario: Scenario, checkpoint: Checkpoint | None, resume: bool) -> None:
+    """Make `folder` ready for a run that begins, or (`resume`) goes on, from `checkpoint` where there is one.
 
     What was recorded after the checkpoint is cut off: the resumed run records it again.
 
