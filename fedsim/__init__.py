@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fedsim.algorithms.base import Effort, GossipAlgorithm, Round, ServerAlgorithm
     from fedsim.algorithms.needs import Needs
     from fedsim.algorithms.solvers import LocalSolver
-    from fedsim.contract.laws import check_algorithm as check
+    from fedsim.contract.kinds import check as check
     from fedsim.core import rng
     from fedsim.core.errors import InputError, RunError
     from fedsim.core.job import Job, RunFacts
@@ -61,7 +61,7 @@ _HOME = {
     "sweep": "sweeps.run",
     "plan": "reports.plan",
     "report": "reports.report:write_report",
-    "check": "contract.laws:check_algorithm",
+    "check": "contract.kinds:check",
     "Scenario": "scenario.sections",
     "Run": "engine.run_directory",
     "InputError": "core.errors",

@@ -243,15 +243,15 @@ def deploy(
 
 @app.command()
 def check(
-    algorithm: Annotated[str, typer.Argument(help="a registered name or PKG.MOD:CLASS")],
-    settings: Annotated[list[str] | None, typer.Option("--set", help="a key of the algorithm: key=value")] = None,
+    part: Annotated[str, typer.Argument(help="a registered name or PKG.MOD:CLASS")],
+    settings: Annotated[list[str] | None, typer.Option("--set", help="a key of the part: key=value")] = None,
 ) -> None:
-    """Run the contract tests on an algorithm: stacked = sharded = single, same seed same numbers, and so on."""
-    from fedsim.contract.laws import check_algorithm
+    """Run the contract tests on a part: of algorithms, stacked = sharded = single, of modes, resumed = unbroken, ..."""
+    from fedsim.contract.kinds import check as check_part
 
-    results = check_algorithm(algorithm, settings or [])
+    results = check_part(part, settings or [])
     rows = [("passed" if r.passed else "FAILED", r.name, r.detail) for r in results]
-    table(algorithm, rows, ["", "law", "detail"])
+    table(part, rows, ["", "law", "detail"])
     if not all(r.passed for r in results):
         raise typer.Exit(1)
 
