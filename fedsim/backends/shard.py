@@ -5,6 +5,7 @@ Nothing here knows where it runs. Tensors come and go as numpy arrays.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +24,7 @@ from fedsim.core.errors import FedsimError, RunError
 from fedsim.core.job import Contribution, Job
 from fedsim.core.oracle import Task
 from fedsim.core.row_files import Place, Stored
-from fedsim.core.types import Message, State
+from fedsim.core.types import Message, State, agree
 from fedsim.graphs.mixing_matrix import MixingMatrix
 
 Arrays = dict[str, Array]
@@ -285,12 +286,14 @@ class Shard:
         """Sum over the nodes, ``[d]``."""
         return as_array(self.state[name].sum(0))
 
-    def node_facts(self, centre: Array) -> tuple[float, float | None]:
-        """Sum over the nodes of the squared distance to `centre`, and the sum of their own models' accuracies."""
+    def node_facts(self, centre: Array) -> tuple[float, float | None, str]:
+        """Sum over the nodes of the squared distance to `centre`, the sum of their own models' accuracies, and a digest
+        of their model where all have the same one ("": they differ)."""
         x = self.state["x"]
         accuracy = self.task.node_accuracy(x)
         distance = float((x - as_tensor(centre, self.device)).pow_(2).sum(-1).sum())
-        return distance, None if accuracy is None else accuracy * len(x)
+        common = hashlib.blake2b(np.ascontiguousarray(as_array(x[0])).tobytes()).hexdigest() if agree(x) else ""
+        return distance, None if accuracy is None else accuracy * len(x), common
 
     def node_widths(self) -> dict[str, int]:
         return {k: v.shape[-1] for k, v in self.state.items()}

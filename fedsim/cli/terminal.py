@@ -50,7 +50,8 @@ def table(
 ) -> None:
     """A table of text on the console `out` (default: standard output).
 
-    Without `header` the first column names the second one. With `right`, all columns but the first are numbers, which stand to the right.
+    Without `header` the first column names the second one. With `right`, all columns but the first are numbers, which
+    stand to the right.
     """
     from rich import box
     from rich.table import Table

@@ -132,7 +132,10 @@ def write_tensors(
     """A safetensors file of `tensors`; streams are written part by part."""
     if not any(isinstance(v, RowStream) for v in tensors.values()):
         whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items() if isinstance(v, Tensor)}
+        path.touch()
+        mode = path.stat().st_mode
         save_file(whole, path, metadata=metadata)
+        path.chmod(mode)  # safetensors' own is for the owner alone, unlike that of the files around it
         return
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0

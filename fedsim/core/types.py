@@ -54,3 +54,8 @@ def clip_norm(v: Tensor, bound: Tensor | float) -> Tensor:
 def message_bytes(message: Message) -> int:
     """Bytes of one row of a message ``[..., d]``."""
     return sum(v.shape[-1] * v.element_size() for v in message.values())
+
+
+def agree(rows: Tensor) -> bool:
+    """Whether all rows ``[n, d]`` are the same: their mean may differ from each of them by rounding."""
+    return bool((rows == rows[:1]).all())

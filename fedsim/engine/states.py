@@ -18,7 +18,7 @@ from fedsim.clients.round import begin, describe, finish
 from fedsim.core.arrays import Ints
 from fedsim.core.job import Job
 from fedsim.core.row_files import RowStream
-from fedsim.core.types import Message, State, message_bytes
+from fedsim.core.types import Message, State, agree, message_bytes
 from fedsim.engine.assembly import Assembly
 from fedsim.graphs.mixing_matrix import repeated
 from fedsim.messages.base import SEPARATOR
@@ -193,7 +193,7 @@ class GraphState(RunState):
     def nodes(self, centre: Tensor) -> NodeFacts | None:
         x = self.values["x"]
         accuracy = self.task.node_accuracy(x)
-        return NodeFacts(float((x - centre).pow_(2).sum(-1).mean()), accuracy)
+        return NodeFacts(0.0 if agree(x) else float((x - centre).pow_(2).sum(-1).mean()), accuracy)
 
     def _rows(self, clients: Ints) -> Tensor | None:
         """The rows of an event that is not of all nodes (None: it is)."""

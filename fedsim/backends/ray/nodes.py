@@ -180,7 +180,9 @@ class RayNodes(RayBackend):
         n = self.task.num_clients
         accuracies = [part[1] for part in parts.values()]
         accuracy = None if any(a is None for a in accuracies) else sum(accuracies) / n
-        return sum(part[0] for part in parts.values()) / n, accuracy
+        models = {part[2] for part in parts.values()}
+        same = len(models) == 1 and "" not in models
+        return 0.0 if same else sum(part[0] for part in parts.values()) / n, accuracy
 
     def nodes(self) -> dict[str, RowStream]:
         """The nodes' states, shard by shard, each ``[n, width]``."""
