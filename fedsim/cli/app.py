@@ -78,7 +78,7 @@ def run(
         say("already finished, nothing to do")
     elif resume:
         say(f"resumed at round {result.resumed_at}" if result.resumed_at else "nothing to resume, started anew")
-    say(f": {metrics_line(last)}", bold=str(result.dir))
+    say(f": {metrics_line(last, result.columns)}", bold=str(result.dir))
 
 
 @app.command()
@@ -128,6 +128,7 @@ def sweep(
     """Run the variations of a scenario, one after another or side by side, and compare them."""
     from fedsim.cli.sweep_view import follow_runs, follow_sweep, print_summary
     from fedsim.core.cores import available
+    from fedsim.core.metrics import TABLE, merged
     from fedsim.sweeps.book import summary
     from fedsim.sweeps.run import sweep as run_sweep
     from fedsim.sweeps.tune import Together
@@ -143,7 +144,8 @@ def sweep(
     if as_json:
         print(json.dumps(rows))
     else:
-        print_summary(console(), str(outcomes[0].dir.parent), rows)
+        columns, _ = merged({**TABLE, **o.point.scenario.columns} for o in outcomes)
+        print_summary(console(), str(outcomes[0].dir.parent), rows, columns)
     failed = {o.point.label: o.error for o in outcomes if o.error is not None}
     for label, error in failed.items():
         print(f"{label}: {error}", file=sys.stderr)

@@ -9,38 +9,32 @@ from typing import Any
 
 from fedsim.cli.progress import logged, reminding
 from fedsim.cli.terminal import cell, console, metrics_line, say, table
+from fedsim.core.metrics import TABLE, Metric
 from fedsim.engine.loop import Progress
 from fedsim.engine.run_directory import LAST
 from fedsim.sweeps.book import Outcome
 from fedsim.sweeps.files import Point
 
-_COLUMNS = (  # of a sweep's summary, the most telling first: a terminal shows as many as fit
-    "round", "test_accuracy", "node_accuracy", "optimum_distance", "train_loss", "bytes_sent", "time", "epsilon",
-    f"test_accuracy_mean_of_last_{LAST}", "test_accuracy_best", f"node_accuracy_mean_of_last_{LAST}",
-    "node_accuracy_best", "delay_total",
-)  # fmt: skip
-_SHORT = {
-    f"_mean_of_last_{LAST}": f", mean of last {LAST}",
-    "_best": ", best",
-    "optimum_distance": "distance to optimum",
-}
 _PADDING = 3  # characters between columns
 _SHOWN = 20  # runs at work
 
 
-def print_summary(out: Any, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def print_summary(
+    out: Any, title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Metric] = TABLE
+) -> None:
     """A table of a sweep's runs, with as many columns as the terminal has room for, or all of them in a file."""
-    known = [k for k in _COLUMNS if any(row.get(k) is not None for row in rows)]
+    titles = _titles(columns)
+    known = [k for k in titles if any(row.get(k) is not None for row in rows)]
     if any(row["status"] != "finished" for row in rows):
         known.insert(0, "status")
-    widths = {k: max(map(len, [*_head(k).split(), *(cell(row.get(k)) for row in rows)])) for k in ("run", *known)}
+    widths = {k: max(map(len, [*titles.get(k, k).split(), *(cell(row.get(k)) for row in rows)])) for k in ("run", *known)}
     room, shown = out.width, ["run"]
     for key in known:
         if sum(widths[k] + _PADDING for k in (*shown, key)) >= room:
             break
         shown.append(key)
     cells = [[cell(row.get(key)) for key in shown] for row in rows]
-    table(title, cells, [_head(key) for key in shown], right=True, out=out)
+    table(title, cells, [titles.get(key, key) for key in shown], right=True, out=out)
     if len(shown) <= len(known):
         say("more columns are in summary.csv there", out=out)
 
@@ -100,7 +94,8 @@ def follow_sweep() -> Iterator[tuple[Callable[[Point, Mapping[str, Any]], None],
     live = Live(get_renderable=live_table, console=out, refresh_per_second=2, transient=True)
 
     def told(point: Point, row: Mapping[str, Any]) -> None:
-        line = metrics_line({k: v for k, v in row.items() if k != "round"})
+        columns = {**TABLE, **point.scenario.columns}
+        line = metrics_line({k: v for k, v in row.items() if k != "round"}, columns)
         latest[point.label] = f"{row['round']}/{point.scenario.run.rounds}", line
 
     def ended(outcome: Outcome) -> None:
@@ -113,7 +108,12 @@ def follow_sweep() -> Iterator[tuple[Callable[[Point, Mapping[str, Any]], None],
         yield told, ended
 
 
-def _head(key: str) -> str:
-    for long, short in _SHORT.items():
-        key = key.replace(long, short)
-    return key.replace("_", " ")
+def _titles(columns: Mapping[str, Metric]) -> dict[str, str]:
+    """Columns of a sweep's summary and what is written above them, the most telling first: as many as fit are shown."""
+    line = [m for m in columns.values() if m.brief == "line" and m.kind == "quality"]
+    costs = [m for m in columns.values() if m.brief and m.kind == "cost"]
+    found = {m.name: m.axis or m.words for m in [*costs[:1], *line, *costs[1:]]}
+    for m in (m for m in line if m.larger_is_better is not None):
+        found[f"{m.name}_mean_of_last_{LAST}"] = f"{m.words}, mean of last {LAST}"
+        found[f"{m.name}_best"] = f"{m.words}, best"
+    return found

@@ -10,7 +10,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_LATEST = ("round", "test_accuracy", "node_accuracy", "test_loss", "train_loss", "optimum_distance", "delay_total")
+from fedsim.core.metrics import TABLE, Metric
+
 _PADDING = 3  # characters between columns
 _WIDE = 100_000  # columns of what is no terminal
 
@@ -24,9 +25,10 @@ def cell(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def metrics_line(row: Mapping[str, Any]) -> str:
-    """The latest metrics of a run in one line."""
-    return "  ".join(f"{k} {cell(row[k])}" for k in _LATEST if row.get(k) is not None)
+def metrics_line(row: Mapping[str, Any], columns: Mapping[str, Metric] = TABLE) -> str:
+    """The latest metrics of a run in one line; `columns` says which of them are the telling ones."""
+    shown = [m.name for m in columns.values() if m.brief == "line"]
+    return "  ".join(f"{k} {cell(row[k])}" for k in shown if row.get(k) is not None)
 
 
 def console(stderr: bool = False) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
@@ -68,6 +69,15 @@ class Plan(ABC):
         """The oracle of local step `step` for the first `count` rows."""
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of the test data: outputs ``[N, k]``, targets ``[N]``, and, of classes, its guesses ``[N]``."""
+
+    outputs: Tensor
+    targets: Tensor
+    guesses: Tensor | None = None
+
+
 class Task(ABC):
     """Per-client objectives f_i over parameters ``[d]``, with data on `device`."""
 
@@ -109,6 +119,16 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, params: Tensor) -> dict[str, float]:
         """Metrics of one model ``[d]``: ``train_loss`` and, with test data, ``test_loss`` (and ``test_accuracy``)."""
+
+    def answers(self, params: Tensor) -> Answers:
+        """What one model ``[d]`` says of the test data (of the sample that ``run.eval_samples`` takes).
+
+        Raises
+        ------
+        InputError
+            There are none: a quadratic problem has no samples.
+        """
+        raise InputError("a quadratic problem has no test data; allowed: a data set of samples")
 
     def shard(self, clients: Ints) -> Self:
         """The same objectives with the training data of `clients` only; clients keep their numbers and draws.

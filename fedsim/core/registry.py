@@ -45,6 +45,8 @@ KINDS = {
     "attack": Kind("fedsim.messages.attacks", "fedsim.messages.base:MessageTransform"),
     "participation": Kind("fedsim.participation.modes", "fedsim.participation.synchronous:Participation"),
     "privacy": Kind("fedsim.privacy", "fedsim.privacy.base:Mechanism"),
+    "metric": Kind("fedsim.engine.measures", "fedsim.core.metrics:Measure"),
+    "logger": Kind("fedsim.engine.loggers", "fedsim.engine.watch:Logger"),
     "audit": Kind("fedsim.audit", "fedsim.audit.base:Audit"),
 }
 _parts: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}

@@ -22,6 +22,7 @@ from torch import Tensor
 from fedsim.clients.store import FILE as CLIENTS
 from fedsim.core import cores, crew
 from fedsim.core.errors import InputError, Problem, RunError
+from fedsim.core.metrics import TABLE, Metric, best, read_columns
 from fedsim.core.row_files import RowStream, write_tensors
 from fedsim.engine.checkpoint import Checkpoint, load_checkpoint
 from fedsim.graphs.topology import Topology
@@ -30,8 +31,13 @@ from fedsim.scenario.sections import BackendSection, Scenario
 
 LAST = 10
 """Evaluations at the end of a run whose mean stands beside the last one and the best one."""
-_MAY_DIFFER = ("run.rounds", "run.checkpoint_seconds", *(f"backend.{key}" for key in BackendSection.model_fields))
-"""Keys of a resumed scenario that may differ from the recorded one's: more rounds, other checkpoints, another place."""
+_MAY_DIFFER = (
+    "run.rounds",
+    "run.checkpoint_seconds",
+    "run.loggers",
+    *(f"backend.{key}" for key in BackendSection.model_fields),
+)
+"""Keys of a resumed scenario that may differ from the recorded one's: more rounds, checkpoints, loggers, the place."""
 
 _SAME = "--resume continues the same scenario (run.rounds may grow): give another --out, or leave --resume out"
 _PACKAGES = ("fedsim", "torch", "numpy", "scipy", "networkx", "datasets", "flwr-datasets", "scikit-learn")
@@ -58,6 +64,11 @@ class Run:
         import pandas as pd
 
         return pd.DataFrame(read_jsonl(self.dir / "metrics.jsonl"))
+
+    @cached_property
+    def columns(self) -> dict[str, Metric]:
+        """What the columns of `metrics` mean: words, unit, direction."""
+        return read_columns(self.dir)[0]
 
     @cached_property
     def trace(self) -> list[dict[str, Any]]:
@@ -252,15 +263,16 @@ def _write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def accuracies(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The best, and the mean of the last `LAST` evaluations, of every accuracy in the rows of ``metrics.jsonl``.
+def bests(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Metric] = TABLE) -> dict[str, float]:
+    """The best, and the mean of the last `LAST` evaluations, of every column of ``metrics.jsonl`` with a direction.
 
     The last evaluation is beside them in the rows: the best alone picks its round by looking at the test set.
     """
     found = {}
-    for key in ("test_accuracy", "node_accuracy"):
-        values = [row[key] for row in rows if row.get(key) is not None]
-        if values:
+    for key, declared in columns.items():
+        values = [row[key] for row in rows if isinstance(row.get(key), (int, float))]
+        top = best(values, declared)
+        if top is not None:
             last = values[-LAST:]
-            found[f"{key}_best"], found[f"{key}_mean_of_last_{LAST}"] = max(values), sum(last) / len(last)
+            found[f"{key}_best"], found[f"{key}_mean_of_last_{LAST}"] = top, sum(last) / len(last)
     return found

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedsim.core import crew, rng
 from fedsim.core.arrays import Bools, Floats, Ints
-from fedsim.core.oracle import Oracle, Plan, Task
+from fedsim.core.oracle import Answers, Oracle, Plan, Task
 from fedsim.core.types import BatchSize
 from fedsim.data.augment import Augment, moved
 from fedsim.data.sets import Dataset
@@ -118,6 +118,12 @@ class SupervisedTask(Task):
         if self.is_classification:
             result["test_accuracy"] = accuracy
         return result
+
+    def answers(self, params: Tensor) -> Answers:
+        parts = [self.kernel.outputs(params.unsqueeze(0), x)[0] for x in torch.split(self.test_inputs, _EVAL_SAMPLES)]
+        outputs = torch.cat(parts)
+        guesses = predictions(outputs, self.loss_name) if self.is_classification else None
+        return Answers(outputs, self.test_targets, guesses)
 
     def node_accuracy(self, params: Tensor) -> float | None:
         if not self.is_classification:

@@ -32,7 +32,8 @@ from fedsim.algorithms.base import Round
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.job import Job, RunFacts
-from fedsim.core.oracle import Plan, Task
+from fedsim.core.metrics import metric
+from fedsim.core.oracle import Answers, Plan, Task
 from fedsim.core.registry import Part
 from fedsim.core.types import Aggregate, BatchSize, Message, NonNegative, Positive, State
 from fedsim.messages.base import MessageTransform
@@ -41,9 +42,6 @@ from fedsim.privacy.accounting import Profile
 from fedsim.privacy.accounting import epsilon as epsilon_of
 from fedsim.privacy.ledger import PrivacyLedger, finite
 from fedsim.privacy.releases import Releases, job_digest, sum_digest
-
-PUBLIC_METRICS = ("test_loss", "test_accuracy")
-"""Computed from released models and test data, which is taken as public; the others look at protected data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +112,7 @@ class Bound:
         """How often a resumed run went another way than the one before it, so that rounds were made again."""
         self.ledger = ledger
         self.rounds = setting.rounds
-        self.oracle_metrics = [m for m in setting.task.metrics if m not in PUBLIC_METRICS]
+        self.oracle_metrics = [m for m in setting.task.metrics if not metric(m).public]
 
     def draw_from(self, word: int) -> None:
         """From now on draw noise, and the samples whose secrecy epsilon counts on, from keys of `word` alone.
@@ -363,6 +361,9 @@ class WrappedTask(Task):
 
     def evaluate(self, params: Tensor) -> dict[str, float]:
         return self.inner.evaluate(params)
+
+    def answers(self, params: Tensor) -> Answers:
+        return self.inner.answers(params)
 
     def node_accuracy(self, params: Tensor) -> float | None:
         return self.inner.node_accuracy(params)

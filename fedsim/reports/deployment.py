@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.core.metrics import Metric
 from fedsim.engine.replies import Account, accounts
 from fedsim.engine.run_directory import read_jsonl
 from fedsim.figures.html import table, tag
 from fedsim.reports.groups import Record
 
-_COMPARED = ("train_loss", "test_loss", "test_accuracy", "node_accuracy", "optimum_distance", "consensus_distance")
 _MOST_TROUBLES = 40
 LEAD = (
     "Local work and everything else (sending, starting a process, waiting for polls), medians in seconds over the "
@@ -27,7 +27,7 @@ PARITY = (
 )
 
 
-def deployments(runs: Sequence[Record]) -> Iterator[object]:
+def deployments(runs: Sequence[Record], shown: Sequence[Metric]) -> Iterator[object]:
     """Parts of the page; nothing where no run was a deployment."""
     deployed = [run for run in runs if is_deployment(run.dir)]
     for run in deployed:
@@ -40,18 +40,19 @@ def deployments(runs: Sequence[Record]) -> Iterator[object]:
     if pairs:
         yield tag("h2", "Parity")
         yield tag("p", PARITY, "soft")
-        rows = [[str(run.dir), str(other.dir), *_differences(run, other)] for run, other in pairs]
+        compared = [m.name for m in shown if m.kind == "quality"]
+        rows = [[str(run.dir), str(other.dir), *_differences(run, other, compared)] for run, other in pairs]
         header = [
             "deployment",
             "simulation",
             "rounds",
-            *_COMPARED,
+            *compared,
             "parameters",
             "seconds, deployed",
             "virtual seconds",
         ]
-        shown = [i for i in range(len(header)) if any(row[i] for row in rows)]
-        yield table([header[i] for i in shown], [[row[i] for i in shown] for row in rows], text=(0, 1))
+        filled = [i for i in range(len(header)) if any(row[i] for row in rows)]
+        yield table([header[i] for i in filled], [[row[i] for i in filled] for row in rows], text=(0, 1))
 
 
 def is_deployment(folder: Path) -> bool:
@@ -91,11 +92,11 @@ def _same(run: Record, other: Record) -> bool:
     return not is_deployment(other.dir) and told(run) == told(other)
 
 
-def _differences(run: Record, other: Record) -> list[str]:
+def _differences(run: Record, other: Record, compared: Sequence[str]) -> list[str]:
     mine, theirs = ({int(row["round"]): row for row in r.rows} for r in (run, other))
     common = sorted(set(mine) & set(theirs))
     cells = [str(len(common))]
-    for key in _COMPARED:
+    for key in compared:
         gaps = [abs(mine[r][key] - theirs[r][key]) for r in common if _number(mine[r], key) and _number(theirs[r], key)]
         cells.append(f"{max(gaps):.2g}" if gaps else "")
     seconds = [f"{r.final('time'):.4g}" for r in (run, other)]

@@ -16,11 +16,11 @@ import numpy as np
 from fedsim.core.arrays import Floats
 from fedsim.core.documents import read_yaml
 from fedsim.core.errors import InputError
+from fedsim.core.metrics import TABLE, Metric, merged, metric, read_columns
 from fedsim.engine.run_directory import LAST
 
 Row = Mapping[str, Any]
 
-BEST_IS_LARGEST = ("test_accuracy", "node_accuracy")
 _DEPTH = 3  # folders of folders of runs, e.g. a folder of sweeps
 _FIRST = ("algorithm.name", "participation.mode", "topology.graph", "data.dataset", "model.name")
 _SPEAKS_FOR_ITSELF = ("name", "mode", "graph", "dataset", "scheme")
@@ -39,6 +39,7 @@ class Record:
     notes : what was wrong with the files, in words.
     error : what ended the run, where the sweep it belongs to says so.
     part : its number in that sweep, and what it is called there, its seed left out.
+    columns : what the columns of its rows mean.
     """
 
     dir: Path
@@ -49,6 +50,7 @@ class Record:
     notes: tuple[str, ...] = ()
     error: str | None = None
     part: tuple[int, str] | None = None
+    columns: Mapping[str, Metric] = field(default_factory=lambda: TABLE)
 
     @property
     def seed(self) -> Any:
@@ -84,10 +86,10 @@ class Record:
     def series(self, x: str, y: str) -> tuple[Floats, Floats]:
         """Two metrics where both are recorded, in the order of `x`; of evaluations at the same `x` the last one.
 
-        The consensus distance starts after round 0, where all nodes are equal and only rounding is left of it.
+        A metric starts where its declaration says so: the consensus distance after round 0, where all nodes are equal.
         """
         rounds, a, b = self.column("round"), self.column(x), self.column(y)
-        keep = np.isfinite(a) & np.isfinite(b) & ((rounds > 0) | (y != "consensus_distance"))
+        keep = np.isfinite(a) & np.isfinite(b) & (rounds >= metric(y, self.columns).starts)
         a, b = a[keep], b[keep]
         order = np.argsort(a, kind="stable")
         a, b = a[order], b[order]
@@ -99,11 +101,11 @@ class Record:
         return float(self.column(key)[-1]) if self.rows else math.nan
 
     def best(self, key: str) -> tuple[float, int]:
-        """The best evaluation's metric and round: the largest accuracy, else the smallest value; nan without any."""
-        values = self.column(key)
-        if not np.isfinite(values).any():
+        """The best evaluation's metric and round; nan without any, or where the metric has no direction."""
+        values, larger = self.column(key), metric(key, self.columns).larger_is_better
+        if larger is None or not np.isfinite(values).any():
             return math.nan, 0
-        where = int(np.nanargmax(values) if key in BEST_IS_LARGEST else np.nanargmin(values))
+        where = int(np.nanargmax(values) if larger else np.nanargmin(values))
         return float(values[where]), int(self.rows[where]["round"])
 
     def tail(self, key: str) -> float:
@@ -112,7 +114,9 @@ class Record:
 
     def _diverged(self) -> bool:
         last = self.rows[-1] if self.rows else {}
-        return any(key in last and last[key] is None for key in ("train_loss", "test_loss"))
+        return any(
+            value is None and key in TABLE and TABLE[key].larger_is_better is False for key, value in last.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,19 @@ def mean_std(values: Sequence[float]) -> tuple[float, float]:
     return float(numbers.mean()), float(numbers.std(ddof=1)) if len(numbers) > 1 else math.nan
 
 
+def metrics_of(runs: Sequence[Record]) -> tuple[dict[str, Metric], list[str]]:
+    """What the runs' columns mean, those that nobody declared last; and what there is to say about them."""
+    table, disputed = merged(run.columns for run in runs)
+    own = dict.fromkeys(key for run in runs for row in run.rows for key in row if key not in table)
+    found = {key: metric(key) for key in own if any(np.isfinite(run.column(key)).any() for run in runs)}
+    opposed = "these runs declare opposite directions of it, so none of its values is called the best"
+    said = [f"{name}: {opposed}" for name in disputed]
+    if found:
+        named = ", ".join(found)
+        said.append(f"{named}: no measure declares what this is, so it is shown as it is and has no best value")
+    return {**table, **found}, said
+
+
 def find_runs(directories: Sequence[Path]) -> list[Record]:
     """The runs in `directories`: run directories, or folders (sweeps, say) with run directories in them.
 
@@ -229,13 +246,15 @@ def read_run(folder: Path) -> Record:
     planned = planned.get("rounds") if isinstance(planned, dict) else None
     reached = isinstance(planned, int) and bool(rows) and rows[-1]["round"] >= planned
     finished = bool(rows) and (reached or (folder / "params.safetensors").exists())
+    columns, damage = read_columns(folder)
+    notes += [damage] if damage else []
     scenario = document.values
     if (folder / "deployment.json").exists():  # the same scenario on real clients is another group
         scenario = {**scenario, "backend": {"name": "flower"}}
     told, number = _told(folder.resolve())
     part = (number, re.sub(r"(^|_)seed=\d+(?=_|$)", "", folder.resolve().name).strip("_")) if told is not None else None
     error = str(told["error"]) if told and told.get("error") else None
-    return Record(folder, scenario, text, rows, finished, tuple(notes), error, part)
+    return Record(folder, scenario, text, rows, finished, tuple(notes), error, part, columns)
 
 
 def sweep_errors(folder: Path) -> dict[str, str]:

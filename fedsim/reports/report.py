@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedsim.core.errors import InputError
+from fedsim.core.metrics import TABLE, Metric, metric
 from fedsim.engine.run_directory import LAST
 from fedsim.figures.curves import BAND, OPEN_END, Line, Panel, grid_figure, panel_figure, style
 from fedsim.figures.html import Markup, details, escape, inline_svg, join, notes, page, swatch, table, tag
 from fedsim.reports.deployment import deployments
-from fedsim.reports.groups import BEST_IS_LARGEST, Group, Record, find_runs, group_runs, sweep_errors
+from fedsim.reports.groups import Group, Record, find_runs, group_runs, metrics_of, sweep_errors
 from fedsim.reports.privacy import privacy
 from fedsim.reports.schedule import schedules
 from fedsim.reports.setting import environments, partitions, topologies
@@ -28,39 +29,13 @@ from fedsim.reports.tradeoffs import tradeoffs
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_QUALITY = {
-    "test_accuracy": "test accuracy",
-    "node_accuracy": "node accuracy",
-    "test_loss": "test loss",
-    "train_loss": "train loss",
-    "optimum_distance": "distance to the optimum",
-    "consensus_distance": "consensus distance",
+_FIGURES = {  # what a metric's `figure` may be, in the order of a page: its heading
+    "progress": "Progress",
+    "optimum": "Distance to the optimum",
+    "gossip": "Nodes of the graph",
+    "delay": "Against delay",
+    "other": "Other quantities",
 }
-_COST = {
-    "round": "rounds",
-    "time": "virtual time (s)",
-    "wall": "wall clock (s)",
-    "bytes_sent": "bytes sent",
-    "gradients": "sample gradients",
-    "delay_processing": "processing delay",
-    "delay_transmission": "transmission delay",
-    "delay_total": "total delay",
-    "epsilon": "epsilon",
-    "delta": "delta",
-    "staleness_mean": "mean staleness",
-}
-_X: dict[str, tuple[str, str | None]] = {
-    "round": ("round", None),
-    "time": ("virtual time", "s"),
-    "bytes_sent": ("bytes sent", "B"),
-    "gradients": ("sample gradients", ""),
-    "delay_total": ("total delay", None),
-    "delay_processing": ("processing delay", None),
-    "delay_transmission": ("transmission delay", None),
-}
-_AXES = ("round", "time", "bytes_sent", "gradients")
-_DELAYS = ("delay_total", "delay_processing", "delay_transmission")
-_LOG = ("consensus_distance", "optimum_distance")
 _LEADS = {
     "optimum": "Euclidean distance of the (mean) parameters to the minimiser.",
     "gossip": (
@@ -72,13 +47,15 @@ _LEADS = {
         "link fires costs 1 + 1."
     ),
 }
+_TICKS = {"s": "s", "B": "B", "count": ""}  # units in which an axis counts thousands and millions
 _MANY_GROUPS = 6
 _TAIL = f"mean of the last {LAST}"
 
 FINAL_AND_BEST = (
     f"Final is the last evaluation, mean of the last {LAST} that of the last {LAST} evaluations (of all, if there are "
-    "fewer). Best is the best evaluation of the whole run (largest accuracy, smallest loss or distance): it picks its "
-    "round afterwards, for test metrics by looking at the test set, and is never worse than final."
+    "fewer). Best is the best evaluation of the whole run (largest accuracy, smallest loss or distance; a metric "
+    "without a direction has none): it picks its round afterwards, for test metrics by looking at the test set, and "
+    "is never worse than final."
 )
 
 
@@ -118,24 +95,26 @@ def make_page(runs: Sequence[Record], figures: Path, title: str) -> str:
         return buffer.getvalue()
 
     groups, differing = group_runs(runs)
-    warnings = [*_never_started(runs), *_notes(runs, groups)]
+    known, said = metrics_of(runs)
+    shown = [m for m in known.values() if any(group.has(m.name) for group in groups)]
+    warnings = [*_never_started(runs), *_notes(runs, groups), *said]
     body: list[object] = [
         tag("h1", title),
         tag("p", _subtitle(runs, groups), "soft"),
         notes(warnings),
     ]
-    body += _results(groups, differing) if len(runs) > 1 else _one_result(runs[0])
-    for name, heading, lead, rows in _figures(groups):
+    body += _results(groups, differing, shown) if len(runs) > 1 else _one_result(runs[0], shown)
+    for name, heading, lead, rows in _figures(groups, shown):
         save(name, grid_figure(rows, [g.label for g in groups], heading))
         body += [tag("h2", heading), tag("p", lead, "soft") if lead else "", *_panels(name, rows, groups)]
-    body += tradeoffs(groups, differing, save)
-    body += deployments(runs)
+    body += tradeoffs(groups, differing, shown, save)
+    body += deployments(runs, shown)
     body += schedules(groups, save)
     body += privacy(groups)
     body += partitions(groups, save)
     body += topologies(groups, save)
     if len(runs) > 1:
-        body += _runs_table(groups)
+        body += _runs_table(groups, shown)
     body += [tag("h2", "Scenario"), *(_scenario(group) for group in groups)]
     body += environments(runs)
     return page(title, body)
@@ -197,13 +176,14 @@ def _never_started(runs: Sequence[Record]) -> Iterator[str]:
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def _one_result(run: Record) -> list[object]:
+def _one_result(run: Record, shown: Sequence[Metric]) -> list[object]:
     rows = []
-    for key, name in _present(_QUALITY, [Group("", [run])]):
-        best, where = run.best(key)
-        shown = (number(best, key), str(where), number(run.tail(key), key))
-        rows.append((name, number(run.final(key), key), *(("", "", "") if key == "consensus_distance" else shown)))
-    cost = [(name, number(run.final(key), key)) for key, name in _present(_COST, [Group("", [run])])]
+    for m in _quality(shown):
+        best, where = run.best(m.name)
+        directed = (number(best, m), str(where), number(run.tail(m.name), m))
+        rest = ("", "", "") if m.larger_is_better is None else directed
+        rows.append((m.title, number(run.final(m.name), m), *rest))
+    cost = [(m.title, number(run.final(m.name), m)) for m in _costs(shown)]
     quality = (
         [table(["", "final", "best", "best in round", _TAIL], rows), tag("p", FINAL_AND_BEST, "soft")] if rows else []
     )
@@ -215,21 +195,21 @@ class _Column:
     """A column of the groups' tables: the mean and the spread of one metric's final, best or last values."""
 
     title: str
-    key: str
+    metric: Metric
     value: Callable[[Group, str], tuple[float, float]] = Group.final
 
     def cell(self, group: Group) -> str:
-        return spread(*self.value(group, self.key), self.key)
+        return spread(*self.value(group, self.metric.name), self.metric)
 
 
-def _results(groups: Sequence[Group], differing: Sequence[str]) -> list[object]:
+def _results(groups: Sequence[Group], differing: Sequence[str], shown: Sequence[Metric]) -> list[object]:
     quality = []
-    for key, name in _present(_QUALITY, groups):
-        quality.append(_Column(f"{name}, final", key))
-        if key != "consensus_distance":
-            quality.append(_Column(f"{name}, best", key, Group.best))
-            quality.append(_Column(f"{name}, {_TAIL}", key, Group.tail))
-    cost = [_Column(name, key) for key, name in _present(_COST, groups)]
+    for m in _quality(shown):
+        quality.append(_Column(f"{m.title}, final", m))
+        if m.larger_is_better is not None:
+            quality.append(_Column(f"{m.title}, best", m, Group.best))
+            quality.append(_Column(f"{m.title}, {_TAIL}", m, Group.tail))
+    cost = [_Column(m.title, m) for m in _costs(shown)]
 
     def compare(columns: Sequence[_Column]) -> Markup:
         names = [(_name(g, i, len(groups)), str(len(g.counted))) for i, g in enumerate(groups)]
@@ -255,22 +235,26 @@ def _differences(groups: Sequence[Group], differing: Sequence[str]) -> Markup:
     return table(["key", *labels], [[key, *(g.settings.get(key, "") for g in groups)] for key in differing])
 
 
-def _runs_table(groups: Sequence[Group]) -> list[object]:
-    metrics = _present(_QUALITY, groups)
-    header = ["run", "group", "seed", "status", "round", *(f"{name}, final" for _, name in metrics)]
+def _runs_table(groups: Sequence[Group], shown: Sequence[Metric]) -> list[object]:
+    metrics = _quality(shown)
+    header = ["run", "group", "seed", "status", "round", *(f"{m.title}, final" for m in metrics)]
     rows = [
         [
             str(run.dir), _name(group, i, len(groups), state=False), str(run.seed),
             run.status if run.finished else tag("span", run.status, "mark"), str(run.round),
-            *(number(run.final(key), key) for key, _ in metrics),
+            *(number(run.final(m.name), m) for m in metrics),
         ]
         for i, group in enumerate(groups) for run in group.runs
     ]  # fmt: skip
     return [tag("h2", "Runs"), table(header, rows, text=(0, 1, 3))]
 
 
-def _present(names: dict[str, str], groups: Sequence[Group]) -> list[tuple[str, str]]:
-    return [(key, name) for key, name in names.items() if any(group.has(key) for group in groups)]
+def _quality(shown: Sequence[Metric]) -> list[Metric]:
+    return [m for m in shown if m.kind == "quality"]
+
+
+def _costs(shown: Sequence[Metric]) -> list[Metric]:
+    return [m for m in shown if m.kind == "cost"]
 
 
 def _name(group: Group, index: int, groups: int, state: bool = True) -> Markup:
@@ -280,25 +264,27 @@ def _name(group: Group, index: int, groups: int, state: bool = True) -> Markup:
     return Markup(f"{piece} {escape(group.label)}{mark}")
 
 
-def number(value: float, key: str = "") -> str:
-    """A metric as text: accuracies with four places, bytes in units, counts whole, the rest with four digits."""
+def number(value: float, of: Metric | str = "") -> str:
+    """A metric as text: shares with four places, bytes in units, counts whole, the rest with four digits."""
+    unit = (metric(of) if isinstance(of, str) else of).unit
     if not math.isfinite(value):
         return "\N{EN DASH}"
-    if key in BEST_IS_LARGEST:
+    if unit == "share":
         return f"{value:.4f}"
-    if key == "bytes_sent":
+    if unit == "B":
         return _bytes(value)
     if value.is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
     return f"{value:,.1f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
-def spread(mean: float, std: float, key: str = "") -> str:
+def spread(mean: float, std: float, of: Metric | str = "") -> str:
     """``mean ± std``; the mean alone for one run, and for a cost that all seeds share."""
-    if not math.isfinite(std) or (std == 0 and key not in _QUALITY):
-        return number(mean, key)
-    shown = number(std, key) if key in BEST_IS_LARGEST or std == 0 else number(float(f"{std:.2g}"), key)
-    return f"{number(mean, key)} \N{PLUS-MINUS SIGN} {shown}"
+    of = metric(of) if isinstance(of, str) else of
+    if not math.isfinite(std) or (std == 0 and of.kind == "cost"):
+        return number(mean, of)
+    shown = number(std, of) if of.unit == "share" or std == 0 else number(float(f"{std:.2g}"), of)
+    return f"{number(mean, of)} \N{PLUS-MINUS SIGN} {shown}"
 
 
 def _bytes(count: float) -> str:
@@ -309,21 +295,15 @@ def _bytes(count: float) -> str:
 # --- curves -----------------------------------------------------------------------------------------------------------
 
 
-def _figures(groups: Sequence[Group]) -> Iterator[tuple[str, str, str, list[list[Panel]]]]:
+def _figures(groups: Sequence[Group], shown: Sequence[Metric]) -> Iterator[tuple[str, str, str, list[list[Panel]]]]:
     """Name, heading, lead and rows of panels of each figure that has something to show."""
-    known = {*_QUALITY, *_COST}
-    accuracies = ("test_accuracy", "node_accuracy") if any(g.has("test_accuracy") for g in groups) else ("train_loss",)
-    others = dict.fromkeys(
-        k for g in groups for r in g.runs for row in r.rows for k in row if k not in known and g.has(k)
-    )
-    plans: list[tuple[str, str, tuple[str, ...], tuple[str, ...]]] = [
-        ("progress", "Progress", ("test_accuracy", "test_loss", "train_loss"), _AXES),
-        ("optimum", "Distance to the optimum", ("optimum_distance",), _AXES),
-        ("gossip", "Nodes of the graph", ("node_accuracy", "consensus_distance"), _AXES),
-        ("delay", "Against delay", accuracies, _DELAYS),
-        ("other", "Other quantities", ("epsilon", "staleness_mean", *others), ("round",)),
-    ]
-    for name, heading, ys, xs in plans:
+    axes = [m for m in TABLE.values() if m.axis]
+    delays = [m for m in axes if m.figure == "delay"]
+    usual = [m for m in axes if m.figure != "delay"]
+    larger = [m for m in shown if m.larger_is_better] or [m for m in shown if m.figure == "progress"][-1:]
+    for name, heading in _FIGURES.items():
+        ys = larger if name == "delay" else [m for m in shown if m.figure == name]
+        xs = delays if name == "delay" else usual[:1] if name == "other" else usual
         rows = [[panel for x in xs if (panel := _panel(groups, x, y)).lines] for y in ys]
         rows = [row for row in rows if row]
         if name == "other":
@@ -333,13 +313,11 @@ def _figures(groups: Sequence[Group]) -> Iterator[tuple[str, str, str, list[list
             yield name, heading, _LEADS.get(name, ""), rows
 
 
-def _panel(groups: Sequence[Group], x: str, y: str) -> Panel:
-    lines = [line for i, group in enumerate(groups) for line in _lines(i, group, x, y)]
-    if all(len(line.x) == 0 or line.x[-1] <= 0 for line in lines) and x != "round":
+def _panel(groups: Sequence[Group], x: Metric, y: Metric) -> Panel:
+    lines = [line for i, group in enumerate(groups) for line in _lines(i, group, x.name, y.name)]
+    if all(len(line.x) == 0 or line.x[-1] <= 0 for line in lines) and x.name != "round":
         lines = []  # nothing was sent, or nothing was delayed: no axis to draw against
-    xlabel, unit = _X[x]
-    label = _QUALITY.get(y) or _COST.get(y, y)
-    return Panel(f"{y}-{x}", xlabel, label, lines, unit, log=y in _LOG)
+    return Panel(f"{y.name}-{x.name}", x.axis, y.title, lines, _TICKS.get(x.unit), log=y.log)
 
 
 def _lines(index: int, group: Group, x: str, y: str) -> Iterator[Line]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedsim.core.arrays import Floats
+from fedsim.core.metrics import TABLE, Metric
 from fedsim.figures.curves import INK, style
 from fedsim.figures.html import Markup, escape, image, inline_svg, join, swatch, tag
 from fedsim.graphs.files import read_graph
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Save = Callable[[str, "Figure"], bytes]
-_ACCURACY = ("node_accuracy", "test_accuracy")
-_COSTS = {"bytes_sent": ("bytes sent", "B"), "time": ("virtual time", "s")}
 _FEWEST = 3  # groups
 _MOST_NUMBERS = 120  # cells of a heat map that show theirs
 
@@ -29,19 +28,21 @@ _Panel = tuple[str, Mapping[int, float], str | None]
 """What a panel is drawn against: its name, the groups' values, and, where less is better, its unit."""
 
 
-def tradeoffs(groups: Sequence[Group], differing: Sequence[str], save: Save) -> list[object]:
+def tradeoffs(groups: Sequence[Group], differing: Sequence[str], shown: Sequence[Metric], save: Save) -> list[object]:
     """Sections of a page: points per group, mean and sample standard deviation over its seeds; none for few groups."""
-    quality = next((k for k in _ACCURACY if any(group.has(k) for group in groups)), None)
-    if quality is None or len(groups) < _FEWEST:
+    larger = [m for m in shown if m.larger_is_better]
+    chosen = next((m for m in larger if m.figure == "gossip"), next(iter(larger), None))
+    if chosen is None or len(groups) < _FEWEST:
         return []
+    quality, heading = chosen.name, "Accuracy against cost" if chosen.name in TABLE else f"{chosen.words} against cost"
     gaps = {i: gap for i, group in enumerate(groups) if (gap := _gap(group.runs[0])) is not None}
     panels: list[_Panel] = []
     if len(set(gaps.values())) > 1:
         panels.append(("spectral gap of the (first) graph", gaps, None))
-    for key, (name, unit) in _COSTS.items():
-        cost = {i: group.final(key)[0] for i, group in enumerate(groups) if group.final(key)[0] > 0}
+    for m in (m for m in shown if m.kind == "cost" and m.unit in ("B", "s") and m.axis):
+        cost = {i: group.final(m.name)[0] for i, group in enumerate(groups) if group.final(m.name)[0] > 0}
         if len(set(cost.values())) > 1:
-            panels.append((name, cost, unit))
+            panels.append((m.axis, cost, m.unit))
     found: list[object] = []
     if panels:
         save("tradeoffs", _scatters(groups, quality, panels))
@@ -58,7 +59,7 @@ def tradeoffs(groups: Sequence[Group], differing: Sequence[str], save: Save) -> 
             for i, panel in enumerate(panels)
         ]
         found += [
-            tag("h2", "Accuracy against cost"), tag("p", lead, "soft"), tag("div", join(entries), "legend"),
+            tag("h2", heading), tag("p", lead, "soft"), tag("div", join(entries), "legend"),
             tag("div", join(figures), "panels"),
         ]  # fmt: skip
     if len(differing) == 2 and (grid := _grid(groups, quality, *differing)) is not None:
@@ -148,7 +149,7 @@ def _draw(axes: Any, groups: Sequence[Group], quality: str, panel: _Panel) -> No
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}") if unit is None else EngFormatter(unit))
     axes.set_xlabel(name, fontsize=9, color=INK)
-    axes.set_ylabel(quality.replace("_", " "), fontsize=9, color=INK)
+    axes.set_ylabel(_plain(quality.replace("_", " ")), fontsize=9, color=INK)
     axes.tick_params(labelsize=8, colors=INK)
     for spine in axes.spines.values():
         spine.set_color(INK)

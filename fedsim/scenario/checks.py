@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from fedsim.algorithms.base import GossipAlgorithm, ServerAlgorithm
 from fedsim.core.errors import InputError, Problem
+from fedsim.core.metrics import columns
 from fedsim.data.sets import Dataset, Quadratic, QuadraticFile
 from fedsim.messages.aggregators import Aggregator, Mean, TrimmedMean
 from fedsim.participation.clocked import Clocked
@@ -162,10 +163,18 @@ def _model(s: Scenario) -> Iterator[Problem]:
         yield _NO_MODEL
 
 
+def _columns(s: Scenario) -> Iterator[Problem]:
+    """Measures add columns that nobody else has."""
+    try:
+        columns(s.measures)
+    except InputError as error:
+        yield from error.under("run.metrics").problems
+
+
 _NO_MODEL = Problem("missing; e.g. model: {name: linear}", "model")
 _RULES: tuple[Callable[[Scenario], Iterable[Problem]], ...] = (
     _work, _server_or_graph, _robust, _mode_of_server, _continuous_time, _system_of_graph, _backend, _model,
-    message_problems,
+    _columns, message_problems,
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from fedsim.algorithms.base import Algorithm
 from fedsim.clients.store import Choice
 from fedsim.core.documents import Document
 from fedsim.core.errors import InputError
+from fedsim.core.metrics import Measure, Metric, columns
 from fedsim.core.registry import lookup
 from fedsim.core.types import Count
 from fedsim.data.augment import Augment
@@ -32,6 +33,8 @@ from fedsim.participation.base import Participation
 from fedsim.privacy.base import Mechanism
 from fedsim.scenario.table import (
     FormSection,
+    ListSection,
+    Named,
     NameSection,
     PartSection,
     PartsSection,
@@ -161,6 +164,14 @@ class Scenario:
     compression: Annotated[MessageTransform | None, PartSection(path="compression", kind="compressor")]
     attack: Annotated[MessageTransform | None, PartSection(path="attack", kind="attack")]
     run: Annotated[RunSection, FormSection(path="run", form=RunSection)]
+    metrics: Annotated[
+        tuple[Named, ...],
+        ListSection(path="run.metrics", kind="metric", description="measures besides those that every run has"),
+    ]
+    loggers: Annotated[
+        tuple[Named, ...],
+        ListSection(path="run.loggers", kind="logger", description="who else is told how the run goes"),
+    ]
     backend: Annotated[BackendSection, FormSection(path="backend", form=BackendSection)]
     audits: Annotated[Mapping[str, Any], PartsSection(path="audit", kind="audit", recorded=False)]
     names: Mapping[str, str]
@@ -176,6 +187,16 @@ class Scenario:
     def base(self) -> Path:
         """The folder that relative paths are relative to."""
         return self.document.base
+
+    @property
+    def measures(self) -> list[Measure]:
+        """What is measured besides what every run measures."""
+        return [named.part for named in self.metrics]
+
+    @property
+    def columns(self) -> dict[str, Metric]:
+        """What those measures say of the columns that they add."""
+        return columns(self.measures)
 
     def resolved(self) -> dict[str, Any]:
         """The scenario with every default written out and paths absolute: running it again gives the same numbers."""
@@ -201,8 +222,10 @@ class Scenario:
         return self.algorithm.setting == "server" or "system" in self.given
 
     def hash(self) -> str:
-        """Eight hex digits of what decides the numbers."""
-        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()[:8]
+        """Eight hex digits of what decides the numbers, which loggers do not."""
+        values = self.resolved()
+        values["run"].pop("loggers", None)
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.resolved(), sort_keys=False, width=120)

@@ -163,7 +163,9 @@ class FormSection(Section):
         if self.optional is not None and (given is ABSENT or given is None):
             return None, None
         values = {} if given is ABSENT else given
-        if not isinstance(values, Mapping):
+        if isinstance(values, Mapping):
+            values = {k: v for k, v in values.items() if k not in inner}
+        else:
             raise InputError(f"found {values!r}, allowed: a mapping, e.g. {self.optional}")
         return make_part(self.form, absolute(values, base) if self.paths else values), None
 
@@ -173,7 +175,8 @@ class FormSection(Section):
         return part.model_dump(exclude_none=True) if isinstance(part, BaseModel) else dump_part(part)
 
     def schema(self, definitions: dict[str, Any], inner: dict[str, Any]) -> dict[str, Any]:
-        return plain_schema(self.form, definitions)
+        schema = plain_schema(self.form, definitions)
+        return {**schema, "properties": {**schema["properties"], **inner}} if inner else schema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +227,46 @@ class NameSection(Section):
 
     def schema(self, definitions: dict[str, Any], inner: dict[str, Any]) -> dict[str, Any]:
         return {"type": "string", "examples": names(self.kind)}
+
+
+@dataclass(frozen=True)
+class Named:
+    """A part, and the name it was asked for by."""
+
+    name: str
+    part: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListSection(Section):
+    """A list of registered parts of a `kind`, each with its name and keys; empty where it is not there."""
+
+    kind: str
+    description: str
+
+    def read(self, raw: Values, inner: tuple[str, ...], base: Path) -> tuple[Any, str | None]:
+        given = self.given(raw)
+        items = [] if given is ABSENT or given is None else given
+        if not isinstance(items, list):
+            raise InputError(f"found {items!r}, allowed: a list of mappings with the key 'name'")
+        made, problems = [], list[Problem]()
+        for i, item in enumerate(items):
+            try:
+                if not isinstance(item, Mapping):
+                    raise InputError(f"found {item!r}, allowed: a mapping with the key 'name'")
+                made.append(Named(str(item.get("name")), part_from(self.kind, "name", item)))
+            except InputError as error:
+                problems += error.under(str(i)).problems
+        if problems:
+            raise InputError(problems)
+        return tuple(made), None
+
+    def write(self, part: Any, name: str | None) -> Any:
+        return [{"name": item.name, **dump_part(item.part)} for item in part] or None
+
+    def schema(self, definitions: dict[str, Any], inner: dict[str, Any]) -> dict[str, Any]:
+        one = PartSection(path=self.path, kind=self.kind).schema(definitions, {})
+        return {"description": self.description, "type": "array", "items": one}
 
 
 @dataclass(frozen=True, kw_only=True)

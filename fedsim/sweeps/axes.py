@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedsim.core import rng
+from fedsim.core.errors import InputError
+from fedsim.core.metrics import Metric, metric
 from fedsim.core.types import Positive
 
 _Pair = Annotated[list[float | int], Field(min_length=2, max_length=2)]
@@ -54,11 +57,29 @@ class Axis(BaseModel):
 class Stop(BaseModel):
     """Early stopping by successive halving (ASHA, arXiv 1810.05934): of the runs that reach a rung the best go on.
 
-    Rungs are `grace`, grace * factor, grace * factor^2, ... rounds; 1 / `factor` of the runs goes on at each.
+    Rungs are `grace`, grace * factor, grace * factor^2, ... rounds; 1 / `factor` of the runs goes on at each. Without a
+    `mode` the metric's own direction counts.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     metric: str = "test_accuracy"
-    mode: Annotated[str, Field(pattern="^(max|min)$")] = "max"
+    mode: Literal["max", "min"] | None = None
     grace: Annotated[int, Field(gt=0)] = 10
     factor: Annotated[int, Field(ge=2)] = 3
+
+    def directed(self, columns: Mapping[str, Metric]) -> Stop:
+        """With the direction of its metric, where none is given.
+
+        Raises
+        ------
+        InputError
+            Nobody declares one.
+        """
+        larger = metric(self.metric, columns).larger_is_better
+        if self.mode is not None:
+            return self
+        if larger is None:
+            known = ", ".join(m.name for m in columns.values() if m.larger_is_better is not None)
+            message = f"missing: nothing says whether more or less of '{self.metric}' is better; allowed: max, min, or "
+            raise InputError(f"{message}metric: {known}", key="stop.mode")
+        return self.model_copy(update={"mode": "max" if larger else "min"})

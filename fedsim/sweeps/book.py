@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.core.errors import FedsimError, RunError
-from fedsim.engine.run_directory import Run, accuracies, read_jsonl
+from fedsim.core.metrics import TABLE
+from fedsim.engine.run_directory import Run, bests, read_jsonl
 from fedsim.scenario.sections import Scenario
 from fedsim.sweeps.files import Plan, Point
 
@@ -106,7 +107,8 @@ class Book:
 
 
 def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """One row per run: what was varied, its last metrics, best accuracy and mean accuracy of the last evaluations."""
+    """One row per run: what was varied, its last metrics, and of those with a direction the best and the mean of the
+    last evaluations."""
     return [_row(outcome) for outcome in outcomes]
 
 
@@ -114,9 +116,10 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     file = outcome.dir / "metrics.jsonl"
     metrics = read_jsonl(file) if file.exists() else []
     last = metrics[-1] if metrics else {}
+    columns = {**TABLE, **outcome.point.scenario.columns}
     error = str(outcome.error) if outcome.error else None
     ending = {"status": outcome.status, "error": error}
-    return {"run": outcome.point.label, **outcome.point.changes, **last, **accuracies(metrics), **ending}
+    return {"run": outcome.point.label, **outcome.point.changes, **last, **bests(metrics, columns), **ending}
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Any:

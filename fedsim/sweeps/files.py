@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fedsim.core.documents import Document, Source, change, override, read_yaml
 from fedsim.core.errors import InputError, Problem
 from fedsim.core.fields import make_part
+from fedsim.core.metrics import TABLE, merged
 from fedsim.scenario.load import parse
 from fedsim.scenario.sections import NAME, Scenario
 from fedsim.sweeps.axes import Axis, Stop
@@ -111,7 +112,18 @@ def read_sweep(path: str | Path, settings: list[str] | None = None) -> Plan:
         wrong[Problem(message, key, str(path), document.lines.get(key))] = []
     if wrong:
         raise InputError(replace(p, message=p.message + _where(labels)) for p, labels in wrong.items())
-    return Plan(sweep_file.name, found, sweep_file.stop)
+    return Plan(sweep_file.name, found, _directed(document, sweep_file.stop, found))
+
+
+def _directed(document: Document, stop: Stop | None, points: Sequence[Point]) -> Stop | None:
+    """When bad runs are stopped, in the direction that all runs' metrics have."""
+    if stop is None:
+        return None
+    table, _ = merged({**TABLE, **point.scenario.columns} for point in points)
+    try:
+        return stop.directed(table)
+    except InputError as error:
+        raise document.locate(error) from None
 
 
 def _base(sweep_file: Document, scenario: str, settings: list[str]) -> Document:

@@ -18,6 +18,7 @@ from typing import Any
 
 from fedsim.backends.ray.cluster import Cluster
 from fedsim.core.errors import FedsimError, InputError, RunError
+from fedsim.core.metrics import TABLE
 from fedsim.engine.place import ACTORS
 from fedsim.scenario.sections import Scenario
 from fedsim.sweeps.axes import Stop
@@ -177,7 +178,8 @@ def _tune(
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
             assert self.told is not None
             if "error" not in result:
-                self.told(trial.config["number"], {k: v for k, v in result.items() if k in _TOLD})
+                columns = {**TABLE, **work[trial.config["number"]][0].columns}  # the others are Tune's own
+                self.told(trial.config["number"], {k: v for k, v in result.items() if k in columns})
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             assert self.ended is not None
@@ -210,6 +212,3 @@ def _tune(
         ),
     )  # fmt: skip
     tuner.fit()
-
-
-_TOLD = ("round", "test_accuracy", "node_accuracy", "test_loss", "train_loss", "optimum_distance", "delay_total")

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from fedsim.engine.run_directory import accuracies
+from fedsim.engine.run_directory import bests
 from fedsim.figures.curves import Line, Panel, grid_figure, panel_figure
 from fedsim.figures.html import inline_svg
 from fedsim.reports.groups import Record, mean_std
@@ -60,7 +60,7 @@ def test_the_mean_of_the_last_ten_leaves_out_what_was_before(tmp_path):
     record = Record(tmp_path, {}, "", rows, True)
     assert record.tail("test_accuracy") == pytest.approx(np.mean(values[-10:]))
     assert record.best("test_accuracy") == (0.9, 1)
-    assert accuracies(rows) == {
+    assert bests(rows) == {
         "test_accuracy_best": 0.9,
         "test_accuracy_mean_of_last_10": pytest.approx(np.mean(values[-10:])),
     }

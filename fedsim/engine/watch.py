@@ -1,0 +1,180 @@
+"""Who is told how a run goes: what records it, what shows it, and loggers that a scenario names.
+
+The loop tells every `Watcher` the same things in the same order, and knows nothing else of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsim.core.metrics import Metric
+from fedsim.core.registry import Part
+from fedsim.scenario.sections import Scenario
+
+Row = Mapping[str, Any]
+
+Progress = Callable[[int, Row | None], None]
+"""Called after every round with its number and, where it was evaluated, its metrics."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A run as watchers see it.
+
+    Attributes
+    ----------
+    dir : the run directory.
+    scenario : what is run.
+    columns : what the columns of its metrics mean.
+    resumed_at : the round it goes on from; 0 where it begins at the beginning.
+    """
+
+    dir: Path
+    scenario: Scenario
+    columns: Mapping[str, Metric]
+    resumed_at: int = 0
+
+
+class Watcher:
+    """Is told how a run goes; every method does nothing unless it is overridden.
+
+    A resumed run begins again, with `resumed_at`: rounds after that one, if any were told before, are told again.
+    """
+
+    def began(self, run: Watched) -> None:
+        """The run begins, or goes on; nothing of it was told to this watcher yet."""
+
+    def round(self, number: int, row: Row | None) -> None:
+        """Round `number` is over (0: none has begun yet); its metrics, where it was evaluated."""
+
+    def scheduled(self, row: Row) -> None:
+        """The realised schedule of a round, with ``run.trace``; told before the round is."""
+
+    def saving(self) -> None:
+        """A checkpoint is about to be written: what was told before has to outlive this process."""
+
+    def ended(self, run: Watched) -> None:
+        """The run is over, and its final parameters are in its directory."""
+
+    def closed(self, error: BaseException | None) -> None:
+        """The last call, in any case; `error` is what ended the run before its end (an interrupt, too), or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logger(Part, ABC):
+    """Base class of what ``run.loggers`` names; its fields are its keys in the scenario."""
+
+    @abstractmethod
+    def watcher(self) -> Watcher:
+        """What is told about one run.
+
+        Raises
+        ------
+        InputError
+            It cannot be had here (a library is missing, say); before anything is written.
+        """
+
+
+class Tells(Watcher):
+    """A function that is told of every round."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def round(self, number: int, row: Row | None) -> None:
+        self._progress(number, row)
+
+
+class Guarded(Watcher):
+    """A logger that cannot take the run with it: once it has raised, it says so and is told nothing more."""
+
+    def __init__(self, name: str, watcher: Watcher) -> None:
+        self._name, self._watcher, self._failed = name, watcher, False
+
+    def began(self, run: Watched) -> None:
+        self._try(self._watcher.began, run)
+
+    def round(self, number: int, row: Row | None) -> None:
+        self._try(self._watcher.round, number, row)
+
+    def scheduled(self, row: Row) -> None:
+        self._try(self._watcher.scheduled, row)
+
+    def saving(self) -> None:
+        self._try(self._watcher.saving)
+
+    def ended(self, run: Watched) -> None:
+        self._try(self._watcher.ended, run)
+
+    def closed(self, error: BaseException | None) -> None:
+        try:  # of one that has failed, too: it may have something to give back
+            self._watcher.closed(error)
+        except Exception as raised:
+            self._say(raised)
+
+    def _try(self, method: Callable[..., None], *arguments: Any) -> None:
+        if not self._failed:
+            try:
+                method(*arguments)
+            except Exception as error:  # somebody's library may raise anything
+                self._say(error)
+
+    def _say(self, error: Exception) -> None:
+        if not self._failed:
+            self._failed = True
+            what = f"{type(error).__name__}: {error}"
+            print(f"logger {self._name}: {what}; it is told nothing more, the run goes on", file=sys.stderr)
+
+
+class All(Watcher):
+    """Several watchers, told one after another."""
+
+    def __init__(self, watchers: Sequence[Watcher]) -> None:
+        self.watchers = list(watchers)
+
+    def began(self, run: Watched) -> None:
+        for watcher in self.watchers:
+            watcher.began(run)
+
+    def round(self, number: int, row: Row | None) -> None:
+        for watcher in self.watchers:
+            watcher.round(number, row)
+
+    def scheduled(self, row: Row) -> None:
+        for watcher in self.watchers:
+            watcher.scheduled(row)
+
+    def saving(self) -> None:
+        for watcher in self.watchers:
+            watcher.saving()
+
+    def ended(self, run: Watched) -> None:
+        for watcher in self.watchers:
+            watcher.ended(run)
+
+    def closed(self, error: BaseException | None) -> None:
+        """All of them are closed, also where one of them raises."""
+        raised: BaseException | None = None
+        for watcher in self.watchers:
+            try:
+                watcher.closed(error)
+            except BaseException as failure:
+                raised = raised or failure
+        if raised is not None:
+            raise raised
+
+
+def loggers_of(scenario: Scenario) -> list[Watcher]:
+    """The watchers that ``run.loggers`` names, each kept from taking the run with it.
+
+    Raises
+    ------
+    InputError
+        One of them cannot be had here.
+    """
+    return [Guarded(named.name, named.part.watcher()) for named in scenario.loggers]
