@@ -14,7 +14,7 @@ from fedsim.audit.base import Audit, Finding, Subject
 from fedsim.core.crew import working
 from fedsim.core.errors import InputError
 from fedsim.core.fields import dump_part, part_from
-from fedsim.figures.html import Markup, escape, image, notes, page, table, tag
+from fedsim.figures.html import Markup, heading, image, lead, mark, notes, page, paragraph, pre, table
 from fedsim.scenario.sections import Scenario
 
 Progress = Callable[[str], None]
@@ -165,18 +165,18 @@ def _number(value: Any) -> str:
 
 def _page(report: Report, figures: Path) -> str:
     title = f"Audit of {report.scenario.name}"
-    body: list[object] = [tag("h1", title)]
+    body: list[object] = []
     if report.alarms:
-        body.append(notes([Markup(tag("span", "Alarm. ", "mark") + escape(a)) for a in report.alarms]))
+        body.append(notes([Markup(" ").join([mark("Alarm."), a]) for a in report.alarms]))
     if report.claim is None:
-        body.append(tag("p", "The scenario has no privacy mechanism: no epsilon is claimed.", "soft"))
+        body.append(paragraph("The scenario has no privacy mechanism: no epsilon is claimed.", soft=True))
     else:
-        body += [tag("h2", "What is claimed"), table(["", ""], rows(report.claim), text=(1,))]
+        body += [heading(2, "What is claimed"), table(["", ""], rows(report.claim), text=(1,))]
     for done in report.audits:
         finding = done.finding
         body += [
-            tag("h2", done.name),
-            tag("p", Markup(tag("strong", "Threat model. ") + escape(finding.threat_model))),
+            heading(2, done.name),
+            lead("Threat model.", finding.threat_model),
             notes([finding.alarm] if finding.alarm else []),
             table(["", ""], rows(finding.results)),
         ]
@@ -185,8 +185,8 @@ def _page(report: Report, figures: Path) -> str:
             make().savefig(buffer, format="png", dpi=130, metadata={"Software": None})
             (figures / f"{done.name}-{name}.png").write_bytes(buffer.getvalue())
             body.append(image(buffer.getvalue(), f"{done.name}: {name}"))
-        body += [tag("p", note, "soft") for note in finding.notes]
+        body += [paragraph(note, soft=True) for note in finding.notes]
         if done.keys:
-            body.append(tag("p", "Keys: " + ", ".join(f"{k} {v}" for k, v in done.keys.items()), "soft"))
-    body += [tag("h2", "Scenario"), tag("pre", report.scenario.to_yaml())]
+            body.append(paragraph("Keys: " + ", ".join(f"{k} {v}" for k, v in done.keys.items()), soft=True))
+    body += [heading(2, "Scenario"), pre(report.scenario.to_yaml())]
     return page(title, body)

@@ -12,7 +12,7 @@ import numpy as np
 from fedsim.core.metrics import Metric
 from fedsim.engine.replies import Account, accounts
 from fedsim.engine.run_directory import read_jsonl
-from fedsim.figures.html import table, tag
+from fedsim.figures.html import heading, paragraph, table
 from fedsim.reports.groups import Record
 
 _MOST_TROUBLES = 40
@@ -32,14 +32,14 @@ def deployments(runs: Sequence[Record], shown: Sequence[Metric]) -> Iterator[obj
     deployed = [run for run in runs if is_deployment(run.dir)]
     for run in deployed:
         known = accounts(_replies(run.dir), _clients(run.dir))
-        yield tag("h2", "Deployment" if len(deployed) == 1 else f"Deployment {run.dir}")
+        yield heading(2, "Deployment" if len(deployed) == 1 else f"Deployment {run.dir}")
         yield table(["client", "answers used", "work", "rest", "troubles"], [_line(a) for a in known])
-        yield tag("p", LEAD, "soft")
+        yield paragraph(LEAD, soft=True)
         yield from _gaps(run, known)
     pairs = [(run, other) for run in deployed for other in runs if _same(run, other)]
     if pairs:
-        yield tag("h2", "Parity")
-        yield tag("p", PARITY, "soft")
+        yield heading(2, "Parity")
+        yield paragraph(PARITY, soft=True)
         compared = [m.name for m in shown if m.kind == "quality"]
         rows = [[str(run.dir), str(other.dir), *_differences(run, other, compared)] for run, other in pairs]
         header = [
@@ -68,18 +68,18 @@ def _gaps(run: Record, known: Sequence[Account]) -> Iterator[object]:
     """What went wrong, in order of time, and which rounds went on without whom."""
     troubles = sorted((t for a in known for t in a.troubles), key=lambda t: t["at"])
     if troubles:
-        yield tag("h3", "What went wrong")
+        yield heading(3, "What went wrong")
         rows = [
             [f"{t['at']:.1f}", str(t["client"]), str(t["round"]), t["status"], str(t.get("reason", ""))]
             for t in troubles[:_MOST_TROUBLES]
         ]
         yield table(["second", "client", "its round", "", "reason"], rows, text=(3, 4))
     if len(troubles) > _MOST_TROUBLES:
-        yield tag("p", f"and {len(troubles) - _MOST_TROUBLES} more in {run.dir / 'replies.jsonl'}", "soft")
+        yield paragraph(f"and {len(troubles) - _MOST_TROUBLES} more in {run.dir / 'replies.jsonl'}", soft=True)
     trace = _rows(run.dir / "trace.jsonl")
     gaps = [f"{row['round']} (without {', '.join(map(str, row['missing']))})" for row in trace if row.get("missing")]
     if gaps:
-        yield tag("p", f"Rounds with a gap: {', '.join(gaps)}.")
+        yield paragraph(f"Rounds with a gap: {', '.join(gaps)}.")
 
 
 def _same(run: Record, other: Record) -> bool:

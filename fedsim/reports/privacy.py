@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from fedsim.figures.html import Markup, details, notes, table, tag
+from fedsim.figures.html import Markup, details, heading, notes, paragraph, table
 from fedsim.reports.groups import Group, Record
 
 _ROWS = {  # key of privacy.json: how it is called
@@ -36,7 +36,7 @@ def privacy(groups: Sequence[Group]) -> list[object]:
             columns.append((group.label, _read(group.runs[0])))
         except (OSError, ValueError) as error:
             missing.append(f"{group.runs[0].dir}: privacy.json cannot be read: {error}")
-    parts: list[object] = [tag("h2", "Privacy"), notes(missing)]
+    parts: list[object] = [heading(2, "Privacy"), notes(missing)]
     if not columns:
         return parts
     many = len(groups) > 1
@@ -49,7 +49,7 @@ def privacy(groups: Sequence[Group]) -> list[object]:
     first = columns[0][1]
     oracle = ", ".join(dict.fromkeys(m for _, facts in columns for m in facts.get("oracle_metrics", [])))
     lines = [*first.get("not_covered", []), *([f"the metrics {oracle}: they look at protected data"] if oracle else [])]
-    return [*parts, tag("p", "Epsilon does not cover:", "soft"), notes(lines)]
+    return [*parts, paragraph("Epsilon does not cover:", soft=True), notes(lines)]
 
 
 def _read(run: Record) -> dict[str, Any]:

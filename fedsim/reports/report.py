@@ -18,7 +18,22 @@ from fedsim.core.errors import InputError
 from fedsim.core.metrics import TABLE, Metric, metric
 from fedsim.engine.run_directory import LAST
 from fedsim.figures.curves import BAND, OPEN_END, Line, Panel, grid_figure, panel_figure, style
-from fedsim.figures.html import Markup, details, escape, inline_svg, join, notes, page, swatch, table, tag
+from fedsim.figures.html import (
+    Markup,
+    details,
+    heading,
+    inline_svg,
+    legend,
+    mark,
+    named,
+    notes,
+    page,
+    panels,
+    paragraph,
+    pre,
+    swatch,
+    table,
+)
 from fedsim.reports.deployment import deployments
 from fedsim.reports.groups import Group, Record, find_runs, group_runs, metrics_of, sweep_errors
 from fedsim.reports.privacy import privacy
@@ -99,14 +114,13 @@ def make_page(runs: Sequence[Record], figures: Path, title: str) -> str:
     shown = [m for m in known.values() if any(group.has(m.name) for group in groups)]
     warnings = [*_never_started(runs), *_notes(runs, groups), *said]
     body: list[object] = [
-        tag("h1", title),
-        tag("p", _subtitle(runs, groups), "soft"),
+        paragraph(_subtitle(runs, groups), soft=True),
         notes(warnings),
     ]
     body += _results(groups, differing, shown) if len(runs) > 1 else _one_result(runs[0], shown)
-    for name, heading, lead, rows in _figures(groups, shown):
-        save(name, grid_figure(rows, [g.label for g in groups], heading))
-        body += [tag("h2", heading), tag("p", lead, "soft") if lead else "", *_panels(name, rows, groups)]
+    for name, called, lead, rows in _figures(groups, shown):
+        save(name, grid_figure(rows, [g.label for g in groups], called))
+        body += [heading(2, called), paragraph(lead, soft=True) if lead else "", *_panels(name, rows, groups)]
     body += tradeoffs(groups, differing, shown, save)
     body += deployments(runs, shown)
     body += schedules(groups, save)
@@ -115,7 +129,7 @@ def make_page(runs: Sequence[Record], figures: Path, title: str) -> str:
     body += topologies(groups, save)
     if len(runs) > 1:
         body += _runs_table(groups, shown)
-    body += [tag("h2", "Scenario"), *(_scenario(group) for group in groups)]
+    body += [heading(2, "Scenario"), *(_scenario(group) for group in groups)]
     body += environments(runs)
     return page(title, body)
 
@@ -140,12 +154,12 @@ def _subtitle(runs: Sequence[Record], groups: Sequence[Group]) -> object:
             run.value("data.dataset"),
             f"seed {run.seed}",
         ]
-        status = run.status if run.finished else tag("span", run.status, "mark")
-        return Markup(", ".join([*(escape(p) for p in parts if p is not None), escape(status)]))
+        status = run.status if run.finished else mark(run.status)
+        return Markup(", ").join([*(str(p) for p in parts if p is not None), status])
     unfinished = sum(not run.finished for run in runs)
     plural = "s" if len(groups) > 1 else ""
     text = f"{len(runs)} runs in {len(groups)} group{plural} (runs of a group differ only in their seed)"
-    return Markup(escape(text) + (", " + tag("span", f"{unfinished} unfinished", "mark") if unfinished else ""))
+    return Markup(", ").join([text, *([mark(f"{unfinished} unfinished")] if unfinished else [])])
 
 
 def _notes(runs: Sequence[Record], groups: Sequence[Group]) -> Iterator[str]:
@@ -184,10 +198,9 @@ def _one_result(run: Record, shown: Sequence[Metric]) -> list[object]:
         rest = ("", "", "") if m.larger_is_better is None else directed
         rows.append((m.title, number(run.final(m.name), m), *rest))
     cost = [(m.title, number(run.final(m.name), m)) for m in _costs(shown)]
-    quality = (
-        [table(["", "final", "best", "best in round", _TAIL], rows), tag("p", FINAL_AND_BEST, "soft")] if rows else []
-    )
-    return [tag("h2", "Results"), *quality, tag("h3", "Cost up to the last evaluation"), table(["", ""], cost)]
+    header = ["", "final", "best", "best in round", _TAIL]
+    quality = [table(header, rows), paragraph(FINAL_AND_BEST, soft=True)] if rows else []
+    return [heading(2, "Results"), *quality, heading(3, "Cost up to the last evaluation"), table(["", ""], cost)]
 
 
 @dataclass(frozen=True)
@@ -218,12 +231,12 @@ def _results(groups: Sequence[Group], differing: Sequence[str], shown: Sequence[
 
     several = any(len(g.counted) > 1 for g in groups)
     spoken = "Mean \N{PLUS-MINUS SIGN} sample standard deviation (k - 1) over k seeds. " if several else ""
-    part: list[object] = [tag("h2", "Results")]
+    part: list[object] = [heading(2, "Results")]
     if quality:
-        part += [compare(quality), tag("p", spoken + FINAL_AND_BEST, "soft")]
-    part += [tag("h3", "Cost up to the last evaluation"), compare(cost)]
+        part += [compare(quality), paragraph(spoken + FINAL_AND_BEST, soft=True)]
+    part += [heading(3, "Cost up to the last evaluation"), compare(cost)]
     if differing:
-        part += [tag("h3", "What differs between the groups"), _differences(groups, differing)]
+        part += [heading(3, "What differs between the groups"), _differences(groups, differing)]
     return part
 
 
@@ -241,12 +254,12 @@ def _runs_table(groups: Sequence[Group], shown: Sequence[Metric]) -> list[object
     rows = [
         [
             str(run.dir), _name(group, i, len(groups), state=False), str(run.seed),
-            run.status if run.finished else tag("span", run.status, "mark"), str(run.round),
+            run.status if run.finished else mark(run.status), str(run.round),
             *(number(run.final(m.name), m) for m in metrics),
         ]
         for i, group in enumerate(groups) for run in group.runs
     ]  # fmt: skip
-    return [tag("h2", "Runs"), table(header, rows, text=(0, 1, 3))]
+    return [heading(2, "Runs"), table(header, rows, text=(0, 1, 3))]
 
 
 def _quality(shown: Sequence[Metric]) -> list[Metric]:
@@ -259,9 +272,8 @@ def _costs(shown: Sequence[Metric]) -> list[Metric]:
 
 def _name(group: Group, index: int, groups: int, state: bool = True) -> Markup:
     """A group's label with its colour, and, with `state`, what is unfinished about it."""
-    mark = f" ({tag('span', group.status, 'mark')})" if state and group.status != "finished" else ""
-    piece = swatch(*style(index, groups)).replace("<svg", '<svg width="22" height="8"', 1)
-    return Markup(f"{piece} {escape(group.label)}{mark}")
+    status = group.status if state and group.status != "finished" else ""
+    return named(swatch(*style(index, groups)), group.label, status)
 
 
 def number(value: float, of: Metric | str = "") -> str:
@@ -301,7 +313,7 @@ def _figures(groups: Sequence[Group], shown: Sequence[Metric]) -> Iterator[tuple
     delays = [m for m in axes if m.figure == "delay"]
     usual = [m for m in axes if m.figure != "delay"]
     larger = [m for m in shown if m.larger_is_better] or [m for m in shown if m.figure == "progress"][-1:]
-    for name, heading in _FIGURES.items():
+    for name, called in _FIGURES.items():
         ys = larger if name == "delay" else [m for m in shown if m.figure == name]
         xs = delays if name == "delay" else usual[:1] if name == "other" else usual
         rows = [[panel for x in xs if (panel := _panel(groups, x, y)).lines] for y in ys]
@@ -310,7 +322,7 @@ def _figures(groups: Sequence[Group], shown: Sequence[Metric]) -> Iterator[tuple
             flat = [panel for row in rows for panel in row]
             rows = [flat[i : i + 4] for i in range(0, len(flat), 4)]
         if rows:
-            yield name, heading, _LEADS.get(name, ""), rows
+            yield name, called, _LEADS.get(name, ""), rows
 
 
 def _panel(groups: Sequence[Group], x: Metric, y: Metric) -> Panel:
@@ -334,21 +346,18 @@ def _panels(name: str, rows: Sequence[Sequence[Panel]], groups: Sequence[Group])
     """The panels one by one, so that a narrow screen puts them below each other, and one legend for all."""
     drawn = [panel for row in rows for panel in row]
     lines = [line for panel in drawn for line in panel.lines]
-    entries = []
-    for i in sorted({line.group for line in lines}):
-        entries.append(Markup(swatch(*style(i, len(groups))) + escape(groups[i].label)))
+    entries = [(swatch(*style(i, len(groups))), groups[i].label) for i in sorted({line.group for line in lines})]
     if any(line.low is not None for line in lines):
-        entries.append(Markup(swatch("", "band") + escape(BAND)))
+        entries.append((swatch("", "band"), BAND))
     if any(line.unfinished for line in lines):
-        entries.append(Markup(swatch("", ":", marker=True) + escape(OPEN_END)))
+        entries.append((swatch("", ":", marker=True), OPEN_END))
     plain = len(groups) == 1 and len(entries) == 1
-    legend = tag("div", join(tag("span", e) for e in entries), "legend")
 
     def picture(panel: Panel) -> Markup:
         alt = f"{panel.ylabel} against {panel.xlabel}"
         return inline_svg(panel_figure(panel, len(groups)), f"{name}-{panel.name}", alt)
 
-    return ["" if plain else legend, *(tag("div", join(map(picture, row)), "panels") for row in rows)]
+    return ["" if plain else legend(entries), *(panels(map(picture, row)) for row in rows)]
 
 
 # --- what it was run with ---------------------------------------------------------------------------------------------
@@ -357,4 +366,4 @@ def _panels(name: str, rows: Sequence[Sequence[Panel]], groups: Sequence[Group])
 def _scenario(group: Group) -> Markup:
     first = group.runs[0]
     others = "" if len(group.runs) == 1 else f" (seed {first.seed}; the others differ in name and seed only)"
-    return details(f"{group.label}: the resolved scenario{others}", tag("pre", first.text))
+    return details(f"{group.label}: the resolved scenario{others}", pre(first.text))

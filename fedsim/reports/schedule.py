@@ -19,7 +19,7 @@ from fedsim.data.partition_csv import FILE, read_partition
 from fedsim.devices.system import SystemSection
 from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.run_directory import read_jsonl
-from fedsim.figures.html import Markup, details, image, notes, table, tag
+from fedsim.figures.html import Markup, details, heading, image, notes, paragraph, table
 from fedsim.figures.schedule import staleness_figure
 from fedsim.messages.base import Pipeline
 from fedsim.participation.base import Participation
@@ -43,7 +43,7 @@ def schedules(groups: Sequence[Group], save: Save) -> list[object]:
     clocked = [group for group in groups if _is_clocked(group.runs[0])]
     if not clocked:
         return []
-    parts: list[object] = [tag("h2", "Schedule")]
+    parts: list[object] = [heading(2, "Schedule")]
     for number, group in enumerate(clocked[:_MOST_PICTURES], 1):
         run, name = group.runs[0], "schedule" if len(clocked) == 1 else f"schedule-{number}"
         try:
@@ -51,7 +51,7 @@ def schedules(groups: Sequence[Group], save: Save) -> list[object]:
         except (FedsimError, OSError) as error:
             parts.append(notes([f"{run.dir}: the schedule cannot be made again: {error}"]))
     left = len(clocked) - _MOST_PICTURES
-    return [*parts, tag("p", f"{left} more schedules are not shown.", "soft") if left > 0 else ""]
+    return [*parts, paragraph(f"{left} more schedules are not shown.", soft=True) if left > 0 else ""]
 
 
 def _is_clocked(run: Record) -> bool:
@@ -71,8 +71,8 @@ def _schedule(run: Record, name: str, save: Save, label: str) -> list[object]:
     gantt = save(name, timeline_figure(timeline))
     header, rows = client_rows(timeline)
     parts: list[object] = [
-        tag("h3", label) if label else "",
-        tag("p", headline(timeline) + ". The picture shows how it begins.", "soft"),
+        heading(3, label) if label else "",
+        paragraph(headline(timeline) + ". The picture shows how it begins.", soft=True),
         image(gantt, "jobs of each client and combines over virtual time"),
     ]
     counts = _staleness(run.dir / "trace.jsonl")

@@ -12,7 +12,7 @@ import numpy as np
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
 from fedsim.data.partition_csv import FILE, read_partition
-from fedsim.figures.html import Markup, details, image, notes, table, tag
+from fedsim.figures.html import Markup, details, heading, image, notes, paragraph, table
 from fedsim.reports.groups import Group, Record
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def partitions(groups: Sequence[Group], save: Save) -> list[object]:
     found, missing = _distinct(groups, FILE, lambda run: _divides(run))
     if not found and not missing:
         return []
-    parts: list[object] = [tag("h2", "Partition of the data"), notes(missing)]
+    parts: list[object] = [heading(2, "Partition of the data"), notes(missing)]
     for number, (path, labels) in enumerate(found[:_MOST_PICTURES], 1):
         try:
             samples, counts = read_partition(path)
@@ -43,7 +43,7 @@ def partitions(groups: Sequence[Group], save: Save) -> list[object]:
             continue
         name = "partition" if len(found) == 1 else f"partition-{number}"
         png = save(name, partition_figure(samples[:, None] if counts is None else counts))
-        parts += [_whose(labels, len(groups)), tag("p", _partition_facts(samples, counts), "soft")]
+        parts += [_whose(labels, len(groups)), paragraph(_partition_facts(samples, counts), soft=True)]
         parts += [
             image(png, f"samples per client{'' if counts is None else ' and label'}"),
             _partition_table(samples, counts),
@@ -56,7 +56,7 @@ def topologies(groups: Sequence[Group], save: Save) -> list[object]:
     found, missing = _distinct(groups, "topology.graphml", lambda run: run.value("topology") is not None)
     if not found and not missing:
         return []
-    parts: list[object] = [tag("h2", "Graph"), notes(missing)]
+    parts: list[object] = [heading(2, "Graph"), notes(missing)]
     columns: list[tuple[str, dict[str, str]]] = []
     pictures: list[object] = []
     for number, (path, members) in enumerate(found[:_MOST_PICTURES], 1):
@@ -88,7 +88,7 @@ def environments(runs: Sequence[Record]) -> list[object]:
             missing.append(f"{run.dir}: environment.json is missing")
         except (OSError, ValueError) as error:
             missing.append(f"{run.dir}: environment.json cannot be read: {error}")
-    parts: list[object] = [tag("h2", "Environment"), notes(missing)]
+    parts: list[object] = [heading(2, "Environment"), notes(missing)]
     for text, members in found.items():
         values = json.loads(text)
         rows = _environment_rows(values if isinstance(values, dict) else {"environment": values})
@@ -124,16 +124,14 @@ def _whose(members: Sequence[Group], groups: int) -> Markup:
     seeds = [run.seed for group in members for run in group.runs]
     first = members[0].runs[0]
     others = f" The other seeds' may differ; this is seed {first.seed}." if len(set(map(str, seeds))) > 1 else ""
-    if groups == 1:
-        return tag("p", others.strip(), "soft") if others else Markup("")
-    return Markup(
-        tag("h3", "; ".join(group.label for group in members)) + (tag("p", others.strip(), "soft") if others else "")
-    )
+    said = [paragraph(others.strip(), soft=True)] if others else []
+    named = [heading(3, "; ".join(group.label for group in members))] if groups > 1 else []
+    return Markup("\n").join([*named, *said])
 
 
 def _rest(count: int, what: str) -> Markup:
     left = count - _MOST_PICTURES
-    return tag("p", f"{left} more {what} are not shown.", "soft") if left > 0 else Markup("")
+    return paragraph(f"{left} more {what} are not shown.", soft=True) if left > 0 else Markup("")
 
 
 def _partition_facts(samples: Ints, counts: Ints | None) -> str:

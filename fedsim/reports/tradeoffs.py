@@ -12,7 +12,7 @@ import numpy as np
 from fedsim.core.arrays import Floats
 from fedsim.core.metrics import TABLE, Metric
 from fedsim.figures.curves import INK, style
-from fedsim.figures.html import Markup, escape, image, inline_svg, join, swatch, tag
+from fedsim.figures.html import heading, image, inline_svg, legend, panels, paragraph, swatch
 from fedsim.graphs.files import read_graph
 from fedsim.graphs.mixing import mixing_matrix, spectral_gap
 from fedsim.reports.groups import Group, Record
@@ -34,37 +34,31 @@ def tradeoffs(groups: Sequence[Group], differing: Sequence[str], shown: Sequence
     chosen = next((m for m in larger if m.figure == "gossip"), next(iter(larger), None))
     if chosen is None or len(groups) < _FEWEST:
         return []
-    quality, heading = chosen.name, "Accuracy against cost" if chosen.name in TABLE else f"{chosen.words} against cost"
+    quality, called = chosen.name, "Accuracy against cost" if chosen.name in TABLE else f"{chosen.words} against cost"
     gaps = {i: gap for i, group in enumerate(groups) if (gap := _gap(group.runs[0])) is not None}
-    panels: list[_Panel] = []
+    drawn: list[_Panel] = []
     if len(set(gaps.values())) > 1:
-        panels.append(("spectral gap of the (first) graph", gaps, None))
+        drawn.append(("spectral gap of the (first) graph", gaps, None))
     for m in (m for m in shown if m.kind == "cost" and m.unit in ("B", "s") and m.axis):
         cost = {i: group.final(m.name)[0] for i, group in enumerate(groups) if group.final(m.name)[0] > 0}
         if len(set(cost.values())) > 1:
-            panels.append((m.axis, cost, m.unit))
+            drawn.append((m.axis, cost, m.unit))
     found: list[object] = []
-    if panels:
-        save("tradeoffs", _scatters(groups, quality, panels))
+    if drawn:
+        save("tradeoffs", _scatters(groups, quality, drawn))
         lead = (
             "Each point is a group at its last evaluation, with the sample standard deviation over its seeds. The line "
             "joins the groups that no other beats in both cost and accuracy (the Pareto front)."
         )
-        entries = [
-            Markup(f"<span>{swatch(*style(i, len(groups)))}{i + 1} {escape(group.label)}</span>")
-            for i, group in enumerate(groups)
-        ]
+        entries = [(swatch(*style(i, len(groups))), f"{i + 1} {group.label}") for i, group in enumerate(groups)]
         figures = [
             inline_svg(_scatter(groups, quality, panel), f"tradeoffs-{i}", f"{quality} against {panel[0]}")
-            for i, panel in enumerate(panels)
+            for i, panel in enumerate(drawn)
         ]
-        found += [
-            tag("h2", heading), tag("p", lead, "soft"), tag("div", join(entries), "legend"),
-            tag("div", join(figures), "panels"),
-        ]  # fmt: skip
+        found += [heading(2, called), paragraph(lead, soft=True), legend(entries), panels(figures)]
     if len(differing) == 2 and (grid := _grid(groups, quality, *differing)) is not None:
         png = save("heatmap", _heatmap(grid, quality, *differing))
-        found += [tag("h2", "Two axes"), image(png, f"{quality} over {differing[0]} and {differing[1]}")]
+        found += [heading(2, "Two axes"), image(png, f"{quality} over {differing[0]} and {differing[1]}")]
     return found
 
 
