@@ -28,6 +28,7 @@ from fedsim.core.types import Message
 from fedsim.engine.assembly import Assembly, Change, Material, assemble
 from fedsim.engine.loop import Simulation
 from fedsim.engine.place import make_backend
+from fedsim.engine.watch import Watcher
 from fedsim.objective.supervised import SupervisedTask
 from fedsim.privacy.accounting import epsilon
 from fedsim.privacy.ledger import Claim
@@ -35,9 +36,6 @@ from fedsim.scenario.sections import BackendSection, Scenario
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Watch = Callable[[Simulation], None]
-"""Called after every round (and once before the first)."""
 
 Hear = Callable[[Ints, Message], None]
 """Called with every message that reaches the server: clients ``[m]`` and rows ``[m, d]``."""
@@ -133,7 +131,7 @@ class Subject:
         quiet = scenario.run.model_copy(
             update={"eval_every": scenario.run.rounds, "trace": False, "checkpoint_seconds": 1e9}
         )
-        self.scenario = replace(scenario, run=quiet, backend=BackendSection())
+        self.scenario = replace(scenario, run=quiet, metrics=(), loggers=(), backend=BackendSection())
         self.say = progress or _silent
 
     @cached_property
@@ -170,7 +168,7 @@ class Subject:
         """The scenario with other draws of everything but the data and their division; 0: its own."""
         return self.scenario if index == 0 else replace(self.scenario, seed=self.scenario.seed + 1_000_003 * index)
 
-    def train(self, change: Change, index: int = 0, watch: Watch | None = None, hear: Hear | None = None) -> Outcome:
+    def train(self, change: Change, index: int = 0, watch: Watcher | None = None, hear: Hear | None = None) -> Outcome:
         """Run the scenario on other material; runs of different `index` draw different things."""
         scenario = self.seeded(index)
         assembly = assemble(scenario, change)
@@ -178,12 +176,7 @@ class Subject:
             place = Path(folder) / "run"
             tapped = None if hear is None else _Tapped(make_backend(scenario, assembly, place), hear)
             simulation = _Rehearsal(scenario, assembly, place, remote=tapped)
-
-            def seen(_round: int, _row: Any) -> None:
-                if watch is not None:
-                    watch(simulation)
-
-            simulation.run(seen)
+            simulation.run(watch)
         x = simulation.state["x"].detach()
         return Outcome(assembly, x.mean(0) if assembly.network is not None else x)
 

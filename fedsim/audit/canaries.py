@@ -27,9 +27,10 @@ from fedsim.audit.base import Claimed, Outcome, Subject, claimed
 from fedsim.core import rng
 from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.errors import InputError
+from fedsim.core.metrics import View
 from fedsim.core.types import Message
 from fedsim.engine.assembly import Change, Material
-from fedsim.engine.loop import Simulation
+from fedsim.engine.watch import Row, Watched, Watcher
 
 _LENGTH = 1e6
 """S: the length of a canary's gradient, far above any clip norm."""
@@ -157,7 +158,7 @@ def scored_run(subject: Subject, count: int, index: int = 0) -> Scored:
     else:
         transcript = Messages(canaries) if local else Displacement(canaries)
     hear = transcript.hear if local else None
-    outcome = subject.train(canaries.change(transcript.quadratic), index, transcript.note, hear)
+    outcome = subject.train(canaries.change(transcript.quadratic), index, transcript, hear)
     audited = claimed(outcome.assembly)
     assert audited is not None
     return Scored(transcript.scores(outcome), canaries.coins, audited, transcript.sees)
@@ -173,7 +174,7 @@ def needed_claim(subject: Subject) -> Claimed:
     return claim
 
 
-class Transcript(ABC):
+class Transcript(Watcher, ABC):
     """What the attacker keeps of a run, and the scores that follow from it."""
 
     quadratic: bool = False
@@ -182,10 +183,16 @@ class Transcript(ABC):
     def __init__(self, canaries: Canaries) -> None:
         self.canaries = canaries
 
-    def note(self, simulation: Simulation) -> None:  # noqa: B027 - nothing to note unless overridden
-        """After every round."""
+    def began(self, run: Watched) -> None:
+        self._now = run.now
 
-    def hear(self, clients: Ints, messages: Message) -> None:  # noqa: B027 - nor to hear
+    def round(self, number: int, row: Row | None) -> None:
+        self.note(number, self._now())
+
+    def note(self, number: int, view: View) -> None:
+        """After every round, and once before the first."""
+
+    def hear(self, clients: Ints, messages: Message) -> None:
         """Every message, where the claim is that each is private by itself."""
 
     @abstractmethod
@@ -257,33 +264,31 @@ class Differences(Transcript):
         self.steps: list[float] = []
         self.increments: list[Tensor] = []
         self._v: Tensor | None = None
-        self._noise: dict[str, float] = {}
 
-    def note(self, simulation: Simulation) -> None:
-        state, own = simulation.state, slice(self.canaries.count)
-        self.theta.append(state["x"][own].double())
-        self.steps.append(float((state["x"].double() - state["previous"].double()).norm()))
-        v = state["v"][own].double()
-        if simulation.round > 0 and not self.local:
-            fresh = self._v is None or self.algorithm.restarts(simulation.round)
+    def note(self, number: int, view: View) -> None:
+        x, own = view.state("x"), slice(self.canaries.count)
+        self.theta.append(x[own].double())
+        self.steps.append(float((x.double() - view.state("previous").double()).norm()))
+        v = view.state("v")[own].double()
+        if number > 0 and not self.local:
+            fresh = self._v is None or self.algorithm.restarts(number)
             self.increments.append(v if fresh or self._v is None else v - self._v)
         self._v = v
-        privacy = simulation.assembly.privacy
-        if privacy.claims and not self._noise:
-            self._noise = {release.kind: release.z for release in privacy.ledger.planned}
 
     def hear(self, clients: Ints, messages: Message) -> None:
         self.increments.append(self.entries(clients, messages["mean"]))
 
     def scores(self, outcome: Outcome) -> Floats:
+        privacy = outcome.assembly.privacy
+        noise = {release.kind: release.z for release in privacy.ledger.planned} if privacy.claims else {}
         total = torch.zeros_like(self.theta[0])
         for r, increment in enumerate(self.increments):
             if self.algorithm.restarts(r + 1):
-                gradient, radius, z = _LENGTH * self.theta[r], self.algorithm.clip_norm, self._noise.get("restart", 1.0)
+                gradient, radius, z = _LENGTH * self.theta[r], self.algorithm.clip_norm, noise.get("restart", 1.0)
             else:
                 gradient = _LENGTH * (self.theta[r] - self.theta[r - 1])
                 radius = (self.algorithm.difference_clip or np.inf) * self.steps[r]
-                z = self._noise.get("difference", 1.0)
+                z = noise.get("difference", 1.0)
             assert radius is not None
             if radius > 0:
                 total += gradient.clamp(-radius, radius) * increment / (radius * z) ** 2

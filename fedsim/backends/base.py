@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from fedsim.core.arrays import Ints
+from fedsim.core.errors import RunError
 from fedsim.core.job import Job
 from fedsim.core.row_files import RowStream, TensorFile
 from fedsim.core.types import Message
@@ -52,6 +53,15 @@ class Backend(Protocol):
     def draw_from(self, word: int) -> None:
         """From now on clients draw their noise from `word` (see `privacy.base.Bound.draw_from`)."""
 
+    def kept(self, name: str, clients: Ints) -> Tensor:
+        """What clients keep between rounds under a name that the algorithm gives it, ``[m, width]``.
+
+        Raises
+        ------
+        RunError
+            They keep it to themselves.
+        """
+
     @property
     def wants_checkpoint(self) -> bool:
         """Whether a checkpoint is due, since too much would have to be done again after a loss."""
@@ -69,6 +79,10 @@ class BackendDefaults:
     nodes_here: NodeBackend | None = None
     lost: Ints = np.empty(0, dtype=np.int64)
     wants_checkpoint = False
+
+    def kept(self, name: str, clients: Ints) -> Tensor:
+        """Not to be had."""
+        raise RunError("clients keep what is theirs to themselves here: no measure can read it")
 
     def checkpointed(self, saved: Saved) -> None:
         """Nothing depends on it."""
@@ -92,6 +106,9 @@ class NodeBackend(Backend, Protocol):
 
     def facts(self, centre: Tensor) -> tuple[float, float | None]:
         """Mean over the nodes of the squared distance to `centre`, and of their own models' accuracy."""
+
+    def rows(self, name: str, nodes: Ints) -> Tensor:
+        """A state of some nodes, ``[m, width]``."""
 
     def nodes(self) -> dict[str, RowStream]:
         """The nodes' states, ``[n, d]`` each, in parts."""

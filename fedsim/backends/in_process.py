@@ -75,6 +75,9 @@ class Vectorized(BackendDefaults):
         """Jobs that were given before have the noise that they would have had."""
         self.compute()
 
+    def kept(self, name: str, clients: Ints) -> Tensor:
+        return self.worker.store.gather(clients)[name]
+
     def compute(self) -> None:
         """All pending jobs in one batch."""
         if not self._pending:

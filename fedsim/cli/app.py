@@ -64,7 +64,7 @@ def run(
     from fedsim.scenario.load import load
 
     checked = load(scenario, settings)
-    with _interruptible(), run_progress(checked.name, checked.run.rounds, quiet=as_json) as progress:
+    with _interruptible(), run_progress(checked.name, checked.run.rounds, as_json, checked.columns) as progress:
         result = simulate(checked, out, resume, progress)
     last = read_jsonl(result.dir / "metrics.jsonl")[-1]
     if as_json:

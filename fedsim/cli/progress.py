@@ -10,9 +10,12 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from fedsim.cli.terminal import console, metrics_line
+from fedsim.core.metrics import TABLE, Metric
 
 if TYPE_CHECKING:
-    from fedsim.engine.loop import Progress
+    from fedsim.engine.watch import Progress
+
+Columns = Mapping[str, Metric]
 
 SECONDS = 30.0
 """Between two lines at most, where there is no terminal."""
@@ -52,12 +55,15 @@ def reminding(text: Callable[[], str], seconds: float | None = None) -> Iterator
 
 
 @contextmanager
-def run_progress(name: str, rounds: int, quiet: bool) -> Iterator[Progress | None]:
-    """What a run tells its rounds to: a bar, or lines, on standard error, with the latest metrics."""
+def run_progress(name: str, rounds: int, quiet: bool, own: Columns) -> Iterator[Progress | None]:
+    """What a run tells its rounds to: a bar, or lines, on standard error, with the latest metrics, `own` among them."""
     if quiet:
         yield None
         return
-    with _bar(name, rounds) if console(stderr=True).is_terminal else logged(lambda: name, lambda: rounds) as progress:
+    columns = {**TABLE, **own}
+    on_terminal = console(stderr=True).is_terminal
+    shown = _bar(name, rounds, columns) if on_terminal else logged(lambda: name, lambda: rounds, lambda: columns)
+    with shown as progress:
         yield progress
 
 
@@ -79,7 +85,9 @@ def told_steps(quiet: bool) -> Iterator[Callable[[str], None] | None]:
 
 
 @contextmanager
-def logged(name: Callable[[], str], rounds: Callable[[], int]) -> Iterator[Progress]:
+def logged(
+    name: Callable[[], str], rounds: Callable[[], int], columns: Callable[[], Columns] = lambda: TABLE
+) -> Iterator[Progress]:
     """What a run tells its rounds to where there is no terminal: the first row, and a line every `SECONDS`."""
     done, latest = 0, ""
 
@@ -93,7 +101,7 @@ def logged(name: Callable[[], str], rounds: Callable[[], int]) -> Iterator[Progr
             done = number
             if row:
                 at = "" if row.get("round") == number else f"round {row.get('round')}: "
-                latest = at + metrics_line({k: v for k, v in row.items() if k != "round"})
+                latest = at + metrics_line({k: v for k, v in row.items() if k != "round"}, columns())
                 if number in (0, rounds()):
                     write()
 
@@ -101,7 +109,7 @@ def logged(name: Callable[[], str], rounds: Callable[[], int]) -> Iterator[Progr
 
 
 @contextmanager
-def _bar(name: str, rounds: int) -> Iterator[Progress]:
+def _bar(name: str, rounds: int, shown: Columns) -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -118,7 +126,7 @@ def _bar(name: str, rounds: int) -> Iterator[Progress]:
         bar.start()  # not earlier: a run that cannot begin shows no bar
         bar.update(task, completed=done)
         if row:
-            bar.update(task, last=metrics_line(row))
+            bar.update(task, last=metrics_line(row, shown))
 
     try:
         yield update

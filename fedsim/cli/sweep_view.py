@@ -10,7 +10,7 @@ from typing import Any
 from fedsim.cli.progress import logged, reminding
 from fedsim.cli.terminal import cell, console, metrics_line, say, table
 from fedsim.core.metrics import TABLE, Metric
-from fedsim.engine.loop import Progress
+from fedsim.engine.watch import Progress
 from fedsim.engine.run_directory import LAST
 from fedsim.sweeps.book import Outcome
 from fedsim.sweeps.files import Point
@@ -42,12 +42,13 @@ def print_summary(
 @contextmanager
 def follow_runs(quiet: bool) -> Iterator[Callable[[Point, int, int], Progress | None]]:
     """What is told of each run of a sweep that starts, one after another, and gives what its rounds are told to."""
-    label, rounds = "the sweep", 0
-    lines = nullcontext() if quiet or console(stderr=True).is_terminal else logged(lambda: label, lambda: rounds)
+    label, rounds, columns = "the sweep", 0, TABLE
+    lines = nullcontext() if quiet or console(stderr=True).is_terminal else logged(lambda: label, lambda: rounds, lambda: columns)
     with lines as progress:
 
         def started(point: Point, index: int, count: int) -> Progress | None:
-            nonlocal label, rounds
+            nonlocal label, rounds, columns
+            columns = {**TABLE, **point.scenario.columns}
             label, rounds = f"[{index + 1}/{count}] {point.label}", point.scenario.run.rounds
             if not quiet:
                 say(label)

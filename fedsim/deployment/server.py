@@ -26,6 +26,7 @@ from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.loop import Simulation
 from fedsim.engine.replies import write_fitted
 from fedsim.engine.run_directory import Run, read_jsonl
+from fedsim.engine.watch import Row, Watcher
 from fedsim.objective.supervised import SupervisedTask
 from fedsim.participation.wall_clock import RealTime
 from fedsim.privacy.base import WrappedTask
@@ -148,7 +149,7 @@ def serve(grid: Any, scenario: Scenario, config: RunConfig, run: str) -> Run:
     backend.started = backend.clock()
     _write_facts(folder, roster, config)
     try:
-        return simulation.run(_tell)
+        return simulation.run(_LogLine())
     finally:
         write_fitted(folder, read_jsonl(backend.journal) if backend.journal.exists() else [], task.num_clients)
 
@@ -240,7 +241,9 @@ def _write_facts(folder: Path, roster: Roster, config: RunConfig) -> None:
     (folder / "deployment.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def _tell(number: int, row: Mapping[str, Any] | None) -> None:
+class _LogLine(Watcher):
     """A log line per round."""
-    shown = {k: v for k, v in (row or {}).items() if k not in ("round", "wall") and isinstance(v, (int, float))}
-    LOG.info("round %d%s", number, "".join(f"  {k} {v:.4g}" for k, v in shown.items()))
+
+    def round(self, number: int, row: Row | None) -> None:
+        shown = {k: v for k, v in (row or {}).items() if k not in ("round", "wall") and isinstance(v, (int, float))}
+        LOG.info("round %d%s", number, "".join(f"  {k} {v:.4g}" for k, v in shown.items()))

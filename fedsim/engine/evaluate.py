@@ -1,30 +1,153 @@
-"""One row of ``metrics.jsonl``: what a run's model is worth after a round, and what it took to get there."""
+"""What is measured of a run at an evaluation: what every run has, and what its scenario asks for besides.
+
+A row of ``metrics.jsonl`` is made by standing measures, in the order of the columns, and then by the scenario's own.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from fedsim.core.arrays import Ints
+from fedsim.core.errors import InputError, RunError
+from fedsim.core.metrics import TABLE, Metric, metric
+from fedsim.core.oracle import Task
 from fedsim.engine.assembly import Assembly
-from fedsim.engine.states import NodeFacts
+from fedsim.engine.states import RunState
 from fedsim.engine.totals import Totals
 from fedsim.scenario.sections import Scenario
 
+Columns = dict[str, Any]
 
-def evaluate(
-    number: int, totals: Totals, nodes: NodeFacts | None, centre: Tensor, scenario: Scenario, assembly: Assembly
-) -> dict[str, Any]:
-    """The row of round `number`; `centre` ``[d]`` is the model that is evaluated."""
-    row: dict[str, Any] = {"round": number, "time": totals.time, "wall": round(totals.wall, 6)}
-    row |= assembly.task.evaluate(centre)
-    if nodes is not None:
-        if nodes.accuracy is not None:
-            row["node_accuracy"] = nodes.accuracy
-        row["consensus_distance"] = nodes.distance
-        row["delay_processing"], row["delay_transmission"] = totals.delay_processing, totals.delay_transmission
-        row["delay_total"] = totals.delay_processing + totals.delay_transmission
-    if scenario.participation.clocked:
-        row["staleness_mean"] = totals.staleness / max(totals.contributions, 1)
-    row["bytes_sent"], row["gradients"] = totals.bytes_sent, totals.gradients
-    return row | assembly.privacy.columns()
+
+@dataclass(frozen=True)
+class Moment:
+    """A run between two rounds; what a `Measure` sees of it (see `View`)."""
+
+    scenario: Scenario
+    assembly: Assembly
+    home: RunState
+    totals: Totals
+    round: int
+
+    @property
+    def time(self) -> float:
+        return self.totals.time
+
+    @property
+    def task(self) -> Task:
+        return self.assembly.task
+
+    @cached_property
+    def centre(self) -> Tensor:
+        return self.home.centre()
+
+    def state(self, name: str, nodes: Ints | None = None) -> Tensor:
+        return self.home.state(name, nodes)
+
+    def kept(self, name: str, clients: Ints) -> Tensor:
+        form = self.scenario.algorithm.fresh_client(self.centre.unsqueeze(0))
+        if name not in form:
+            known = ", ".join(form) or "nothing"
+            raise RunError(
+                f"clients keep no '{name}' between rounds; '{self.scenario.names['algorithm']}' has: {known}"
+            )
+        return self.home.backend.kept(name, clients)
+
+
+class Evaluation:
+    """The measures of a run.
+
+    Raises
+    ------
+    InputError
+        One of the scenario's cannot be had here; keys are whole (``run.metrics.0``).
+    """
+
+    def __init__(self, scenario: Scenario, assembly: Assembly) -> None:
+        self.own = scenario.measures
+        self.columns: Mapping[str, Metric] = {**TABLE, **scenario.columns}
+        for i, measure in enumerate(self.own):
+            try:
+                measure.check(assembly.task)
+            except InputError as error:
+                raise error.under(f"run.metrics.{i}") from None
+        self._privacy = assembly.privacy
+        self._privacy.publishes(scenario.columns.values())
+
+    def row(self, moment: Moment) -> Columns:
+        """A row of ``metrics.jsonl``.
+
+        Raises
+        ------
+        RunError
+            A measure names a column that is there already, or its value is no number.
+        """
+        row: Columns = {}
+        for standing in _STANDING:
+            row |= standing(moment)
+        fresh: Columns = {}
+        for measure in self.own:
+            for name, value in measure.evaluate(moment).items():
+                if name in row or name in fresh or name in TABLE:
+                    raise RunError(f"{type(measure).__name__} measures '{name}', which is a column already")
+                try:
+                    fresh[name] = float(value)
+                except (TypeError, ValueError):
+                    raise RunError(
+                        f"{type(measure).__name__} measures '{name}' as {value!r}; allowed: a number"
+                    ) from None
+        self._privacy.publishes(metric(name, self.columns) for name in fresh)
+        return row | fresh
+
+
+def check_finite(moment: Moment, folder: object) -> None:
+    """Raise RunError where the model is not finite any more."""
+    if not bool(torch.isfinite(moment.centre).all()):
+        raise RunError(
+            f"the run diverged: parameters are not finite at round {moment.round}; lower algorithm.lr or set "
+            f"algorithm.clip. What was recorded up to here is in {folder}"
+        )
+
+
+def _clock(moment: Moment) -> Columns:
+    return {"round": moment.round, "time": moment.totals.time, "wall": round(moment.totals.wall, 6)}
+
+
+def _objective(moment: Moment) -> Columns:
+    return dict(moment.task.evaluate(moment.centre))
+
+
+def _graph(moment: Moment) -> Columns:
+    nodes, totals = moment.home.nodes(moment.centre), moment.totals
+    if nodes is None:
+        return {}
+    return {
+        **({} if nodes.accuracy is None else {"node_accuracy": nodes.accuracy}),
+        "consensus_distance": nodes.distance,
+        "delay_processing": totals.delay_processing,
+        "delay_transmission": totals.delay_transmission,
+        "delay_total": totals.delay_processing + totals.delay_transmission,
+    }
+
+
+def _staleness(moment: Moment) -> Columns:
+    if not moment.scenario.participation.clocked:
+        return {}
+    return {"staleness_mean": moment.totals.staleness / max(moment.totals.contributions, 1)}
+
+
+def _work(moment: Moment) -> Columns:
+    return {"bytes_sent": moment.totals.bytes_sent, "gradients": moment.totals.gradients}
+
+
+def _privacy(moment: Moment) -> Columns:
+    return dict(moment.assembly.privacy.columns())
+
+
+_STANDING: tuple[Callable[[Moment], Columns], ...] = (_clock, _objective, _graph, _staleness, _work, _privacy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from fedsim.core.types import State
 from fedsim.data.partition_csv import write_partition
 from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.checkpoint import Checkpoint, save_checkpoint
-from fedsim.engine.evaluate import evaluate
+from fedsim.engine.evaluate import Evaluation, Moment, check_finite
 from fedsim.engine.place import make_backend
 from fedsim.engine.recorder import Recorder
 from fedsim.engine.run_directory import Run, find_checkpoint, open_directory, save_params, save_report, save_topology
 from fedsim.engine.signals import stop_requested
 from fedsim.engine.states import run_state
 from fedsim.engine.totals import Totals
+from fedsim.engine.watch import All, Progress, Watched, Watcher, listening, loggers_of
 from fedsim.participation.base import Arrival, Dispatch, Ended, Event
 from fedsim.participation.record import is_empty, trace_row
 from fedsim.scenario.load import given
@@ -35,15 +36,13 @@ LOG = logging.getLogger("fedsim")
 _EARLY = 10
 """A run in which nobody has taken part by that round says so then, and not at its end alone."""
 
-Progress = Callable[[int, Mapping[str, Any] | None], None]
-"""Called after every round with its number and, where it was evaluated, its metrics."""
-
 
 def run(
     scenario: Scenario | str | Path | Mapping[str, Any],
     out: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    watchers: Sequence[Watcher] = (),
 ) -> Run:
     """Run a scenario and return its run directory.
 
@@ -53,6 +52,7 @@ def run(
     out : the run directory; default ``runs/<name>-<hash of the resolved scenario>``.
     resume : continue from the directory's checkpoint; the numbers are those of an unbroken run.
     progress : called after every round.
+    watchers : are told how the run goes.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def run(
         with working(scenario.run.threads):
             simulation = Simulation(scenario, assemble(scenario), folder, resume)
             try:
-                return simulation.run(progress)
+                return simulation.run(progress, *watchers)
             finally:
                 simulation.backend.close()
     except InputError as error:  # what only a recorded run or the backend shows
@@ -99,6 +99,7 @@ class Simulation:
     """The arrivals of the round that is going on: on a graph it may have several."""
 
     def __post_init__(self) -> None:
+        self.evaluation, self.loggers = Evaluation(self.scenario, self.assembly), loggers_of(self.scenario)
         if self.assembly.device.type == "cpu":
             keep_freed_memory()
         saved = find_checkpoint(self.folder, self.scenario) if self.resume else None
@@ -131,30 +132,36 @@ class Simulation:
             self.home.load(saved)
         self._write_inputs()
 
-    def run(self, progress: Progress | None = None) -> Run:
-        """Run to the last round."""
-        resumed_at, clock = self.round, _Clock(self.totals.wall)
-        self.recorder, self.progress = Recorder(self.folder, self.scenario.run.trace), progress
-        try:
-            with stop_requested() as stop:
-                if self.fresh:
-                    self._evaluate()
-                ended = self._rounds(clock, stop)
-                if not self.scenario.run.evaluates(self.round):  # `run.seconds` or the last client ended the run
-                    self._evaluate()
-        finally:
-            self.recorder.close()
+    def run(self, *told: Watcher | Progress | None) -> Run:
+        """Run to the last round; what is recorded is told to the scenario's loggers and to `told`."""
+        self.watch = All([Recorder(self.scenario.run.trace), *self.loggers, *listening(told)])
+        with self.watch:
+            watched = Watched(self.folder, self.scenario, self.evaluation.columns, self._moment, self.round)
+            self.watch.began(watched)
+            ended = self._to_the_end()
+            save_params(self.folder, self.home.params, self.assembly.layout)
+            if ended is not None:
+                raise RunError(
+                    f"the run ended after round {ended.number} of {self.scenario.run.rounds}, at virtual second "
+                    f"{ended.time:.6g}: {ended.reason}. What was recorded up to there is in {self.folder}"
+                )
+            remark = self.totals.remark(self.round)
+            if remark is not None:
+                LOG.warning("%s", remark)
+            self.watch.ended(watched)
+        return Run(self.folder, watched.resumed_at, [] if remark is None else [remark])
+
+    def _to_the_end(self) -> Ended | None:
+        """All rounds that are left, their evaluations, and the last checkpoint."""
+        clock = _Clock(self.totals.wall)
+        with stop_requested() as stop:
+            if self.fresh:
+                self._evaluate()
+            ended = self._rounds(clock, stop)
+            if not self.scenario.run.evaluates(self.round):  # `run.seconds` or the last client ended the run
+                self._evaluate()
         self._checkpoint()
-        save_params(self.folder, self.home.params, self.assembly.layout)
-        if ended is not None:
-            raise RunError(
-                f"the run ended after round {ended.number} of {self.scenario.run.rounds}, at virtual second "
-                f"{ended.time:.6g}: {ended.reason}. What was recorded up to there is in {self.folder}"
-            )
-        remark = self.totals.remark(self.round)
-        if remark is not None:
-            LOG.warning("%s", remark)
-        return Run(self.folder, resumed_at, [] if remark is None else [remark])
+        return ended
 
     def _rounds(self, clock: _Clock, stop: Callable[[], bool]) -> Ended | None:
         """Every event up to the last round: see `fedsim.participation.base` for what they are."""
@@ -201,18 +208,17 @@ class Simulation:
         run = self.scenario.run
         self.totals.time, self.round, self.totals.wall = event.time, event.number, clock.wall()
         if run.trace:
-            self.recorder.trace(trace_row(self.parts))
+            self.watch.scheduled(trace_row(self.parts))
         self.totals.empty += is_empty(self.parts)
         self.parts.clear()
         if self.round == _EARLY and self.totals.empty == self.round:
             LOG.warning("round %d: %s", self.round, self.totals.remark(self.round))
         if run.evaluates(self.round):
             self._evaluate()
-        elif self.progress is not None:
-            self.progress(self.round, None)
+        else:
+            self.watch.round(self.round, None)
         stopping = stop() and self.round < run.rounds
         if stopping or self.backend.wants_checkpoint or clock.since_checkpoint() > run.checkpoint_seconds:
-            self.recorder.flush()
             self._checkpoint()
             clock.checkpointed()
         if stopping:
@@ -220,19 +226,17 @@ class Simulation:
 
     # --- recording ----------------------------------------------------------------------------------------------------
 
+    def _moment(self) -> Moment:
+        """The run as it is now, for whoever measures it."""
+        return Moment(self.scenario, self.assembly, self.home, self.totals, self.round)
+
     def _evaluate(self) -> None:
-        centre = self.home.centre()
-        row = evaluate(self.round, self.totals, self.home.nodes(centre), centre, self.scenario, self.assembly)
-        self.recorder.metrics(row)
-        if self.progress is not None:
-            self.progress(self.round, row)
-        if not bool(torch.isfinite(centre).all()):
-            raise RunError(
-                f"the run diverged: parameters are not finite at round {self.round}; lower algorithm.lr or set "
-                f"algorithm.clip. What was recorded up to here is in {self.folder}"
-            )
+        moment = self._moment()
+        self.watch.round(self.round, self.evaluation.row(moment))
+        check_finite(moment, self.folder)
 
     def _checkpoint(self) -> None:
+        self.watch.saving()
         privacy = self.assembly.privacy
         progress: dict[str, Any] = {"round": self.round, "totals": asdict(self.totals), "privacy": privacy.save()}
         save_report(self.folder, privacy.report())

@@ -4,41 +4,44 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-
-class Recorder:
-    """Appends to ``metrics.jsonl`` and ``trace.jsonl`` and keeps the checkpoint."""
-
-    def __init__(self, folder: Path, trace: bool) -> None:
-        self.folder = folder
-        self._metrics: IO[str] = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._trace: IO[str] | None = (folder / "trace.jsonl").open("a", encoding="utf-8") if trace else None
-
-    def metrics(self, row: Mapping[str, Any]) -> None:
-        self._metrics.write(_json(row) + "\n")
-        self.flush()
-
-    def trace(self, row: Mapping[str, Any]) -> None:
-        if self._trace is not None:
-            self._trace.write(_json(row) + "\n")
-
-    def flush(self) -> None:
-        for file in (self._metrics, self._trace):
-            if file is not None:
-                file.flush()
-
-    def close(self) -> None:
-        for file in (self._metrics, self._trace):
-            if file is not None:
-                file.close()
+from fedsim.core.metrics import write_columns
+from fedsim.engine.watch import Row, Watched, Watcher
 
 
-def _json(row: Mapping[str, Any]) -> str:
+class Recorder(Watcher):
+    """Appends to ``metrics.jsonl`` and, with `trace`, to ``trace.jsonl``; says what own columns mean."""
+
+    def __init__(self, trace: bool) -> None:
+        self._with_trace = trace
+        self._files: dict[str, IO[str]] = {}
+
+    def began(self, run: Watched) -> None:
+        write_columns(run.dir, run.scenario.columns)
+        for name in ("metrics", *(["trace"] if self._with_trace else [])):
+            self._files[name] = (run.dir / f"{name}.jsonl").open("a", encoding="utf-8")
+
+    def round(self, number: int, row: Row | None) -> None:
+        if row is not None:
+            self._files["metrics"].write(_json(row) + "\n")
+            self.saving()
+
+    def scheduled(self, row: Row) -> None:
+        self._files["trace"].write(_json(row) + "\n")
+
+    def saving(self) -> None:
+        for file in self._files.values():
+            file.flush()
+
+    def closed(self, error: BaseException | None) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+def _json(row: Row) -> str:
     return json.dumps({k: _plain(v) for k, v in row.items()}, allow_nan=False)
 
 

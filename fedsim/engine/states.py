@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,6 +87,10 @@ class RunState(ABC):
     def nodes(self, centre: Tensor) -> NodeFacts | None:
         """About a graph's nodes; None where there is a server."""
         return None
+
+    def state(self, name: str, nodes: Ints | None = None) -> Tensor:
+        """A tensor of the state: ``[width]`` of a server, ``[m, width]`` of `nodes` (None: all) of a graph."""
+        return self.values[name]
 
     def _start(self, event: Dispatch, received: Message) -> Message:
         """Write down what will be released, and have the clients start."""
@@ -195,6 +200,10 @@ class GraphState(RunState):
         accuracy = self.task.node_accuracy(x)
         return NodeFacts(0.0 if agree(x) else float((x - centre).pow_(2).sum(-1).mean()), accuracy)
 
+    def state(self, name: str, nodes: Ints | None = None) -> Tensor:
+        rows = self.values[name]
+        return rows if nodes is None else rows[torch.as_tensor(nodes, device=rows.device)]
+
     def _rows(self, clients: Ints) -> Tensor | None:
         """The rows of an event that is not of all nodes (None: it is)."""
         whole = len(clients) == self.task.num_clients
@@ -232,6 +241,9 @@ class RemoteState(RunState):
 
     def nodes(self, centre: Tensor) -> NodeFacts | None:
         return NodeFacts(*self.remote.facts(centre))
+
+    def state(self, name: str, nodes: Ints | None = None) -> Tensor:
+        return self.remote.rows(name, np.arange(self.task.num_clients) if nodes is None else nodes)
 
 
 def run_state(scenario: Scenario, assembly: Assembly, backend: Backend) -> RunState:

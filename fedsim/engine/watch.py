@@ -10,9 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from fedsim.core.metrics import Metric
+from fedsim.core.metrics import Metric, View
 from fedsim.core.registry import Part
 from fedsim.scenario.sections import Scenario
 
@@ -31,12 +31,14 @@ class Watched:
     dir : the run directory.
     scenario : what is run.
     columns : what the columns of its metrics mean.
+    now : gives the run as it is at the moment (see `View`): its model, its state, what clients keep.
     resumed_at : the round it goes on from; 0 where it begins at the beginning.
     """
 
     dir: Path
     scenario: Scenario
     columns: Mapping[str, Metric]
+    now: Callable[[], View]
     resumed_at: int = 0
 
 
@@ -132,10 +134,16 @@ class Guarded(Watcher):
 
 
 class All(Watcher):
-    """Several watchers, told one after another."""
+    """Several watchers, told one after another; as a context it closes them with what ended it."""
 
     def __init__(self, watchers: Sequence[Watcher]) -> None:
         self.watchers = list(watchers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self.closed(error)
 
     def began(self, run: Watched) -> None:
         for watcher in self.watchers:
@@ -167,6 +175,11 @@ class All(Watcher):
                 raised = raised or failure
         if raised is not None:
             raise raised
+
+
+def listening(told: Sequence[Watcher | Progress | None]) -> list[Watcher]:
+    """Watchers; a function is told of every round, and nobody hears nothing."""
+    return [w if isinstance(w, Watcher) else Tells(w) for w in told if w is not None]
 
 
 def loggers_of(scenario: Scenario) -> list[Watcher]:

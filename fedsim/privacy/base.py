@@ -19,7 +19,7 @@ Noise comes from `fedsim.privacy.noise`, keyed by client, round and step; then r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -32,7 +32,7 @@ from fedsim.algorithms.base import Round
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.job import Job, RunFacts
-from fedsim.core.metrics import metric
+from fedsim.core.metrics import Metric, metric
 from fedsim.core.oracle import Answers, Plan, Task
 from fedsim.core.registry import Part
 from fedsim.core.types import Aggregate, BatchSize, Message, NonNegative, Positive, State
@@ -206,6 +206,11 @@ class Bound:
         """The aggregation that `combine` gets; `state` is that of before the round."""
         return aggregate
 
+    def publishes(self, metrics: Iterable[Metric]) -> None:
+        """Note what a run measures besides; epsilon does not cover what looks at protected data."""
+        names = [m.name for m in metrics if not m.public]
+        self.oracle_metrics += [name for name in names if name not in self.oracle_metrics]
+
     def columns(self) -> dict[str, float | None]:
         """Columns of ``metrics.jsonl``: spent so far."""
         self._settle()
@@ -301,6 +306,9 @@ class NoPrivacy(Bound):
 
     def catch_up(self, known: int) -> None:
         """Nothing was released."""
+
+    def publishes(self, metrics: Iterable[Metric]) -> None:
+        """Nothing is promised of any of them."""
 
     def columns(self) -> dict[str, float | None]:
         return {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.core.errors import FedsimError
-from fedsim.engine.loop import Progress
+from fedsim.engine.watch import Progress, listening
 from fedsim.sweeps.book import Book, Outcome
 from fedsim.sweeps.files import Point, read_sweep
 from fedsim.sweeps.trial import attempt
@@ -61,7 +61,7 @@ def sweep(
         for number, point in todo:
             progress = started(point, number, len(plan.points)) if started else None
             try:
-                attempt(point.scenario, book.place(point), resume, progress)
+                attempt(point.scenario, book.place(point), resume, listening([progress]))
                 note(point, None)
             except FedsimError as error:
                 note(point, error)

@@ -7,20 +7,21 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedsim.core.errors import FedsimError, InputError, RunError
-from fedsim.engine.loop import Progress, run
+from fedsim.engine.loop import run
+from fedsim.engine.watch import Row, Watcher
 from fedsim.scenario.sections import Scenario
 from fedsim.sweeps.home import pack
 
 TRACEBACK = "error.txt"
 
 
-def attempt(scenario: Scenario, place: Path, resume: bool, progress: Progress | None) -> None:
+def attempt(scenario: Scenario, place: Path, resume: bool, watchers: Sequence[Watcher]) -> None:
     """`run`, in which every exception is one of the run's: what somebody's own parts raise ends no other run.
 
     Raises
@@ -31,7 +32,7 @@ def attempt(scenario: Scenario, place: Path, resume: bool, progress: Progress | 
         The run failed; the traceback of an unexpected exception is in ``error.txt`` of its directory.
     """
     try:
-        run(scenario, place, resume=resume, progress=progress)
+        run(scenario, place, resume=resume, watchers=watchers)
     except FedsimError:
         raise
     except Exception as error:
@@ -69,19 +70,28 @@ def trial(config: Mapping[str, Any], work: Work) -> None:
     sys.path.extend(p for p in work.paths if p not in sys.path)
     number = config["number"]
 
-    def progress(_: int, row: Mapping[str, Any] | None) -> None:
-        if row is not None:
-            if work.metric is not None and work.metric not in row:
-                raise RunError(f"found stop.metric: {work.metric}; allowed: a metric of the run: {', '.join(row)}")
-            tune.report({k: v for k, v in row.items() if isinstance(v, (int, float))})
-
     try:
-        _run(number, work, progress)
+        _run(number, work, _Reports(work.metric))
     except FedsimError as error:
         tune.report({"error": str(error), "input": isinstance(error, InputError), "round": 10**9})
 
 
-def _run(number: int, work: Work, progress: Progress) -> None:
+class _Reports(Watcher):
+    """Tells Ray Tune the metrics of a run, `needed` among them where it stops bad runs by it."""
+
+    def __init__(self, needed: str | None) -> None:
+        self._needed = needed
+
+    def round(self, number: int, row: Row | None) -> None:
+        from ray import tune
+
+        if row is not None:
+            if self._needed is not None and self._needed not in row:
+                raise RunError(f"found stop.metric: {self._needed}; allowed: a metric of the run: {', '.join(row)}")
+            tune.report({k: v for k, v in row.items() if isinstance(v, (int, float))})
+
+
+def _run(number: int, work: Work, reports: Watcher) -> None:
     try:
         scenario: Scenario = pickle.loads(work.scenarios[number])
     except Exception as error:
@@ -89,13 +99,13 @@ def _run(number: int, work: Work, progress: Progress) -> None:
         raise RunError(f"{type(error).__name__}: {error} ({where}, by ray job submit --working-dir)") from error
     place = Path(work.places[number])
     if Path(work.token).exists():
-        attempt(scenario, place, resume=True, progress=progress)
+        attempt(scenario, place, resume=True, watchers=[reports])
         return
     import ray
 
     away = Path(tempfile.mkdtemp(prefix="fedsim-")) / place.name
     try:
-        attempt(scenario, away, resume=False, progress=progress)
+        attempt(scenario, away, resume=False, watchers=[reports])
     finally:  # of runs that fail or are stopped too: what they recorded
         if away.exists():
             ray.get(work.home.receive.remote(number, pack(away)))

@@ -15,7 +15,7 @@ from fedsim.backends.ray.calls import Pool, Shards
 from fedsim.backends.ray.cluster import Cluster, log
 from fedsim.backends.ray.rows import Rows
 from fedsim.backends.ray.transport import as_arrays, as_tensor
-from fedsim.backends.shard import Collected
+from fedsim.backends.shard import TABLE, Collected
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import RunError
@@ -114,6 +114,19 @@ class RayBackend(Shards):
             if "pending.numbers" in part:
                 self._pending[k] = set(part["pending.numbers"].tolist())
         self._reset(self.shards)
+
+    def kept(self, name: str, clients: Ints) -> Tensor:
+        return self._gathered(TABLE + name, clients)
+
+    def _gathered(self, name: str, clients: Ints) -> Tensor:
+        """Rows that shards keep of these clients, ``[m, width]`` (see `Shard.kept`)."""
+        places = {k: np.flatnonzero(self.owner[clients] == k) for k in self.shards}
+        calls = {k: (name, clients[rows]) for k, rows in places.items() if len(rows)}
+        parts = {k: self._tensor(part) for k, part in self._answers("kept", calls).items()}
+        whole = self.like.new_empty((len(clients), max((part.shape[-1] for part in parts.values()), default=0)))
+        for k, part in parts.items():
+            whole[torch.as_tensor(places[k], device=whole.device)] = part
+        return whole
 
     def checkpointed(self, saved: Saved) -> None:
         """A checkpoint was written: what was done before it is not played again."""

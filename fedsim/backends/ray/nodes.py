@@ -184,6 +184,15 @@ class RayNodes(RayBackend):
         same = len(models) == 1 and "" not in models
         return 0.0 if same else sum(part[0] for part in parts.values()) / n, accuracy
 
+    def rows(self, name: str, nodes: Ints) -> Tensor:
+        """A state of some nodes, ``[m, width]``."""
+        self._settle()
+        return self._gathered(name, nodes)
+
+    def kept(self, name: str, clients: Ints) -> Tensor:
+        self._settle()
+        return super().kept(name, clients)
+
     def nodes(self) -> dict[str, RowStream]:
         """The nodes' states, shard by shard, each ``[n, width]``."""
         widths = self._ask("node_widths")[self.shards[0]]
