@@ -1,0 +1,166 @@
+"""Watchers: what they are told, in which order, and that a logger cannot take the run with it."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from measures_maker import own  # noqa: F401 (a fixture)
+
+import fedsim
+from fedsim.core.errors import InputError, RunError
+from fedsim.engine.run_directory import Run, read_jsonl
+from fedsim.engine.watch import Row, Watcher
+
+SCENARIO: dict[str, Any] = {
+    "data": {"dataset": "digits", "clients": 4, "limit": 100},
+    "model": {"name": "linear"},
+    "algorithm": {"name": "fedavg", "lr": 0.1, "batch_size": 10},
+    "run": {"rounds": 4, "eval_every": 2, "device": "cpu", "threads": 1, "trace": True},
+}
+
+
+def logged(*loggers: dict[str, Any], **run: Any) -> dict[str, Any]:
+    return {**SCENARIO, "run": {**SCENARIO["run"], "loggers": list(loggers), **run}}
+
+
+class Interrupt(Watcher):
+    """A real Ctrl-C after a round."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def round(self, number: int, row: Row | None) -> None:
+        if number == self.after:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def table(run: Run, name: str = "metrics.csv") -> list[dict[str, str]]:
+    with (run.dir / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_watchers_are_told_everything_in_order(own: str, tmp_path: Path) -> None:
+    heard = tmp_path / "heard"
+    fedsim.run(logged({"name": f"{own}:Lines", "file": str(heard)}), out=tmp_path / "run")
+    assert heard.read_text().splitlines() == [
+        "began 0 run (650,) rounds", "round 0 bytes_sent", "scheduled 1", "round 1 None", "scheduled 2",
+        "round 2 bytes_sent", "scheduled 3", "round 3 None", "scheduled 4", "round 4 bytes_sent", "saving",
+        "ended True", "closed NoneType",
+    ]  # fmt: skip
+
+
+def test_a_resumed_run_is_told_from_its_checkpoint_on(own: str, tmp_path: Path) -> None:
+    settings = logged({"name": f"{own}:Lines", "file": str(tmp_path / "heard")})
+    with pytest.raises(KeyboardInterrupt):
+        fedsim.run(settings, out=tmp_path / "run", watchers=[Interrupt(3)])
+    first = (tmp_path / "heard").read_text().splitlines()
+    assert first[-4:] == ["scheduled 3", "round 3 None", "saving", "closed KeyboardInterrupt"]
+    fedsim.run(settings, out=tmp_path / "run", resume=True)
+    more = (tmp_path / "heard").read_text().splitlines()[len(first) :]
+    assert more[0] == "began 3 run (650,) rounds"
+    assert more[1:3] == ["scheduled 4", "round 4 bytes_sent"]
+
+
+def test_a_logger_that_raises_is_left_out_and_the_run_goes_on(
+    own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = fedsim.run(SCENARIO, out=tmp_path / "plain")
+    lines = {"name": f"{own}:Lines", "file": str(tmp_path / "heard"), "fails_at": 1}
+    run = fedsim.run(logged(lines, {"name": "csv"}), out=tmp_path / "run")
+    said = capsys.readouterr().err
+    message = f"logger {own}:Lines: OSError: the server is away; it is told nothing more, the run goes on\n"
+    assert said.count(message) == 1
+    assert (tmp_path / "heard").read_text().splitlines()[-2:] == ["scheduled 1", "closed NoneType"]
+    assert torch.equal(run.params, plain.params)
+    assert len(table(run)) == len(read_jsonl(run.dir / "metrics.jsonl")) == 3
+
+
+def test_everybody_hears_what_ended_a_run(own: str, tmp_path: Path) -> None:
+    closed: list[str] = []
+
+    class Closes(Watcher):
+        def closed(self, error: BaseException | None) -> None:
+            closed.append(type(error).__name__)
+
+    class Raises(Watcher):
+        def round(self, number: int, row: Row | None) -> None:
+            raise ValueError("mine")
+
+        def closed(self, error: BaseException | None) -> None:
+            raise RuntimeError("again")
+
+    with pytest.raises((ValueError, RuntimeError)):
+        fedsim.run(SCENARIO, out=tmp_path / "run", watchers=[Raises(), Closes()])
+    diverges = {**SCENARIO, "algorithm": {"name": "fedavg", "lr": 1e38, "local_steps": 50}}
+    with pytest.raises(RunError, match="diverged"):
+        fedsim.run(diverges, out=tmp_path / "diverged", watchers=[Closes()])
+    assert closed == ["ValueError", "RunError"]
+    assert read_jsonl(tmp_path / "diverged" / "metrics.jsonl")[-1]["round"] > 0
+
+
+def test_csv_has_the_rows_of_the_run(tmp_path: Path) -> None:
+    run = fedsim.run(logged({"name": "csv", "file": "numbers.csv"}), out=tmp_path / "run")
+    recorded = read_jsonl(run.dir / "metrics.jsonl")
+    found = table(run, "numbers.csv")
+    assert [list(row) for row in found] == [list(row) for row in recorded]
+    assert [{k: float(v) for k, v in row.items()} for row in found] == recorded
+
+
+def test_csv_of_a_resumed_run_is_that_of_an_unbroken_one(tmp_path: Path) -> None:
+    settings = logged({"name": "csv"}, eval_every=1, rounds=6)
+    whole = fedsim.run(settings, out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fedsim.run(settings, out=tmp_path / "parts", watchers=[Interrupt(3)])
+    with (tmp_path / "parts" / "metrics.csv").open("a") as file:  # of rounds that were lost with the process
+        file.write(",".join(["4", *["0"] * 6]) + "\n")
+    resumed = fedsim.run(settings, out=tmp_path / "parts", resume=True)
+    assert resumed.resumed_at == 3
+    assert [{**row, "wall": ""} for row in table(resumed)] == [{**row, "wall": ""} for row in table(whole)]
+
+
+def test_csv_takes_a_column_that_comes_late(tmp_path: Path) -> None:
+    from fedsim.engine.loggers import Csv
+    from fedsim.engine.watch import Watched
+    from fedsim.scenario.load import parse
+
+    watcher = Csv().watcher()
+    watcher.began(Watched(tmp_path, parse(SCENARIO), {}, lambda: None))  # type: ignore[arg-type,return-value]
+    watcher.round(0, {"round": 0, "a": 1.5})
+    watcher.round(1, None)
+    watcher.round(2, {"round": 2, "a": None, "b": 3})
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["round", "a", "b"], ["0", "1.5", ""], ["2", "", "3"]]
+
+
+@pytest.mark.parametrize(
+    ("logger", "key", "message"),
+    [
+        ({"name": "csvs"}, "run.loggers.0.name", "did you mean 'csv'"),
+        ({"name": "csv", "file": "../outside.csv"}, "run.loggers.0.file", "allowed: text that matches"),
+        ({"name": "csv", "files": "a"}, "run.loggers.0.files", "unknown key"),
+        ({"name": "own_measures:F1"}, "run.loggers.0.name", "inherits fedsim.engine.watch.Logger"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(
+    own: str, tmp_path: Path, logger: dict[str, Any], key: str, message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        fedsim.run(logged(logger), out=tmp_path / "run")
+    assert caught.value.problems[0].key == key
+    assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_loggers_do_not_change_what_a_run_is_called_and_may_change_when_it_is_resumed(tmp_path: Path) -> None:
+    from fedsim.scenario.load import parse
+
+    assert parse(SCENARIO).hash() == parse(logged({"name": "csv"})).hash()
+    fedsim.run(SCENARIO, out=tmp_path / "run")
+    again = fedsim.run(logged({"name": "csv"}, rounds=6), out=tmp_path / "run", resume=True)
+    assert [row["round"] for row in table(again)] == ["6"]
