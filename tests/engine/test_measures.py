@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from measures_maker import own  # noqa: F401 (a fixture)
 from sklearn.metrics import f1_score
 
 import fedsim
@@ -107,6 +106,7 @@ def test_a_resumed_run_measures_what_an_unbroken_one_does(own: str, tmp_path: Pa
         fedsim.run(SERVER, out=tmp_path / "parts", resume=True)
 
 
+@pytest.mark.usefixtures("own")
 @pytest.mark.parametrize(
     ("metrics", "key", "message"),
     [
@@ -120,9 +120,7 @@ def test_a_resumed_run_measures_what_an_unbroken_one_does(own: str, tmp_path: Pa
         ({"name": "macro_f1"}, "run.metrics", "allowed: a list"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_written(
-    own: str, tmp_path: Path, metrics: Any, key: str, message: str
-) -> None:
+def test_what_is_wrong_is_said_before_anything_is_written(tmp_path: Path, metrics: Any, key: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         fedsim.run({**SERVER, "run": {**SERVER["run"], "metrics": metrics}}, out=tmp_path / "run")
     assert [problem.key for problem in caught.value.problems] == [key]
@@ -215,7 +213,7 @@ def test_a_report_knows_direction_words_and_unit_without_the_module(own: str, tm
     assert 'aria-label="wave against round"' in page
 
 
-def test_runs_that_declare_opposite_directions_have_no_best(own: str, tmp_path: Path) -> None:
+def test_runs_that_declare_opposite_directions_have_no_best(tmp_path: Path) -> None:
     places = []
     for larger in (True, False):
         place = tmp_path / str(larger)
@@ -230,7 +228,7 @@ def test_runs_that_declare_opposite_directions_have_no_best(own: str, tmp_path: 
     assert "my measure, best" not in page
 
 
-def test_a_sweep_ranks_by_an_own_metric(own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_ranks_by_an_own_metric(own: str, tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(with_metrics(SERVER, f"{own}:F1", f"{own}:Undeclared")))
     sweep = {"scenario": "s.yaml", "grid": {"algorithm.lr": [0.01, 0.1]}}
     (tmp_path / "w.yaml").write_text(yaml.safe_dump(sweep))

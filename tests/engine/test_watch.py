@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from measures_maker import own  # noqa: F401 (a fixture)
 
 import fedsim
 from fedsim.core.errors import InputError, RunError
@@ -81,7 +80,7 @@ def test_a_logger_that_raises_is_left_out_and_the_run_goes_on(
     assert len(table(run)) == len(read_jsonl(run.dir / "metrics.jsonl")) == 3
 
 
-def test_everybody_hears_what_ended_a_run(own: str, tmp_path: Path) -> None:
+def test_everybody_hears_what_ended_a_run(tmp_path: Path) -> None:
     closed: list[str] = []
 
     class Closes(Watcher):
@@ -138,6 +137,7 @@ def test_csv_takes_a_column_that_comes_late(tmp_path: Path) -> None:
         assert list(csv.reader(file)) == [["round", "a", "b"], ["0", "1.5", ""], ["2", "", "3"]]
 
 
+@pytest.mark.usefixtures("own")
 @pytest.mark.parametrize(
     ("logger", "key", "message"),
     [
@@ -148,7 +148,7 @@ def test_csv_takes_a_column_that_comes_late(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(
-    own: str, tmp_path: Path, logger: dict[str, Any], key: str, message: str
+    tmp_path: Path, logger: dict[str, Any], key: str, message: str
 ) -> None:
     with pytest.raises(InputError) as caught:
         fedsim.run(logged(logger), out=tmp_path / "run")
