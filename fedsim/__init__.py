@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fedsim.core import rng
     from fedsim.core.errors import InputError, RunError
     from fedsim.core.job import Job, RunFacts
+    from fedsim.core.metrics import Measure, Metric, View
     from fedsim.core.oracle import Oracle
     from fedsim.core.types import (
         Aggregate,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from fedsim.data.sets import Dataset, DatasetPart
     from fedsim.engine.loop import run
     from fedsim.engine.run_directory import Run
+    from fedsim.engine.watch import Logger, Watched, Watcher
     from fedsim.graphs.base import Graph
     from fedsim.messages.aggregators import Aggregator
     from fedsim.messages.attacks import Attack
@@ -79,6 +81,12 @@ _HOME = {
     "MessageTransform": "messages.base",
     "Compressor": "messages.compressors",
     "Attack": "messages.attacks",
+    "Metric": "core.metrics",
+    "Measure": "core.metrics",
+    "View": "core.metrics",
+    "Logger": "engine.watch",
+    "Watcher": "engine.watch",
+    "Watched": "engine.watch",
     "Job": "core.job",
     "RunFacts": "core.job",
     "Participation": "participation.base",
@@ -105,10 +113,10 @@ _HOME = {
 __all__ = [
     "Aggregate", "Aggregator", "Arrival", "Attack", "BatchSize", "Bound", "Compressor", "Count", "Dataset",
     "DatasetPart", "Decay", "Dispatch", "Effort", "Fraction", "GossipAlgorithm", "Graph", "InputError", "Job",
-    "LocalSolver", "Mechanism", "Message", "MessageTransform", "Model", "Needs", "NonNegative", "Oracle",
-    "Participation", "Partition", "Positive", "Probability", "Round", "Run", "RunError", "RunFacts", "Scenario",
-    "ServerAlgorithm", "Setting", "State", "check", "clip_norm", "dot", "load", "norm", "plan", "register",
-    "report", "rng", "run", "sweep",
+    "LocalSolver", "Logger", "Measure", "Mechanism", "Message", "MessageTransform", "Metric", "Model", "Needs",
+    "NonNegative", "Oracle", "Participation", "Partition", "Positive", "Probability", "Round", "Run", "RunError",
+    "RunFacts", "Scenario", "ServerAlgorithm", "Setting", "State", "View", "Watched", "Watcher", "check", "clip_norm",
+    "dot", "load", "norm", "plan", "register", "report", "rng", "run", "sweep",
 ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from fedsim.cli.app import app
 from fedsim.core import registry
 from fedsim.core.errors import InputError
 from fedsim.core.fields import keys_of
+from fedsim.core.metrics import TABLE
 from fedsim.core.registry import lookup, names
 from fedsim.engine.run_directory import read_jsonl
 from fedsim.scenario.sections import RunSection
@@ -263,7 +264,7 @@ def test_equations_lead_to_code() -> None:
     [
         ("algorithm", "scenario"), ("participation", "scenario"), ("aggregator", "scenario"), ("dataset", "data"),
         ("partition", "data"), ("model", "models"), ("loss", "models"), ("graph", "gossip"), ("mixing", "gossip"),
-        ("solver", "scenario"), ("privacy", "privacy"), ("audit", "audit"),
+        ("solver", "scenario"), ("privacy", "privacy"), ("audit", "audit"), ("metric", "runs"), ("logger", "runs"),
     ],
 )  # fmt: skip
 def test_every_part_and_key_is_described(kind: str, page: str) -> None:
@@ -295,6 +296,15 @@ def test_every_column_is_described(tmp_path: Path) -> None:
             fedsim.run({"data": data, **model, **sections, "run": {"rounds": 1, "trace": True}}, out=folder)
             columns = {k for file in ("metrics", "trace") for row in read_jsonl(folder / f"{file}.jsonl") for k in row}
             assert columns <= named_in("runs"), columns - named_in("runs")
+
+
+def test_the_columns_are_those_of_the_table_with_their_directions() -> None:
+    text = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
+    section = text[text.index("### Metrics\n") : text.index("### More metrics")]
+    said = {None: "", True: "largest", False: "smallest"}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| `")]
+    found = {name: row[2] for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert found == {m.name: said[m.larger_is_better] for m in TABLE.values()}
 
 
 def named_in(page: str) -> set[str]:

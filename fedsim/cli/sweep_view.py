@@ -114,7 +114,8 @@ def _titles(columns: Mapping[str, Metric]) -> dict[str, str]:
     line = [m for m in columns.values() if m.brief == "line" and m.kind == "quality"]
     costs = [m for m in columns.values() if m.brief and m.kind == "cost"]
     found = {m.name: m.axis or m.words for m in [*costs[:1], *line, *costs[1:]]}
-    for m in (m for m in line if m.larger_is_better is not None):
+    chosen = [m for m in line if m.larger_is_better or (m.name not in TABLE and m.larger_is_better is not None)]
+    for m in chosen:
         found[f"{m.name}_mean_of_last_{LAST}"] = f"{m.words}, mean of last {LAST}"
         found[f"{m.name}_best"] = f"{m.words}, best"
     return found
