@@ -10,8 +10,8 @@ from typing import Any
 from fedsim.cli.progress import logged, reminding
 from fedsim.cli.terminal import cell, console, metrics_line, say, table
 from fedsim.core.metrics import TABLE, Metric
-from fedsim.engine.watch import Progress
 from fedsim.engine.run_directory import LAST
+from fedsim.engine.watch import Progress
 from fedsim.sweeps.book import Outcome
 from fedsim.sweeps.files import Point
 
@@ -27,7 +27,9 @@ def print_summary(
     known = [k for k in titles if any(row.get(k) is not None for row in rows)]
     if any(row["status"] != "finished" for row in rows):
         known.insert(0, "status")
-    widths = {k: max(map(len, [*titles.get(k, k).split(), *(cell(row.get(k)) for row in rows)])) for k in ("run", *known)}
+    widths = {
+        k: max(map(len, [*titles.get(k, k).split(), *(cell(row.get(k)) for row in rows)])) for k in ("run", *known)
+    }
     room, shown = out.width, ["run"]
     for key in known:
         if sum(widths[k] + _PADDING for k in (*shown, key)) >= room:
@@ -43,7 +45,11 @@ def print_summary(
 def follow_runs(quiet: bool) -> Iterator[Callable[[Point, int, int], Progress | None]]:
     """What is told of each run of a sweep that starts, one after another, and gives what its rounds are told to."""
     label, rounds, columns = "the sweep", 0, TABLE
-    lines = nullcontext() if quiet or console(stderr=True).is_terminal else logged(lambda: label, lambda: rounds, lambda: columns)
+    lines = (
+        nullcontext()
+        if quiet or console(stderr=True).is_terminal
+        else logged(lambda: label, lambda: rounds, lambda: columns)
+    )
     with lines as progress:
 
         def started(point: Point, index: int, count: int) -> Progress | None:
