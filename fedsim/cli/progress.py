@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fedsim.cli.terminal import console, metrics_line
@@ -55,7 +56,9 @@ def reminding(text: Callable[[], str], seconds: float | None = None) -> Iterator
 
 
 @contextmanager
-def run_progress(name: str, rounds: int, quiet: bool, own: Columns) -> Iterator[Progress | None]:
+def run_progress(
+    name: str, rounds: int, quiet: bool, own: Columns = MappingProxyType({})
+) -> Iterator[Progress | None]:
     """What a run tells its rounds to: a bar, or lines, on standard error, with the latest metrics, `own` among them."""
     if quiet:
         yield None
