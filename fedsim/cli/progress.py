@@ -56,9 +56,7 @@ def reminding(text: Callable[[], str], seconds: float | None = None) -> Iterator
 
 
 @contextmanager
-def run_progress(
-    name: str, rounds: int, quiet: bool, own: Columns = MappingProxyType({})
-) -> Iterator[Progress | None]:
+def run_progress(name: str, rounds: int, quiet: bool, own: Columns = MappingProxyType({})) -> Iterator[Progress | None]:
     """What a run tells its rounds to: a bar, or lines, on standard error, with the latest metrics, `own` among them."""
     if quiet:
         yield None
