@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Aggregate, Message, Oracle, Round, ServerAlgorithm, State
+from fedsim.algorithms.clipping import ClippedDirection
 from fedsim.algorithms.needs import Needs
 from fedsim.core.registry import register
 from fedsim.core.types import Fraction
@@ -20,7 +21,7 @@ from fedsim.core.types import Fraction
 
 @register.algorithm("fedcm")
 @dataclass(frozen=True, kw_only=True)
-class FedCM(ServerAlgorithm):
+class FedCM(ClippedDirection, ServerAlgorithm):
     """``direction = alpha g(y) + (1 - alpha) d``;  server: ``d = -sum_S w_i delta_i / (K_i lr)`` of the last round.
 
     The server knows K_i and lr, so clients send delta alone; the server sends x and d. With local momentum K_i is

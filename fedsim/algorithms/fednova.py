@@ -41,6 +41,12 @@ class FedNova(FedProx):
                 "FedNova's normaliser is known for momentum or for mu, not for both: set one of them to 0", key="mu"
             )
 
+        if self.mu > 0 and self.clip is not None and self.clipping != "gradient":
+            raise InputError(
+                f"found '{self.clipping}', but FedNova's normaliser is known for a clipped gradient; allowed: gradient",
+                key="clipping",
+            )
+
     def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
         normaliser = self._normaliser(effort)
         return {"d": (local["x"] - received["x"]) / normaliser.clamp_min(1e-12), "norm": normaliser}, {}, client

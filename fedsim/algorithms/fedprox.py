@@ -10,17 +10,17 @@ from dataclasses import dataclass
 import torch
 
 from fedsim.algorithms.base import Message, NonNegative, Oracle, State
+from fedsim.algorithms.clipping import PulledDirection
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.core.registry import register
 
 
 @register.algorithm("fedprox")
 @dataclass(frozen=True, kw_only=True)
-class FedProx(FedAvg):
+class FedProx(PulledDirection, FedAvg):
     """``direction = g(x) + mu (x - x_received)``; the paper tunes mu in {0.001, 0.01, 0.1, 0.5, 1}: no default."""
 
     mu: NonNegative = 0.01
 
     def direction(self, oracle: Oracle, x: torch.Tensor, received: Message, client: State) -> torch.Tensor:
-        g = self.gradient(oracle, x)
-        return g if self.mu == 0 else torch.add(g, x - received["x"], alpha=self.mu)
+        return self.pulled(self.gradient(oracle, x), x, received["x"], self.mu)

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import torch
 
 from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Report, Round, ServerAlgorithm, State
+from fedsim.algorithms.clipping import ClippedDirection
 from fedsim.algorithms.needs import Needs
 from fedsim.core.registry import register
 
@@ -22,7 +23,7 @@ _WHY = "the control variates are corrections for one common model; under a clock
 
 @register.algorithm("scaffold")
 @dataclass(frozen=True, kw_only=True)
-class Scaffold(ServerAlgorithm):
+class Scaffold(ClippedDirection, ServerAlgorithm):
     """``direction = g_i(y) - c_i + c``
 
     ``c_i+ = c_i - c + (x - y_K) / (K lr)`` (option II), or the minibatch gradient at x (option I; of the first local
@@ -43,7 +44,6 @@ class Scaffold(ServerAlgorithm):
         return {"x": state["x"], "c": state["c"]}
 
     def local_step(self, oracle: Oracle, local: State, received: Message, client: State) -> State:
-        """One step of the local solver along ``g_i(y) - c_i + c``."""
         g = self.gradient(oracle, local["x"])
         after = self.step(oracle, local, g - client["c"] + received["c"])
         if self.option == 1 and "g" not in local:  # the first local step evaluates the gradient at x itself
