@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fedsim.algorithms.base import Effort, GossipAlgorithm, Round, ServerAlgorithm
     from fedsim.algorithms.needs import Needs
     from fedsim.algorithms.solvers import LocalSolver
-    from fedsim.contract.kinds import check as check
+    from fedsim.contract.check import check
     from fedsim.core import rng
     from fedsim.core.errors import InputError, RunError
     from fedsim.core.job import Job, RunFacts
@@ -63,7 +63,7 @@ _HOME = {
     "sweep": "sweeps.run",
     "plan": "reports.plan",
     "report": "reports.report:write_report",
-    "check": "contract.kinds:check",
+    "check": "contract.check",
     "Scenario": "scenario.sections",
     "Run": "engine.run_directory",
     "InputError": "core.errors",

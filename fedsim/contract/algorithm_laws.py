@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from fedsim.algorithms.round import Effort, Report
 from fedsim.contract.bench import CLIENTS, DIMENSION, EVERYBODY, Bench, ExactOracle
-from fedsim.contract.tools import LawBrokenError, compare, copied, form, global_seed, unchanged
-from fedsim.core.errors import InputError
-from fedsim.core.fields import dump_part, make_part
+from fedsim.contract.tools import (
+    LawBrokenError,
+    compare,
+    copied,
+    form,
+    global_seed,
+    same_from_yaml,
+    unchanged,
+)
 from fedsim.core.types import Message, State, norm
 from fedsim.messages.aggregators import Median
 
@@ -252,16 +256,7 @@ def _one_client(bench: Bench) -> None:
 
 def yaml_round_trip(bench: Bench) -> str:
     """Written to a scenario and read again it is the same algorithm."""
-    a = bench.algorithm
-    text = yaml.safe_dump(dump_part(a))
-    try:
-        again = make_part(type(a), yaml.safe_load(text))
-    except InputError as error:
-        raise LawBrokenError(f"what it writes cannot be read again: {error}") from None
-    if again != a:
-        keys = [f.name for f in dataclasses.fields(a) if getattr(a, f.name) != getattr(again, f.name)]
-        raise LawBrokenError(f"{', '.join(keys) or 'it'} changes: {a} becomes {again}")
-    return f"{len(dump_part(a))} keys"
+    return same_from_yaml(bench.algorithm)
 
 
 def descends(bench: Bench) -> str:

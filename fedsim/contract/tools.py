@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
 from fedsim.algorithms.round import Effort, Round
 from fedsim.contract.bench import CLIENTS, DIMENSION, START
+from fedsim.core.errors import InputError
+from fedsim.core.fields import dump_part, make_part
 from fedsim.core.types import State
 
 
@@ -110,6 +113,19 @@ def unchanged(method: str, given: Any, copy: Any) -> None:
             raise LawBrokenError(
                 f"{method} changed its input '{key}' by up to {change:.1e}; make a new tensor, do not work in place"
             )
+
+
+def same_from_yaml(part: Any) -> str:
+    """Written to a scenario and read again it is the same part."""
+    text = yaml.safe_dump(dump_part(part))
+    try:
+        again = make_part(type(part), yaml.safe_load(text))
+    except InputError as error:
+        raise LawBrokenError(f"what it writes cannot be read again: {error}") from None
+    if again != part:
+        keys = [f.name for f in dataclasses.fields(part) if getattr(part, f.name) != getattr(again, f.name)]
+        raise LawBrokenError(f"{', '.join(keys) or 'it'} changes: {part} becomes {again}")
+    return f"{len(dump_part(part))} keys"
 
 
 @contextmanager

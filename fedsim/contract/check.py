@@ -1,0 +1,112 @@
+"""``fedsim check``: which kind of part somebody names, and the laws of that kind."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fedsim.contract.tools import CheckResult, checked
+from fedsim.core.documents import Document, override
+from fedsim.core.errors import InputError, unknown
+from fedsim.core.fields import make_part
+from fedsim.core.registry import KINDS, load_object, lookup, names
+
+Laws = Mapping[str, Callable[[], str]]
+"""Law: a function that says what it measured, or raises `LawBrokenError`."""
+
+
+@dataclass(frozen=True)
+class _Promise:
+    """Where the laws of a kind are: a function of the part that returns them, and whether the part is made first.
+
+    Or (`whole`) a function of the part's name and settings that checks them itself.
+    """
+
+    laws: str
+    made: bool = True
+    whole: bool = False
+
+
+PROMISES = {
+    "algorithm": _Promise("fedsim.contract.laws:check_algorithm", whole=True),
+    "participation": _Promise("fedsim.contract.participation_laws:check_participation", whole=True),
+    "solver": _Promise("fedsim.contract.solver_laws:solver_laws"),
+    "aggregator": _Promise("fedsim.contract.message_laws:aggregator_laws"),
+    "compressor": _Promise("fedsim.contract.message_laws:transform_laws"),
+    "attack": _Promise("fedsim.contract.message_laws:transform_laws"),
+    "privacy": _Promise("fedsim.contract.mechanism_laws:mechanism_laws"),
+    "dataset": _Promise("fedsim.contract.dataset_laws:dataset_laws"),
+    "backend": _Promise("fedsim.contract.backend_laws:backend_laws", made=False),
+}
+"""Kinds of parts whose laws are known."""
+
+
+def check(name: str, settings: Sequence[str] = (), kind: str | None = None) -> list[CheckResult]:
+    """Check every law of a part: registered, or somebody's own ``pkg.mod:Name``.
+
+    Parameters
+    ----------
+    settings : ``key=value`` for the part's keys, values in YAML.
+    kind : of the part, where its name alone does not tell (``backend`` always: a function that makes one of a worker).
+
+    Raises
+    ------
+    InputError
+        No such part, it is of no kind that promises anything, or the settings are wrong.
+    """
+    kind = kind or kind_of(name)
+    if kind not in PROMISES:
+        raise InputError(unknown("kind", kind, list(PROMISES)))
+    promise = PROMISES[kind]
+    module, _, function = promise.laws.partition(":")
+    find = getattr(importlib.import_module(module), function)
+    if promise.whole:
+        results: list[CheckResult] = find(name, list(settings))
+        return results
+    part = load_object(name) if kind == "backend" else lookup(kind, name)
+    if promise.made:
+        base = load_object(KINDS[kind].base or "")
+        if not (isinstance(part, type) and issubclass(part, base) and dataclasses.is_dataclass(part)):
+            home = base.__name__
+            raise InputError(f"'{name}' is {part!r}, allowed: a frozen dataclass that inherits fedsim.{home}")
+        missing = sorted(getattr(part, "__abstractmethods__", ()))
+        if missing:
+            raise InputError(f"'{name}' does not define {', '.join(missing)}, allowed: a {kind} that does")
+        part = make_part(part, override(Document({}), list(settings)).values)
+    laws: Laws = find(part)
+    results = []
+    for law, test in laws.items():
+        results.append(checked(law, test))
+        if not results[0].passed:  # the others would say the same
+            break
+    return results
+
+
+def kind_of(name: str) -> str:
+    """The kind of a part, by its registered name or by what a class inherits.
+
+    Raises
+    ------
+    InputError
+        None, or several kinds have a part of that name.
+    """
+    kinds = [k for k in PROMISES if k in KINDS]
+    if ":" in name:
+        part = load_object(name)
+        found = [k for k in kinds if isinstance(part, type) and issubclass(part, load_object(KINDS[k].base or ""))]
+        found = found[:1]  # compressors and attacks are transforms alike, and have the same laws
+        if not found:
+            raise InputError(
+                f"'{name}' is {part!r}, which inherits nothing that promises anything; allowed: a subclass of "
+                f"{', '.join(sorted({(KINDS[k].base or '').rpartition(':')[2] for k in kinds}))}, or --kind backend"
+            )
+        return found[0]
+    found = [k for k in kinds if name in names(k)]
+    if len(found) > 1:
+        raise InputError(f"'{name}' is the name of several parts; allowed: --kind {' or --kind '.join(found)}")
+    if not found:
+        every = [n for k in kinds for n in names(k)]
+        raise InputError(unknown("part", name, every) + ", or 'pkg.mod:Name' for your own")
+    return found[0]

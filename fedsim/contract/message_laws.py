@@ -1,0 +1,250 @@
+"""What a server's aggregator and a transform of messages promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.contract.tools import LawBrokenError, compare, copied, global_seed, same_from_yaml, unchanged
+from fedsim.core import rng
+from fedsim.core.job import Contribution, Job, RunFacts
+from fedsim.core.types import Message, State
+from fedsim.messages.aggregators import Aggregator
+from fedsim.messages.attacks import Attack
+from fedsim.messages.base import MessageTransform
+from fedsim.messages.compressors import Compressor
+
+M, D, ROUNDS, DRAWS = 13, 7, 3, 4000
+TOLERANCE = 1e-12
+RUN = RunFacts(5, M)
+_ROWS_HINT = "a client's row depends on other rows, on their number or on their order; work row by row (dim=-1)"
+_GLOBAL_HINT = "it draws from a global generator; draw from keys (fedsim.rng)"
+
+
+def aggregator_laws(rule: Aggregator) -> Mapping[str, Callable[[], str]]:
+    """Laws of one aggregator."""
+    return {
+        "form of what it returns": partial(_aggregate_form, rule),
+        "the weights' mass is kept": partial(_mass, rule),
+        "it is as linear as it says": partial(_linear, rule),
+        "what it keeps can be resumed": partial(_rule_state, rule),
+        "inputs are not mutated": partial(_rule_inputs, rule),
+        "same seed, same numbers": partial(_rule_seed, rule),
+        "YAML round trip": partial(same_from_yaml, rule),
+    }
+
+
+def transform_laws(part: MessageTransform) -> Mapping[str, Callable[[], str]]:
+    """Laws of one transform, and of what compressors and attacks promise beyond."""
+    laws: dict[str, Callable[[], str]] = {
+        "form of messages": partial(_transform_form, part),
+        "stacked = sharded = single": partial(_transform_rows, part),
+        "inputs are not mutated": partial(_transform_inputs, part),
+        "same seed, same numbers": partial(_transform_seed, part),
+        "bytes are counted": partial(_bytes, part),
+        "YAML round trip": partial(same_from_yaml, part),
+    }
+    if isinstance(part, Compressor):
+        laws["error as it says"] = partial(_compression_error, part)
+    if isinstance(part, Attack):
+        laws["honest messages arrive as they were sent"] = partial(_honest, part)
+    return laws
+
+
+# --- aggregators ------------------------------------------------------------------------------------------------------
+
+
+def _messages(number: int, rows: int = M) -> Message:
+    draws = rng.normal(rng.key(number, "contract", np.arange(rows)[:, None], np.arange(D)[None, :]))
+    delta = torch.as_tensor(draws)
+    return {"delta": delta, "other": delta.flip(-1) * 2 + 1, "size": delta[:, :1].abs() + 1}
+
+
+def _weights(scale: float = 1.0) -> Tensor:
+    share = torch.arange(1.0, M + 1, dtype=torch.float64)
+    return scale * share / share.sum()
+
+
+def _bound(rule: Aggregator, messages: Message, weights: Tensor, state: State | None = None) -> Any:
+    form = {k: v[:1] for k, v in messages.items()}
+    return rule.bind(messages, weights, rule.fresh(form) if state is None else state)
+
+
+def _aggregate_form(rule: Aggregator) -> str:
+    messages = _messages(1)
+    aggregate, _ = _bound(rule, messages, _weights())
+    for k, v in messages.items():
+        found = aggregate(v)
+        if not isinstance(found, Tensor) or found.shape != v.shape[1:] or found.dtype != v.dtype:
+            what = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise LawBrokenError(f"of '{k}' {list(v.shape)} it made {what}, allowed: {v.dtype} {list(v.shape[1:])}")
+        if not bool(torch.isfinite(found).all()):
+            raise LawBrokenError(f"of '{k}' it made numbers that are not finite")
+    return f"{M} rows to one"
+
+
+def _mass(rule: Aggregator) -> str:
+    """Where all rows are alike, v, it returns sum(w) v: weights of virtual time are not lost."""
+    worst = 0.0
+    for scale in (1.0, 0.7, 2.5):
+        weights = _weights(scale)
+        alike = {k: v[:1].expand(M, -1).clone() for k, v in _messages(2).items()}
+        aggregate, _ = _bound(rule, alike, weights)
+        for k, v in alike.items():
+            where = f"equal rows with weights that sum to {scale:g}: '{k}'"
+            hint = "return sum(w) times a mean of the rows, so that what virtual time weighs is kept"
+            worst = max(worst, compare(where, {k: aggregate(v)}, {k: scale * v[0]}, 1e-9, hint))
+    return f"largest difference {worst:.1e}"
+
+
+def _linear(rule: Aggregator) -> str:
+    messages, weights = _messages(3), _weights(0.9)
+    aggregate, _ = _bound(rule, messages, weights)
+    worst = max(float((aggregate(v) - weights @ v).abs().max()) for v in messages.values())
+    if rule.linear and worst > TOLERANCE:
+        raise LawBrokenError(f"linear = True, but it differs from weights @ values by {worst:.1e}; say linear = False")
+    return f"linear = {rule.linear}, {worst:.1e} from the weighted sum"
+
+
+def _rule_state(rule: Aggregator) -> str:
+    """What it keeps has one form in all rounds, that of `fresh`, so that a checkpoint can hold it."""
+    form = {k: v[:1] for k, v in _messages(1).items()}
+    state = rule.fresh(form)
+    shapes = {k: (tuple(v.shape), v.dtype) for k, v in state.items()}
+    for number in range(1, ROUNDS + 1):
+        _, state = _bound(rule, _messages(number), _weights(), state)
+        found = {k: (tuple(v.shape), v.dtype) for k, v in state.items()}
+        if found != shapes:
+            raise LawBrokenError(f"after round {number} it keeps {found}, allowed: what fresh gives, {shapes}")
+    return f"keeps {', '.join(shapes) or 'nothing'}"
+
+
+def _rule_inputs(rule: Aggregator) -> str:
+    messages, weights = _messages(4), _weights()
+    state = rule.fresh({k: v[:1] for k, v in messages.items()})
+    before = copied(messages), copied(state), weights.clone()
+    aggregate, _ = rule.bind(messages, weights, state)
+    for v in messages.values():
+        aggregate(v)
+    unchanged("bind", messages, before[0])
+    unchanged("bind", state, before[1])
+    unchanged("bind", {"weights": weights}, {"weights": before[2]})
+    return "messages, weights and state are as they were"
+
+
+def _rule_seed(rule: Aggregator) -> str:
+    found: list[State] = []
+    for seed in (1, 2):
+        with global_seed(seed):
+            messages = _messages(5)
+            aggregate, _ = _bound(rule, messages, _weights())
+            found.append({k: aggregate(v) for k, v in messages.items()})
+    compare("two calls with the same messages: the aggregate", found[0], found[1], 0.0, _GLOBAL_HINT)
+    return "bit for bit"
+
+
+# --- transforms -------------------------------------------------------------------------------------------------------
+
+
+def _sent(part: MessageTransform, rows: list[int], rounds: int = ROUNDS) -> tuple[Message, State]:
+    """What clients `rows` send in the last of some rounds, and what they keep then."""
+    form = {k: v[:1] for k, v in _messages(1).items()}
+    part.check(form, RUN)
+    clients = np.array(rows)
+    kept = {k: v.expand(len(rows), -1).clone() for k, v in part.fresh(form).items()}
+    sent: Message = {}
+    for number in range(1, rounds + 1):
+        message = {k: v[rows] for k, v in _messages(number).items()}
+        one = np.ones(len(rows), dtype=np.int64)
+        sent, kept = part.send(message, kept, Job(clients, number * one, one, {}), RUN)
+    return sent, kept
+
+
+def _arrived(part: MessageTransform, messages: Message, number: int = 1) -> Message:
+    one = np.ones(M, dtype=np.int64)
+    return part.receive(messages, Contribution(number, np.arange(M), number * one, one), RUN)
+
+
+def _transform_form(part: MessageTransform) -> str:
+    sent, kept = _sent(part, list(range(M)))
+    form = _messages(1)
+    fresh = {k: v.shape[-1] for k, v in part.fresh({k: v[:1] for k, v in form.items()}).items()}
+    for what, tensors in (("send", sent), ("receive", _arrived(part, form))):
+        for k, v in form.items():
+            if k not in tensors or tensors[k].shape != v.shape or tensors[k].dtype != v.dtype:
+                found = f"{tensors[k].dtype} {list(tensors[k].shape)}" if k in tensors else "nothing"
+                raise LawBrokenError(f"{what} made {found} of '{k}', allowed: {v.dtype} {list(v.shape)}")
+    if {k: v.shape[-1] for k, v in kept.items()} != fresh:
+        raise LawBrokenError(f"clients keep {sorted(kept)} after send, allowed: what fresh gives, {sorted(fresh)}")
+    return f"{', '.join(form)}; a client keeps {', '.join(fresh) or 'nothing'}"
+
+
+def _transform_rows(part: MessageTransform) -> str:
+    whole, worst = _sent(part, list(range(M))), 0.0
+    for rows in ([4, 1, 9], *[[i] for i in range(M)]):
+        for what, all_rows, some in zip(("what is sent", "what is kept"), whole, _sent(part, rows), strict=True):
+            mine = {k: v[rows] for k, v in all_rows.items()}
+            worst = max(worst, compare(f"clients {rows} alone: {what}", mine, some, TOLERANCE, _ROWS_HINT))
+    return f"largest difference {worst:.1e}"
+
+
+def _transform_inputs(part: MessageTransform) -> str:
+    message = _messages(2)
+    kept = {k: v.expand(M, -1).clone() for k, v in part.fresh({k: v[:1] for k, v in message.items()}).items()}
+    before = copied(message), copied(kept)
+    one = np.ones(M, dtype=np.int64)
+    part.send(message, kept, Job(np.arange(M), one, one, {}), RUN)
+    _arrived(part, message)
+    unchanged("send or receive", message, before[0])
+    unchanged("send", kept, before[1])
+    return "messages and what is kept are as they were"
+
+
+def _transform_seed(part: MessageTransform) -> str:
+    found: list[State] = []
+    for seed in (1, 2):
+        with global_seed(seed):
+            sent, kept = _sent(part, list(range(M)))
+            found.append({**_arrived(part, sent), **{f"kept {k}": v for k, v in kept.items()}})
+    compare("two runs of the same seed: messages", found[0], found[1], 0.0, _GLOBAL_HINT)
+    return "bit for bit"
+
+
+def _bytes(part: MessageTransform) -> str:
+    size = part.row_bytes({k: v[:1] for k, v in _messages(1).items()})
+    if size is not None and not (isinstance(size, int) and size > 0):
+        raise LawBrokenError(f"row_bytes gave {size!r}, allowed: a whole number above 0, or None (unchanged)")
+    return "unchanged" if size is None else f"{size} of a message of {2 * D + 1} numbers"
+
+
+def _compression_error(part: Compressor) -> str:
+    """Its mean squared error is within alpha or omega, and with omega its mean is the vector, to 5 standard errors."""
+    v = _messages(6, DRAWS)["delta"]
+    alpha, omega = part.alpha(D), part.omega(D)
+    u = torch.as_tensor(rng.uniform(rng.key(7, "contract", np.arange(DRAWS)[:, None], np.arange(D)[None, :])))
+    u = u if part.draws else u[:, :0]
+    relative = float(((part(v, u) - v) ** 2).sum() / (v**2).sum())
+    for name, bound in (("alpha", None if alpha is None else 1 - alpha), ("omega", omega)):
+        if bound is not None and relative > bound * 1.05 + TOLERANCE:
+            raise LawBrokenError(f"{name} allows a relative error of {bound:.3g}, found {relative:.3g}")
+    if omega is not None:
+        same = part(v[:1].expand(DRAWS, -1), u)
+        off = (same.mean(0) - v[0]).abs() - 5 * same.std(0) / DRAWS**0.5
+        if float(off.max()) > 1e-9:
+            raise LawBrokenError(f"omega says it is unbiased, but its mean is {float(off.max()):.1e} away from it")
+    return f"relative error {relative:.3g}"
+
+
+def _honest(part: Attack) -> str:
+    honest = np.setdiff1d(np.arange(M), part.who(RUN))
+    messages = _messages(8)
+    arrives = _arrived(part, messages, part.start)
+    for k, v in messages.items():
+        if not torch.equal(arrives[k][honest], v[honest]):
+            raise LawBrokenError(f"'{k}' of clients that do not attack is changed")
+    return f"{M - len(honest)} of {M} attack"

@@ -1,0 +1,312 @@
+"""Parts that break one law each, to show that the laws can fail."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import fedsim
+from fedsim.backends.in_process import Vectorized
+from fedsim.clients.worker import Worker
+from fedsim.data.sets import Digits
+from fedsim.messages.attacks import SignFlip
+from fedsim.messages.compressors import TopK
+from fedsim.privacy.local_dp import LocalDP
+
+# --- aggregators ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Good(fedsim.Aggregator):
+    """The largest value of each coordinate."""
+
+    def __call__(self, values: Tensor, weights: Tensor) -> Tensor:
+        return weights.sum() * values.max(dim=0).values
+
+
+@dataclass(frozen=True)
+class LosesMass(fedsim.Aggregator):
+    def __call__(self, values: Tensor, weights: Tensor) -> Tensor:
+        return values.max(dim=0).values
+
+
+@dataclass(frozen=True)
+class KeepsTheRows(fedsim.Aggregator):
+    def __call__(self, values: Tensor, weights: Tensor) -> Tensor:
+        return weights.unsqueeze(1) * values
+
+
+@dataclass(frozen=True)
+class NotLinear(fedsim.Aggregator):
+    linear: ClassVar[bool] = True
+
+    def __call__(self, values: Tensor, weights: Tensor) -> Tensor:
+        return weights.sum() * values.max(dim=0).values
+
+
+@dataclass(frozen=True)
+class GrowingState(fedsim.Aggregator):
+    def fresh(self, form: fedsim.Message) -> fedsim.State:
+        return {"seen": torch.zeros(1)}
+
+    def bind(self, messages: Any, weights: Tensor, state: Any) -> Any:
+        return (lambda values: weights @ values), {"seen": torch.cat([state["seen"], torch.ones(1)])}
+
+
+@dataclass(frozen=True)
+class SortsInPlace(fedsim.Aggregator):
+    def __call__(self, values: Tensor, weights: Tensor) -> Tensor:
+        values.copy_(values.sort(dim=0).values)
+        return weights.sum() * values[-1]
+
+
+@dataclass(frozen=True)
+class TossesACoin(fedsim.Aggregator):
+    def __call__(self, values: Tensor, weights: Tensor) -> Tensor:
+        return weights.sum() * values[int(torch.randint(len(values), ()))]
+
+
+@dataclass(frozen=True)
+class Forgetful(Good):
+    loud: float = 1.0
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+# --- solvers ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upwards(fedsim.LocalSolver):
+    def step(self, x: Tensor, v: Tensor, lr: Tensor, state: Any) -> Any:
+        return x + lr * v, state
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharesMomentum(fedsim.LocalSolver):
+    def step(self, x: Tensor, v: Tensor, lr: Tensor, state: Any) -> Any:
+        return x - lr * v.mean(0), state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overwrites(fedsim.LocalSolver):
+    def step(self, x: Tensor, v: Tensor, lr: Tensor, state: Any) -> Any:
+        return x.sub_(lr * v), state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wobbles(fedsim.LocalSolver):
+    def step(self, x: Tensor, v: Tensor, lr: Tensor, state: Any) -> Any:
+        return x - lr * v + 1e-6 * torch.randn_like(x), state
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaysInPlace(fedsim.LocalSolver):
+    @property
+    def in_place(self) -> bool:
+        return True
+
+    def step(self, x: Tensor, v: Tensor, lr: Tensor, state: Any) -> Any:
+        return x - 2 * lr * v, state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Miscounts(fedsim.LocalSolver):
+    def weight_sum(self, steps: Tensor) -> Tensor:
+        return 2 * steps
+
+    def step(self, x: Tensor, v: Tensor, lr: Tensor, state: Any) -> Any:
+        return x - lr * v, state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgets(fedsim.LocalSolver):
+    def start(self, x: Tensor) -> Any:
+        return {"b": torch.zeros_like(x)}
+
+    def step(self, x: Tensor, v: Tensor, lr: Tensor, state: Any) -> Any:
+        return x - lr * v, {}
+
+
+# --- transforms -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixesRows(fedsim.MessageTransform):
+    def send(self, message: Any, kept: Any, job: Any, run: Any) -> Any:
+        return {k: v - v.mean(0) for k, v in message.items()}, kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropsAKey(fedsim.MessageTransform):
+    def send(self, message: Any, kept: Any, job: Any, run: Any) -> Any:
+        return {"delta": message["delta"]}, kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalesInPlace(fedsim.MessageTransform):
+    def send(self, message: Any, kept: Any, job: Any, run: Any) -> Any:
+        return {k: v.mul_(0.5) for k, v in message.items()}, kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalNoise(fedsim.MessageTransform):
+    def receive(self, message: Any, arrived: Any, run: Any) -> Any:
+        return {k: v + torch.randn_like(v) for k, v in message.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfABit(fedsim.MessageTransform):
+    def row_bytes(self, form: Any) -> Any:
+        return 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boasts(TopK):
+    """Keeps one coordinate and says that it loses nothing."""
+
+    k: int | None = 1
+
+    def alpha(self, d: int) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HitsEverybody(SignFlip):
+    attackers: int | float | list[int] = 3
+
+    def receive(self, message: Any, arrived: Any, run: Any) -> Any:
+        return {k: -v for k, v in message.items()}
+
+
+# --- mechanisms -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Local(LocalDP):
+    clip_norm: float | None = 1.0
+
+    def bind(self, setting: Any) -> Any:
+        return self.changed(super().bind(setting))
+
+    def changed(self, bound: Any) -> Any:
+        return bound
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quiet(_Local):
+    """It adds no noise, and is paid for it."""
+
+    def changed(self, bound: Any) -> Any:
+        bound.std = 0.0
+        return bound
+
+
+def _nothing(*arguments: Any) -> None:
+    """Charge nothing."""
+
+
+def _noisy(messages: Any, job: Any) -> Any:  # noqa: ARG001
+    return {k: v + torch.randn_like(v) for k, v in messages.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Free(_Local):
+    """Nothing of it is written down."""
+
+    def changed(self, bound: Any) -> Any:
+        bound.charge = _nothing
+        return bound
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalDraws(_Local):
+    def changed(self, bound: Any) -> Any:
+        bound.outgoing = _noisy
+        return bound
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForOthers(_Local):
+    def bind(self, setting: Any) -> Any:
+        raise fedsim.InputError("never")
+
+
+# --- data sets and backends -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Digits(Digits):
+    def load(self, clients: int | None, seed: int, base: Path) -> Any:
+        return self.changed(super().load(clients, seed, base), seed)
+
+    def changed(self, data: Any, seed: int) -> Any:
+        return data
+
+
+@dataclass(frozen=True)
+class LabelTooLarge(_Digits):
+    def changed(self, data: Any, seed: int) -> Any:
+        return dataclasses.replace(data, num_classes=9)
+
+
+@dataclass(frozen=True)
+class SharedRow(_Digits):
+    def changed(self, data: Any, seed: int) -> Any:
+        return dataclasses.replace(data, clients=[np.arange(5), np.arange(4, 9)])
+
+
+@dataclass(frozen=True)
+class Shuffled(_Digits):
+    def changed(self, data: Any, seed: int) -> Any:
+        order = torch.randperm(len(data.train_x))
+        return dataclasses.replace(data, train_x=data.train_x[order], train_y=data.train_y[order])
+
+
+@dataclass(frozen=True)
+class SeededSplit(_Digits):
+    def changed(self, data: Any, seed: int) -> Any:
+        return dataclasses.replace(data, train_x=data.train_x.roll(seed, 0), train_y=data.train_y.roll(seed, 0))
+
+
+class _Changed(Vectorized):
+    pass
+
+
+class Halves(_Changed):
+    def collect(self, jobs: Any) -> Any:
+        return {k: v / 2 for k, v in super().collect(jobs).items()}
+
+
+class Unordered(_Changed):
+    def collect(self, jobs: Any) -> Any:
+        return super().collect(np.sort(jobs))
+
+
+class Amnesiac(_Changed):
+    def collect(self, jobs: Any) -> Any:
+        messages = super().collect(jobs)
+        self.worker = Worker(self.worker.task, self.worker.algorithm)
+        return messages
+
+
+class LosesJobs(_Changed):
+    def save(self) -> Any:
+        return {k: v for k, v in super().save().items() if not k.startswith("pending")}
+
+
+class Inventive(_Changed):
+    def collect(self, jobs: Any) -> Any:
+        try:
+            return super().collect(jobs)
+        except fedsim.RunError:
+            return {}

@@ -1,0 +1,117 @@
+"""`fedsim check` on every kind of part: the built-in ones keep their laws, and each law can fail."""
+
+from __future__ import annotations
+
+import pytest
+
+import fedsim
+from fedsim.contract.check import PROMISES, kind_of
+from fedsim.core.registry import KINDS, names
+
+SETTINGS = {
+    "top_k": ["k=2"], "rand_k": ["k=3"], "qsgd": ["levels=3"], "sign_flip": ["attackers=3"],
+    "trimmed_mean": ["trim=0.2"],
+       "dp_sgd": ["clip_norm=1.0", "sampling_rate=0.3"], "dp_fedavg": ["clip_norm=0.5"], "dp_ftrl": ["clip_norm=1.0"],
+    "local_dp": ["clip_norm=1.0"], "decor": ["clip_norm=1.0"], "muffliato": ["clip_norm=1.0"],
+}  # fmt: skip
+OWN_TESTS = ("algorithm", "participation", "backend", "dataset")
+BUILT_IN = [(kind, name) for kind in PROMISES if kind not in OWN_TESTS for name in names(kind)]
+
+
+def failed(name: str, settings: list[str] | None = None, kind: str | None = None) -> dict[str, str]:
+    return {r.name: r.detail for r in fedsim.check(name, settings or [], kind) if not r.passed}
+
+
+@pytest.mark.parametrize("kind,name", BUILT_IN, ids=lambda v: v)
+def test_built_in_parts(kind: str, name: str) -> None:
+    assert failed(name, SETTINGS.get(name), kind) == {}
+
+
+@pytest.mark.parametrize("settings", [["feedback=ef14"], ["feedback=ef21"], ["keys=[delta]"]])
+def test_feedback(settings: list[str]) -> None:
+    assert failed("top_k", ["k=2", *settings]) == {}
+
+
+@pytest.mark.parametrize("name,settings", [("digits", []), ("synthetic", ["alpha=0.5", "beta=0.5"])])
+def test_data_sets(name: str, settings: list[str]) -> None:
+    assert failed(name, settings) == {}
+
+
+def test_the_backend_in_this_process() -> None:
+    assert failed("fedsim.backends.in_process:Vectorized", kind="backend") == {}
+
+
+@pytest.mark.parametrize(
+    "name,kind,law",
+    [
+        ("Upwards", "solver", "descends on a quadratic"),
+        ("SharesMomentum", "solver", "arithmetic on the last axis"),
+        ("Overwrites", "solver", "inputs are not mutated"),
+        ("Wobbles", "solver", "same seed, same numbers"),
+        ("SaysInPlace", "solver", "a step in place is x - lr v"),
+        ("Miscounts", "solver", "weights of directions add up"),
+        ("Forgets", "solver", "form of points and state"),
+        ("LosesMass", "aggregator", "the weights' mass is kept"),
+        ("KeepsTheRows", "aggregator", "form of what it returns"),
+        ("NotLinear", "aggregator", "it is as linear as it says"),
+        ("GrowingState", "aggregator", "what it keeps can be resumed"),
+        ("SortsInPlace", "aggregator", "inputs are not mutated"),
+        ("TossesACoin", "aggregator", "same seed, same numbers"),
+        ("Forgetful", "aggregator", "YAML round trip"),
+        ("MixesRows", "compressor", "stacked = sharded = single"),
+        ("DropsAKey", "compressor", "form of messages"),
+        ("ScalesInPlace", "compressor", "inputs are not mutated"),
+        ("GlobalNoise", "attack", "same seed, same numbers"),
+        ("HalfABit", "compressor", "bytes are counted"),
+        ("Boasts", "compressor", "error as it says"),
+        ("HitsEverybody", "attack", "honest messages arrive as they were sent"),
+        ("Quiet", "privacy", "another noise seed, other noise"),
+        ("Free", "privacy", "every round is paid for"),
+        ("GlobalDraws", "privacy", "same seed, same noise"),
+        ("ForOthers", "privacy", "it binds, or says why not"),
+        ("LabelTooLarge", "dataset", "form of rows and labels"),
+        ("SharedRow", "dataset", "clients have rows of their own"),
+        ("Shuffled", "dataset", "same seed, same numbers"),
+        ("SeededSplit", "dataset", "files do not depend on the seed"),
+        ("Halves", "backend", "it gives the worker's messages"),
+        ("Unordered", "backend", "jobs are told apart by their numbers"),
+        ("Amnesiac", "backend", "a client's jobs build on each other"),
+        ("LosesJobs", "backend", "a resumed one goes on as it was"),
+        ("Inventive", "backend", "what was not dispatched is refused"),
+    ],
+)
+def test_each_law_can_fail(name: str, kind: str, law: str) -> None:
+    assert law in failed(f"broken_parts:{name}", kind=kind)
+
+
+def test_a_good_one_passes() -> None:
+    assert failed("broken_parts:Good") == {}
+
+
+@pytest.mark.parametrize(
+    "name,kind",
+    [
+        ("median", "aggregator"), ("fedavg", "algorithm"), ("top_k", "compressor"), ("local_dp", "privacy"),
+        ("broken_parts:Good", "aggregator"), ("broken_parts:Quiet", "privacy"), ("broken_parts:Shuffled", "dataset"),
+    ],
+)  # fmt: skip
+def test_the_kind_shows(name: str, kind: str) -> None:
+    assert kind_of(name) == kind
+
+
+@pytest.mark.parametrize(
+    "name,kind,words",
+    [
+        ("medain", None, "did you mean 'median'"),
+        ("pathlib:Path", None, "inherits nothing that promises anything"),
+        ("median", "agregator", "did you mean 'aggregator'"),
+        ("broken_parts:Good", "privacy", "a frozen dataclass that inherits fedsim.Mechanism"),
+    ],
+)
+def test_what_cannot_be_checked(name: str, kind: str | None, words: str) -> None:
+    with pytest.raises(fedsim.InputError, match=words):
+        fedsim.check(name, [], kind)
+
+
+def test_every_kind_with_a_base_is_told_apart() -> None:
+    assert set(PROMISES) - set(KINDS) == {"backend"}
