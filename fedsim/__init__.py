@@ -47,7 +47,9 @@ if TYPE_CHECKING:
     from fedsim.messages.base import MessageTransform
     from fedsim.messages.compressors import Compressor
     from fedsim.models.build import Model
-    from fedsim.participation.base import Arrival, Dispatch, Participation, Setting
+    from fedsim.participation.base import Arrival, Dispatch, Ended, Participation, Setting
+    from fedsim.participation.clocked import Clocked
+    from fedsim.participation.policy import Alert, Arrived, Combine, Lost, Policy, Rang, Start, Woke, Work
     from fedsim.privacy.base import Bound, Mechanism
     from fedsim.reports.plan import plan
     from fedsim.reports.report import write_report as report
@@ -93,6 +95,11 @@ _HOME = {
     "Dispatch": "participation.base",
     "Arrival": "participation.base",
     "Setting": "participation.base",
+    "Ended": "participation.base",
+    "Clocked": "participation.clocked",
+    **dict.fromkeys(
+        ("Alert", "Arrived", "Combine", "Lost", "Policy", "Rang", "Start", "Woke", "Work"), "participation.policy"
+    ),
     "Dataset": "data.sets",
     "DatasetPart": "data.sets",
     "Partition": "data.partition",
@@ -111,12 +118,13 @@ _HOME = {
 """Name: the module below fedsim that has it, and what it is called there if that differs."""
 
 __all__ = [
-    "Aggregate", "Aggregator", "Arrival", "Attack", "BatchSize", "Bound", "Compressor", "Count", "Dataset",
-    "DatasetPart", "Decay", "Dispatch", "Effort", "Fraction", "GossipAlgorithm", "Graph", "InputError", "Job",
-    "LocalSolver", "Logger", "Measure", "Mechanism", "Message", "MessageTransform", "Metric", "Model", "Needs",
-    "NonNegative", "Oracle", "Participation", "Partition", "Positive", "Probability", "Round", "Run", "RunError",
-    "RunFacts", "Scenario", "ServerAlgorithm", "Setting", "State", "View", "Watched", "Watcher", "check", "clip_norm",
-    "dot", "load", "norm", "plan", "register", "report", "rng", "run", "sweep",
+    "Aggregate", "Aggregator", "Alert", "Arrival", "Arrived", "Attack", "BatchSize", "Bound", "Clocked", "Combine",
+    "Compressor", "Count", "Dataset", "DatasetPart", "Decay", "Dispatch", "Effort", "Ended", "Fraction",
+    "GossipAlgorithm", "Graph", "InputError", "Job", "LocalSolver", "Logger", "Lost", "Measure", "Mechanism",
+    "Message", "MessageTransform", "Metric", "Model", "Needs", "NonNegative", "Oracle", "Participation", "Partition",
+    "Policy", "Positive", "Probability", "Rang", "Round", "Run", "RunError", "RunFacts", "Scenario",
+    "ServerAlgorithm", "Setting", "Start", "State", "View", "Watched", "Watcher", "Woke", "Work", "check",
+    "clip_norm", "dot", "load", "norm", "plan", "register", "report", "rng", "run", "sweep",
 ]  # fmt: skip
 
 

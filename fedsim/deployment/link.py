@@ -184,7 +184,8 @@ def _start(folder: Path, spec: Spec) -> None:
 
 def _name(folder: Path) -> dict[str, Any]:
     found = json.loads((folder / NAME).read_text(encoding="utf-8"))
-    assert isinstance(found, dict)
+    if not isinstance(found, dict):
+        raise ValueError(f"{folder / NAME} is not what a worker writes")  # noqa: TRY004 - like text that is not JSON
     return found
 
 

@@ -72,12 +72,14 @@ class RealTime:
 
     def _waited(self, events: Iterator[Event]) -> Iterator[Event]:
         """The schedule's events, every Arrival when its clients have answered, without those who did not."""
+        somebody = False  # in the parts that the round has had so far
         for event in events:
             if not isinstance(event, Arrival) or len(event.clients) == 0:
                 yield event
                 continue
             came = self.inbox.settle(event.clients if event.jobs is None else event.jobs)
-            if not came.any():
+            somebody = somebody or bool(came.any())
+            if event.closes and not somebody:
                 raise RunError(f"round {event.number}: none of its {len(came)} clients answered")
             if not came.all():
                 missing = event.clients[~came].tolist()
@@ -85,6 +87,7 @@ class RealTime:
                     raise RunError(f"round {event.number}: clients {missing} are missing, and {self.complete}")
                 LOG.warning("round %d goes on without clients %s", event.number, missing)
                 event = _without(event, came)
+            somebody = somebody and not event.closes
             yield replace(event, time=self.now())
 
 

@@ -113,6 +113,21 @@ def test_what_a_mode_forgets_is_a_sentence_before_anything_is_written(tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path, quadratic: Make) -> None:
+    turns = {
+        "data": quadratic(n=4).section(), "algorithm": {"name": "dspodfl"}, "participation": {"mode": "poisson"},
+        "topology": {"graph": "sequence", "graphs": [{"graph": "ring"}, {"graph": "star"}]},
+    }  # fmt: skip
+    never = {"mode": "fixed_interval", "window": 0.01, "weights": "estimated", "pilot": 10}
+    for made, message in (
+        (turns, "topology: graphs that take turns"),
+        (sections("Shifts", quadratic, participation=never), "participation.pilot: client 0 delivers in none of"),
+    ):
+        with pytest.raises(InputError, match=message):
+            fedsim.run(made, out=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
 def test_half_on_real_clients(tmp_path: Path, quadratic: Make) -> None:
     pytest.importorskip("flwr")
     from flower_loopback import Deployment
@@ -147,8 +162,9 @@ def test_shifts_on_real_clients(tmp_path: Path, quadratic: Make) -> None:
 @pytest.mark.parametrize("name", MODES)
 def test_on_ray(name: str, tmp_path: Path, quadratic: Make) -> None:
     pytest.importorskip("ray")
-    here = fedsim.run(sections(name, quadratic), out=tmp_path / "here")
-    ray = {"backend": {"name": "ray", "actors": 2}}
-    there = fedsim.run(sections(name, quadratic, **ray), out=tmp_path / "there")
+    made = sections(name, quadratic)
+    made["run"]["dtype"] = "float64"
+    here = fedsim.run(made, out=tmp_path / "here")
+    there = fedsim.run({**made, "backend": {"name": "ray", "actors": 2}}, out=tmp_path / "there")
     assert torch.allclose(there.params, here.params, rtol=1e-12, atol=1e-12)
     assert there.trace == here.trace

@@ -194,6 +194,43 @@ def test_a_missing_node_of_a_graph_is_isolated(quadratic: Make) -> None:
         assert one.sends == 2 * len(kept)
 
 
+def test_a_missing_node_of_a_window_of_poisson_clocks_is_isolated(quadratic: Make) -> None:
+    """Its ticks did not happen: neither its work nor the exchanges with it; all others' did."""
+    participation = {"mode": "poisson", "compute": 2.0, "links": 2.0}
+    more: dict[str, Any] = {"topology": {"graph": "complete"}, "algorithm": {"name": "dspodfl"}}
+    problem = quadratic(n=N)
+    sections = {"data": problem.section(), "participation": participation, "run": {"device": "cpu"}, **more}
+    scenario = parse(sections)
+    assembly = assemble(scenario)
+
+    def rounds(inbox: Inbox) -> list[list[Arrival]]:
+        found: list[list[Arrival]] = [[]]
+        for event in live(scenario, assembly, inbox):
+            if isinstance(event, Arrival):
+                found[-1].append(event)
+                if event.closes:
+                    found.append([])
+            if len(found) > 8:
+                break
+        return found[:-1]
+
+    for cut, whole in zip(rounds(_losing(1)), rounds(Inbox(TAU)), strict=True):
+        one, other = trace_row(cut), trace_row(whole)
+        assert one["events"] == [e for e in other["events"] if 1 not in e[1:]]
+        assert list(one["compute"]) == [i for i in other["compute"] if i != 1]
+        assert one["edges"].tolist() == [e for e in other["edges"].tolist() if 1 not in e]
+        assert len(one["steps"]) == len(one["compute"])
+        for part in cut:
+            if len(part.clients) == 0:
+                continue
+            W = part.mixing.matrix.toarray()
+            assert W.sum(0) == pytest.approx(np.ones(len(part.clients)))
+            at = np.flatnonzero(part.clients == 1)
+            assert (W[at] == np.eye(len(part.clients))[at]).all()
+            assert (part.steps[at] == 0).all()
+            assert part.sends == 2 * len(part.edges)
+
+
 def test_on_a_directed_graph_nobody_may_be_missing(quadratic: Make) -> None:
     more: dict[str, Any] = {"topology": {"graph": "ring", "weights": "lazy"}, "algorithm": {"name": "dgd"}}
     scenario, assembly = made({"mode": "gossip"}, quadratic(n=N), system={"compute": 1.0}, **more)
