@@ -185,7 +185,7 @@ def _start(folder: Path, spec: Spec) -> None:
 def _name(folder: Path) -> dict[str, Any]:
     found = json.loads((folder / NAME).read_text(encoding="utf-8"))
     if not isinstance(found, dict):
-        raise ValueError(f"{folder / NAME} is not what a worker writes")  # noqa: TRY004 - like text that is not JSON
+        raise ValueError(f"{folder / NAME} is not what a worker writes")
     return found
 
 
