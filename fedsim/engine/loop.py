@@ -203,12 +203,18 @@ class Simulation:
         self.parts.append(combined.event)
         return combined.event
 
+    def _names(self) -> dict[str, Any]:
+        """What the nodes of a graph file are called: the trace's first row says whom its numbers mean."""
+        network = self.assembly.network
+        names = None if network is None else network.topology.names
+        return {} if names is None else {"names": names}
+
     def _close_round(self, event: Arrival, clock: _Clock, stop: Callable[[], bool]) -> None:
         """Record a round, and write a checkpoint where one is due."""
         run = self.scenario.run
         self.totals.time, self.round, self.totals.wall = event.time, event.number, clock.wall()
         if run.trace:
-            self.watch.scheduled(trace_row(self.parts))
+            self.watch.scheduled(trace_row(self.parts) | (self._names() if self.round == 1 else {}))
         self.totals.empty += is_empty(self.parts)
         self.parts.clear()
         if self.round == _EARLY and self.totals.empty == self.round:

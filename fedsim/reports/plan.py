@@ -19,7 +19,7 @@ from fedsim.core.types import message_bytes
 from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.place import ACTORS, client_load, shards_mix
 from fedsim.graphs.mixing import expected_mixing, mixing_matrix, spectral_gap, summary
-from fedsim.graphs.topology import build_topology
+from fedsim.graphs.topology import Topology, build_topology
 from fedsim.messages.aggregators import Mean
 from fedsim.participation.base import Arrival, Ended
 from fedsim.participation.gossip import Gossip
@@ -29,6 +29,7 @@ from fedsim.scenario.load import given, parse
 from fedsim.scenario.sections import Scenario
 
 Rows = dict[str, Any]
+_NAMED = 20  # nodes whose names are shown
 _TYPICAL = 20  # rounds that stand for all where the first is unlike the others
 
 
@@ -85,6 +86,7 @@ def describe_topology(what: str, nodes: int | None, settings: list[str], weights
     facts = {
         "name": path.stem if section["graph"] == "file" else what,
         "weights": rule,
+        **_named(topology),
         **summary(graph, mixing_matrix(graph, rule)),
     }
     if len(topology.graphs) > 1:
@@ -167,7 +169,7 @@ def _network(s: Scenario, a: Assembly) -> Rows:
     """Facts of the graph, and the expected mixing matrix under the scenario's link probabilities."""
     assert a.network is not None
     topology, base = a.network.topology, a.network.mixings[0]
-    facts: Rows = {"graph": s.names["topology"], **summary(topology.graphs[0], base.matrix)}
+    facts: Rows = {"graph": s.names["topology"], **_named(topology), **summary(topology.graphs[0], base.matrix)}
     if len(topology.graphs) > 1:
         facts["sequence"] = (
             f"{len(topology.graphs)} graphs, {topology.every} rounds each; these are the facts of the first"
@@ -184,6 +186,15 @@ def _network(s: Scenario, a: Assembly) -> Rows:
         if s.algorithm.period(d) > 1:
             facts["links used"] = f"in every {s.algorithm.period(d)}th round"
     return facts
+
+
+def _named(topology: Topology) -> Rows:
+    """The nodes by number, where they have names."""
+    if topology.names is None:
+        return {}
+    shown = [f"{i} {name}" for i, name in enumerate(topology.names[:_NAMED])]
+    more = len(topology.names) - len(shown)
+    return {"names of nodes": [*shown, f"and {more} more"] if more else shown}
 
 
 def _messages(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:

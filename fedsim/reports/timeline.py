@@ -57,6 +57,7 @@ class Timeline:
         combined and not at work again; on, but without work; device off or client gone.
     bars : every job that started before second `bars_until`.
     times_off : ``times_off(client, until)``, stretches of seconds in which its device is off or the client is gone.
+    names : what the nodes of a graph are called, where a file says it.
     """
 
     name: str
@@ -81,6 +82,11 @@ class Timeline:
     bars: list[Bar]
     bars_until: float
     times_off: TimesOff
+    names: tuple[str, ...] | None = None
+
+    def called(self, client: int) -> str:
+        """A client's name, or its number."""
+        return str(client) if self.names is None else self.names[client]
 
     @property
     def clients(self) -> int:
@@ -102,6 +108,9 @@ class Timeline:
             **use,
         }
 
+    def _name(self, client: int) -> Rows:
+        return {} if self.names is None else {"name": self.names[client]}
+
     def to_json(self) -> Rows:
         """Everything but the bars, as JSON takes it."""
         columns = {k: [_plain(v) for v in column.tolist()] for k, column in self.columns().items()}
@@ -114,7 +123,7 @@ class Timeline:
             "ended": self.ended,
             "first_combines": [vars(c) for c in self.first],
             "clients": [
-                {"client": i, **dict(zip(columns, row, strict=True))}
+                {"client": i, **self._name(i), **dict(zip(columns, row, strict=True))}
                 for i, row in enumerate(zip(*columns.values(), strict=True))
             ],
         }
@@ -263,7 +272,9 @@ class _Follower:
         off = [end - o for o in on]
         shares = (np.array([t / end for t in use]) for use in (self.busy, self.vain, self.waiting, idle, off))
         busy, vain, waiting, idle_share, off_share = shares
+        network = self.assembly.network
         return Timeline(
+            names=None if network is None else network.topology.names,
             name=s.name,
             mode=mode,
             gossip=gossip,

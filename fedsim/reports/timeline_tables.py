@@ -22,9 +22,15 @@ _QUANTILES = (("smallest", 0.0), ("25 %", 0.25), ("median", 0.5), ("75 %", 0.75)
 
 def combine_rows(timeline: Timeline) -> tuple[list[str], list[tuple[str, ...]]]:
     """Header and rows of the table of the first combines."""
+    called = timeline.called
     if timeline.gossip:
         nodes_and_links: list[tuple[str, ...]] = [
-            (str(c.number), f"{c.time:.6g}", _some(c.clients, str), _some([f"{i}-{j}" for i, j in c.links], str))
+            (
+                str(c.number),
+                f"{c.time:.6g}",
+                _some(c.clients, called),
+                _some([f"{called(i)}-{called(j)}" for i, j in c.links], str),
+            )
             for c in timeline.first
         ]
         return ["round", "time (s)", "nodes that compute", "links that fire"], nodes_and_links
@@ -32,7 +38,7 @@ def combine_rows(timeline: Timeline) -> tuple[list[str], list[tuple[str, ...]]]:
         (
             str(c.number),
             f"{c.time:.6g}",
-            _some(c.clients, str),
+            _some(c.clients, called),
             _some(c.staleness, str, " …"),
             _some(c.weights, _short, " …"),
         )
@@ -48,7 +54,7 @@ def client_rows(timeline: Timeline) -> tuple[list[str], list[tuple[str, ...]]]:
     who = "node" if timeline.gossip else "client"
     if timeline.clients <= _SHOWN_CLIENTS:
         values = list(zip(*(v.tolist() for v in columns.values()), strict=True))
-        return [who, *header], [(str(i), *map(_short, row)) for i, row in enumerate(values)]
+        return [who, *header], [(timeline.called(i), *map(_short, row)) for i, row in enumerate(values)]
     found = [
         [float(np.quantile(v[np.isfinite(v)], q)) if np.isfinite(v).any() else np.nan for v in columns.values()]
         for _, q in _QUANTILES
