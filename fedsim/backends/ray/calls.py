@@ -238,7 +238,8 @@ class Shards:
         """The last checkpoint by shard; tables stay in the file."""
         if self._snapshot is None:
             return {}
-        assert isinstance(self._snapshot, TensorFile)
+        if not isinstance(self._snapshot, TensorFile):
+            raise RunError(f"what clients keep is in a {type(self._snapshot).__name__}, allowed: a checkpoint's file")
         tables = [name for name in self._snapshot if name.startswith(TABLE)]
         parts: dict[int, dict[str, Any]] = {}
         parts |= split_saved({n: self._snapshot[n] for n in self._snapshot if n not in tables}, self.owner)
