@@ -35,7 +35,7 @@ KINDS = {
     "algorithm": Kind("fedsim.algorithms", "fedsim.algorithms.base:Algorithm"),
     "solver": Kind("fedsim.algorithms.solvers", "fedsim.algorithms.solvers:LocalSolver"),
     "dataset": Kind("fedsim.data.all", "fedsim.data.sets:DatasetPart"),
-    "partition": Kind("fedsim.data.partition", "fedsim.data.partition:Partition"),
+    "partition": Kind("fedsim.data.all", "fedsim.data.partition:Partition"),
     "model": Kind("fedsim.models.build", "fedsim.models.build:Model"),
     "loss": Kind("fedsim.models.build"),
     "graph": Kind("fedsim.graphs.topology", "fedsim.graphs.base:Graph"),

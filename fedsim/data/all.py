@@ -1,5 +1,5 @@
-"""All data sets; importing this module registers them."""
+"""All data sets and partition schemes; importing this module registers them."""
 
-from fedsim.data import california, sets
+from fedsim.data import california, natural, own, partition, sets
 
-__all__ = ["california", "sets"]
+__all__ = ["california", "natural", "own", "partition", "sets"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,10 @@ import numpy as np
 from fedsim.core.errors import InputError
 from fedsim.core.registry import register
 from fedsim.core.types import Count, Positive
-from fedsim.data import files
+from fedsim.data.parquet import read_splits, sources
 from fedsim.data.sets import Dataset, DatasetPart, finished
-from fedsim.data.splits import Normalize, Split
+from fedsim.data.splits import Column, Normalize, Split
+from fedsim.data.tables import Wanted
 
 _TARGET = "MedHouseVal"
 _FETCH = (
@@ -39,15 +40,18 @@ class CaliforniaHousing(DatasetPart):
 
     def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
         whole = self._downloaded() if self.path is None else self._local(self.path, base)
-        scaled = Split(whole.x, whole.y.astype(np.float32) / np.float32(self.target_scale))
-        return finished("california_housing", scaled, self.normalize, self.limit)
+        scale = np.float32(self.target_scale)
+        scaled = replace(whole, y=whole.y.astype(np.float32) / scale)
+        made = finished("california_housing", scaled, self.normalize, self.limit)
+        target = {**made.about["target"], "multiply": float(scale)}
+        return replace(made, about={**made.about, "target": target})
 
     def _local(self, path: str, base: Path) -> Split:
         folder = (base / Path(path).expanduser()).resolve()
         if not folder.exists():
             raise InputError(f"no folder {folder}; this command makes it: {_FETCH.format(folder)}", key="path")
-        return files.read_columns(files.sources(path, base, None, None, ("train",))["train"], None, _TARGET,
-                                  ("path", "path"))  # fmt: skip
+        found = sources(path, base, None, None, ("train",))
+        return read_splits(found.values(), Wanted(None, _TARGET, ("path", "path")))[0]
 
     def _downloaded(self) -> Split:
         from sklearn.datasets import fetch_california_housing
@@ -59,4 +63,5 @@ class CaliforniaHousing(DatasetPart):
                 f"scikit-learn cannot download the table ({type(error).__name__}: {error}); where there is a network, "
                 f"this command makes a folder for data.path: {_FETCH.format('data/california_housing')}"
             ) from None
-        return Split(table.data.astype(np.float32), table.target)
+        columns = tuple(Column(name) for name in table.feature_names)
+        return Split(table.data.astype(np.float32), table.target, columns=columns, target=(_TARGET,))

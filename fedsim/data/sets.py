@@ -1,17 +1,17 @@
 """Data sets: what the clients' rows are taken from.
 
 A registered data set is a part whose ``load`` gives a :class:`Dataset` (tensors of all rows; clients are index lists
-into them) or a :class:`Quadratic` (no data, the objective itself). Reading files is in `files`, formulas are
-in ``synthetic.py``.
+into them) or a :class:`Quadratic` (no data, the objective itself). Sets that people bring are in `own`, formulas in
+`synthetic`.
 """
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,9 +23,24 @@ from fedsim.core.errors import InputError
 from fedsim.core.registry import Part, register
 from fedsim.core.types import Count, NonNegative
 from fedsim.data import files, synthetic
-from fedsim.data.splits import Normalize, Split, Stats, Task, divide, scaled, targets
+from fedsim.data.labels import MOST_CLASSES, Classes
+from fedsim.data.parquet import read_splits, sources
+from fedsim.data.splits import (
+    Action,
+    Normalize,
+    Scaling,
+    Split,
+    Stats,
+    divide,
+    encoded,
+    rows_of,
+    scaled,
+    targets,
+    told,
+)
+from fedsim.data.tables import Wanted
 
-_Share = Annotated[float, Field(gt=0, lt=1)]
+ClassCount = Annotated[int, Field(gt=0, le=MOST_CLASSES)]
 
 DEFAULT_TEST_FRACTION = 0.2
 
@@ -37,7 +52,7 @@ class Dataset:
     Attributes
     ----------
     train_x, test_x
-        float32 ``[N, *shape]``; images are ``[N, C, H, W]``.
+        float32 ``[N, *shape]``, or int64 where the inputs are integers (token ids); images are ``[N, C, H, W]``.
     train_y, test_y
         int64 ``[N]`` (classification) or float32 ``[N]`` or ``[N, k]`` (regression).
     num_classes
@@ -46,6 +61,13 @@ class Dataset:
         Rows of train per client where the data come already divided, else None.
     importance
         ``[clients]`` weights of the clients' losses where the data prescribe them, else None.
+    ids, test_ids
+        ``[N]`` whose row it is, where the data were loaded by a column.
+    about
+        What turns a row of the file into an input and a class number into a name (``data.json`` of a run); see
+        :func:`about`.
+    notes
+        What people should know about how the data were read.
     """
 
     name: str
@@ -56,6 +78,16 @@ class Dataset:
     num_classes: int | None
     clients: list[Array] | None = None
     importance: Array | None = None
+    ids: Array | None = None
+    test_ids: Array | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes, where the labels have some."""
+        names = self.about.get("target", {}).get("classes")
+        return None if names is None else list(names)
 
 
 @dataclass(frozen=True)
@@ -101,6 +133,19 @@ class DatasetPart(Part):
             A file is missing or unreadable, or its content cannot be used.
         """
 
+    def load_by(self, column: str, clients: int | None, seed: int, base: Path) -> Dataset:
+        """The same with `ids` and `test_ids`, the values of a column (of npz: an array) that is no feature.
+
+        Raises
+        ------
+        InputError
+            As `load`; or the data have no such column.
+        """
+        raise InputError(
+            f"found {column!r}, but this data set has no columns; allowed: csv, parquet, hub, npz and the named sets",
+            key="partition.partition_by",
+        )
+
 
 @register.dataset("digits")
 @dataclass(frozen=True)
@@ -116,7 +161,7 @@ class Digits(DatasetPart):
         digits = load_digits()
         whole = Split(digits.images[:, None].astype(np.float32), digits.target, 10)
         train, test = divide(whole, DEFAULT_TEST_FRACTION)
-        return _dataset("digits", train, test, self.normalize, self.limit, top=16.0)
+        return made("digits", train, test, self.normalize, self.limit, top=16.0)
 
 
 @dataclass(frozen=True)
@@ -133,16 +178,24 @@ class _Named(DatasetPart):
     stats: ClassVar[Stats]
 
     def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
-        sources = files.sources(self.path, base, self.hub, None, ("train", "test"))
-        if "test" not in sources:
+        return self._load(base, None)
+
+    def load_by(self, column: str, clients: int | None, seed: int, base: Path) -> Dataset:
+        return self._load(base, column)
+
+    def _load(self, base: Path, ids: str | None) -> Dataset:
+        found = sources(self.path, base, self.hub, None, ("train", "test"))
+        if "test" not in found:
             raise InputError(
                 f"no test*.parquet in {self.path}; allowed: a folder with train*.parquet and test*.parquet", "path"
             )
-        train, test = (files.read_images(sources[s], *self.columns, keys=("path", "path")) for s in ("train", "test"))
-        train, checked = targets(train, test, "classification", self.classes)
+        image, label = self.columns
+        wanted = Wanted(None, label, ("path", "path"), ids=ids)
+        train, test = (replace_classes(s, self.classes) for s in read_splits(found.values(), wanted, image))
+        train, checked = targets(train, test, "classification", None)
         assert checked is not None
         name = self.hub.rpartition("/")[2]
-        return _dataset(name, train, checked, self.normalize, self.limit, top=255.0, stats=self.stats)
+        return made(name, train, checked, self.normalize, self.limit, top=255.0, stats=self.stats)
 
 
 @register.dataset("mnist")
@@ -189,139 +242,6 @@ class Cifar100(_Named):
     stats = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _General(DatasetPart):
-    """What the readers of users' own data share.
-
-    `task` None: float targets are regression, others classification (text labels are numbered in sorted order).
-    `test_fraction`: share of the rows held out where there is no test split (0.2 if not given; the same rows for all
-    seeds, stratified for classification). `normalize`: features are standardised (or scaled to [0, 1]) with the train
-    split's statistics, images per channel.
-    """
-
-    test_fraction: _Share | None = None
-    task: Task | None = None
-    num_classes: Count | None = None
-    normalize: Normalize = "standard"
-    limit: Count | None = None
-
-    def _finish(self, name: str, train: Split, test: Split | None) -> Dataset:
-        if test is not None and self.test_fraction is not None:
-            raise InputError(
-                "found test_fraction, but the data have a test split; allowed: one of the two", key="test_fraction"
-            )
-        train, test = targets(train, test, self.task, self.num_classes)
-        if test is None:
-            train, test = divide(train, self.test_fraction or DEFAULT_TEST_FRACTION)
-        top = 255.0 if train.x.dtype == np.uint8 else None
-        return _dataset(name, train, test, self.normalize, self.limit, top)
-
-
-@register.dataset("hub")
-@dataclass(frozen=True, kw_only=True)
-class Hub(_General):
-    """Any set of the hub (`hub`: owner/name) with images or numeric features.
-
-    `path`: a local folder of its parquet files instead.
-    `x_column`: the image column (default: the only one), or a list of feature columns (default: all but `y_column`).
-    """
-
-    hub: str
-    path: str | None = None
-    subset: str | None = None
-    x_column: str | list[str] | None = None
-    y_column: str = "label"
-    train_split: str = "train"
-    test_split: str = "test"
-
-    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
-        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.hub):
-            raise InputError(f"found {self.hub!r}; allowed: owner/name", key="hub")
-        names = (self.train_split,) if self.test_fraction is not None else (self.train_split, self.test_split)
-        sources = files.sources(self.path, base, self.hub, self.subset, names)
-        if self.test_split in names and self.test_split not in sources and self.test_split != "test":
-            raise InputError(f"no {self.test_split}*.parquet in {self.path}", key="test_split")
-        splits = [
-            files.read_columns(s, self.x_column, self.y_column, ("x_column", "y_column")) for s in sources.values()
-        ]
-        return self._finish(self.hub, splits[0], splits[1] if len(splits) > 1 else None)
-
-
-@register.dataset("parquet")
-@dataclass(frozen=True, kw_only=True)
-class Parquet(_General):
-    """Local parquet files with an `image` column or numeric `features` (default: the image, else all but `target`).
-
-    `path`: a folder with train*.parquet (and test*.parquet), or one file.
-    """
-
-    path: str
-    target: str
-    image: str | None = None
-    features: list[str] | None = None
-
-    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
-        if self.image is not None and self.features is not None:
-            raise InputError("found both image and features; allowed: one of the two", key="features")
-        sources = files.sources(self.path, base, None, None, ("train", "test"))
-        x_key = "image" if self.image else "features"
-        splits = [
-            files.read_columns(s, self.image or self.features, self.target, (x_key, "target")) for s in sources.values()
-        ]
-        return self._finish(Path(self.path).stem, splits[0], splits[1] if len(splits) > 1 else None)
-
-
-@register.dataset("idx")
-@dataclass(frozen=True, kw_only=True)
-class Idx(DatasetPart):
-    """A folder with the four IDX files of MNIST and its kin (``train-images-idx3-ubyte``, ...; .gz allowed)."""
-
-    path: str
-    num_classes: Count | None = None
-    normalize: Normalize = "standard"
-    limit: Count | None = None
-
-    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
-        splits = files.read_idx(files.find(self.path, base))
-        train, test = targets(splits["train"], splits["test"], "classification", self.num_classes)
-        assert test is not None
-        return _dataset(Path(self.path).name, train, test, self.normalize, self.limit, top=255.0)
-
-
-@register.dataset("csv")
-@dataclass(frozen=True, kw_only=True)
-class Csv(_General):
-    """A CSV file with a header line: the `target` column and numeric `features` (default: all other columns)."""
-
-    path: str
-    target: str
-    features: list[str] | None = None
-
-    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
-        file = files.find(self.path, base)
-        return self._finish(
-            file.stem, files.read_table(files.read_csv(file), self.features, self.target, str(file)), None
-        )
-
-
-@register.dataset("npz")
-@dataclass(frozen=True, kw_only=True)
-class Npz(_General):
-    """Arrays x_train, y_train, x_test, y_test, or x, y (then a share is held out).
-
-    x is ``[N, *shape]``, images ``[N, C, H, W]``; y is ``[N]``, or ``[N, k]`` for regression.
-    Values are taken as they are unless `normalize` says otherwise (uint8 arrays count as images with values up to 255).
-    """
-
-    path: str
-    normalize: Normalize = "none"
-
-    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
-        file = files.find(self.path, base)
-        splits = files.read_arrays(file)
-        return self._finish(file.stem, splits[0], splits[1] if len(splits) > 1 else None)
-
-
 @register.dataset("synthetic")
 @dataclass(frozen=True, kw_only=True)
 class Synthetic(DatasetPart):
@@ -334,8 +254,8 @@ class Synthetic(DatasetPart):
     alpha: NonNegative | None = None
     beta: NonNegative | None = None
     iid: bool = False
-    dimension: Count = 60
-    num_classes: Annotated[int, Field(ge=2)] = 10
+    dimension: Annotated[int, Field(gt=0, le=1_000_000)] = 60
+    num_classes: Annotated[int, Field(ge=2, le=MOST_CLASSES)] = 10
     max_samples: Annotated[int, Field(ge=10)] | None = None
 
     def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
@@ -357,8 +277,7 @@ class Synthetic(DatasetPart):
             seed,
         )
         train, test = Split(x, y, self.num_classes), Split(test_x, test_y, self.num_classes)
-        made = _dataset("synthetic", train, test, "none", None, None)
-        return Dataset(made.name, made.train_x, made.train_y, made.test_x, made.test_y, self.num_classes, clients=rows)
+        return replace(made("synthetic", train, test, "none", None), clients=rows)
 
 
 @register.dataset("quadratic")
@@ -382,19 +301,67 @@ class QuadraticFile(DatasetPart):
 def finished(name: str, whole: Split, normalize: Normalize, limit: int | None) -> Dataset:
     """The data set made of one table of rows, a share of them held out."""
     train, test = divide(whole, DEFAULT_TEST_FRACTION)
-    return _dataset(name, train, test, normalize, limit, None)
+    return made(name, train, test, normalize, limit)
 
 
-def _dataset(
+def replace_classes(split: Split, count: int) -> Split:
+    """The split of a set that is known to have that many classes."""
+    return (
+        split
+        if split.labels is not None and len(split.labels) == count
+        else replace(split, labels=Classes.given(count))
+    )
+
+
+def made(
     name: str,
     train: Split,
     test: Split,
     normalize: Normalize,
     limit: int | None,
-    top: float | None,
+    top: float | None = None,
     stats: Stats | None = None,
+    action: Action = "refuse",
 ) -> Dataset:
-    """Tensors of two splits, their first `limit` rows."""
-    train_x, test_x = scaled(train.x[:limit], test.x[:limit], normalize, top, stats)
-    train_y, test_y = (torch.from_numpy(np.array(s.y[:limit])) for s in (train, test))
-    return Dataset(name, torch.from_numpy(train_x), train_y, torch.from_numpy(test_x), test_y, train.classes)
+    """Tensors of two splits, their first `limit` rows.
+
+    Parameters
+    ----------
+    top, stats
+        See :func:`fedsim.data.splits.scaled`.
+    action
+        What fills the missing values of a table.
+    """
+    train, test = (rows_of(s, slice(limit)) for s in (train, test))
+    notes, scaling = told(train, test), Scaling()
+    whole = train.x.dtype == test.x.dtype == np.int64
+    if whole:
+        inputs: dict[str, Any] = {"kind": "integers"}
+        train_x, test_x = train.x, test.x
+    elif train.columns and (action != "refuse" or any(c.categories is not None for c in train.columns)):
+        train_x, test_x, columns = encoded(train, test, normalize, action)
+        inputs = {"kind": "table", "columns": columns}
+    else:
+        train_x, test_x, scaling = scaled(train.x, test.x, normalize, top, stats)
+        inputs = {"kind": "images" if top is not None else "numbers", **scaling.record()}
+        if train.columns:
+            inputs = {"kind": "table", "columns": scaling.columns([c.name for c in train.columns])}
+    inputs |= {"shape": list(train_x.shape[1:]), "type": str(train_x.dtype)}
+    about = {"dataset": name, "input": inputs, "target": _about_target(train), "notes": notes}
+    train_y, test_y = (torch.from_numpy(np.array(s.y)) for s in (train, test))
+    return Dataset(
+        name, torch.from_numpy(np.ascontiguousarray(train_x)), train_y, torch.from_numpy(np.ascontiguousarray(test_x)),
+        test_y, train.classes, ids=train.ids, test_ids=test.ids, about=about, notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _about_target(train: Split) -> dict[str, Any]:
+    """What the model's outputs are."""
+    if train.classes is None:
+        return {"task": "regression", "columns": list(train.target)}
+    labels = train.labels or Classes.given(train.classes)
+    how = "the distinct labels found, sorted" if labels.found else "as in the data"
+    return {
+        "task": "classification", "columns": list(train.target), "classes": list(labels.names),
+        "labels": list(labels.values), "numbering": how,
+    }  # fmt: skip

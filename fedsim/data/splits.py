@@ -1,66 +1,130 @@
-"""From arrays as read to arrays to train on: labels or targets, a held-out test split, scaling."""
+"""From arrays as read to arrays to train on: labels or targets, a held-out test split, encoding and scaling."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
 from fedsim.core.arrays import Array
 from fedsim.core.errors import InputError
 from fedsim.core.rng import generator
+from fedsim.data.labels import Classes, Value, number_labels, plain, shown
 
 Normalize = Literal["standard", "unit", "none"]
 Task = Literal["classification", "regression"]
+Action = Literal["refuse", "drop", "mean", "most_frequent"]
 Stats = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
+class Column:
+    """One feature column of a table. `categories`: of a categorical one, whose numbers stand in x, -1 for unknown."""
+
+    name: str
+    categories: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Split:
-    """x: uint8 images ``[N, C, H, W]`` or features ``[N, k]``; y ``[N]`` or ``[N, k]``; number of classes if known."""
+    """x: images ``[N, C, H, W]``, features ``[N, k]`` or any ``[N, ...]``; y ``[N]`` or ``[N, k]``.
+
+    Attributes
+    ----------
+    classes
+        Number of classes if known.
+    labels
+        What the classes are, if known.
+    ids
+        ``[N]`` whose row it is, where somebody asked for it.
+    columns
+        The columns of a table. x has NaN where a value is missing.
+    target
+        Names of the target's columns, where they have names.
+    notes
+        What people should know about how this was read.
+    """
 
     x: Array
     y: Array
     classes: int | None = None
+    labels: Classes | None = None
+    ids: Array | None = None
+    columns: tuple[Column, ...] = ()
+    target: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def targets(train: Split, test: Split | None, task: Task | None, classes: int | None) -> tuple[Split, Split | None]:
+@dataclass(frozen=True)
+class Scaling:
+    """``x = (x / divide - shift) / scale`` in float32; shift and scale have the shape of a sample, or spread to it."""
+
+    divide: float | None = None
+    shift: Array | None = None
+    scale: Array | None = None
+
+    def record(self) -> dict[str, Any]:
+        """JSON."""
+        shift, scale = (None if a is None else a[0].tolist() for a in (self.shift, self.scale))
+        return {"divide": self.divide, "shift": shift, "scale": scale}
+
+    def columns(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """JSON of a table's number columns."""
+        made: list[dict[str, Any]] = [{"name": name, "kind": "number"} for name in names]
+        if self.shift is not None and self.scale is not None:
+            for entry, shift, scale in zip(made, self.shift[0].tolist(), self.scale[0].tolist(), strict=True):
+                entry |= {"shift": shift, "scale": scale}
+        return made
+
+
+def targets(
+    train: Split,
+    test: Split | None,
+    task: Task | None,
+    classes: int | None,
+    order: Sequence[Value] | None = None,
+) -> tuple[Split, Split | None]:
     """Labels as int64 with the number of classes, or regression targets as float32, alike in both splits.
 
     Parameters
     ----------
     task
-        None: all float targets are regression, others classification. Text labels are numbered in sorted order.
-    classes
-        Number of classes; None: what the file says, else the largest label + 1.
+        None: all float targets are regression, others classification.
+    classes, order
+        Number of classes, or their values in order; None: as :func:`fedsim.data.labels.number_labels` finds them.
 
     Raises
     ------
     InputError
-        Missing or infinite targets; text or `classes` in regression; float, negative or too large labels in
-        classification.
+        Missing or infinite targets; text, `classes` or `order` in regression; what `number_labels` refuses.
     """
     splits = [train] if test is None else [train, test]
+    for s in splits:
+        _finite(s.y)
+    splits = [replace(s, y=plain(s.y)) for s in splits]
     ys = [s.y for s in splits]
-    for y in ys:
-        _finite(y)
     if task is None:
-        task = "regression" if all(y.dtype.kind == "f" for y in ys) else "classification"
+        task = "regression" if order is None and all(y.dtype.kind == "f" for y in ys) else "classification"
     if task == "regression":
         if any(y.dtype.kind not in "iufb" for y in ys):
             raise InputError(f"targets are not numbers (first {ys[0][0]!r}); regression needs numbers", key="task")
-        if classes is not None:
-            raise InputError(f"found {classes} for regression; allowed: only with classification", key="num_classes")
-        done = [Split(s.x, s.y.astype(np.float32)) for s in splits]
+        for key, found in (("num_classes", classes), ("classes", order)):
+            if found is not None:
+                raise InputError(f"found {found} for regression; allowed: only with classification", key=key)
+        done = [replace(s, y=s.y.astype(np.float32), classes=None, labels=None) for s in splits]
     else:
-        labels, count = _labels(ys, classes, train.classes)
-        done = [Split(s.x, y, count) for s, y in zip(splits, labels, strict=True)]
+        known = train.labels or (None if train.classes is None else Classes.given(train.classes))
+        numbers, made = number_labels(ys, classes, known, order, train.target)
+        done = [replace(s, y=y, classes=len(made), labels=made) for s, y in zip(splits, numbers, strict=True)]
     return done[0], None if test is None else done[1]
 
 
 def divide(whole: Split, fraction: float) -> tuple[Split, Split]:
-    """Hold out `fraction` of the rows for testing: always the same rows, in file order; of each class its share.
+    """Hold out `fraction` of the rows for testing: always the same rows, in file order.
+
+    Of each class its share; where rows have ids, of each id its share, and no id loses its last row.
 
     Raises
     ------
@@ -68,18 +132,32 @@ def divide(whole: Split, fraction: float) -> tuple[Split, Split]:
         Too few rows for both splits to have one.
     """
     order = generator(0, "test split").permutation(len(whole.y))
-    groups = [order] if whole.classes is None else [order[whole.y[order] == c] for c in np.unique(whole.y)]
     held = np.zeros(len(order), dtype=bool)
-    for rows in groups:
-        held[rows[: round(fraction * len(rows))]] = True
+    if whole.ids is not None:
+        _, place, counts = np.unique(whole.ids, return_inverse=True, return_counts=True)
+        rows = order[np.argsort(place[order], kind="stable")]
+        position = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        most = np.minimum(np.round(fraction * counts), counts - 1)
+        held[rows[position < np.repeat(most, counts)]] = True
+    else:
+        groups = [order] if whole.classes is None else [order[whole.y[order] == c] for c in np.unique(whole.y)]
+        for rows in groups:
+            held[rows[: round(fraction * len(rows))]] = True
     if held.all() or not held.any():
         raise InputError(f"{len(order)} rows do not give {fraction:g} of them for testing and some for training")
-    x, y = whole.x, whole.y
-    return Split(x[~held], y[~held], whole.classes), Split(x[held], y[held], whole.classes)
+    return rows_of(whole, ~held), rows_of(whole, held)
 
 
-def scaled(train: Array, test: Array, mode: Normalize, top: float | None, stats: Stats | None) -> tuple[Array, Array]:
-    """Both splits as float32, scaled with the train split's statistics.
+def rows_of(split: Split, rows: Any) -> Split:
+    """Some rows of a split."""
+    ids = None if split.ids is None else split.ids[rows]
+    return replace(split, x=split.x[rows], y=split.y[rows], ids=ids)
+
+
+def scaled(
+    train: Array, test: Array, mode: Normalize, top: float | None, stats: Stats | None
+) -> tuple[Array, Array, Scaling]:
+    """Both splits as float32, scaled with the train split's statistics, and how.
 
     ``none``: as they are; ``unit``: images divided by `top`, features (`top` None) mapped to [0, 1]; ``standard``: mean
     0 and standard deviation 1, of images per channel (or by the known `stats` of pixels in [0, 1]), of features per
@@ -87,12 +165,12 @@ def scaled(train: Array, test: Array, mode: Normalize, top: float | None, stats:
     """
     both = [np.array(train, dtype=np.float32), np.array(test, dtype=np.float32)]
     if mode == "none":
-        return both[0], both[1]
+        return both[0], both[1], Scaling()
     if top is not None:
         for x in both:
             x /= np.float32(top)
         if mode == "unit":
-            return both[0], both[1]
+            return both[0], both[1], Scaling(top)
     x = both[0]
     axes = (0, *range(2, x.ndim)) if x.ndim == 4 else (0,)
     if mode == "unit":
@@ -104,44 +182,103 @@ def scaled(train: Array, test: Array, mode: Normalize, top: float | None, stats:
         shift = x.mean(axis=axes, keepdims=True, dtype=np.float64)
         scale = x.std(axis=axes, keepdims=True, dtype=np.float64)
     scale = np.where(scale > 0, scale, 1)  # a constant feature carries nothing: it becomes 0
+    how = Scaling(top, shift.astype(np.float32), scale.astype(np.float32))
     for x in both:
         x -= shift.astype(np.float32)
         x /= scale.astype(np.float32)
-    return both[0], both[1]
+    return both[0], both[1], how
+
+
+def encoded(train: Split, test: Split, mode: Normalize, action: Action) -> tuple[Array, Array, dict[str, Any]]:
+    """A table's features as float32: missing values filled, categories one-hot, numbers scaled; and how, for JSON.
+
+    One-hot columns stay 0 and 1; a category of a test row that the training file has not is all zeros. Fills and
+    scales are the train split's. ``mean`` fills numbers; missing categories become the most frequent one.
+    """
+    columns = train.columns
+    both = [np.array(s.x, dtype=np.float32) for s in (train, test)]
+    fills = [_fill(both, j, column, action) for j, column in enumerate(columns)]
+    numbers = [j for j, column in enumerate(columns) if column.categories is None]
+    plain_table = len(numbers) == len(columns)
+    parts: list[Array] = both if plain_table else [np.ascontiguousarray(x[:, numbers]) for x in both]
+    how = Scaling()
+    if numbers:
+        *parts, how = scaled(parts[0], parts[1], mode, None, None)
+    shift, scale = (None if a is None else a[0].tolist() for a in (how.shift, how.scale))
+    record = []
+    for j, column in enumerate(columns):
+        entry: dict[str, Any] = {"name": column.name, "kind": "number"}
+        if column.categories is not None:
+            entry = {"name": column.name, "kind": "categorical", "categories": list(column.categories)}
+        elif shift is not None and scale is not None:
+            at = numbers.index(j)
+            entry |= {"shift": shift[at], "scale": scale[at]}
+        fill = fills[j]
+        if fill is not None:
+            entry["fill"] = fill if column.categories is None else column.categories[int(fill)]
+        record.append(entry)
+    if not plain_table:
+        parts = [_spread(x, part, columns) for x, part in zip(both, parts, strict=True)]
+    return parts[0], parts[1], {"columns": record}
+
+
+def told(train: Split, test: Split) -> list[str]:
+    """What happened to missing and unknown values, in words, before they were encoded."""
+    said = list(dict.fromkeys([*train.notes, *test.notes]))
+    for j, column in enumerate(train.columns):
+        missing = sum(int(np.isnan(s.x[:, j]).sum()) for s in (train, test))
+        if missing:
+            said.append(f"column '{column.name}': {missing} missing values are filled in")
+    return said
+
+
+def _fill(both: Sequence[Array], j: int, column: Column, action: Action) -> float | None:
+    """Put the train split's mean or most frequent value where a value is missing; that value."""
+    lacks = [np.isnan(x[:, j]) for x in both]
+    if not any(a.any() for a in lacks):
+        return None
+    there = both[0][~lacks[0], j]
+    if not len(there):
+        raise InputError(f"column '{column.name}' has no value in the training rows; leave it out", key="features")
+    if action == "mean" and column.categories is None:
+        fill = np.float32(there.mean(dtype=np.float64))
+    else:
+        values, counts = np.unique(there, return_counts=True)
+        fill = np.float32(values[counts.argmax()])
+    for x, lack in zip(both, lacks, strict=True):
+        x[lack, j] = fill
+    return float(fill)
+
+
+def _spread(x: Array, numbers: Array, columns: Sequence[Column]) -> Array:
+    """Number columns and, in the places of categorical ones, their one-hot columns, in the columns' order."""
+    parts, at = [], 0
+    for j, column in enumerate(columns):
+        if column.categories is None:
+            parts.append(numbers[:, at : at + 1])
+            at += 1
+        else:
+            parts.append((x[:, j : j + 1] == np.arange(len(column.categories))).astype(np.float32))
+    return np.concatenate(parts, axis=1)
+
+
+def unknown_categories(name: str, values: Array, count: int) -> str:
+    """The note on test values that the training file has not."""
+    return (
+        f"column '{name}': {count} test rows have values that the training file has not ({shown(values.tolist())}); "
+        "they are all zeros there"
+    )
 
 
 def _finite(y: Array) -> None:
-    if y.dtype.kind in "iub":
+    if y.dtype.kind in "iubUS":
         return
     if y.dtype.kind == "f":
         bad = ~np.isfinite(y)
     else:
         import pandas
 
-        bad = np.asarray(pandas.isna(y))
+        bad = np.asarray([np.ndim(v) == 0 and bool(pandas.isna(v)) for v in y.tolist()])
     if bad.any():
         row = int(np.argwhere(bad)[0][0])
         raise InputError(f"the target of row {row} is {y[row]}; allowed: no missing or infinite values")
-
-
-def _labels(ys: list[Array], classes: int | None, known: int | None) -> tuple[list[Array], int]:
-    if any(y.ndim != 1 for y in ys):
-        raise InputError(f"labels have shape {list(ys[0].shape)}; allowed for classification: [N]", key="task")
-    if any(y.dtype.kind == "f" for y in ys):
-        found = f"labels are {ys[0].dtype} (first {ys[0][0]})"
-        raise InputError(f"{found}; allowed for classification: integers or text", key="task")
-    if any(y.dtype.kind not in "iub" for y in ys):
-        texts = [np.array([str(v) for v in y]) for y in ys]
-        names = np.unique(np.concatenate(texts))
-        ys = [np.searchsorted(names, y) for y in texts]
-    ys = [y.astype(np.int64) for y in ys]
-    declared = classes or known
-    low, high = min(int(y.min()) for y in ys), max(int(y.max()) for y in ys)
-    if low < 0:
-        raise InputError(f"found label {low}; allowed: 0 to the number of classes - 1")
-    if declared is not None and high >= declared:
-        raise InputError(f"found label {high} with {declared} classes; allowed: 0 to {declared - 1}")
-    if declared is None and high >= sum(len(y) for y in ys):
-        few = len(np.unique(np.concatenate(ys)))
-        raise InputError(f"found label {high} but {few} different labels; number them from 0, or give num_classes")
-    return ys, declared or high + 1

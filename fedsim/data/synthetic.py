@@ -9,7 +9,7 @@ import numpy as np
 from fedsim.core.arrays import Array
 from fedsim.core.errors import InputError
 from fedsim.core.rng import generator
-from fedsim.data.files import read_npz
+from fedsim.data.arrays import read_npz
 
 _SYMMETRY = 1e-9
 

@@ -19,7 +19,8 @@ from fedsim.core.errors import InputError
 from fedsim.core.job import RunFacts
 from fedsim.core.oracle import Task
 from fedsim.core.registry import lookup
-from fedsim.data.partition import assign_partition, label_counts
+from fedsim.data.division import Division, column_of, divided
+from fedsim.data.partition import label_counts
 from fedsim.data.sets import Dataset, Quadratic
 from fedsim.devices.system import Durations
 from fedsim.graphs.network import Network, build_network
@@ -56,6 +57,8 @@ class Assembly:
     """The privacy mechanism, bound to this run; `task` has its oracle."""
     pipeline: Pipeline = field(default_factory=Pipeline)
     """What happens to messages: at clients what `privacy` does, then compression; attacks as they arrive."""
+    about: Mapping[str, Any] | None = None
+    """What the data mean: columns, scaling, classes, clients' names (``data.json``); None for a quadratic problem."""
 
     def setting(self, scenario: Scenario) -> Setting:
         """What the scenario's participation mode makes events for."""
@@ -122,15 +125,15 @@ def assemble(scenario: Scenario, change: Change | None = None, held: Held | None
 def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly:
     device, dtype = choose_device(s.run.device), getattr(torch, s.run.dtype)
     with _section("data"):
-        data = s.dataset.load(s.clients, s.seed, s.base) if held is None else held.data
+        data = load_data(s) if held is None else held.data
     check_data(s, data)
-    counts, layout = None, {}
+    counts, layout, about = None, {}, None
     task: Task
     if isinstance(data, Quadratic):
         task = QuadraticTask(data, s.seed, device, dtype)
         layout = {"layout": json.dumps([["x", [task.dim]]])}
     else:
-        task, counts, layout = _supervised(s, data, device, dtype, change, held)
+        task, counts, layout, about = _supervised(s, data, device, dtype, change, held)
     check_clients(s, task.num_clients)
     network = None
     if s.topology is not None and isinstance(s.algorithm, GossipAlgorithm):
@@ -158,7 +161,7 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
         privacy = s.privacy.bind(setting)
         task = privacy.task(task)
     pipeline = replace(transforms, links=(*privacy.links, *transforms.links))
-    return Assembly(task, network, device, dtype, counts, layout, durations, privacy, pipeline)
+    return Assembly(task, network, device, dtype, counts, layout, durations, privacy, pipeline, about)
 
 
 def _supervised(
@@ -168,17 +171,16 @@ def _supervised(
     dtype: torch.dtype,
     change: Change | None,
     held: Held | None,
-) -> tuple[Task, Any, dict[str, str]]:
-    clients = s.clients or len(data.clients or [])
+) -> tuple[Task, Any, dict[str, str], dict[str, Any]]:
     with _section("data"):
-        rows = assign_partition(s.partition, data, clients, s.seed) if held is None else held.rows
+        division = divided(s.partition, data, s.clients, s.seed) if held is None else Division(held.rows)
     with _section("model"):
         assert s.model is not None
         targets = int(data.train_y.shape[1]) if data.train_y.dim() > 1 else 1
         module, loss_name = build_model(
             s.model, tuple(data.train_x.shape[1:]), data.num_classes, s.seed, dtype, targets, s.names["model"]
         )
-    made = Material(data, rows, module, loss_name, lookup("loss", loss_name))
+    made = Material(data, division.rows, module, loss_name, lookup("loss", loss_name))
     if change is not None:
         made = change(made)
     data, rows, how = made.data, made.rows, s.run
@@ -192,7 +194,16 @@ def _supervised(
     counts = None if data.num_classes is None else label_counts(data.train_y.numpy(), rows, data.num_classes)
     shapes = task.kernel.layout
     layout = [[n, list(shape)] for n, shape in zip(shapes.names, shapes.shapes, strict=True)]
-    return task, counts, {"layout": json.dumps(layout), "loss": loss_name}
+    about = {**data.about, "clients": division.record(), "notes": [*data.notes, *division.notes]}
+    return task, counts, {"layout": json.dumps(layout), "loss": loss_name}, about
+
+
+def load_data(s: Scenario) -> Dataset | Quadratic:
+    """The scenario's data, with the ids of their rows where a column divides them."""
+    column = column_of(s.partition)
+    if column is None:
+        return s.dataset.load(s.clients, s.seed, s.base)
+    return s.dataset.load_by(column, s.clients, s.seed, s.base)
 
 
 def choose_device(name: str) -> torch.device:

@@ -14,7 +14,7 @@ from data_makers import idx_folder_in, image_folder_in, load, pictures, save_qua
 
 from fedsim.core.errors import InputError
 from fedsim.data import cache
-from fedsim.data import files as data_files
+from fedsim.data import parquet as data_files
 from fedsim.data import sets as data
 from fedsim.data.splits import Split, divide, scaled
 
@@ -93,7 +93,10 @@ def test_cifar100_has_its_fine_labels_and_published_statistics(tmp_path: Path) -
 
 def test_hub_format_finds_the_image_column(image_folder: Path) -> None:
     d = load(image_folder, dataset="hub", hub="me/mine", path=".", normalize="unit", limit=5)
-    assert (d.train_x.shape, d.test_x.shape, d.num_classes) == ((5, 1, 5, 4), (3, 1, 5, 4), 10)
+    assert (d.train_x.shape, d.test_x.shape, d.num_classes) == ((5, 1, 5, 4), (3, 1, 5, 4), 4)
+    assert (d.class_names, d.train_y.tolist()) == (["0", "1", "2", "9"], [0, 1, 2, 0, 1])
+    ten = load(image_folder, dataset="hub", hub="me/mine", path=".", num_classes=10)
+    assert (ten.num_classes, ten.train_y.tolist()) == (10, [0, 1, 2, 0, 1, 2, 9, 0])
     assert np.allclose(d.train_x.numpy()[:, 0], pictures(6)[:5] / 255)
 
 
