@@ -158,6 +158,13 @@ def write_tensors(
             place.write(np.arange(len(v)), v.detach().cpu().contiguous().numpy())
 
 
+def make_readable(path: Path) -> None:
+    """The mode that files have which are simply opened: safetensors and tempfile make theirs for the owner alone."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 def _runs(rows: Ints) -> Iterator[tuple[int, int]]:
     """Stretches of consecutive row numbers, as positions in `rows`."""
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1

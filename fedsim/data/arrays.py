@@ -89,7 +89,7 @@ def read_arrays(file: Path, ids: str | None = None) -> list[Split]:
     `ids`: the array that says whose row it is; of divided data ``<ids>_train`` and ``<ids>_test``.
     """
     headers = npz_headers(file)
-    divided = "x_train" in headers
+    divided = any(name.lower() == "x_train" for name in headers)
     wanted = [_DIVIDED[:2], _DIVIDED[2:]] if divided else [("x", "y")]
     if missing := [name for pair in wanted for name in pair if name not in headers]:
         raise InputError(_no_array(missing[0], headers, file), key="path")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.core.arrays import Array
+from fedsim.core.row_files import make_readable
 
 
 def cache_folder() -> Path | None:
@@ -62,6 +63,7 @@ def _keep(file: Path, arrays: dict[str, Array]) -> None:
         temporary = Path(name)
         with os.fdopen(handle, "wb") as stream:
             np.savez(stream, allow_pickle=False, **arrays)
+        make_readable(temporary)
         temporary.replace(file)
         temporary = None
     except Exception:  # a full disk, a folder that is a file, ...: it costs the speed only

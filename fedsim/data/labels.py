@@ -16,6 +16,8 @@ from fedsim.core.errors import InputError
 
 Value = str | int
 MOST_CLASSES = 1_000_000
+FOUND = "the distinct labels found, sorted"
+"""The numbering where nobody says otherwise."""
 _SHOWN = 8
 
 

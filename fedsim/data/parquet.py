@@ -227,7 +227,7 @@ def read_images(source: Source, image: str, wanted: Wanted) -> Split:
 
 
 def decode_images(encoded: Iterable[bytes | None], name: str, count: int) -> Array:
-    """Bytes of `count` equal-sized PNG, JPEG, ... images -> uint8 ``[N, C, H, W]``, C 1 (grey) or 3, as in the first."""
+    """Bytes of `count` equal-sized images (PNG, ...) -> uint8 ``[N, C, H, W]``, C 1 (grey) or 3 as the first has."""
     from PIL import Image
 
     rows: list[Array] = []

@@ -23,7 +23,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.registry import Part, register
 from fedsim.core.types import Count, NonNegative
 from fedsim.data import files, synthetic
-from fedsim.data.labels import MOST_CLASSES, Classes
+from fedsim.data.labels import FOUND, MOST_CLASSES, Classes
 from fedsim.data.parquet import read_splits, sources
 from fedsim.data.splits import (
     Action,
@@ -360,7 +360,7 @@ def _about_target(train: Split) -> dict[str, Any]:
     if train.classes is None:
         return {"task": "regression", "columns": list(train.target)}
     labels = train.labels or Classes.given(train.classes)
-    how = "the distinct labels found, sorted" if labels.found else "as in the data"
+    how = FOUND if labels.found else "as given"
     return {
         "task": "classification", "columns": list(train.target), "classes": list(labels.names),
         "labels": list(labels.values), "numbering": how,

@@ -189,7 +189,7 @@ def scaled(
     return both[0], both[1], how
 
 
-def encoded(train: Split, test: Split, mode: Normalize, action: Action) -> tuple[Array, Array, dict[str, Any]]:
+def encoded(train: Split, test: Split, mode: Normalize, action: Action) -> tuple[Array, Array, list[dict[str, Any]]]:
     """A table's features as float32: missing values filled, categories one-hot, numbers scaled; and how, for JSON.
 
     One-hot columns stay 0 and 1; a category of a test row that the training file has not is all zeros. Fills and
@@ -219,7 +219,7 @@ def encoded(train: Split, test: Split, mode: Normalize, action: Action) -> tuple
         record.append(entry)
     if not plain_table:
         parts = [_spread(x, part, columns) for x, part in zip(both, parts, strict=True)]
-    return parts[0], parts[1], {"columns": record}
+    return parts[0], parts[1], record
 
 
 def told(train: Split, test: Split) -> list[str]:

@@ -23,13 +23,14 @@ from fedsim.core.crew import working
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.job import Job
 from fedsim.core.types import State
+from fedsim.data.labels import FOUND, shown
 from fedsim.data.sets import Dataset
 from fedsim.deployment.answers import FILE, Answers, digest
 from fedsim.deployment.flower.arrays import changed, to_arrays, to_tensors
 from fedsim.deployment.flower.records import Arrays, BadRecord, Greeting, Order, Receipt
 from fedsim.deployment.node_config import NodeConfig
 from fedsim.deployment.noise import with_own_noise
-from fedsim.engine.assembly import Assembly, Held, assemble
+from fedsim.engine.assembly import Assembly, Held, assemble, load_data
 from fedsim.objective.supervised import SupervisedTask
 from fedsim.scenario.sections import Scenario
 
@@ -185,15 +186,34 @@ def _share(task: SupervisedTask, client: int) -> Held:
 def _own(scenario: Scenario, node: NodeConfig) -> Held:
     """All training rows of the node's own data."""
     try:
-        data = scenario.dataset.load(1, scenario.seed, Path.cwd())
+        data = load_data(dataclasses.replace(scenario, clients=1))
     except InputError as error:
         raise error.under("--node-config: own-data") from None
     if not isinstance(data, Dataset):
         raise InputError("--node-config: a quadratic problem is not data of one's own", key="own-data")
+    _same_everywhere(data)
     sizes = np.zeros(node.clients, dtype=np.int64)
     sizes[node.client] = len(data.train_x)
     x, y = data.train_x, data.train_y
     return Held(Dataset("own", x, y, x[:0], y[:0], data.num_classes), node.client, sizes)
+
+
+def _same_everywhere(data: Dataset) -> None:
+    """What is numbered as found in one client's data would be numbered otherwise in another's."""
+    target, columns = data.about.get("target", {}), data.about.get("input", {}).get("columns", ())
+    labels = target.get("labels", [])
+    if target.get("numbering") == FOUND and labels != list(range(len(labels))):
+        raise InputError(
+            f"--node-config: own-data: found labels {shown(labels)}, which other clients may number otherwise; "
+            "list them all in the scenario's data.classes (or give data.num_classes for labels 0, 1, ...)",
+            key="data.classes",
+        )
+    if spread := [c["name"] for c in columns if c["kind"] == "categorical"]:
+        raise InputError(
+            f"--node-config: own-data: found the categorical columns {shown(spread)}, whose values other clients may "
+            "number otherwise; allowed: columns of numbers",
+            key="data.categorical",
+        )
 
 
 def _write_held(file: Path, held: Held) -> None:

@@ -16,10 +16,10 @@ from fedsim.clients.malloc import keep_freed_memory
 from fedsim.core.crew import working
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.types import State
-from fedsim.data.partition_csv import write_partition
 from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.checkpoint import Checkpoint, save_checkpoint
 from fedsim.engine.evaluate import Evaluation, Moment, check_finite
+from fedsim.engine.inputs import write_inputs
 from fedsim.engine.place import make_backend
 from fedsim.engine.recorder import Recorder
 from fedsim.engine.run_directory import Run, find_checkpoint, open_directory, save_params, save_report, save_topology
@@ -253,7 +253,7 @@ class Simulation:
         return f"{self.scenario.backend} {self.assembly.device} {torch.get_num_threads()} {torch.__version__}"
 
     def _write_inputs(self) -> None:
-        write_partition(self.folder, self.assembly.counts, self.assembly.task.sizes)
+        write_inputs(self.folder, self.assembly.about, self.assembly.counts, self.assembly.task.sizes)
         if self.assembly.network is not None:
             save_topology(self.folder, self.assembly.network.topology)
 

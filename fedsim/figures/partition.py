@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,23 +13,26 @@ if TYPE_CHECKING:
 _MOST_BARS = 60
 _MOST_COLUMNS = 600
 _LEGEND_ROWS = 20
+_LETTERS = 24
 
 
-def partition_figure(counts: np.ndarray[Any, np.dtype[Any]], title: str = "") -> Figure:
+def partition_figure(
+    counts: np.ndarray[Any, np.dtype[Any]], title: str = "", labels: Sequence[str] | None = None
+) -> Figure:
     """Draw ``counts [clients, labels]``: stacked bars up to 60 clients, else a heat map over the curve of sizes.
 
-    With one label column (regression) the bars or the curve show the sizes alone. The figure has no pyplot state: save
-    it with ``figure.savefig``.
+    `labels` are the labels' names (default: their numbers). With one label column (regression) the bars or the curve
+    show the sizes alone. The figure has no pyplot state: save it with ``figure.savefig``.
     """
     counts = np.asarray(counts)
     draw = _bars if len(counts) <= _MOST_BARS else _heat
-    figure = draw(counts)
+    figure = draw(counts, [_short(n) for n in labels] if labels else [str(k) for k in range(counts.shape[1])])
     if title:
         figure.suptitle(title)
     return figure
 
 
-def _bars(counts: np.ndarray[Any, np.dtype[Any]]) -> Figure:
+def _bars(counts: np.ndarray[Any, np.dtype[Any]], names: Sequence[str]) -> Figure:
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -42,7 +46,7 @@ def _bars(counts: np.ndarray[Any, np.dtype[Any]]) -> Figure:
     colours = colormaps["viridis"](np.linspace(0, 1, labels)) if many else colormaps["tab20"](_order(labels))
     below = np.zeros(clients)
     for label in range(labels):
-        axes.bar(np.arange(clients), counts[:, label], 0.85, bottom=below, color=colours[label], label=str(label))
+        axes.bar(np.arange(clients), counts[:, label], 0.85, bottom=below, color=colours[label], label=names[label])
         below = below + counts[:, label]
     axes.set(xlabel="client", ylabel="training rows", xlim=(-0.7, clients - 0.3))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -54,12 +58,18 @@ def _bars(counts: np.ndarray[Any, np.dtype[Any]]) -> Figure:
     return figure
 
 
+def _short(name: str) -> str:
+    """A name that fits a legend; matplotlib hides those that begin with an underscore."""
+    text = name.replace("$", r"\$")
+    return (" " if text.startswith("_") else "") + (text if len(text) <= _LETTERS else text[: _LETTERS - 1] + "…")
+
+
 def _order(labels: int) -> list[int]:
     """Places in tab20, whose neighbours are dark and light of one hue: the dark ones first."""
     return [*range(0, 20, 2), *range(1, 20, 2)][:labels]
 
 
-def _heat(counts: np.ndarray[Any, np.dtype[Any]]) -> Figure:
+def _heat(counts: np.ndarray[Any, np.dtype[Any]], names: Sequence[str]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -81,7 +91,10 @@ def _heat(counts: np.ndarray[Any, np.dtype[Any]]) -> Figure:
             picture, aspect="auto", origin="lower", vmin=0.0, cmap="magma_r", extent=extent, interpolation="nearest"
         )
         upper.set(ylabel="label", xlabel="clients, sorted by their main label")
-        upper.yaxis.set_major_locator(MaxNLocator(integer=True))
+        if labels <= _LEGEND_ROWS:
+            upper.set_yticks(range(labels), names, fontsize=8)
+        else:
+            upper.yaxis.set_major_locator(MaxNLocator(integer=True))
         figure.colorbar(image, ax=upper, label="share of the client's rows")
     lower.plot(np.arange(1, clients + 1), np.sort(sizes)[::-1])
     lower.set(xlabel="clients, largest first", ylabel="training rows", xlim=(1, clients), ylim=(0, None))

@@ -16,6 +16,7 @@ from fedsim.core.documents import Document, override, read_yaml
 from fedsim.core.errors import InputError
 from fedsim.core.registry import names
 from fedsim.core.types import message_bytes
+from fedsim.data.labels import shown
 from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.place import ACTORS, client_load, shards_mix
 from fedsim.graphs.mixing import expected_mixing, mixing_matrix, spectral_gap, summary
@@ -114,7 +115,31 @@ def _data(a: Assembly) -> Rows:
     if a.counts is not None:
         held = (a.counts > 0).sum(1)
         rows["labels per client"] = f"{held.min()} to {held.max()}, mean {held.mean():.1f}"
+    return rows | ({} if a.about is None else _meaning(a.about))
+
+
+def _meaning(about: Mapping[str, Any]) -> Rows:
+    """Names of columns, classes and clients, and what people should know about how the data were read."""
+    inputs, target, clients = about.get("input", {}), about.get("target", {}), about.get("clients", {})
+    rows: Rows = {}
+    if "columns" in inputs:
+        rows["inputs"] = shown([_column(c) for c in inputs["columns"]])
+    elif inputs:
+        rows["inputs"] = f"{inputs['kind']} of shape {inputs['shape']}"
+    if target.get("classes"):
+        rows["classes"] = shown(target["classes"])
+        rows["numbering"] = target["numbering"]
+    if target.get("columns"):
+        rows["target"] = ", ".join(target["columns"])
+    if clients.get("names"):
+        rows[f"clients by {clients['partition_by']}"] = shown(clients["names"])
+    if about.get("notes"):
+        rows["notes"] = list(about["notes"])
     return rows
+
+
+def _column(column: Mapping[str, Any]) -> str:
+    return f"{column['name']} ({len(column['categories'])} categories)" if "categories" in column else column["name"]
 
 
 def _rounds(s: Scenario, a: Assembly) -> list[Arrival]:

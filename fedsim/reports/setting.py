@@ -11,7 +11,7 @@ import numpy as np
 
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
-from fedsim.data.partition_csv import FILE, read_partition
+from fedsim.data.partition_csv import FILE, PartitionTable, read_table
 from fedsim.figures.html import Markup, details, heading, image, notes, paragraph, table
 from fedsim.reports.groups import Group, Record
 
@@ -37,16 +37,17 @@ def partitions(groups: Sequence[Group], save: Save) -> list[object]:
     parts: list[object] = [heading(2, "Partition of the data"), notes(missing)]
     for number, (path, labels) in enumerate(found[:_MOST_PICTURES], 1):
         try:
-            samples, counts = read_partition(path)
+            held = read_table(path)
         except InputError as error:
             parts.append(notes([str(error)]))
             continue
         name = "partition" if len(found) == 1 else f"partition-{number}"
-        png = save(name, partition_figure(samples[:, None] if counts is None else counts))
+        samples, counts = held.samples, held.counts
+        png = save(name, partition_figure(samples[:, None] if counts is None else counts, labels=held.labels))
         parts += [_whose(labels, len(groups)), paragraph(_partition_facts(samples, counts), soft=True)]
         parts += [
             image(png, f"samples per client{'' if counts is None else ' and label'}"),
-            _partition_table(samples, counts),
+            _partition_table(held),
         ]
     return [*parts, _rest(len(found), "partitions")]
 
@@ -145,13 +146,20 @@ def _partition_facts(samples: Ints, counts: Ints | None) -> str:
     return f"{text} Labels per client: {held.min()} to {held.max()} of {counts.shape[1]}, mean {held.mean():.3g}."
 
 
-def _partition_table(samples: Ints, counts: Ints | None) -> Markup:
+def _partition_table(held: PartitionTable) -> Markup:
     """Clients times labels; beyond 60 clients the quantiles of what a client holds."""
+    samples, counts = held.samples, held.counts
     labels = 0 if counts is None else counts.shape[1]
     if len(samples) <= _MOST_ROWS:
-        header = ["client", "samples", *(f"label {k}" for k in range(labels))]
+        names = None if held.names is None else [[name] for name in held.names]
+        header = ["client", *(["name"] if names else []), "samples", *(f"label {k}" for k in held.labels)]
         rows = [
-            [f"{i}", f"{n:,}", *(f"{c:,}" if c else "" for c in ([] if counts is None else counts[i]))]
+            [
+                f"{i}",
+                *(names[i] if names else []),
+                f"{n:,}",
+                *(f"{c:,}" if c else "" for c in ([] if counts is None else counts[i])),
+            ]
             for i, n in enumerate(samples)
         ]
         return details("Table: samples of each client" + (" and label" if labels else ""), table(header, rows))
