@@ -85,6 +85,8 @@ class Canaries:
 
         def make(material: Material) -> Material:
             data = material.data
+            if not data.train_x.is_floating_point():
+                raise InputError("canaries need inputs that are real numbers, found integers", key="data.dataset")
             width = data.train_x[0].numel()
             extended = torch.cat([data.train_x.flatten(1), data.train_x.new_zeros(len(data.train_x), 2)], 1)
             for j, rows in enumerate(self.places):

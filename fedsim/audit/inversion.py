@@ -63,6 +63,8 @@ class Reconstruction(Audit):
 
     def run(self, subject: Subject) -> Finding:
         victims = min(self.victims, len(subject.material.rows))
+        if not subject.material.data.train_x.is_floating_point():
+            raise InputError("inputs are searched among real numbers, found integers", key="data.dataset")
         assembly = assemble(subject.scenario, cut(self.images, victims))
         cases = []
         for victim in range(victims):

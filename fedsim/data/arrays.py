@@ -16,8 +16,8 @@ import numpy as np
 
 from fedsim.core.arrays import Array
 from fedsim.core.errors import InputError, nearest, unknown
+from fedsim.core.limits import check_room
 from fedsim.data.labels import plain
-from fedsim.data.limits import check_room
 from fedsim.data.splits import Split
 
 _DIVIDED = ("x_train", "y_train", "x_test", "y_test")

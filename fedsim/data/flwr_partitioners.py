@@ -21,7 +21,7 @@ def divide_rows(
     clients: int,
     seed: int,
     refusal: tuple[str, str | None],
-    empty: str | None = None,
+    empty: tuple[str, str | None] | None = None,
 ) -> list[Array]:
     """Rows as flwr-datasets' ``make(flwr_datasets.partitioner, seed)`` divides them; its refusal in our words."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -39,9 +39,8 @@ def divide_rows(
         raise InputError(refusal[0], key=refusal[1]) from error
     sizes = [len(p) for p in parts]
     if 0 in sizes:
-        raise InputError(
-            f"client {sizes.index(0)} holds no rows ({sizes.count(0)} such clients); {refusal[0]}", key=empty
-        )
+        why, key = empty or (refusal[0], None)
+        raise InputError(f"client {sizes.index(0)} holds no rows ({sizes.count(0)} such clients); {why}", key=key)
     return parts
 
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from fedsim.core.arrays import Array
 from fedsim.core.errors import InputError, unknown
+from fedsim.core.limits import MOST_PIXELS, check_room
 from fedsim.data.cache import cached
 from fedsim.data.files import find, parquet_files
 from fedsim.data.labels import Classes, plain
-from fedsim.data.limits import MOST_PIXELS, check_room
 from fedsim.data.splits import Split
 from fedsim.data.tables import Wanted, table_split
 

@@ -129,12 +129,14 @@ class Dirichlet(Partition):
                 seed=flwr_seed,
             )
 
+        smaller = ", a smaller size" if self.min_partition_size > 1 else ""
         refusal = (
             f"in 11 draws with alpha {self.alpha} some of the {clients} clients always had fewer rows than "
-            f"min_partition_size ({self.min_partition_size}); allowed: a larger alpha, fewer clients, a smaller size",
+            f"min_partition_size ({self.min_partition_size}); allowed: a larger alpha, fewer clients{smaller}",
             "alpha",
         )
-        return divide_rows(make, labels, order, clients, seed, refusal, empty="min_partition_size")
+        empty = ("allowed: at least 1, so that every client has rows to train on", "min_partition_size")
+        return divide_rows(make, labels, order, clients, seed, refusal, empty)
 
 
 @register.partition("inner_dirichlet")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,15 +119,22 @@ def read_csv(
     if missing.values is not None:
         values = {"keep_default_na": False, "na_values": ["", *missing.values]}
     try:
-        frame: pandas.DataFrame = pandas.read_csv(
-            path,
-            sep=r"\s+" if separator == "whitespace" else separator,
-            encoding=encoding,
-            header=0 if names is None else None,
-            names=None if names is None else list(names),
-            dtype=dict.fromkeys(texts, str),
-            **values,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)
+            frame: pandas.DataFrame = pandas.read_csv(
+                path,
+                sep=r"\s+" if separator == "whitespace" else separator,
+                encoding=encoding,
+                header=0 if names is None else None,
+                names=None if names is None else list(names),
+                index_col=False,  # rows with more cells than names are refused; their first cells are no row names
+                dtype=dict.fromkeys(texts, str),
+                low_memory=False,  # in blocks, a column of a large file could be text here and numbers there
+                **values,
+            )
+    except pandas.errors.ParserWarning:
+        extra = "'names:' has too few names" if names is not None else "the header has fewer names than the rows cells"
+        raise wrong(f"{extra} in {path}: are the first cells row names, which need a name, too?") from None
     except UnicodeDecodeError as error:
         raise wrong(
             f"cannot read {path} as {encoding} (byte {error.object[error.start]:#04x} at place {error.start}); name "
@@ -141,9 +149,6 @@ def read_csv(
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise wrong(f"cannot read {path} as CSV with a header line ({first})") from error
     columns = [str(c) for c in frame.columns]
-    if not isinstance(frame.index, pandas.RangeIndex):
-        extra = "'names:' has too few names" if names is not None else "the header has fewer names than the rows cells"
-        raise wrong(f"{extra} in {path}: pandas would take the first cells as row names")
     if names is not None and len(frame.columns) and bool(frame.iloc[:, -1].isna().all()):
         raise InputError(f"found {len(names)} names, but the last column has no value in any row", key="names")
     if len(columns) == 1:

@@ -17,6 +17,7 @@ from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
 from fedsim.core.job import RunFacts
+from fedsim.core.limits import check_room
 from fedsim.core.oracle import Task
 from fedsim.core.registry import lookup
 from fedsim.data.division import Division, column_of, divided
@@ -27,6 +28,7 @@ from fedsim.graphs.network import Network, build_network
 from fedsim.graphs.topology import topology_of
 from fedsim.messages.base import Pipeline
 from fedsim.models.build import build_model
+from fedsim.models.checks import takes, typical_rows
 from fedsim.models.losses import Loss
 from fedsim.objective.quadratic import QuadraticTask
 from fedsim.objective.supervised import SupervisedTask
@@ -177,9 +179,12 @@ def _supervised(
     with _section("model"):
         assert s.model is not None
         targets = int(data.train_y.shape[1]) if data.train_y.dim() > 1 else 1
+        tried = typical_rows(data.train_x, data.test_x)
         module, loss_name = build_model(
-            s.model, tuple(data.train_x.shape[1:]), data.num_classes, s.seed, dtype, targets, s.names["model"]
+            s.model, tuple(data.train_x.shape[1:]), data.num_classes, s.seed, dtype, targets, s.names["model"], tried
         )
+        if not tried.is_floating_point() and not takes(module, tried):
+            data = replace(data, train_x=data.train_x.to(dtype), test_x=data.test_x.to(dtype))
     made = Material(data, division.rows, module, loss_name, lookup("loss", loss_name))
     if change is not None:
         made = change(made)
@@ -191,6 +196,8 @@ def _supervised(
         )  # fmt: skip
     if held is not None:
         task.sizes, task.importance = held.sizes, held.sizes / held.sizes.sum()
+    if data.num_classes is not None:
+        check_room(8 * len(rows) * data.num_classes, f"a table of {len(rows)} clients and {data.num_classes} classes")
     counts = None if data.num_classes is None else label_counts(data.train_y.numpy(), rows, data.num_classes)
     shapes = task.kernel.layout
     layout = [[n, list(shape)] for n, shape in zip(shapes.names, shapes.shapes, strict=True)]

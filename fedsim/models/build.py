@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fedsim.core import rng
 from fedsim.core.errors import InputError, Problem, unknown
+from fedsim.core.limits import check_room
 from fedsim.core.registry import Part, register
 from fedsim.core.types import Count
 from fedsim.models import vision
@@ -188,6 +189,7 @@ def build_model(
     dtype: torch.dtype,
     num_targets: int = 1,
     name: str | None = None,
+    rows: Tensor | None = None,
 ) -> tuple[nn.Module, str]:
     """The module that `model` stands for on some data, and the name of its loss.
 
@@ -201,6 +203,8 @@ def build_model(
         Parameters depend on `seed` alone: they are drawn in float32 and converted, and no global generator moves.
     name
         What the scenario calls the model.
+    rows
+        Some rows of the data, in their type, that somebody's own module is tried on; None: normal random numbers.
 
     Raises
     ------
@@ -212,13 +216,19 @@ def build_model(
     name = name or type(model).__name__
     loss_name, num_outputs = _loss_and_outputs(model.loss, model.default_loss, num_classes, num_targets)
     with torch.random.fork_rng(devices=[]):
+        own = isinstance(model, OwnModel) or not type(model).__module__.startswith("fedsim.")
+        if not own:  # the size before the memory
+            with torch.device("meta"):
+                sketch = _made(name, partial(model.build, shape, num_outputs))
+            count = sum(p.numel() for p in sketch.parameters())
+            check_room(count * dtype.itemsize, f"a model of {count:,} parameters", "name")
         # Not torch.manual_seed: that would also reseed the generators of other devices.
         torch.default_generator.manual_seed(int(rng.key(seed, "model")[0]))
         module = _made(name, partial(model.build, shape, num_outputs))
         refuse_batch_statistics(module)
         module = module.to(dtype).train()
-        if isinstance(model, OwnModel) or not type(model).__module__.startswith("fedsim."):
-            try_out(name, module, shape, num_outputs)
+        if own:
+            try_out(name, module, torch.randn(4, *shape) if rows is None else rows, num_outputs)
     return module, loss_name
 
 

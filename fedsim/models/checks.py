@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from fedsim.core.errors import InputError
 
+_LOOKED_AT = 64
+
 
 def refuse_batch_statistics(module: nn.Module) -> None:
     """Refuse modules whose output for a sample is no function of the parameters and that sample alone.
@@ -42,28 +44,63 @@ def refuse_batch_statistics(module: nn.Module) -> None:
         raise _refusal(f"{type(module).__name__} has no trainable parameters")
 
 
+def typical_rows(train: Tensor, test: Tensor) -> Tensor:
+    """Up to four different rows that a model is tried on; of integers also those with the smallest and the largest."""
+    rows: Tensor = torch.unique(train[:_LOOKED_AT].flatten(1), dim=0)[:4].view(-1, *train.shape[1:])
+    if train.is_floating_point():
+        return rows
+    ends = [rows]
+    for split in (train, test):
+        flat = split.flatten(1)
+        if len(flat):
+            ends += [split[flat.amin(1).argmin()][None], split[flat.amax(1).argmax()][None]]
+    return torch.cat(ends)
+
+
 @torch.no_grad()
-def try_out(name: str, module: nn.Module, shape: tuple[int, ...], num_outputs: int) -> None:
-    """Run somebody's own module on four samples: together, and each alone, which must make no difference.
+def takes(module: nn.Module, rows: Tensor) -> bool:
+    """Whether a module takes inputs ``[b, ...]`` of this type: an embedding takes integers, a linear layer does not."""
+    try:
+        module(rows)
+    except Exception:  # a model may refuse them in any way
+        return False
+    return True
+
+
+@torch.no_grad()
+def try_out(name: str, module: nn.Module, rows: Tensor, num_outputs: int) -> None:
+    """Run somebody's own module on some rows of the data: together, and each alone, which must make no difference.
+
+    Parameters
+    ----------
+    rows : ``[n, *shape]`` in the data's type; integers reach a module that takes none as floats.
 
     Raises
     ------
     InputError
-        It cannot take ``[4, *shape]``, does not give ``[4, num_outputs]``, changes a buffer, or treats a sample
-        differently in a batch (batch statistics, random numbers).
+        It cannot take ``[n, *shape]``, does not give ``[n, num_outputs]``, gives outputs that are NaN, changes a
+        buffer, or treats a sample differently in a batch (batch statistics, random numbers).
     """
-    dtype = next(module.parameters()).dtype
-    x = torch.randn(4, *shape, dtype=dtype)
+    dtype, shape, count = next(module.parameters()).dtype, rows.shape[1:], len(rows)
+    x = rows.to(dtype) if rows.is_floating_point() else rows
+    kind = str(x.dtype).removeprefix("torch.")
     before = {key: b.clone() for key, b in module.named_buffers()}
+    if not x.is_floating_point() and not takes(module, x) and takes(module, x.to(dtype)):
+        x = x.to(dtype)
     try:
         together = module(x)
         alone = [module(row.unsqueeze(0)) for row in x]
     except Exception as error:
-        text = f"'{name}' cannot take inputs [b, {', '.join(map(str, shape))}]: {type(error).__name__}: {error}"
+        what = f"inputs [b, {', '.join(map(str, shape))}]"
+        text = f"'{name}' cannot take {what}: {type(error).__name__}: {error} (tried on rows of {kind})"
         raise InputError(text, key="name") from error
     found = list(together.shape) if isinstance(together, Tensor) else type(together).__name__
-    if found != [4, num_outputs]:
-        raise InputError(f"'{name}' must give outputs [4, {num_outputs}] for 4 samples, found {found}", key="name")
+    if found != [count, num_outputs]:
+        raise InputError(
+            f"'{name}' must give outputs [{count}, {num_outputs}] for {count} samples, found {found}", key="name"
+        )
+    if together.isnan().any():
+        raise InputError(f"'{name}' gives outputs that are NaN before any training", key="name")
     for key, b in module.named_buffers():
         if key not in before or not torch.equal(b, before[key]):
             raise _refusal(f"buffer '{key}' changes in a forward pass; state outside the parameters is not supported")

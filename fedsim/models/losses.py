@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.registry import lookup, register
+from fedsim.core.registry import lookup, names, register
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``loss(outputs [N, k], targets [N]) -> [N]``."""
@@ -83,6 +83,13 @@ def loss_function(name: str) -> Loss:
         found = lookup("loss", name)
     except InputError as error:
         raise error.under("loss") from None
+    if isinstance(found, type):
+        raise InputError(
+            f"'{name}' is a class; allowed: a function of (outputs [N, k], targets [N]) that gives one loss per sample "
+            "[N], e.g. your own 'pkg.mod:function' around torch.nn.functional's with reduction='none', or "
+            f"{', '.join(names('loss'))}",
+            key="loss",
+        )
     if not callable(found):
         raise InputError(f"'{name}' is {type(found).__name__}, not a function of (outputs, targets)", key="loss")
     loss: Loss = found

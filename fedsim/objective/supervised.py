@@ -182,7 +182,7 @@ class SupervisedTask(Task):
         return taken
 
     def _place(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.to(device=self.device, dtype=self.dtype)
+        x = x.to(device=self.device, dtype=self.dtype if x.is_floating_point() else None)
         return x, y.to(device=self.device, dtype=self.dtype if y.is_floating_point() else None)
 
     def _positions(
@@ -298,7 +298,8 @@ class _SupervisedOracle(Oracle):
         floats = task.kernel.floats_per_sample(minus is not None) + task.inputs[0].numel()
         for rows, columns in parts(batch.counts, floats, budget(x.device, dtype)):
             moves = None if batch.moves is None else batch.moves[rows, columns]
-            inputs, targets = task.gather(batch.index[rows, columns], moves).to(dtype), batch.targets[rows, columns]
+            inputs, targets = task.gather(batch.index[rows, columns], moves), batch.targets[rows, columns]
+            inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
             whole = int(batch.counts[rows].min()) >= columns.stop
             valid = None if whole or not isinstance(batch.weights, Tensor) else batch.weights[rows, columns] > 0
             before = None if minus is None else minus[rows].to(dtype)
