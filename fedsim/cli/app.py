@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from fedsim.cli.export import export
 from fedsim.cli.progress import run_progress, told_steps
 from fedsim.cli.terminal import cell, console, metrics_line, say, table
 from fedsim.core.errors import FedsimError, InputError
@@ -257,6 +258,9 @@ def check(
     table(part, rows, ["", "law", "detail"])
     if not all(r.passed for r in results):
         raise typer.Exit(1)
+
+
+app.command()(export)
 
 
 @app.command("list")

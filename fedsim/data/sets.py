@@ -358,7 +358,11 @@ def made(
 def _about_target(train: Split) -> dict[str, Any]:
     """What the model's outputs are."""
     if train.classes is None:
-        return {"task": "regression", "columns": list(train.target)}
+        return {
+            "task": "regression",
+            "columns": list(train.target),
+            "values": 1 if train.y.ndim == 1 else train.y.shape[1],
+        }
     labels = train.labels or Classes.given(train.classes)
     how = FOUND if labels.found else "as given"
     return {

@@ -185,6 +185,7 @@ def _supervised(
         )
         if not tried.is_floating_point() and not takes(module, tried):
             data = replace(data, train_x=data.train_x.to(dtype), test_x=data.test_x.to(dtype))
+        takes_type = str(data.train_x.dtype).removeprefix("torch.")
     made = Material(data, division.rows, module, loss_name, lookup("loss", loss_name))
     if change is not None:
         made = change(made)
@@ -201,7 +202,10 @@ def _supervised(
     counts = None if data.num_classes is None else label_counts(data.train_y.numpy(), rows, data.num_classes)
     shapes = task.kernel.layout
     layout = [[n, list(shape)] for n, shape in zip(shapes.names, shapes.shapes, strict=True)]
-    about = {**data.about, "clients": division.record(), "notes": [*data.notes, *division.notes]}
+    about = {
+        **data.about, "input": {**data.about.get("input", {}), "model_takes": takes_type},
+        "clients": division.record(), "notes": [*data.notes, *division.notes],
+    }  # fmt: skip
     return task, counts, {"layout": json.dumps(layout), "loss": loss_name}, about
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.clients.store import FILE as CLIENTS
 from fedsim.core import cores, crew
@@ -25,6 +25,7 @@ from fedsim.core.errors import InputError, Problem, RunError
 from fedsim.core.metrics import TABLE, Metric, best, read_columns
 from fedsim.core.row_files import RowStream, write_tensors
 from fedsim.engine.checkpoint import Checkpoint, load_checkpoint
+from fedsim.engine.export import export_model, run_model
 from fedsim.graphs.topology import Topology
 from fedsim.privacy.releases import FILE as RELEASES
 from fedsim.scenario.sections import BackendSection, Scenario
@@ -93,6 +94,21 @@ class Run:
                 f"{self.dir} holds no final parameters: the run is not finished (fedsim run --resume continues it)"
             )
         return load_file(path)["params"]
+
+    def model(self, node: int | None = None) -> nn.Module:
+        """The trained model as a PyTorch module; on a graph the mean model, or a node's own.
+
+        It takes encoded inputs: :mod:`fedsim.models.exported` applies a model to rows as they are in the file.
+        """
+        return run_model(self.dir, self.params, node)[0]
+
+    def state_dict(self, node: int | None = None) -> dict[str, Tensor]:
+        """The trained parameters and buffers by name, as :meth:`model` has them."""
+        return dict(self.model(node).state_dict())
+
+    def export(self, file: str | Path, node: int | None = None) -> None:
+        """Write the model with all that is needed to apply it: see :func:`fedsim.engine.export.export_model`."""
+        export_model(self.dir, self.params, Path(file), node)
 
 
 def find_checkpoint(folder: Path, scenario: Scenario) -> Checkpoint | None:

@@ -212,24 +212,44 @@ def build_model(
         A loss, model and data that do not go together, somebody's own function that fails, or a module that is not a
         function of its parameters and one sample (`refuse_batch_statistics`).
     """
-    shape = tuple(int(n) for n in input_shape)
     name = name or type(model).__name__
+    module, loss_name, num_outputs = new_module(model, input_shape, num_classes, seed, dtype, num_targets, name)
+    if not _built_in(model):
+        if rows is None:
+            generator = torch.Generator().manual_seed(0)
+            rows = torch.randn(4, *input_shape, generator=generator)
+        with torch.random.fork_rng(devices=[]):
+            try_out(name, module, rows, num_outputs)
+    return module, loss_name
+
+
+def new_module(
+    model: Model,
+    input_shape: Sequence[int],
+    num_classes: int | None,
+    seed: int,
+    dtype: torch.dtype,
+    num_targets: int,
+    name: str,
+) -> tuple[nn.Module, str, int]:
+    """The module that nobody has tried yet, the name of its loss, and how many outputs it has; see `build_model`."""
+    shape = tuple(int(n) for n in input_shape)
     loss_name, num_outputs = _loss_and_outputs(model.loss, model.default_loss, num_classes, num_targets)
+    make = partial(_made, name, partial(model.build, shape, num_outputs))
     with torch.random.fork_rng(devices=[]):
-        own = isinstance(model, OwnModel) or not type(model).__module__.startswith("fedsim.")
-        if not own:  # the size before the memory
+        if _built_in(model):  # its size before the memory
             with torch.device("meta"):
-                sketch = _made(name, partial(model.build, shape, num_outputs))
-            count = sum(p.numel() for p in sketch.parameters())
+                count = sum(p.numel() for p in make().parameters())
             check_room(count * dtype.itemsize, f"a model of {count:,} parameters", "name")
         # Not torch.manual_seed: that would also reseed the generators of other devices.
         torch.default_generator.manual_seed(int(rng.key(seed, "model")[0]))
-        module = _made(name, partial(model.build, shape, num_outputs))
+        module = make()
         refuse_batch_statistics(module)
-        module = module.to(dtype).train()
-        if own:
-            try_out(name, module, torch.randn(4, *shape) if rows is None else rows, num_outputs)
-    return module, loss_name
+        return module.to(dtype).train(), loss_name, num_outputs
+
+
+def _built_in(model: Model) -> bool:
+    return type(model).__module__.startswith("fedsim.") and not isinstance(model, OwnModel)
 
 
 @dataclass(frozen=True)

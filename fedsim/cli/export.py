@@ -1,0 +1,41 @@
+"""``fedsim export``: a run's model in plain PyTorch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedsim.core.errors import InputError
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="run directory", metavar="RUN")],
+    file: Annotated[Path, typer.Argument(help="where the model goes: .pt, .safetensors or .pt2", metavar="FILE")],
+    node: Annotated[int | None, typer.Option("--node", help="of a graph: a node's model (default: the mean)")] = None,
+    code: Annotated[
+        Path | None, typer.Option("--code", help="also write the Python file that applies it without fedsim")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as one JSON object")] = False,
+) -> None:
+    """Write a run's model in plain PyTorch, with all that is needed to apply it to a new row."""
+    from fedsim.engine.export import export_model
+    from fedsim.engine.run_directory import Run
+    from fedsim.models import exported
+
+    if not run.is_dir():
+        raise InputError("no such run directory", file=str(run))
+    if code is not None and code.suffix != ".py":
+        raise InputError(f"--code: found {code.name!r}; allowed: a file name that ends in .py")
+    about = export_model(run, Run(run).params, file, node)
+    if code is not None:
+        code.write_text(Path(exported.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    if as_json:
+        print(json.dumps({"file": str(file), **about}))
+        return
+    model, target = about["model"], about["data"]["target"]
+    print(f"{file}: {about['which']} model '{model['name']}', {model['num_outputs']} outputs, {target['task']}")
+    if code is not None:
+        print(f"{code}: load({str(file)!r}).predict(rows) applies it")

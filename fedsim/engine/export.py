@@ -1,0 +1,144 @@
+"""A run's model in plain PyTorch, with all that is needed to apply it to a new row: files that need no fedsim."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fedsim
+from fedsim.core.documents import read_yaml
+from fedsim.core.errors import InputError, RunError
+from fedsim.core.fields import part_from
+from fedsim.core.row_files import make_readable
+from fedsim.engine.inputs import read_about
+from fedsim.models import exported
+from fedsim.models.build import Model, OwnModel, load_flat, new_module
+
+FORMAT = "fedsim model 1"
+SUFFIXES = (".pt", ".safetensors", ".pt2")
+
+
+def chosen(params: Tensor, node: int | None) -> Tensor:
+    """One model ``[d]``: the server's, or of a graph ``[n, d]`` the mean model or a node's own.
+
+    Raises
+    ------
+    InputError
+        There is no such node.
+    """
+    if params.dim() == 1:
+        if node is not None:
+            raise InputError(f"found {node}, but this run has a server and one model; leave it out", key="node")
+        return params
+    if node is None:
+        return params.mean(0)
+    if not 0 <= node < len(params):
+        raise InputError(f"found {node}; allowed: 0 to {len(params) - 1}, or left out for the mean model", key="node")
+    return params[node].clone()
+
+
+def run_model(folder: Path, params: Tensor, node: int | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """The module with its trained parameters, and what describes it (see :func:`fedsim.models.exported.build`).
+
+    Raises
+    ------
+    InputError
+        The run directory lacks ``scenario.yaml`` or ``data.json``, or somebody's own model cannot be made here.
+    """
+    about = read_about(folder)
+    scenario = read_yaml(folder / "scenario.yaml").values
+    section = scenario.get("model")
+    if not isinstance(section, dict):
+        raise InputError("has no model: a quadratic problem has none", file=str(folder / "scenario.yaml"))
+    model: Model = part_from("model", "name", section)
+    dtype = getattr(torch, scenario["run"]["dtype"])
+    shape, target = tuple(about["input"]["shape"]), about["target"]
+    classes = len(target["classes"]) if target["task"] == "classification" else None
+    module, loss, outputs = new_module(
+        model, shape, classes, int(scenario["seed"]), dtype, int(target.get("values", 1)), str(section["name"])
+    )
+    flat = chosen(params, node)
+    if flat.numel() != sum(p.numel() for p in module.parameters()):
+        raise RunError(f"{folder} has {flat.numel()} parameters, but its model needs others: was its code changed?")
+    load_flat(module, flat)
+    keys = {k: v for k, v in section.items() if k not in ("name", *(("loss",) if isinstance(model, OwnModel) else ()))}
+    takes = about["input"].get("model_takes", about["input"]["type"])
+    return module.eval(), {
+        "name": section["name"], "keys": keys, "input_shape": list(shape), "num_outputs": outputs, "loss": loss,
+        "dtype": str(dtype).removeprefix("torch."),
+        "takes": "int64" if takes == "int64" else str(dtype).removeprefix("torch."),
+        "layers": exported.describe(module),
+    }  # fmt: skip
+
+
+def export_model(folder: Path, params: Tensor, file: Path, node: int | None = None) -> dict[str, Any]:
+    """Write the run's model to `file`; what it is goes by the extension.
+
+    ``.pt``: ``torch.save`` of plain types and tensors (``torch.load(..., weights_only=True)`` reads it): `state_dict`,
+    `about`, and `code`, the file that applies the model to new rows. ``.safetensors``: the tensors, with `about` and
+    `code` as metadata. ``.pt2``: a program of ``torch.export`` from rows to outputs, which needs no code, with
+    ``about.json`` and ``exported.py`` beside it.
+
+    Returns
+    -------
+    What describes the model and its data.
+
+    Raises
+    ------
+    InputError
+        As `run_model`; another extension; the folder of `file` is not there.
+    RunError
+        ``torch.export`` cannot make a program of somebody's own module.
+    """
+    if file.suffix not in SUFFIXES:
+        raise InputError(f"found {file.name!r}; allowed: a file name that ends in {', '.join(SUFFIXES)}")
+    if not file.absolute().parent.is_dir():
+        raise InputError(f"no folder {file.absolute().parent}", file=str(file))
+    module, model = run_model(folder, params, node)
+    data = {k: v for k, v in read_about(folder).items() if k != "clients"}  # who trained it stays with the run
+    which = "the server's" if params.dim() == 1 else "the mean of the nodes'" if node is None else f"node {node}'s"
+    about = {"format": FORMAT, "fedsim": fedsim.__version__, "which": which, "model": model, "data": data}
+    code = Path(exported.__file__).read_text(encoding="utf-8")
+    temporary = file.with_name(f".{file.name}.new{file.suffix}")
+    try:
+        if file.suffix == ".pt2":
+            _write_program(temporary, module, about, code)
+        elif file.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            tensors = {k: v.contiguous() for k, v in module.state_dict().items()}
+            save_file(tensors, temporary, metadata={"about": json.dumps(about), "code": code})
+            make_readable(temporary)
+        else:
+            torch.save({"state_dict": dict(module.state_dict()), "about": about, "code": code}, temporary)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return about
+
+
+def _write_program(file: Path, module: nn.Module, about: Mapping[str, Any], code: str) -> None:
+    encoder = exported.Encoder(about)
+    rows = _example(about)
+    try:
+        batch = torch.export.Dim("batch")
+        program = torch.export.export(nn.Sequential(encoder, module).eval(), (rows,), dynamic_shapes=({0: batch},))
+        torch.export.save(program, str(file), extra_files={"about.json": json.dumps(about), "exported.py": code})
+    except Exception as error:  # torch.export has dozens of error types, and own modules may do anything
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise RunError(
+            f"torch.export cannot make a program of this model ({type(error).__name__}: {first}); .pt and "
+            ".safetensors hold its parameters"
+        ) from error
+
+
+def _example(about: Mapping[str, Any]) -> Tensor:
+    """Two rows as numbers, as the encoder takes them."""
+    columns = about["data"]["input"].get("columns")
+    shape = [len(columns)] if columns else about["data"]["input"]["shape"]
+    return torch.zeros(2, *shape, dtype=torch.int64 if about["data"]["input"]["type"] == "int64" else torch.float32)

@@ -1,0 +1,260 @@
+"""Applies a model that `fedsim export` wrote to new rows. This file needs PyTorch alone: it travels in the export.
+
+saved = torch.load("model.pt", weights_only=True)
+pathlib.Path("exported.py").write_text(saved["code"])
+
+import exported
+model = exported.load("model.pt")
+model.predict([{"age": 39, "education": "Masters"}])
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LAYERS: dict[str, tuple[str, ...]] = {  # what PyTorch's layers are made of again
+    "Linear": ("in_features", "out_features"),
+    "Conv2d": ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+    "MaxPool2d": ("kernel_size", "stride", "padding"),
+    "AvgPool2d": ("kernel_size", "stride", "padding"),
+    "AdaptiveAvgPool2d": ("output_size",),
+    "GroupNorm": ("num_groups", "num_channels", "eps", "affine"),
+    "LayerNorm": ("normalized_shape", "eps", "elementwise_affine"),
+    "Embedding": ("num_embeddings", "embedding_dim", "padding_idx"),
+    "Flatten": ("start_dim", "end_dim"),
+    "GELU": ("approximate",),
+    "ELU": ("alpha",),
+    "Softplus": ("beta", "threshold"),
+    "LeakyReLU": ("negative_slope",),
+    **dict.fromkeys(("ReLU", "Tanh", "Sigmoid", "SiLU", "Identity"), ()),
+}
+
+
+class Residual(nn.Module):
+    """``relu(body(x) + shortcut(x))``."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.body, self.shortcut = body, shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+class Encoder(nn.Module):
+    """From a row as it is in the file, as numbers ``[b, ...]``, to what the model takes.
+
+    Of a table the numbers are one per column: NaN where a value is missing, and for a categorical column the number of
+    the category (-1 for one that training did not know).
+    """
+
+    def __init__(self, about: Mapping[str, Any]) -> None:
+        super().__init__()
+        data = about["data"]["input"]
+        self.columns = [dict(c) for c in data.get("columns") or ()]
+        self.divide = None if self.columns else data.get("divide")
+        self.kind: torch.dtype = getattr(torch, about["model"]["takes"])
+        self.real = data["type"] != "int64"
+        shift, scale = data.get("shift"), data.get("scale")
+        if self.columns:
+            shift = [c.get("shift", 0.0) for c in self.columns]
+            scale = [c.get("scale", 1.0) for c in self.columns]
+        for c in self.columns:
+            if "categories" in c and "fill" in c:
+                c["fill"] = c["categories"].index(c["fill"])
+        self.shift: Tensor | None
+        self.scale: Tensor | None
+        for name, values in (("shift", shift), ("scale", scale)):
+            self.register_buffer(name, None if values is None else torch.tensor(values, dtype=torch.float32), False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if not self.real:
+            return rows.to(self.kind)
+        x = rows.to(torch.float32)
+        fills = [float(c.get("fill", math.nan)) for c in self.columns]
+        if not all(math.isnan(f) for f in fills):
+            x = torch.where(torch.isnan(x), torch.tensor(fills, dtype=torch.float32), x)
+        if self.divide is not None:
+            x = x / self.divide
+        if self.shift is not None and self.scale is not None:
+            x = (x - self.shift) / self.scale
+        if any("categories" in c for c in self.columns):
+            parts = []
+            for j, c in enumerate(self.columns):
+                if "categories" in c:
+                    parts.append((x[:, j : j + 1] == torch.arange(len(c["categories"]))).to(torch.float32))
+                else:
+                    parts.append(x[:, j : j + 1])
+            x = torch.cat(parts, dim=1)
+        return x.to(self.kind)
+
+
+class Exported:
+    """A model with all that is needed to apply it to new rows.
+
+    Attributes
+    ----------
+    about : how the model is made, and what its inputs and outputs are.
+    module : from encoded inputs to outputs; of a ``.pt2`` file from rows to outputs.
+    """
+
+    def __init__(self, about: Mapping[str, Any], module: Any, whole: bool = False) -> None:
+        self.about, self.module, self.whole = about, module, whole
+        self.encoder = Encoder(about)
+        target = about["data"]["target"]
+        self.classes: list[str] | None = target.get("classes")
+        self.labels: list[Any] | None = target.get("labels")
+        self.multiply = float(target.get("multiply", 1.0))
+
+    def numbers(self, rows: Any) -> Tensor:
+        """Rows as numbers: mappings from column names to values as in the file, or anything like an array.
+
+        Raises
+        ------
+        ValueError
+            A column is missing or has a value that training could not have had.
+        """
+        if isinstance(rows, Tensor):
+            return rows
+        if isinstance(rows, Mapping):
+            rows = [rows]
+        if not len(rows) or not isinstance(rows[0], Mapping):
+            return torch.as_tensor(rows)
+        return torch.tensor([[self._number(c, row) for c in self.encoder.columns] for row in rows], dtype=torch.float32)
+
+    def _number(self, column: Mapping[str, Any], row: Mapping[str, Any]) -> float:
+        name = column["name"]
+        if name not in row:
+            needed = ", ".join(c["name"] for c in self.encoder.columns)
+            raise ValueError(f"a row lacks the column {name!r}; needed: {needed}")
+        value = row[name]
+        if value is None or value == "" or value != value:
+            if "fill" not in column:
+                raise ValueError(f"column {name!r} has no value, and training met no missing value there")
+            return math.nan
+        if "categories" not in column:
+            return float(value)
+        return float(column["categories"].index(str(value))) if str(value) in column["categories"] else -1.0
+
+    @torch.no_grad()
+    def outputs(self, rows: Any) -> Tensor:
+        """The model's outputs ``[b, k]``."""
+        numbers = self.numbers(rows)
+        if self.whole:
+            result: Tensor = self.module(numbers.to(torch.int64 if not self.encoder.real else torch.float32))
+            return result
+        return self.module(self.encoder(numbers))  # type: ignore[no-any-return]
+
+    def predict(self, rows: Any) -> list[Any]:
+        """The label of each row as the training file has it; in regression its target, or targets."""
+        out = self.outputs(rows)
+        if self.labels is None:
+            values = (out * self.multiply).tolist()
+            return [v[0] for v in values] if out.shape[-1] == 1 else values
+        chosen = (out[:, 0] > 0).long() if out.shape[-1] == 1 else out.argmax(-1)
+        return [self.labels[i] for i in chosen.tolist()]
+
+    def probabilities(self, rows: Any) -> Tensor:
+        """``[b, classes]``: the softmax of the outputs, for one output (logistic) of 0 and it."""
+        out = self.outputs(rows)
+        return torch.softmax(torch.cat([torch.zeros_like(out), out], 1) if out.shape[-1] == 1 else out, -1)
+
+
+def load(file: str | Path) -> Exported:
+    """What `fedsim export` wrote to a ``.pt``, ``.safetensors`` or ``.pt2`` file."""
+    path = Path(file)
+    if path.suffix == ".pt2":
+        extra = {"about.json": ""}
+        program = torch.export.load(str(path), extra_files=extra)
+        return Exported(json.loads(extra["about.json"]), program.module(), whole=True)
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as opened:
+            about = json.loads(opened.metadata()["about"])
+            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    else:
+        saved = torch.load(path, weights_only=True)
+        about, state = saved["about"], saved["state_dict"]
+    module = build(about["model"])
+    module.load_state_dict(state)
+    return Exported(about, module.eval())
+
+
+def build(model: Mapping[str, Any]) -> nn.Module:
+    """The module that the export describes, with values that are yet to be loaded.
+
+    Raises
+    ------
+    ImportError
+        The module is of somebody's own class, which is not found here.
+    """
+    dtype = getattr(torch, model["dtype"])
+    if model["layers"] is not None:
+        return assemble(model["layers"]).to(dtype)
+    where, _, name = str(model["name"]).partition(":")
+    try:
+        factory = getattr(importlib.import_module(where), name)
+    except Exception as error:
+        raise ImportError(
+            f"this model is made by '{model['name']}', which cannot be imported here ({error}); put its file on "
+            "PYTHONPATH, or export the run to a .pt2 file, which needs no code"
+        ) from error
+    known = {"input_shape": tuple(model["input_shape"]), "num_outputs": model["num_outputs"]}
+    if hasattr(factory, "build"):
+        made: nn.Module = factory(**model["keys"]).build(*known.values())
+    else:
+        try:
+            offered = inspect.signature(factory).parameters
+        except ValueError:
+            offered = {}  # type: ignore[assignment]
+        made = factory(**{k: v for k, v in known.items() if k in offered}, **model["keys"])
+    return made.to(dtype)
+
+
+def assemble(spec: Sequence[Any]) -> nn.Module:
+    """The module of a description: ``[kind, arguments or parts]``."""
+    kind, inner = spec
+    if kind == "Sequential":
+        return nn.Sequential(*(assemble(s) for s in inner))
+    if kind == "Residual":
+        return Residual(*(assemble(s) for s in inner))
+    layer: nn.Module = getattr(nn, kind)(**{k: tuple(v) if isinstance(v, list) else v for k, v in inner.items()})
+    return layer
+
+
+def describe(module: nn.Module) -> list[Any] | None:
+    """A description of a module of PyTorch's layers in JSON's types, from which `assemble` makes it again.
+
+    None where it has other parts, hooks or layers that are used twice.
+    """
+    if module._forward_hooks or module._forward_pre_hooks:
+        return None
+    kind = type(module).__name__
+    if type(module) is nn.Sequential:
+        if [name for name, _ in module.named_children()] != [str(i) for i in range(len(module))]:
+            return None
+        parts = [describe(child) for child in module]
+        return None if None in parts else ["Sequential", parts]
+    if kind == "BasicBlock" and type(module).__module__.startswith("fedsim."):
+        parts = [describe(module.get_submodule(name)) for name in ("body", "shortcut")]
+        return None if None in parts else ["Residual", parts]
+    if kind not in LAYERS or type(module) is not getattr(nn, kind):
+        return None
+    arguments: dict[str, Any] = {name: getattr(module, name) for name in LAYERS[kind]}
+    if kind in ("Linear", "Conv2d"):
+        arguments["bias"] = module.bias is not None
+    if kind == "Conv2d" and module.padding_mode != "zeros":
+        return None
+    if kind == "MaxPool2d" and (module.dilation != 1 or module.ceil_mode or module.return_indices):
+        return None
+    return [kind, {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}]

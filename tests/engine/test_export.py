@@ -1,0 +1,270 @@
+"""Exported models: applied to new rows in a process that has no fedsim, they say what fedsim says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+import torch
+
+import fedsim
+from fedsim.core.errors import InputError, RunError
+from fedsim.engine.assembly import assemble
+from fedsim.engine.export import export_model
+from fedsim.engine.run_directory import Run
+from fedsim.models import exported
+from fedsim.scenario.load import parse
+
+WITHOUT = """
+import json, pathlib, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "fedsim":
+            raise ImportError(f"{name} is not here")
+
+sys.meta_path.insert(0, Blocked())
+import torch
+
+file, code, rows = sys.argv[1:4]
+if file.endswith(".pt"):
+    text = torch.load(file, weights_only=True)["code"]
+elif file.endswith(".pt2"):
+    extra = {"exported.py": ""}
+    torch.export.load(file, extra_files=extra)
+    text = extra["exported.py"]
+else:
+    from safetensors import safe_open
+    with safe_open(file, "pt") as opened:
+        text = opened.metadata()["code"]
+text = text.decode() if isinstance(text, bytes) else text
+pathlib.Path(code).write_text(text, encoding="utf-8")
+sys.path.insert(0, str(pathlib.Path(code).parent))
+import exported_copy
+
+model = exported_copy.load(file)
+rows = json.loads(pathlib.Path(rows).read_text(encoding="utf-8"))
+if rows["columns"] is None:
+    given = torch.tensor(rows["rows"], dtype=getattr(torch, rows["type"]))
+else:
+    given = [dict(zip(rows["columns"], row)) for row in rows["rows"]]
+print(json.dumps({"outputs": model.outputs(given).tolist(), "labels": model.predict(given), "classes": model.classes}))
+assert not any(name.split(".")[0] == "fedsim" for name in sys.modules)
+"""
+
+OWN = """
+from torch import nn
+
+class Tokens(nn.Module):
+    def __init__(self, num_outputs, dim=4):
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, dim), nn.Linear(dim, num_outputs)
+
+    def forward(self, x):
+        return self.head(self.table(x).mean(1))
+"""
+
+DRAW = np.random.default_rng(4)
+TABLE = pandas.DataFrame(
+    {
+        "age": DRAW.integers(18, 80, 80),
+        "school": np.array(["École", "Masters", "HS-grad"])[DRAW.integers(0, 3, 80)],
+        "hours": DRAW.normal(40, 8, 80).round(3),
+        "income": np.where(DRAW.random(80) < 0.5, ">50K", "<=50K"),
+        "price": DRAW.normal(size=80),
+    }
+)
+NEW = TABLE.iloc[:6].assign(
+    age=[20, 30, 40, None, 60, 70], school=["École", "Masters", "PhD", "HS-grad", None, "École"]
+)
+
+
+def scenario(kind: str, folder: Path) -> dict[str, Any]:
+    """A scenario of each kind of data; its test rows are the new rows."""
+    TABLE.to_csv(folder / "train.csv", index=False)
+    NEW.to_csv(folder / "new.csv", index=False)
+    (folder / "own_tokens.py").write_text(OWN)
+    csv = {"dataset": "csv", "path": str(folder / "train.csv"), "test_path": str(folder / "new.csv"), "clients": 3,
+           "missing": "most_frequent", "features": ["age", "school", "hours"], "categorical": ["school"]}  # fmt: skip
+    tokens = DRAW.integers(0, 9, (60, 5))
+    tokens[:2] = [[0] * 5, [8] * 5]
+    np.savez(folder / "tokens.npz", x=tokens, y=DRAW.integers(4, 7, 60))
+    fedavg = {"name": "fedavg", "lr": 0.1, "local_epochs": 1}
+    sections: dict[str, Any] = {"algorithm": fedavg, "run": {"rounds": 2}}
+    match kind:
+        case "table":
+            sections |= {"data": {**csv, "target": "income"}, "model": {"name": "mlp", "hidden": [5]}}
+        case "logistic":
+            sections |= {"data": {**csv, "target": "income"}, "model": {"name": "linear", "loss": "logistic"}}
+        case "regression":
+            sections |= {"data": {**csv, "target": ["price", "hours"], "features": ["age"], "categorical": []}}
+            sections |= {"model": {"name": "linear"}, "run": {"rounds": 2, "dtype": "float64"}}
+        case "graph":
+            sections |= {"data": {**csv, "target": "income"}, "model": {"name": "linear"}}
+            sections |= {"algorithm": {"name": "dgd", "lr": 0.1, "batch_size": 8}, "topology": {"graph": "ring"}}
+        case "images":
+            sections |= {"data": {"dataset": "digits", "clients": 3, "limit": 60, "normalize": "standard"}}
+            sections |= {"model": {"name": "cnn", "channels": [3], "hidden": 6}}
+        case "residual":
+            sections |= {"data": {"dataset": "digits", "clients": 3, "limit": 9}}
+            sections |= {"model": {"name": "resnet18"}, "run": {"rounds": 1}}
+        case "tokens":
+            sections |= {"data": {"dataset": "npz", "path": str(folder / "tokens.npz"), "clients": 3}}
+            sections |= {"model": {"name": "own_tokens:Tokens"}}
+    return sections
+
+
+KINDS = ("table", "logistic", "regression", "graph", "images", "residual", "tokens")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Run, Path]]:
+    made: dict[str, tuple[Run, Path]] = {}
+    for kind in KINDS:
+        folder = tmp_path_factory.mktemp(kind)
+        sys.path.insert(0, str(folder))
+        made[kind] = fedsim.run(scenario(kind, folder), out=folder / "run"), folder
+    return made
+
+
+def own_prediction(folder: Path, kind: str, params: torch.Tensor) -> torch.Tensor:
+    """What fedsim computes for the test rows."""
+    task: Any = assemble(parse(scenario(kind, folder) | {"name": "again"})).task
+    return task.kernel.outputs(params.unsqueeze(0), task.test_inputs)[0]
+
+
+def raw_rows(kind: str) -> dict[str, Any]:
+    """The test rows as they are in the file."""
+    if kind in ("images", "residual"):
+        from sklearn.datasets import load_digits
+
+        from fedsim.data.splits import Split, divide
+
+        digits = load_digits()
+        whole = Split(digits.images[:, None].astype(np.float32), digits.target, 10)
+        rows = divide(whole, 0.2)[1].x[: 60 if kind == "images" else 9]
+        return {"columns": None, "rows": rows.tolist(), "type": "float32"}
+    columns = ["age"] if kind == "regression" else ["age", "school", "hours"]
+    found = NEW[columns].astype(object).where(NEW[columns].notna(), None)
+    return {"columns": columns, "rows": found.to_numpy().tolist()}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".pt2"])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "tokens"])
+def test_an_export_needs_no_fedsim(runs: Any, kind: str, suffix: str, tmp_path: Path) -> None:
+    run, folder = runs[kind]
+    file = tmp_path / f"model{suffix}"
+    about = export_model(run.dir, run.params, file)
+    expected = own_prediction(folder, kind, run.params if run.params.dim() == 1 else run.params.mean(0))
+    rows = raw_rows(kind)
+    done = applied(file, tmp_path, rows)
+    found = torch.tensor(done["outputs"], dtype=expected.dtype)
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+    if kind == "regression":
+        assert np.allclose(done["labels"], expected.tolist())
+        assert about["data"]["target"]["columns"] == ["price", "hours"]
+        return
+    numbers = (expected[:, 0] > 0).long() if kind == "logistic" else expected.argmax(1)
+    names = [str(k) for k in range(10)] if kind in ("images", "residual") else ["<=50K", ">50K"]
+    assert done["classes"] == names
+    assert [str(label) for label in done["labels"]] == [names[i] for i in numbers.tolist()]
+
+
+def applied(file: Path, folder: Path, rows: dict[str, Any], **environment: str) -> dict[str, Any]:
+    """What the export says in a process that cannot import fedsim."""
+    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    arguments = [str(file), str(folder / "exported_copy.py"), str(folder / "rows.json")]
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, *arguments], capture_output=True, text=True, cwd=folder, env=clean, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def test_somebodys_own_module_travels_as_a_program(runs: Any, tmp_path: Path) -> None:
+    run, folder = runs["tokens"]
+    rows = [[0, 8, 3, 2, 1], [4, 4, 4, 4, 4]]
+    with torch.no_grad():
+        expected = run.model()(torch.tensor(rows))
+    labels = [[4, 5, 6][i] for i in expected.argmax(1).tolist()]
+    given = {"columns": None, "rows": rows, "type": "int64"}
+    run.export(tmp_path / "model.pt2")
+    done = applied(tmp_path / "model.pt2", tmp_path, given)
+    assert torch.allclose(torch.tensor(done["outputs"]), expected, atol=1e-6)
+    assert done["labels"] == labels
+    run.export(tmp_path / "model.pt")
+    done = applied(tmp_path / "model.pt", tmp_path, given, PYTHONPATH=str(folder))
+    assert torch.equal(torch.tensor(done["outputs"]), expected)
+    with pytest.raises(ImportError, match=r"'nowhere:Net', which cannot be imported here .* to a .pt2 file"):
+        exported.build({"name": "nowhere:Net", "layers": None, "dtype": "float32"})
+
+
+def test_a_pt_file_is_plain(runs: Any, tmp_path: Path) -> None:
+    run, _ = runs["table"]
+    run.export(tmp_path / "m.pt")
+    saved = torch.load(tmp_path / "m.pt", weights_only=True)
+    plain = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(5, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
+    plain.load_state_dict(saved["state_dict"])
+    assert torch.equal(plain[1].weight, run.state_dict()["1.weight"])
+    assert torch.equal(plain[3].bias, run.model()[3].bias)
+    columns = saved["about"]["data"]["input"]["columns"]
+    assert [c["name"] for c in columns] == ["age", "school", "hours"]
+    assert columns[1]["categories"] == ["HS-grad", "Masters", "École"]
+    assert {"shift", "scale", "fill"} <= set(columns[0])
+    assert saved["about"]["data"]["target"]["classes"] == ["<=50K", ">50K"]
+    assert "clients" not in saved["about"]["data"]
+
+
+def test_of_a_graph_the_mean_or_a_node(runs: Any) -> None:
+    run, _ = runs["graph"]
+    flat = lambda model: torch.cat([p.detach().flatten() for p in model.parameters()])  # noqa: E731
+    assert torch.equal(flat(run.model()), run.params.mean(0))
+    assert torch.equal(flat(run.model(node=2)), run.params[2])
+    with pytest.raises(InputError, match="found 3; allowed: 0 to 2"):
+        run.model(node=3)
+    with pytest.raises(InputError, match="has a server and one model"):
+        runs["table"][0].state_dict(node=0)
+
+
+def test_what_cannot_be_exported_is_said(runs: Any, tmp_path: Path) -> None:
+    run, _ = runs["table"]
+    with pytest.raises(InputError, match=r"found 'm.onnx'; allowed: a file name that ends in .pt, .safetensors, .pt2"):
+        run.export(tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="no folder"):
+        run.export(tmp_path / "nowhere" / "m.pt")
+    with pytest.raises(RunError, match="holds no final parameters: the run is not finished"):
+        Run(tmp_path).model()
+    assert list(tmp_path.iterdir()) == []
+    quadratic = {"data": {"dataset": "quadratic", "file": str(tmp_path / "q.npz")}, "run": {"rounds": 1}}
+    np.savez(tmp_path / "q.npz", A=np.ones((2, 2)), b=np.ones((2, 2)))
+    done = fedsim.run(quadratic | {"algorithm": {"name": "fedavg", "lr": 0.1, "local_steps": 1}}, out=tmp_path / "q")
+    with pytest.raises(InputError, match="its problem has no data"):
+        done.export(tmp_path / "q.pt")
+
+
+def test_rows_that_do_not_fit_are_said(runs: Any, tmp_path: Path) -> None:
+    run, _ = runs["table"]
+    run.export(tmp_path / "m.safetensors")
+    model = exported.load(tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match="a row lacks the column 'school'; needed: age, school, hours"):
+        model.predict([{"age": 3}])
+    with pytest.raises(ValueError, match="column 'hours' has no value"):
+        model.predict({"age": 3, "school": "École", "hours": None})
+    assert abs(float(model.probabilities({"age": 3, "school": "École", "hours": 40}).sum()) - 1) < 1e-6
+
+
+def test_files_of_a_run_are_as_readable_as_their_neighbours(runs: Any, tmp_path: Path) -> None:
+    run, _ = runs["table"]
+    modes = {file.name: file.stat().st_mode & 0o777 for file in run.dir.iterdir() if file.is_file()}
+    assert set(modes.values()) == {modes["metrics.jsonl"]}
+    run.export(tmp_path / "m.safetensors")
+    assert (tmp_path / "m.safetensors").stat().st_mode & 0o777 == modes["metrics.jsonl"]
