@@ -97,6 +97,9 @@ def read_arrays(file: Path, ids: str | None = None) -> list[Split]:
     for name in whose:
         if name not in headers:
             raise InputError(_no_array(name, headers, file, whose), key="partition.partition_by")
+    for name in (*(n for pair in wanted for n in pair), *whose):
+        if headers[name][1].hasobject:
+            raise _unreadable(file, ValueError(f"array '{name}' holds Python objects"), "path")
     for x_name, y_name in wanted:
         x, y = headers[x_name][0], headers[y_name][0]
         if len(x) < 2 or len(y) not in (1, 2) or x[0] != y[0] or not math.prod(x):
@@ -134,7 +137,7 @@ def _no_array(name: str, headers: dict[str, Header], file: Path, wanted: Sequenc
     names = list(headers)
     alike = next((f" (did you mean '{n}'?)" for n in names if n.lower() == name.lower()), nearest(name, names))
     found = ", ".join(f"{n} {list(shape)}" for n, (shape, _) in headers.items()) or "none"
-    allowed = ", ".join(wanted) if wanted else "arrays named x_train, y_train, x_test, y_test, or x, y"
+    allowed = ", ".join(wanted) if wanted else "x_train, y_train, x_test, y_test, or x, y"
     return f"no array {name}{alike} in {file}; found: {found}; allowed: {allowed}"
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fedsim.core.arrays import Array
 from fedsim.core.errors import InputError
+from fedsim.core.limits import check_room
 from fedsim.core.registry import Part, register
 from fedsim.core.types import Count, NonNegative
 from fedsim.data import files, synthetic
@@ -261,6 +262,9 @@ class Synthetic(DatasetPart):
     def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
         if clients is None:
             raise InputError("missing; synthetic data are made per client, give their number", key="clients")
+        least = 8 * self.dimension
+        check_room(clients * 50 * least, f"{clients:,} clients with 50 samples each", "clients")
+        check_room(self.num_classes * least, f"a model of {self.dimension} x {self.num_classes} weights", "dimension")
         for key, value in (("alpha", self.alpha), ("beta", self.beta)):
             if value is None and not self.iid:
                 raise InputError("missing; allowed: a number >= 0, or iid: true", key=key)

@@ -227,7 +227,8 @@ QUADRATICS = [
 DATA = [
     data("no folder", "dataset: mnist, path: nowhere", at(1, "data.path"), "no file or folder", files={}),
     data("empty folder", "dataset: mnist, path: .", at(1, "data.path"), "no train*.parquet in", "s.yaml", files={}),
-    data("label", "dataset: hub, hub: a/b, path: .", "data: found label -1", files={"x": image_files([-1, 0, 1])}),
+    data("label", "dataset: hub, hub: a/b, path: ., num_classes: 2", "data: found label -1 with 2 classes",
+        files={"x": image_files([-1, 0, 1])}),
     data("no column", "dataset: parquet, path: ., target: lable", at(1, "data.target"), "(did you mean 'label'?)",
         files={"x": image_files([0, 1, 1])}),
     data("no parquet", "dataset: mnist, path: .", "train.parquet: data.path: cannot read",
