@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from fedsim.algorithms.base import GossipAlgorithm, ServerAlgorithm
 from fedsim.core.errors import InputError, Problem
 from fedsim.core.metrics import columns
+from fedsim.data.division import column_of
 from fedsim.data.sets import Dataset, Quadratic, QuadraticFile
 from fedsim.messages.aggregators import Aggregator, Mean, TrimmedMean
 from fedsim.participation.clocked import Clocked
@@ -36,7 +37,7 @@ def check_data(s: Scenario, data: Dataset | Quadratic) -> None:
                 problems.append(Problem(f"a quadratic problem {why}: remove the key", f"data.{key}"))
         problems += _model_of_quadratic(s)
     else:
-        if s.clients is None and data.clients is None:
+        if s.clients is None and data.clients is None and column_of(s.partition) is None:
             problems.append(Problem("missing; allowed: the number of clients to divide the data among", "data.clients"))
         if s.model is None:
             problems.append(_NO_MODEL)
