@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Places = npt.NDArray[np.float64]
 
 _LABELLED = 60  # up to here a name beside every node stays readable
+_SPRINGS = 5000  # above, springs take as long as the square of the nodes: a circle it is
 _ARROWS = 100  # up to here one arrow per edge does too
 
 
@@ -68,7 +69,7 @@ def _places(graph: nx.Graph[Any]) -> tuple[Places, bool]:
         return _apart(np.array([[data[i]["longitude"], data[i]["latitude"]] for i in nodes], dtype=float)), True
     if all("x" in data[i] and "y" in data[i] for i in nodes):
         return np.array([[data[i]["x"], data[i]["y"]] for i in nodes], dtype=float), False
-    if graph.graph.get("layout") == "circular":
+    if graph.graph.get("layout") == "circular" or len(nodes) > _SPRINGS:
         angle = math.pi / 2 - 2 * math.pi * np.arange(len(nodes)) / len(nodes)
         return np.column_stack([np.cos(angle), np.sin(angle)]), False
     plain: nx.Graph[Any] = nx.Graph(graph.edges())
