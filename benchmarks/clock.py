@@ -60,11 +60,11 @@ def lazy(clients: int, combines: int) -> None:
             start = time.perf_counter()
             for event in islice(engine.events, 2 * combines):
                 if isinstance(event, Dispatch):
-                    engine.simulation._dispatch(event)
+                    engine.simulation._dispatch([event])
                 else:
-                    engine.simulation._combine(event, engine.recorder)
+                    engine.simulation._combine(event)
             seconds[name] = (time.perf_counter() - start) / combines
-            params[name] = engine.simulation.state["x"]
+            params[name] = engine.simulation.home.kept()["x"]
         gap = float((params["lazy"] - params["alone"]).abs().max() / params["alone"].abs().max())
         print(f"{clients:,} clients, {combines:,} combines: lazy {seconds['lazy'] * 1e6:.0f} us per combine,", end=" ")
         ratio = seconds["alone"] / seconds["lazy"]

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from loops import ClientLoop, NodeLoop
 
+from fedsim.core import crew
 from fedsim.engine.assembly import assemble
 from fedsim.engine.loop import Simulation
-from fedsim.engine.recorder import Recorder
 from fedsim.participation.base import Dispatch
 from fedsim.scenario.load import parse
 
@@ -44,15 +44,21 @@ class Engine:
         scenario = parse({"run": {"rounds": 10**9, "eval_every": 10**9}, **sections})
         self.assembly = assemble(scenario)
         self.simulation = Simulation(scenario, self.assembly, folder / "run")
-        self.recorder = Recorder(folder / "run", trace=False)
         self.events = scenario.participation.events(self.assembly.setting(scenario))
 
     def round(self) -> None:
+        """A round as `fedsim.run` does it, with as many threads as PyTorch has."""
+        with crew.working():
+            self.step()
+
+    def step(self) -> None:
+        """A round with the threads that are set."""
         for event in islice(self.events, 2):
             if isinstance(event, Dispatch):
-                self.simulation._dispatch(event)
+                self.simulation._dispatch([event])
             else:
-                self.simulation._combine(event, self.recorder)
+                self.simulation._combine(event)
+                self.simulation.parts.clear()
 
     def loop(self, lr: float, batch: int) -> ClientLoop | NodeLoop:
         """The alternative on the same data, partition, model and graph."""
@@ -141,7 +147,6 @@ def main() -> None:
             steps = clients * (1 if gossip else -(-samples // batch))
             # Forward and weight gradients: 4 operations per parameter and sample; input gradients are not counted.
             share = 4 * engine.assembly.task.dim * (clients * batch if gossip else clients * samples) / ours / rate
-            engine.recorder.close()
             gemm = f"{share:8.0%}" if "cnn" not in name else f"{'':8}"
             print(
                 f"{name:22} {ours * 1e3:16.2f} {theirs * 1e3:14.2f} {ratio:6.1f}x {steps / ours:15,.0f} {gemm}",
