@@ -73,7 +73,7 @@ class RunSection(BaseModel):
         None, description="clients computed together (default: what fits the cache or the GPU)"
     )
     threads: Annotated[int, Field(gt=0, le=1024)] | None = Field(
-        None, description="CPU threads (default: PyTorch's own choice)"
+        None, description="CPU threads (default: OMP_NUM_THREADS, or the cores that the process may use)"
     )
     client_state: Choice = Field("auto", description="where clients' state is kept; auto: on disk above 1 GiB")
     checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="write a checkpoint that often")
