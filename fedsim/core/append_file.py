@@ -23,8 +23,10 @@ class AppendFile:
         self._end = 0
         self._waiting = False
 
-    def unread(self) -> list[dict[str, Any]]:
-        """Rows that neither were read here before nor appended here; a last line that was cut short is removed.
+    def unread(self, mend: bool = True) -> list[dict[str, Any]]:
+        """Rows that neither were read here before nor appended here; a last line that was cut short is void.
+
+        `mend` removes it, so that others may follow: not for who only looks, while another process may be writing it.
 
         Raises
         ------
@@ -42,7 +44,7 @@ class AppendFile:
         whole = text[: text.rfind(b"\n") + 1]
         rows = [self._row(line) for line in whole.splitlines()]
         self._end += len(whole)
-        if len(whole) < len(text):
+        if mend and len(whole) < len(text):
             os.truncate(self.path, self._end)
         return rows
 

@@ -95,6 +95,7 @@ class Simulation:
     totals: Totals = field(init=False, default_factory=Totals)
     round: int = field(init=False, default=0)
     fresh: bool = field(init=False, default=True)
+    _next_report: float = field(init=False, default=0.0)
     parts: list[Arrival] = field(init=False, default_factory=list)
     """The arrivals of the round that is going on: on a graph it may have several."""
 
@@ -239,14 +240,22 @@ class Simulation:
     def _evaluate(self) -> None:
         moment = self._moment()
         self.watch.round(self.round, self.evaluation.row(moment))
+        self._report(always=self.round == 0)
         check_finite(moment, self.folder)
 
     def _checkpoint(self) -> None:
         self.watch.saving()
         privacy = self.assembly.privacy
         progress: dict[str, Any] = {"round": self.round, "totals": asdict(self.totals), "privacy": privacy.save()}
-        save_report(self.folder, privacy.report())
+        self._report()
         self.backend.checkpointed(save_checkpoint(self.folder, progress, self.home.kept(), self.backend.save()))
+
+    def _report(self, always: bool = True) -> None:
+        """``privacy.json``; between checkpoints as often as it costs next to nothing."""
+        now = time.monotonic()
+        if always or now > self._next_report:
+            save_report(self.folder, self.assembly.privacy.report())
+            self._next_report = now + 100 * (time.monotonic() - now)
 
     def _place(self) -> str:
         """What numbers depend on in their last bits."""

@@ -28,6 +28,7 @@ from fedsim.engine.checkpoint import Checkpoint, load_checkpoint
 from fedsim.engine.export import export_model, run_model
 from fedsim.graphs.topology import Topology
 from fedsim.privacy.releases import FILE as RELEASES
+from fedsim.privacy.releases import recounted
 from fedsim.scenario.sections import BackendSection, Scenario
 
 LAST = 10
@@ -83,7 +84,7 @@ class Run:
         if not path.exists():
             raise RunError(f"{self.dir} has no privacy.json: its scenario has no section 'privacy'")
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return report
+        return recounted(report, self.dir)
 
     @cached_property
     def params(self) -> Tensor:

@@ -9,7 +9,8 @@ returns a `Bound`, whose hooks the engine calls; each does nothing unless overri
 ``charge``         before clients start: appends to the ledger everything that their work will release
 ``broadcast``      at the server: adds public numbers to what clients receive (an adaptive clip norm)
 ``outgoing``       at the client, in whatever process it runs, before its messages leave: local noise, shares of noise
-``aggregate``      at the server: the private version of the weighted mean, with central noise
+``aggregate``      at the server: the private version of the weighted mean, with central noise, which is drawn after
+                   `under_noise` was told what it is added to
 ``save, load``     checkpoints: the ledger and whatever the mechanism keeps between rounds
 =================  ====================================================================================================
 

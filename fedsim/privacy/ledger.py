@@ -146,6 +146,7 @@ class PrivacyLedger:
             "pld": epsilon_pld(worst, self.delta) if by_rdp is not None and by_rdp < 60 else None,
             "rdp": by_rdp,
             **asdict(self.claim),
+            "clients": self.num_clients,
             "releases": [{**asdict(r), "count": n} for r, n in sorted(worst.items())],
             "not_covered": list(NOT_COVERED),
         }

@@ -26,7 +26,7 @@ from fedsim.core.arrays import Ints
 from fedsim.core.errors import RunError
 from fedsim.core.types import Message
 from fedsim.privacy.accounting import Release
-from fedsim.privacy.ledger import Entry, PrivacyLedger
+from fedsim.privacy.ledger import Claim, Entry, PrivacyLedger
 
 FILE = "releases.jsonl"
 Row = Mapping[str, Any]
@@ -123,6 +123,19 @@ class Releases:
     def _write(self, row: dict[str, Any], word: int | None) -> None:
         self.file.append(row if word is None else {**row, "word": word}, self.durable)
         self.rows += 1
+
+
+def recounted(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A run's ``privacy.json`` with all that ``releases.jsonl`` says: a killed run had no time to update it."""
+    rows = AppendFile(folder / FILE).unread(mend=False)
+    if len(rows) <= report.get("rows", len(rows)):
+        return dict(report)
+    claim = Claim(*(report[key] for key in ("unit", "adjacency", "trust", "against", "sampling")))
+    ledger = PrivacyLedger(claim, report["delta"], report["clients"], report["budget"])
+    for row in rows:
+        for entry in entries(row):
+            ledger.add(entry)
+    return {**report, **ledger.report(), "rows": len(rows)}
 
 
 def entries(row: Row) -> list[Entry]:

@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from fedsim.core.errors import RunError
 from fedsim.figures.html import Markup, details, heading, notes, paragraph, table
+from fedsim.privacy.releases import recounted
 from fedsim.reports.groups import Group, Record
 
 _ROWS = {  # key of privacy.json: how it is called
@@ -34,7 +36,7 @@ def privacy(groups: Sequence[Group]) -> list[object]:
     for group in private:
         try:
             columns.append((group.label, _read(group.runs[0])))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RunError) as error:
             missing.append(f"{group.runs[0].dir}: privacy.json cannot be read: {error}")
     parts: list[object] = [heading(2, "Privacy"), notes(missing)]
     if not columns:
@@ -56,7 +58,7 @@ def _read(run: Record) -> dict[str, Any]:
     facts = json.loads((run.dir / "privacy.json").read_text(encoding="utf-8"))
     if not isinstance(facts, dict):
         raise ValueError("found no mapping")
-    return facts
+    return recounted(facts, run.dir)
 
 
 def _releases(title: str, facts: dict[str, Any]) -> Markup:

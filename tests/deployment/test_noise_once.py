@@ -266,3 +266,35 @@ def test_a_clocked_run_that_asks_again_gets_other_noise(tmp_path: Path) -> None:
     for answers in twice:
         clean = 2 * 0.05  # two clipped messages are at most that far apart
         assert float(torch.linalg.vector_norm(answers[0] - answers[1])) > 10 * clean
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_server_adds_its_noise_once(same: bool, tmp_path: Path) -> None:
+    """Resumed from its first checkpoint, it makes two rounds again: from the same answers, or from others."""
+    sections = {**BASE, "privacy": {"mechanism": "dp_fedavg", "clip_norm": 0.5, "noise_multiplier": 1.0}}
+    app = Deployment(tmp_path, sections, N)
+    app.run(settings="run.rounds=1")
+    folder = tmp_path / "results"
+    kept = {file.name: file.read_bytes() for file in (folder / "checkpoint").iterdir()}
+    first = app.run(resume=True, settings="run.rounds=3")
+    before, spent = first.params, first.privacy["epsilon"]
+    for name, content in kept.items():
+        (folder / "checkpoint" / name).write_bytes(content)
+
+    def other(message: Any, reply: Any) -> Any:
+        if message.metadata.group_id and not same:
+            delta = reply.content["arrays"]["delta"].numpy() * (1 - 1e-9)
+            reply.content["arrays"]["delta"] = type(reply.content["arrays"]["delta"])(delta)
+        return reply
+
+    app.grid.nodes[101].spoil = other
+    again = app.run(resume=True, settings="run.rounds=3")
+    words = {json.loads(line).get("word") for line in (folder / "releases.jsonl").read_text().splitlines()}
+    if same:
+        assert torch.equal(again.params, before)
+        assert again.privacy["epsilon"] == spent
+        assert words == {None}
+    else:
+        assert float((again.params - before).abs().max()) > 1e-2
+        assert again.privacy["epsilon"] > spent
+        assert len(words) == 2

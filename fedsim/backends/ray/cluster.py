@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedsim.backends.ray.token import check_token
 from fedsim.backends.ray.transport import Packed, unpack
 from fedsim.backends.shard import Shard
 from fedsim.clients.malloc import keep_freed_memory
@@ -73,6 +74,7 @@ class Cluster:
                 raise RunError(f"Ray did not start on this machine: {str(error).strip().splitlines()[0]}") from error
             return
         _reachable(address)
+        check_token(address)
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
