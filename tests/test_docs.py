@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 import fedsim
 from fedsim.cli.app import app
+from fedsim.cli.combinations import refusal, setting_of
 from fedsim.core import registry
 from fedsim.core.errors import InputError
 from fedsim.core.fields import keys_of
@@ -198,7 +199,7 @@ def test_what_a_page_shows_works(item: Item, desks: Callable[[Path], Desk]) -> N
 
 def test_the_pages_show_something() -> None:
     for page in PAGES:
-        assert items(page) or page.name == "speed.md", page.name
+        assert items(page) or page.name in ("speed.md", "combinations.md", "architecture.md"), page.name
     assert sum(i.command is not None for page in PAGES for i in items(page)) > 20
 
 
@@ -317,6 +318,31 @@ def test_the_schema_is_what_the_command_prints() -> None:
         [sys.executable, "-m", "fedsim.cli.app", "schema"], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout
     assert json.loads(printed) == json.loads((ROOT / "docs" / "scenario.schema.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_the_combinations_are_what_the_command_prints() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-m", "fedsim.cli.combinations"], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    assert printed == (ROOT / "docs" / "combinations.md").read_text(encoding="utf-8")
+
+
+def test_combinations_ask_the_checks() -> None:
+    fedavg, scaffold, dgd = ({"algorithm": {"name": n}} for n in ("fedavg", "scaffold", "dgd"))
+    clocked = {"participation": {"mode": "asynchronous"}}
+    assert refusal({**fedavg, **clocked}) is None
+    assert "one common model" in str(refusal({**scaffold, **clocked}))
+    assert "gossip algorithm" in str(refusal({**dgd, **clocked}))
+    decor = {"privacy": {"mechanism": "decor"}}
+    assert refusal({**dgd, **decor}) is None
+    assert "neighbours draw together" in str(refusal({**dgd, **decor}, deployed=True))
+    for kind, setting in (("algorithm", "server"), ("algorithm", "gossip")):  # what the page says in one sentence
+        for name in names(kind):
+            if setting_of(kind, name) == setting:
+                for mode in names("participation"):
+                    if setting_of("participation", mode) != setting:
+                        assert refusal({"algorithm": {"name": name}, "participation": {"mode": mode}}) is not None
 
 
 @pytest.mark.parametrize("file", SCENARIOS, ids=lambda p: p.name)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict
 
+from fedsim.core import modules
 from fedsim.core.errors import InputError, unknown
 
 T = TypeVar("T")
@@ -109,12 +110,12 @@ def lookup(kind: str, name: object) -> Any:
 
 
 def load_object(path: str) -> Any:
-    """Import ``pkg.mod:Attr``; modules in the working directory are found too."""
+    """Import ``pkg.mod:Attr``; modules beside the scenario and in the working directory come before installed ones."""
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     module_name, _, attribute = path.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        module = modules.find(module_name)
     except Exception as error:  # a user's module may fail in any way while it is imported
         raise InputError(f"cannot import '{module_name}' of '{path}': {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):

@@ -14,6 +14,7 @@ from typing import Any
 
 from fedsim import __version__
 from fedsim.core.errors import InputError
+from fedsim.core.modules import imported_from, own_file
 from fedsim.deployment.noise import check_trust
 from fedsim.deployment.server import RUN_KEYS
 from fedsim.scenario.sections import Scenario
@@ -178,13 +179,15 @@ def _toml(value: Any) -> str:
 
 
 def _own_modules(scenario: Scenario) -> Iterator[Path]:
-    """Files or packages, beside the scenario or in the working directory, of parts named ``pkg.mod:Attr``."""
+    """Files or packages, beside the scenario or in the working directory, of parts named ``pkg.mod:Attr``.
+
+    With them go those that they import from beside themselves.
+    """
     names = sorted({name.partition(":")[0].partition(".")[0] for name in _part_names(scenario.resolved())})
+    names += sorted(imported_from(scenario.base.resolve()) - set(names))
     for name in names:
-        found = next(
-            (p for folder in (scenario.base, Path.cwd()) for p in (folder / f"{name}.py", folder / name) if p.exists()),
-            None,
-        )
+        files = (own_file(folder, name) for folder in (scenario.base, Path.cwd()))
+        found = next((f.parent if f.name == "__init__.py" else f for f in files if f is not None), None)
         if found is None:
             continue  # installed: it has to be so on every machine
         if re.match(r"test_.*\.py$|.*_test\.py$", found.name):

@@ -18,6 +18,7 @@ from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
 from fedsim.core.job import RunFacts
 from fedsim.core.limits import check_room
+from fedsim.core.modules import beside
 from fedsim.core.oracle import Task
 from fedsim.core.registry import lookup
 from fedsim.data.division import Division, column_of, divided
@@ -119,7 +120,8 @@ def assemble(scenario: Scenario, change: Change | None = None, held: Held | None
         Anything that only shows once data, model and graph are there, with file, line and dotted key.
     """
     try:
-        return _assemble(scenario, change, held)
+        with beside(scenario.base):
+            return _assemble(scenario, change, held)
     except InputError as error:
         raise scenario.document.locate(error) from None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedsim.core.documents import Document, override, read_yaml
 from fedsim.core.errors import InputError, Problem, unknown
+from fedsim.core.modules import beside
 from fedsim.scenario.checks import check_sections
 from fedsim.scenario.sections import INNER, SECTIONS, Scenario
 from fedsim.scenario.table import ValueSection
@@ -41,7 +42,8 @@ def parse(document: Document | Mapping[str, Any]) -> Scenario:
     if folder not in sys.path:  # so that 'my_module:MyAlgorithm' beside the scenario is found
         sys.path.append(folder)
     try:
-        return _parse(document)
+        with beside(document.base):
+            return _parse(document)
     except InputError as error:
         raise document.locate(error) from None
 

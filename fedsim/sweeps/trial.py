@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import shutil
-import sys
 import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.core.errors import FedsimError, InputError, RunError
+from fedsim.core.modules import Places
 from fedsim.engine.loop import run
 from fedsim.engine.watch import Row, Watcher
 from fedsim.scenario.sections import Scenario
@@ -50,7 +50,7 @@ class Work:
     scenarios : pickled, for the machine that runs them has to find somebody's own modules first.
     places : where the runs' directories are on the machine that started the sweep.
     token : a file beside them; a machine that sees it sees the directories.
-    paths : where that machine finds modules.
+    modules : where that machine finds modules, somebody's own too.
     home : the actor that receives directories from machines that do not; None where all do.
     metric : what bad runs are stopped by, if they are.
     """
@@ -58,7 +58,7 @@ class Work:
     scenarios: list[bytes]
     places: list[str]
     token: str
-    paths: list[str]
+    modules: Places
     home: Any = None
     metric: str | None = None
 
@@ -67,7 +67,7 @@ def trial(config: Mapping[str, Any], work: Work) -> None:
     """One run, in a process of the cluster; tells Ray Tune its metrics and what ended it."""
     from ray import tune
 
-    sys.path.extend(p for p in work.paths if p not in sys.path)
+    work.modules.adopt()
     number = config["number"]
 
     try:

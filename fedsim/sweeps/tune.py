@@ -7,7 +7,6 @@ import os
 import pickle
 import shutil
 import signal
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 from fedsim.backends.ray.cluster import Cluster
 from fedsim.core.errors import FedsimError, InputError, RunError
 from fedsim.core.metrics import TABLE
+from fedsim.core.modules import Places
 from fedsim.engine.place import ACTORS
 from fedsim.scenario.sections import Scenario
 from fedsim.sweeps.axes import Stop
@@ -142,7 +142,7 @@ def _shared(
         here = NodeAffinitySchedulingStrategy(cluster.here(), soft=False)
         home = ray.remote(num_cpus=0, scheduling_strategy=here)(Home).remote(places)
     try:
-        yield Work(scenarios, places, str(token.resolve()), list(sys.path), home, metric)
+        yield Work(scenarios, places, str(token.resolve()), Places.here(), home, metric)
     finally:
         if home is not None:
             cluster.end([home])

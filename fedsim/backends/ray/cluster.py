@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from fedsim.backends.shard import Shard
 from fedsim.clients.malloc import keep_freed_memory
 from fedsim.core import crew
 from fedsim.core.errors import InputError, RunError
+from fedsim.core.modules import Places
 
 log = logging.getLogger("fedsim")
 _START_SECONDS = 120.0
@@ -139,7 +139,7 @@ class Cluster:
             count > 1 and ray.util.get_current_placement_group() is None
         ):  # where a sweep reserved places, those are taken
             kind = kind.options(scheduling_strategy="SPREAD")
-        hosts = [kind.remote(sys.path, threads, gpus > 0) for _ in range(count)]
+        hosts = [kind.remote(Places.here(), threads, gpus > 0) for _ in range(count)]
         calls = [host.ready.remote() for host in hosts]
         ready, waiting = ray.wait(calls, num_returns=count, timeout=seconds)
         try:
@@ -160,8 +160,8 @@ class Cluster:
 class Host:
     """The actor: a process with some shards (one, unless it took over those of a process that is gone)."""
 
-    def __init__(self, paths: list[str], threads: int, gpu: bool) -> None:
-        sys.path.extend(p for p in paths if p not in sys.path)  # where the driver finds modules, somebody's own too
+    def __init__(self, places: Places, threads: int, gpu: bool) -> None:
+        places.adopt()  # where the driver finds modules, somebody's own too
         crew.settle(threads)
         self.device = torch.device("cuda" if gpu else "cpu")
         if not gpu:
