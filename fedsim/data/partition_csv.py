@@ -108,5 +108,5 @@ def read_table(path: Path) -> PartitionTable:
 def _cells(values: Sequence[str]) -> str:
     """Cells of a line, in quotes where they need it."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(values)
-    return text.getvalue()
+    csv.writer(text, lineterminator="\r\n").writerow(values)  # what is in it decides which cells are quoted
+    return text.getvalue().removesuffix("\r\n")
