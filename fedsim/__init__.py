@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from fedsim.privacy.base import Bound, Mechanism
     from fedsim.reports.plan import plan
     from fedsim.reports.report import write_report as report
+    from fedsim.reports.sections import ReportSection
     from fedsim.scenario.load import load
     from fedsim.scenario.sections import Scenario
     from fedsim.sweeps.run import sweep
@@ -88,6 +89,7 @@ _HOME = {
     "View": "core.metrics",
     "Logger": "engine.watch",
     "Watcher": "engine.watch",
+    "ReportSection": "reports.sections",
     "Watched": "engine.watch",
     "Job": "core.job",
     "RunFacts": "core.job",
@@ -122,7 +124,7 @@ __all__ = [
     "Compressor", "Count", "Dataset", "DatasetPart", "Decay", "Dispatch", "Effort", "Ended", "Fraction",
     "GossipAlgorithm", "Graph", "InputError", "Job", "LocalSolver", "Logger", "Lost", "Measure", "Mechanism",
     "Message", "MessageTransform", "Metric", "Model", "Needs", "NonNegative", "Oracle", "Participation", "Partition",
-    "Policy", "Positive", "Probability", "Rang", "Round", "Run", "RunError", "RunFacts", "Scenario",
+    "Policy", "Positive", "Probability", "Rang", "ReportSection", "Round", "Run", "RunError", "RunFacts", "Scenario",
     "ServerAlgorithm", "Setting", "Start", "State", "View", "Watched", "Watcher", "Woke", "Work", "check",
     "clip_norm", "dot", "load", "norm", "plan", "register", "report", "rng", "run", "sweep",
 ]  # fmt: skip

@@ -21,11 +21,11 @@ from test_layers import FLOORS  # noqa: E402
 WORDS = {
     "cli": "the command line", "reports": "plans, pages, tables", "sweeps": "many runs", "deployment": "Flower apps",
     "audit": "attacks on runs", "engine": "the one loop", "scenario": "what a file says",
-
-    "privacy": "mechanisms, ledger",     "backends": "where: here, Ray", "contract": "laws of parts", "clients": "local work, one round",
-    "participation": "who works, when", "objective": "gradients of models", "algorithms": "one file a paper",
-    "messages": "rules, compression", "graphs": "topologies, mixing", "devices": "speeds, clocks",
-    "data": "sets, partitions", "models": "modules, losses", "core": "types, keys, errors", "figures": "matplotlib",
+    "privacy": "mechanisms, ledger", "backends": "where: here, Ray", "contract": "laws of parts",
+    "clients": "local work, one round", "participation": "who works, when", "objective": "gradients of models",
+    "algorithms": "one file a paper", "messages": "rules, compression", "graphs": "topologies, mixing",
+    "devices": "speeds, clocks", "data": "sets, partitions", "models": "modules, losses",
+    "core": "types, keys, errors", "figures": "matplotlib",
 }  # fmt: skip
 
 

@@ -160,11 +160,14 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="the HTML file (default: report.html in the first DIR)")
     ] = None,
+    sections: Annotated[
+        list[str] | None, typer.Option("--section", help="a section of your own: PKG.MOD:NAME, or {name: ..., keys}")
+    ] = None,
 ) -> None:
     """Make one self-contained HTML page with figures; several runs are compared."""
     from fedsim.reports.report import write_report
 
-    say("", bold=str(write_report(directories, out)))
+    say("", bold=str(write_report(directories, out, sections or [])))
 
 
 @app.command()

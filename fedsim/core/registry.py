@@ -48,6 +48,7 @@ KINDS = {
     "privacy": Kind("fedsim.privacy", "fedsim.privacy.base:Mechanism"),
     "metric": Kind("fedsim.engine.measures", "fedsim.core.metrics:Measure"),
     "logger": Kind("fedsim.engine.loggers", "fedsim.engine.watch:Logger"),
+    "section": Kind("fedsim.reports.sections", "fedsim.reports.sections:ReportSection"),
     "audit": Kind("fedsim.audit", "fedsim.audit.base:Audit"),
 }
 _parts: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}

@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedsim.core.errors import InputError
 from fedsim.core.metrics import TABLE, Metric, metric
@@ -34,12 +34,9 @@ from fedsim.figures.html import (
     swatch,
     table,
 )
-from fedsim.reports.deployment import deployments
 from fedsim.reports.groups import Group, Record, find_runs, group_runs, metrics_of, sweep_errors
-from fedsim.reports.privacy import privacy
-from fedsim.reports.schedule import schedules
-from fedsim.reports.setting import environments, partitions, topologies
-from fedsim.reports.tradeoffs import tradeoffs
+from fedsim.reports.sections import Page, ReportSection, made, sections_named
+from fedsim.reports.setting import environments
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,13 +71,18 @@ FINAL_AND_BEST = (
 )
 
 
-def write_report(directories: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(
+    directories: Sequence[str | Path],
+    out: str | Path | None = None,
+    sections: Sequence[str | Mapping[str, Any] | ReportSection] = (),
+) -> Path:
     """Write the page, and its figures as PNG into ``figures/`` beside it; return the page's path.
 
     Parameters
     ----------
     directories : run directories, or folders (a sweep's, say) with run directories in them.
     out : the HTML file; default ``report.html`` in the first directory.
+    sections : sections of one's own: ``pkg.mod:Name``, mappings with `name` and keys, or `ReportSection` themselves.
 
     Raises
     ------
@@ -88,19 +90,20 @@ def write_report(directories: Sequence[Path], out: Path | None = None) -> Path:
         A directory does not exist or holds no run, a run has no readable ``scenario.yaml``, or `out` cannot be written.
         Lesser damage becomes a note in the page.
     """
+    own = [s if isinstance(s, ReportSection) else sections_named([s])[0] for s in sections]
     runs = find_runs([Path(d) for d in directories])
     place = Path(out) if out is not None else Path(directories[0]) / "report.html"
     if place.is_dir():
         raise InputError(f"--out: found the folder {place}, allowed: a file")
     try:
         (place.parent / "figures").mkdir(parents=True, exist_ok=True)
-        place.write_text(make_page(runs, place.parent / "figures", _title(runs)), encoding="utf-8")
+        place.write_text(make_page(runs, place.parent / "figures", _title(runs), own), encoding="utf-8")
     except OSError as error:
         raise InputError(f"--out: the page cannot be written to {place}: {error}") from None
     return place
 
 
-def make_page(runs: Sequence[Record], figures: Path, title: str) -> str:
+def make_page(runs: Sequence[Record], figures: Path, title: str, own: Sequence[ReportSection] = ()) -> str:
     """The page about `runs`; its figures are also saved in the folder `figures`."""
 
     def save(name: str, figure: Figure) -> bytes:
@@ -121,12 +124,7 @@ def make_page(runs: Sequence[Record], figures: Path, title: str) -> str:
     for name, called, lead, rows in _figures(groups, shown):
         save(name, grid_figure(rows, [g.label for g in groups], called))
         body += [heading(2, called), paragraph(lead, soft=True) if lead else "", *_panels(name, rows, groups)]
-    body += tradeoffs(groups, differing, shown, save)
-    body += deployments(runs, shown)
-    body += schedules(groups, save)
-    body += privacy(groups)
-    body += partitions(groups, save)
-    body += topologies(groups, save)
+    body += made(Page(runs, groups, differing, shown, save), own)
     if len(runs) > 1:
         body += _runs_table(groups, shown)
     body += [heading(2, "Scenario"), *(_scenario(group) for group in groups)]
