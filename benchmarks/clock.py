@@ -56,7 +56,7 @@ def lazy(clients: int, combines: int) -> None:
         seconds, params = {}, {}
         for name, backend in (("lazy", Vectorized), ("alone", Eager)):
             engine = Engine(sections, folder)
-            engine.simulation.backend = backend(engine.simulation.backend.worker)
+            engine.simulation.home.backend = backend(engine.simulation.backend.worker)
             start = time.perf_counter()
             for event in islice(engine.events, 2 * combines):
                 if isinstance(event, Dispatch):
