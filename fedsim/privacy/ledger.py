@@ -24,11 +24,14 @@ _SLACK = 1 + 1e-6  # of a budget: calibration is exact up to rounding
 _MOST_PROFILES = 16
 Entry = tuple[Release, "int | Ints", "Ints | None"]
 """A release, how often, and whose (None: everybody's), as `PrivacyLedger.append` takes them."""
+KNOWN_SEED = (
+    "noise and samples whose seed is known: here they are drawn from noise_seed and seed so that runs can be repeated"
+)
 NOT_COVERED = (
     "choices made by looking at results on the data: learning rates, clip norms, stopping, model selection",
     "preprocessing that looks at the data, such as scaling to its mean and deviation",
     "the metrics of this run: they are computed from the data without noise, for the simulation's reader only",
-    "noise and samples whose seed is known: here they are drawn from noise_seed and seed so that runs can be repeated",
+    KNOWN_SEED,
     "messages that the system model loses: they are taken as seen by nobody",
 )
 

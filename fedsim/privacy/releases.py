@@ -135,7 +135,7 @@ def recounted(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for row in rows:
         for entry in entries(row):
             ledger.add(entry)
-    return {**report, **ledger.report(), "rows": len(rows)}
+    return {**report, **ledger.report(), "not_covered": report["not_covered"], "rows": len(rows)}
 
 
 def entries(row: Row) -> list[Entry]:

@@ -278,6 +278,7 @@ def test_a_server_adds_its_noise_once(same: bool, tmp_path: Path) -> None:
     kept = {file.name: file.read_bytes() for file in (folder / "checkpoint").iterdir()}
     first = app.run(resume=True, settings="run.rounds=3")
     before, spent = first.params, first.privacy["epsilon"]
+    assert not any("seed is known" in words for words in first.privacy["not_covered"])
     for name, content in kept.items():
         (folder / "checkpoint" / name).write_bytes(content)
 
