@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     )
     from fedsim.data.partition import Partition
     from fedsim.data.sets import Dataset, DatasetPart
-    from fedsim.engine.loop import run
+    from fedsim.engine.run import run
     from fedsim.engine.run_directory import Run
     from fedsim.engine.watch import Logger, Watched, Watcher
     from fedsim.graphs.base import Graph
@@ -62,7 +62,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "load": "scenario.load",
-    "run": "engine.loop",
+    "run": "engine.run",
     "sweep": "sweeps.run",
     "plan": "reports.plan",
     "report": "reports.report:write_report",

@@ -60,7 +60,7 @@ def run(
     scenario: ScenarioFile, settings: Settings = None, out: Out = None, resume: Resume = False, as_json: AsJson = False
 ) -> None:
     """Run a scenario; results go to a run directory."""
-    from fedsim.engine.loop import run as simulate
+    from fedsim.engine.run import run as simulate
     from fedsim.engine.run_directory import read_jsonl
     from fedsim.scenario.load import load
 

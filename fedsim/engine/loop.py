@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ import torch
 
 from fedsim.backends.base import Backend
 from fedsim.clients.malloc import keep_freed_memory
-from fedsim.core.crew import working
-from fedsim.core.errors import InputError, RunError
+from fedsim.core.errors import RunError
 from fedsim.core.types import State
-from fedsim.engine.assembly import Assembly, assemble
+from fedsim.engine.assembly import Assembly
 from fedsim.engine.checkpoint import Checkpoint, save_checkpoint
 from fedsim.engine.evaluate import Evaluation, Moment, check_finite
 from fedsim.engine.inputs import write_inputs
@@ -26,54 +24,15 @@ from fedsim.engine.run_directory import Run, find_checkpoint, open_directory, sa
 from fedsim.engine.signals import stop_requested
 from fedsim.engine.states import run_state
 from fedsim.engine.totals import Totals
+from fedsim.engine.wall import WallClock
 from fedsim.engine.watch import All, Progress, Watched, Watcher, listening, loggers_of
 from fedsim.participation.base import Arrival, Dispatch, Ended, Event
 from fedsim.participation.record import is_empty, trace_row
-from fedsim.scenario.load import given
 from fedsim.scenario.sections import Scenario
 
 LOG = logging.getLogger("fedsim")
 _EARLY = 10
 """A run in which nobody has taken part by that round says so then, and not at its end alone."""
-
-
-def run(
-    scenario: Scenario | str | Path | Mapping[str, Any],
-    out: str | Path | None = None,
-    resume: bool = False,
-    progress: Progress | None = None,
-    watchers: Sequence[Watcher] = (),
-) -> Run:
-    """Run a scenario and return its run directory.
-
-    Parameters
-    ----------
-    scenario : a `Scenario`, a path to a file, or the nested mappings of one.
-    out : the run directory; default ``runs/<name>-<hash of the resolved scenario>``.
-    resume : continue from the directory's checkpoint; the numbers are those of an unbroken run.
-    progress : called after every round.
-    watchers : are told how the run goes.
-
-    Raises
-    ------
-    InputError
-        The scenario is wrong.
-    RunError
-        The run failed, e.g. diverged; what was recorded stays readable.
-    KeyboardInterrupt
-        Interrupted (Ctrl-C or SIGTERM); a checkpoint was written.
-    """
-    scenario = given(scenario)
-    folder = Path(out) if out is not None else Path("runs") / f"{scenario.name}-{scenario.hash()}"
-    try:
-        with working(scenario.run.threads):
-            simulation = Simulation(scenario, assemble(scenario), folder, resume)
-            try:
-                return simulation.run(progress, *watchers)
-            finally:
-                simulation.backend.close()
-    except InputError as error:  # what only a recorded run or the backend shows
-        raise scenario.document.locate(error) from None
 
 
 @dataclass
@@ -154,7 +113,7 @@ class Simulation:
 
     def _to_the_end(self) -> Ended | None:
         """All rounds that are left, their evaluations, and the last checkpoint."""
-        clock = _Clock(self.totals.wall)
+        clock = WallClock(self.totals.wall)
         with stop_requested() as stop:
             if self.fresh:
                 self._evaluate()
@@ -164,7 +123,7 @@ class Simulation:
         self._checkpoint()
         return ended
 
-    def _rounds(self, clock: _Clock, stop: Callable[[], bool]) -> Ended | None:
+    def _rounds(self, clock: WallClock, stop: Callable[[], bool]) -> Ended | None:
         """Every event up to the last round: see `fedsim.participation.base` for what they are."""
         s = self.scenario
         events = (self.source or s.participation.events)(self.assembly.setting(s), self.round)
@@ -210,7 +169,7 @@ class Simulation:
         names = None if network is None else network.topology.names
         return {} if names is None else {"names": names}
 
-    def _close_round(self, event: Arrival, clock: _Clock, stop: Callable[[], bool]) -> None:
+    def _close_round(self, event: Arrival, clock: WallClock, stop: Callable[[], bool]) -> None:
         """Record a round, and write a checkpoint where one is due."""
         run = self.scenario.run
         self.totals.time, self.round, self.totals.wall = event.time, event.number, clock.wall()
@@ -265,20 +224,3 @@ class Simulation:
         write_inputs(self.folder, self.assembly.about, self.assembly.counts, self.assembly.task.sizes)
         if self.assembly.network is not None:
             save_topology(self.folder, self.assembly.network.topology)
-
-
-class _Clock:
-    """Seconds of the wall: of the whole run, and since the last checkpoint."""
-
-    def __init__(self, before: float) -> None:
-        self._before, self._started = before, time.monotonic()
-        self._last = self._started
-
-    def wall(self) -> float:
-        return self._before + time.monotonic() - self._started
-
-    def since_checkpoint(self) -> float:
-        return time.monotonic() - self._last
-
-    def checkpointed(self) -> None:
-        self._last = time.monotonic()

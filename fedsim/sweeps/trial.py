@@ -13,7 +13,7 @@ from typing import Any
 
 from fedsim.core.errors import FedsimError, InputError, RunError
 from fedsim.core.modules import Places
-from fedsim.engine.loop import run
+from fedsim.engine.run import run
 from fedsim.engine.watch import Row, Watcher
 from fedsim.scenario.sections import Scenario
 from fedsim.sweeps.home import pack

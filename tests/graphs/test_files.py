@@ -405,7 +405,7 @@ def test_a_graph_that_would_not_fit_is_refused_before_it_is_made(section: dict[s
 
 def test_a_run_says_names(tmp_path: Path) -> None:
     from fedsim import load
-    from fedsim.engine.loop import run
+    from fedsim.engine.run import run
     from fedsim.reports.plan import plan
     from fedsim.reports.timeline import follow
     from fedsim.reports.timeline_tables import client_rows, combine_rows

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from fedsim.cli.app import main
-from fedsim.engine.loop import run as simulate
+from fedsim.engine.run import run as simulate
 from fedsim.figures.schedule import Bar, schedule_figure
 from fedsim.reports.report import write_report
 from fedsim.reports.timeline import follow
