@@ -1,6 +1,7 @@
 """The run: assembled from a scenario, one loop over events, and what is recorded of it.
 
-`assembly` builds data, model, graph and mechanism, `place` the backend, `loop` runs, `evaluate` measures, `watch` says
-who is told (`recorder` first), `run_directory` and `checkpoint` write. They may import everything but reports, sweeps, deployment, audit and the command line. Start with
+`run` is the way in, `assembly` builds data, model, graph and mechanism, `place` the backend, `loop` runs, `evaluate`
+measures, `watch` says who is told (`recorder` first), `run_directory`, `checkpoint` and `inputs` write, `export`
+hands the model on. They may import everything but reports, sweeps, deployment, audit and the command line. Start with
 `loop`.
 """
