@@ -19,6 +19,7 @@ import yaml
 
 import fedsim
 from fedsim.core.errors import InputError, RunError
+from fedsim.core.modules import Places
 from fedsim.sweeps.files import read_sweep
 from fedsim.sweeps.home import Home
 from fedsim.sweeps.trial import Work
@@ -204,7 +205,9 @@ def test_machines_that_do_not_see_the_folder_send_what_they_recorded(ray_session
     places[0].mkdir(parents=True)
     (places[0] / "stale").touch()
     home = ray_session.remote(num_cpus=0)(Home).remote([str(place) for place in places])
-    work = Work([pickle.dumps(p.scenario) for p in points], [f"/nowhere/{p.label}" for p in points], "/no", [], home)
+    work = Work(
+        [pickle.dumps(p.scenario) for p in points], [f"/nowhere/{p.label}" for p in points], "/no", Places.here(), home
+    )
 
     def errors_of_both(work: Work) -> list[str | None]:
         """What the trials tell Ray Tune."""
