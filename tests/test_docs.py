@@ -265,7 +265,8 @@ def test_equations_lead_to_code() -> None:
     [
         ("algorithm", "scenario"), ("participation", "scenario"), ("aggregator", "scenario"), ("dataset", "data"),
         ("partition", "data"), ("model", "models"), ("loss", "models"), ("graph", "gossip"), ("mixing", "gossip"),
-        ("solver", "scenario"), ("privacy", "privacy"), ("audit", "audit"), ("metric", "runs"), ("logger", "runs"),
+        ("solver", "scenario"), ("compressor", "scenario"), ("attack", "scenario"), ("privacy", "privacy"),
+        ("audit", "audit"), ("metric", "runs"), ("logger", "runs"),
     ],
 )  # fmt: skip
 def test_every_part_and_key_is_described(kind: str, page: str) -> None:
