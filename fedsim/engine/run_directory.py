@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -29,6 +30,7 @@ from fedsim.engine.export import export_model, run_model
 from fedsim.graphs.topology import Topology
 from fedsim.privacy.releases import FILE as RELEASES
 from fedsim.privacy.releases import recounted
+from fedsim.scenario.load import load
 from fedsim.scenario.sections import BackendSection, Scenario
 
 LAST = 10
@@ -250,6 +252,8 @@ def _check_same(folder: Path, scenario: Scenario) -> None:
         raise InputError(
             "is not the YAML that fedsim wrote; --resume cannot continue this run", None, str(recorded)
         ) from error
+    with suppress(InputError):  # if it has something that is not there any more, the comparison names it
+        old |= _flat(yaml.safe_load(load(recorded).to_yaml()))  # with the defaults of keys that have come since
     new = _flat(yaml.safe_load(scenario.to_yaml()))
     problems = [
         Problem(f"found {new.get(key)!r}, but the run in {folder} has {old.get(key)!r}; {_SAME}", key)

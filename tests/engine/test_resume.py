@@ -281,3 +281,24 @@ def test_a_diverging_run_exits_with_1_and_leaves_what_it_recorded(
     assert recorded[-1]["train_loss"] is None  # infinity is not JSON
     with pytest.raises(RunError, match="holds no final parameters"):
         _ = Run(tmp_path / "out").params
+
+
+def test_a_run_from_before_a_key_was_there_goes_on(tmp_path: Path) -> None:
+    """A recorded scenario that lacks keys which have come since is the same scenario where these have their defaults."""
+    scenario = {
+        "data": {"dataset": "digits", "clients": 6},
+        "model": {"name": "linear"},
+        "algorithm": {"name": "fedprox", "lr": 0.1},
+        "run": {"rounds": 2, "eval_every": 1},
+    }
+    fedsim.run(scenario, out=tmp_path / "run")
+    recorded = tmp_path / "run" / "scenario.yaml"
+    text = recorded.read_text(encoding="utf-8")
+    assert "  clipping: gradient\n" in text
+    recorded.write_text(text.replace("  clipping: gradient\n", ""), encoding="utf-8")
+    longer = {**scenario, "run": {"rounds": 4, "eval_every": 1}}
+    run = fedsim.run(longer, out=tmp_path / "run", resume=True)
+    assert list(run.metrics["round"]) == [0, 1, 2, 3, 4]
+    recorded.write_text(text.replace("  clipping: gradient\n", "  clipping: official\n"), encoding="utf-8")
+    with pytest.raises(InputError, match="has 'official'"):
+        fedsim.run(longer, out=tmp_path / "run", resume=True)
