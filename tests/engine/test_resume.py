@@ -284,7 +284,7 @@ def test_a_diverging_run_exits_with_1_and_leaves_what_it_recorded(
 
 
 def test_a_run_from_before_a_key_was_there_goes_on(tmp_path: Path) -> None:
-    """A recorded scenario that lacks keys which have come since is the same scenario where these have their defaults."""
+    """Keys that have come since a scenario was recorded have their defaults there."""
     scenario = {
         "data": {"dataset": "digits", "clients": 6},
         "model": {"name": "linear"},
