@@ -14,6 +14,7 @@ from fedsim.clients.round import begin
 from fedsim.clients.worker import Worker
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.job import Job
+from fedsim.core.lock import owned
 from fedsim.core.types import Message
 from fedsim.data.partition_csv import write_partition
 from fedsim.deployment.flower.backend import Flower, Policy
@@ -117,12 +118,17 @@ def serve(grid: Any, scenario: Scenario, config: RunConfig, run: str) -> Run:
     Raises
     ------
     InputError
-        The scenario or the run config is wrong.
+        The scenario or the run config is wrong, or another process writes into the run directory.
     RunError
         Clients are missing, or what they answer cannot be used, beyond what the run config puts up with.
     """
     check_trust(scenario)
     folder = Path(config.out) if config.out else Path("runs") / f"{scenario.name}-{scenario.hash()}"
+    with owned(folder):
+        return _serve(grid, scenario, config, run, folder)
+
+
+def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: Path) -> Run:
     assembly = assemble(with_own_noise(scenario, folder / "noise.key", fresh=not config.resume))
     task = assembly.task
     wanted = config.min_clients or task.num_clients

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedsim.core.crew import working
 from fedsim.core.errors import InputError
+from fedsim.core.lock import owned
 from fedsim.engine.assembly import assemble
 from fedsim.engine.loop import Simulation
 from fedsim.engine.run_directory import Run
@@ -36,7 +37,7 @@ def run(
     Raises
     ------
     InputError
-        The scenario is wrong.
+        The scenario is wrong, or another process writes into the directory.
     RunError
         The run failed, e.g. diverged; what was recorded stays readable.
     KeyboardInterrupt
@@ -45,7 +46,7 @@ def run(
     scenario = given(scenario)
     folder = Path(out) if out is not None else Path("runs") / f"{scenario.name}-{scenario.hash()}"
     try:
-        with working(scenario.run.threads):
+        with owned(folder), working(scenario.run.threads):
             simulation = Simulation(scenario, assemble(scenario), folder, resume)
             try:
                 return simulation.run(progress, *watchers)

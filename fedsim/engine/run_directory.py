@@ -149,7 +149,7 @@ def open_directory(folder: Path, scenario: Scenario, checkpoint: Checkpoint | No
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if checkpoint is None:
-            _clear(folder, releases=not resume)
+            clear(folder, releases=not resume)
         else:
             done = checkpoint.progress["round"]
             _cut(folder / "metrics.jsonl", lambda number: number <= done and scenario.run.evaluates(number))
@@ -228,7 +228,7 @@ def _cut(path: Path, keep: Callable[[int], bool]) -> None:
         _write_atomically(path, "".join(line + "\n" for line in kept))
 
 
-def _clear(folder: Path, releases: bool) -> None:
+def clear(folder: Path, releases: bool = True) -> None:
     """Remove what an earlier run left; what it released only where nothing is continued."""
     if releases:
         (folder / RELEASES).unlink(missing_ok=True)

@@ -8,6 +8,8 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedsim.core.lock import owned
+
 
 class Home:
     """An actor on the machine where a sweep was started, which puts what others send into the sweep's folder."""
@@ -17,7 +19,8 @@ class Home:
 
     def receive(self, number: int, packed: bytes) -> None:
         """Replace the directory of a run."""
-        unpack(packed, self.places[number])
+        with owned(self.places[number]):
+            unpack(packed, self.places[number])
 
 
 def pack(folder: Path) -> bytes:

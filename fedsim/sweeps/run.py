@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedsim.core.errors import FedsimError
+from fedsim.core.lock import owned
+from fedsim.engine.run_directory import clear
 from fedsim.engine.watch import Progress, listening
 from fedsim.sweeps.book import Book, Outcome
 from fedsim.sweeps.files import Point, read_sweep
@@ -41,12 +42,26 @@ def sweep(
     Raises
     ------
     InputError
-        The sweep file is wrong, or there is no cluster that could run it.
+        The sweep file is wrong, or there is no cluster that could run it, or another process writes into the folder.
     KeyboardInterrupt
         Interrupted; `resume` continues.
     """
     plan = read_sweep(path, settings)
-    book = Book(plan, Path(out) if out is not None else Path("sweeps") / plan.name)
+    folder = Path(out) if out is not None else Path("sweeps") / plan.name
+    with owned(folder):
+        return _sweep(Book(plan, folder), resume, started, together, retry, told, ended)
+
+
+def _sweep(
+    book: Book,
+    resume: bool,
+    started: Callable[[Point, int, int], Progress | None] | None,
+    together: Together | None,
+    retry: bool,
+    told: Callable[[Point, Mapping[str, Any]], None] | None,
+    ended: Callable[[Outcome], None] | None,
+) -> list[Outcome]:
+    plan = book.plan
     todo = list(enumerate(plan.points))
     if resume:
         book.read(retry)
@@ -67,9 +82,10 @@ def sweep(
                 note(point, error)
     elif todo:
         work = [point for _, point in todo]
-        if not resume:
-            for point in work:  # runs continue what they find
-                shutil.rmtree(book.place(point), ignore_errors=True)
+        for point in work:  # runs continue what they find
+            with owned(book.place(point)):
+                if not resume:
+                    clear(book.place(point))
         run_together(
             [(point.scenario, book.place(point)) for point in work], book.folder, together, plan.stop,
             lambda number, row: told(work[number], row) if told is not None else None,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.core.errors import FedsimError, InputError, RunError
+from fedsim.core.lock import owned
 from fedsim.core.modules import Places
 from fedsim.engine.run import run
 from fedsim.engine.watch import Row, Watcher
@@ -99,7 +100,8 @@ def _run(number: int, work: Work, reports: Watcher) -> None:
         raise RunError(f"{type(error).__name__}: {error} ({where}, by ray job submit --working-dir)") from error
     place = Path(work.places[number])
     if Path(work.token).exists():
-        attempt(scenario, place, resume=True, watchers=[reports])
+        with owned(place, group=work.token):  # a trial is begun again only where its process has ended
+            attempt(scenario, place, resume=True, watchers=[reports])
         return
     import ray
 
