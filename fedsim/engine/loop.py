@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from fedsim.backends.base import Backend
 from fedsim.clients.malloc import keep_freed_memory
 from fedsim.core.errors import RunError
 from fedsim.core.types import State
 from fedsim.engine.assembly import Assembly
-from fedsim.engine.checkpoint import Checkpoint, save_checkpoint
+from fedsim.engine.checkpoint import Checkpoint
 from fedsim.engine.evaluate import Evaluation, Moment, check_finite
-from fedsim.engine.inputs import write_inputs
 from fedsim.engine.place import make_backend
 from fedsim.engine.recorder import Recorder
-from fedsim.engine.run_directory import Run, find_checkpoint, open_directory, save_params, save_report, save_topology
+from fedsim.engine.records import Records, note_empty
+from fedsim.engine.run_directory import Run, find_checkpoint, open_directory, save_params
 from fedsim.engine.signals import stop_requested
 from fedsim.engine.states import run_state
 from fedsim.engine.totals import Totals
 from fedsim.engine.wall import WallClock
 from fedsim.engine.watch import All, Progress, Watched, Watcher, listening, loggers_of
 from fedsim.participation.base import Arrival, Dispatch, Ended, Event
-from fedsim.participation.record import is_empty, trace_row
 from fedsim.scenario.sections import Scenario
 
 LOG = logging.getLogger("fedsim")
-_EARLY = 10
-"""A run in which nobody has taken part by that round says so then, and not at its end alone."""
 
 
 @dataclass
@@ -55,12 +48,12 @@ class Simulation:
     totals: Totals = field(init=False, default_factory=Totals)
     round: int = field(init=False, default=0)
     fresh: bool = field(init=False, default=True)
-    _next_report: float = field(init=False, default=0.0)
     parts: list[Arrival] = field(init=False, default_factory=list)
     """The arrivals of the round that is going on: on a graph it may have several."""
 
     def __post_init__(self) -> None:
         self.evaluation, self.loggers = Evaluation(self.scenario, self.assembly), loggers_of(self.scenario)
+        self.records = Records(self.folder, self.scenario, self.assembly)
         if self.assembly.device.type == "cpu":
             keep_freed_memory()
         saved = find_checkpoint(self.folder, self.scenario) if self.resume else None
@@ -83,7 +76,7 @@ class Simulation:
         self.home = run_state(self.scenario, self.assembly, self.backend)
         open_directory(self.folder, self.scenario, saved, self.resume)
         self.fresh, privacy = saved is None, self.assembly.privacy
-        privacy.record(self.folder, self._place(), self.backend.draw_from, durable=self.remote is not None)
+        privacy.record(self.folder, self.records.place, self.backend.draw_from, durable=self.remote is not None)
         if saved is None:
             privacy.catch_up(0)
         else:
@@ -91,7 +84,7 @@ class Simulation:
             self.backend.load(saved.clients)
             privacy.load(saved.progress.get("privacy", {}))
             self.home.load(saved)
-        self._write_inputs()
+        self.records.inputs()
 
     def run(self, *told: Watcher | Progress | None) -> Run:
         """Run to the last round; what is recorded is told to the scenario's loggers and to `told`."""
@@ -164,22 +157,14 @@ class Simulation:
         self.parts.append(combined.event)
         return combined.event
 
-    def _names(self) -> dict[str, Any]:
-        """What the nodes of a graph file are called: the trace's first row says whom its numbers mean."""
-        network = self.assembly.network
-        names = None if network is None else network.topology.names
-        return {} if names is None else {"names": names}
-
     def _close_round(self, event: Arrival, clock: WallClock, stop: Callable[[], bool]) -> None:
         """Record a round, and write a checkpoint where one is due."""
         run = self.scenario.run
         self.totals.time, self.round, self.totals.wall = event.time, event.number, clock.wall()
         if run.trace:
-            self.watch.scheduled(trace_row(self.parts) | (self._names() if self.round == 1 else {}))
-        self.totals.empty += is_empty(self.parts)
+            self.watch.scheduled(self.records.schedule(self.parts, self.round))
+        note_empty(self.totals, self.parts, self.round)
         self.parts.clear()
-        if self.round == _EARLY and self.totals.empty == self.round:
-            LOG.warning("round %d: %s", self.round, self.totals.remark(self.round))
         if run.evaluates(self.round):
             self._evaluate()
         else:
@@ -200,28 +185,9 @@ class Simulation:
     def _evaluate(self) -> None:
         moment = self._moment()
         self.watch.round(self.round, self.evaluation.row(moment))
-        self._report(always=self.round == 0)
+        self.records.report(always=self.round == 0)
         check_finite(moment, self.folder)
 
     def _checkpoint(self) -> None:
         self.watch.saving()
-        privacy = self.assembly.privacy
-        progress: dict[str, Any] = {"round": self.round, "totals": asdict(self.totals), "privacy": privacy.save()}
-        self._report()
-        self.backend.checkpointed(save_checkpoint(self.folder, progress, self.home.kept(), self.backend.save()))
-
-    def _report(self, always: bool = True) -> None:
-        """``privacy.json``; between checkpoints as often as it costs next to nothing."""
-        now = time.monotonic()
-        if always or now > self._next_report:
-            save_report(self.folder, self.assembly.privacy.report())
-            self._next_report = now + 100 * (time.monotonic() - now)
-
-    def _place(self) -> str:
-        """What numbers depend on in their last bits."""
-        return f"{self.scenario.backend} {self.assembly.device} {torch.get_num_threads()} {torch.__version__}"
-
-    def _write_inputs(self) -> None:
-        write_inputs(self.folder, self.assembly.about, self.assembly.counts, self.assembly.task.sizes)
-        if self.assembly.network is not None:
-            save_topology(self.folder, self.assembly.network.topology)
+        self.records.checkpoint(self.round, self.totals, self.home, self.backend)
