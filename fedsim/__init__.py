@@ -50,7 +50,10 @@ if TYPE_CHECKING:
     from fedsim.participation.base import Arrival, Dispatch, Ended, Participation, Setting
     from fedsim.participation.clocked import Clocked
     from fedsim.participation.policy import Alert, Arrived, Combine, Lost, Policy, Rang, Start, Woke, Work
+    from fedsim.privacy.accounting import Release, calibrate
     from fedsim.privacy.base import Bound, Mechanism
+    from fedsim.privacy.ledger import Claim, PrivacyLedger
+    from fedsim.privacy.noise import gaussian
     from fedsim.reports.plan import plan
     from fedsim.reports.report import write_report as report
     from fedsim.reports.sections import ReportSection
@@ -109,6 +112,11 @@ _HOME = {
     "Graph": "graphs.base",
     "Mechanism": "privacy.base",
     "Bound": "privacy.base",
+    "Claim": "privacy.ledger",
+    "PrivacyLedger": "privacy.ledger",
+    "Release": "privacy.accounting",
+    "calibrate": "privacy.accounting",
+    "gaussian": "privacy.noise",
     **dict.fromkeys(
         (
             "Aggregate", "BatchSize", "Count", "Decay", "Fraction", "Message", "NonNegative", "Positive", "Probability",
@@ -120,13 +128,14 @@ _HOME = {
 """Name: the module below fedsim that has it, and what it is called there if that differs."""
 
 __all__ = [
-    "Aggregate", "Aggregator", "Alert", "Arrival", "Arrived", "Attack", "BatchSize", "Bound", "Clocked", "Combine",
-    "Compressor", "Count", "Dataset", "DatasetPart", "Decay", "Dispatch", "Effort", "Ended", "Fraction",
+    "Aggregate", "Aggregator", "Alert", "Arrival", "Arrived", "Attack", "BatchSize", "Bound", "Claim", "Clocked",
+    "Combine", "Compressor", "Count", "Dataset", "DatasetPart", "Decay", "Dispatch", "Effort", "Ended", "Fraction",
     "GossipAlgorithm", "Graph", "InputError", "Job", "LocalSolver", "Logger", "Lost", "Measure", "Mechanism",
-    "Message", "MessageTransform", "Metric", "Model", "Needs", "NonNegative", "Oracle", "Participation", "Partition",
-    "Policy", "Positive", "Probability", "Rang", "ReportSection", "Round", "Run", "RunError", "RunFacts", "Scenario",
-    "ServerAlgorithm", "Setting", "Start", "State", "View", "Watched", "Watcher", "Woke", "Work", "check",
-    "clip_norm", "dot", "load", "norm", "plan", "register", "report", "rng", "run", "sweep",
+    "Message", "MessageTransform", "Metric", "Model", "Needs", "NonNegative", "Oracle", "Participation",
+    "Partition", "Policy", "Positive", "PrivacyLedger", "Probability", "Rang", "Release", "ReportSection", "Round",
+    "Run", "RunError", "RunFacts", "Scenario", "ServerAlgorithm", "Setting", "Start", "State", "View", "Watched",
+    "Watcher", "Woke", "Work", "calibrate", "check", "clip_norm", "dot", "gaussian", "load", "norm", "plan",
+    "register", "report", "rng", "run", "sweep",
 ]  # fmt: skip
 
 

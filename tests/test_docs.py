@@ -13,8 +13,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from typer.testing import CliRunner
 import fedsim
 from fedsim.cli.app import app
 from fedsim.cli.combinations import refusal, setting_of
+from fedsim.contract.check import PROMISES
 from fedsim.core import registry
 from fedsim.core.errors import InputError
 from fedsim.core.fields import keys_of
@@ -125,7 +127,7 @@ class Desk:
         place = self.folder / (block.file or "unnamed.yaml")
         place.write_text(block.text, encoding="utf-8")
         if block.language == "python":
-            exec(compile(block.text, str(place), "exec"), {"__name__": "__main__"})
+            _as_a_script(block.text, place)
         elif block.is_scenario and "name: wrong" not in block.text:
             fedsim.load(place)
         return None
@@ -163,6 +165,16 @@ class Desk:
         return None if (scenario.base / path).exists() else f"needs a local copy of {scenario.dataset.hub}"
 
 
+def _as_a_script(text: str, place: Path) -> None:
+    """Run it as a script or a notebook is run: what it defines is in the module ``__main__``."""
+    whole = sys.modules["__main__"]
+    sys.modules["__main__"] = module = ModuleType("__main__")
+    try:
+        exec(compile(text, str(place), "exec"), vars(module))
+    finally:
+        sys.modules["__main__"] = whole
+
+
 @pytest.fixture(scope="session")
 def desks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], Desk]]:
     """``desks(page)``: a folder with scenarios/ and topologies/; imports and registrations are taken back."""
@@ -195,6 +207,48 @@ def desks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path],
 @pytest.mark.parametrize("item", [i for page in PAGES for i in items(page)], ids=str)
 def test_what_a_page_shows_works(item: Item, desks: Callable[[Path], Desk]) -> None:
     desks(item.block.page).attempt(item)
+
+
+def test_parts_are_made_of_public_names() -> None:
+    """What the pages about own parts import of fedsim is in ``fedsim`` itself."""
+    for page in PAGES:
+        if page.name.startswith("extending"):
+            text = "\n".join(b.text for b in blocks(page) if b.language == "python")
+            assert re.findall(r"^from fedsim import", text, re.MULTILINE) or page.name == "extending.md", page.name
+            assert not re.findall(r"(?:from|import) fedsim\.[\w.]+", text), page.name
+
+
+_GOOD = {
+    "algorithm": [("fedavg", [])], "solver": [("sgd", [])], "aggregator": [("median", [])],
+    "compressor": [("top_k", ["k=2"])], "attack": [("sign_flip", ["attackers=2"])],
+    "participation": [("synchronous", [])], "privacy": [("local_dp", ["clip_norm=1.0"])],
+    "dataset": [("synthetic", ["alpha=0.5", "beta=0.5"])],
+    "backend": [("fedsim.backends.in_process:Vectorized", [])],
+}  # fmt: skip
+"""A part of each kind that has laws."""
+
+
+def test_every_law_is_described() -> None:
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    section = text[text.index("## `fedsim check`") :]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
+    said: dict[str, list[str]] = {}
+    for kind, law, _ in rows[1:]:
+        said.setdefault(kind, []).append(law)
+    common = said.pop("transform")
+    said |= {kind: [*common, *said[kind]] for kind in ("compressor", "attack")}
+    assert set(said) == set(PROMISES) == set(_GOOD)
+    for kind, parts in _GOOD.items():
+        for name, settings in parts:
+            results = fedsim.check(name, settings, kind)
+            assert [r.name for r in results if not r.passed] == [], kind
+            assert {r.name for r in results} == set(said[kind]), kind
+
+
+def test_every_field_of_a_round_is_described() -> None:
+    text = (ROOT / "docs" / "extending-algorithms.md").read_text(encoding="utf-8")
+    section = text[text.index("| `round.` |") : text.index("A second argument of `aggregate`")]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [f.name for f in fields(fedsim.Round)]
 
 
 def test_the_pages_show_something() -> None:

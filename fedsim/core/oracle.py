@@ -71,7 +71,7 @@ class Plan(ABC):
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says of the test data: outputs ``[N, k]``, targets ``[N]``, and, of classes, its guesses ``[N]``."""
+    """What a model says of some samples: outputs ``[N, k]``, targets ``[N]``, and, of classes, its guesses ``[N]``."""
 
     outputs: Tensor
     targets: Tensor
@@ -120,13 +120,17 @@ class Task(ABC):
     def evaluate(self, params: Tensor) -> dict[str, float]:
         """Metrics of one model ``[d]``: ``train_loss`` and, with test data, ``test_loss`` (and ``test_accuracy``)."""
 
-    def answers(self, params: Tensor) -> Answers:
+    def answers(self, params: Tensor, client: int | None = None) -> Answers:
         """What one model ``[d]`` says of the test data (of the sample that ``run.eval_samples`` takes).
+
+        Parameters
+        ----------
+        client : of the training data of this client instead.
 
         Raises
         ------
         InputError
-            There are none: a quadratic problem has no samples.
+            There are none: a quadratic problem has no samples, and a deployment's server no training data.
         """
         raise InputError("a quadratic problem has no test data; allowed: a data set of samples")
 

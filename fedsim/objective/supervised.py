@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedsim.core import crew, rng
 from fedsim.core.arrays import Bools, Floats, Ints
+from fedsim.core.errors import InputError
 from fedsim.core.oracle import Answers, Oracle, Plan, Task
 from fedsim.core.types import BatchSize
 from fedsim.data.augment import Augment, moved
@@ -119,11 +120,18 @@ class SupervisedTask(Task):
             result["test_accuracy"] = accuracy
         return result
 
-    def answers(self, params: Tensor) -> Answers:
-        parts = [self.kernel.outputs(params.unsqueeze(0), x)[0] for x in torch.split(self.test_inputs, _EVAL_SAMPLES)]
-        outputs = torch.cat(parts)
+    def answers(self, params: Tensor, client: int | None = None) -> Answers:
+        inputs, targets = self.test_inputs, self.test_targets
+        if client is not None:
+            if not self.sees_training_data:
+                raise InputError("clients keep their data to themselves; allowed: measures on the test data")
+            own = torch.as_tensor(self.indices[self.offsets[client] : self.offsets[client + 1]], device=self.device)
+            inputs, targets = self.inputs[own], self.targets[own]
+        outputs = torch.cat(
+            [self.kernel.outputs(params.unsqueeze(0), x)[0] for x in torch.split(inputs, _EVAL_SAMPLES)]
+        )
         guesses = predictions(outputs, self.loss_name) if self.is_classification else None
-        return Answers(outputs, self.test_targets, guesses)
+        return Answers(outputs, targets, guesses)
 
     def node_accuracy(self, params: Tensor) -> float | None:
         if not self.is_classification:

@@ -374,8 +374,8 @@ class WrappedTask(Task):
     def evaluate(self, params: Tensor) -> dict[str, float]:
         return self.inner.evaluate(params)
 
-    def answers(self, params: Tensor) -> Answers:
-        return self.inner.answers(params)
+    def answers(self, params: Tensor, client: int | None = None) -> Answers:
+        return self.inner.answers(params, client)
 
     def node_accuracy(self, params: Tensor) -> float | None:
         return self.inner.node_accuracy(params)

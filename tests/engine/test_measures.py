@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from sklearn.metrics import f1_score
 
@@ -20,8 +21,10 @@ from fedsim.core.errors import InputError, RunError
 from fedsim.core.metrics import FILE, TABLE, Metric, best, merged, read_columns, write_columns
 from fedsim.engine.assembly import assemble
 from fedsim.engine.run_directory import bests, read_jsonl
+from fedsim.objective.supervised import SupervisedTask
 from fedsim.reports.groups import read_run
 from fedsim.reports.report import write_report
+from fedsim.scenario.load import parse
 from fedsim.sweeps.files import read_sweep
 
 SERVER: dict[str, Any] = {
@@ -64,6 +67,26 @@ def test_an_own_f1_is_what_scikit_learn_says(own: str, tmp_path: Path, base: dic
     plain = fedsim.run(base, out=tmp_path / "plain")
     assert rows(plain) == [{k: v for k, v in row.items() if "f1" not in k} for row in rows(run)]
     assert not (plain.dir / FILE).exists()
+
+
+def test_a_model_is_asked_about_a_client_s_own_data() -> None:
+    task = assemble(parse(SERVER)).task
+    assert isinstance(task, SupervisedTask)
+    params = task.initial() + 0.1
+    whole = 0
+    for client in range(task.num_clients):
+        rows = task.indices[task.offsets[client] : task.offsets[client + 1]]
+        answers = task.answers(params, client)
+        assert len(answers.outputs) == task.sizes[client] == len(rows)
+        assert torch.equal(answers.targets, task.targets[rows])
+        expected = task.kernel.outputs(params.unsqueeze(0), task.inputs[rows])[0]
+        assert torch.equal(answers.outputs, expected)
+        whole += len(rows)
+    assert whole == len(task.inputs)
+    task.sees_training_data = False  # a deployment's server
+    with pytest.raises(InputError, match="clients keep their data to themselves"):
+        task.answers(params, 0)
+    assert len(task.answers(params).outputs) == len(task.test_inputs)
 
 
 def test_what_clients_and_nodes_keep_can_be_measured(own: str, tmp_path: Path) -> None:
