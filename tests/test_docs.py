@@ -293,6 +293,42 @@ def test_files_it_names_exist(page: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
+def test_modules_it_names_exist() -> None:
+    """In pages, and in what the package says of itself: names of modules that were moved are found."""
+    sources = [*PAGES, *(ROOT / "fedsim").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    found: dict[str, bool] = {}
+    for file in sources:
+        for name in set(re.findall(r"(?<![\w/.-])fedsim(?:\.[A-Za-z]\w*)+(?!\w|\{)", file.read_text(encoding="utf-8"))):
+            if name not in found:
+                found[name] = _exists(name)
+            assert found[name], f"{file.relative_to(ROOT)}: {name}"
+
+
+def _exists(name: str) -> bool:
+    """Whether ``pkg.mod.Name.attribute`` can be had."""
+    words = name.split(".")
+    thing: Any = None
+    for i in range(len(words), 0, -1):
+        try:
+            thing = importlib.import_module(".".join(words[:i]))
+        except ModuleNotFoundError:
+            continue
+        for word in words[i:]:
+            if not hasattr(thing, word):
+                return False
+            thing = getattr(thing, word)
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p.stem.startswith(("README", "extending", "scenario"))], ids=lambda p: p.name
+)
+def test_prose_is_narrow(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert [line for line in text.splitlines() if len(line) > 120 and not line.startswith("|")] == []
+
+
 def test_pictures_are_small() -> None:
     for picture in (ROOT / "docs" / "images").iterdir():
         assert picture.stat().st_size < 150_000, picture.name
