@@ -117,7 +117,7 @@ def load_object(path: str) -> Any:
     module_name, _, attribute = path.partition(":")
     try:
         module = modules.find(module_name)
-    except Exception as error:  # a user's module may fail in any way while it is imported
+    except (Exception, SystemExit) as error:  # a user's module may fail in any way while it is imported
         raise InputError(f"cannot import '{module_name}' of '{path}': {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
         public = [n for n in vars(module) if not n.startswith("_")]

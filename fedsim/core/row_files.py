@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -134,7 +135,13 @@ def write_tensors(
         whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items() if isinstance(v, Tensor)}
         path.touch()
         mode = path.stat().st_mode
-        save_file(whole, path, metadata=metadata)
+        try:
+            save_file(whole, path, metadata=metadata)
+        except SafetensorError as error:  # it has the disk's answer as text alone
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
         path.chmod(mode)  # safetensors' own is for the owner alone, unlike that of the files around it
         return
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}

@@ -5,6 +5,7 @@ A row of ``metrics.jsonl`` is made by standing measures, in the order of the col
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,8 +107,13 @@ class Evaluation:
         return row | fresh
 
 
-def check_finite(moment: Moment, folder: object) -> None:
-    """Raise RunError where the model is not finite any more."""
+def check_finite(moment: Moment, row: Columns, folder: object) -> None:
+    """Raise RunError where the model is not finite any more, or its outputs never were."""
+    if moment.round == 0 and isinstance(row.get("train_loss"), float) and math.isnan(row["train_loss"]):
+        raise RunError(
+            f"the model's loss is not a number before the first round (train_loss is nan): its outputs are not finite "
+            f"on the training data; look at the model and at the data. What was recorded is in {folder}"
+        )
     if not bool(torch.isfinite(moment.centre).all()):
         raise RunError(
             f"the run diverged: parameters are not finite at round {moment.round}; lower algorithm.lr or set "

@@ -184,9 +184,10 @@ class Simulation:
 
     def _evaluate(self) -> None:
         moment = self._moment()
-        self.watch.round(self.round, self.evaluation.row(moment))
+        row = self.evaluation.row(moment)
+        self.watch.round(self.round, row)
         self.records.report(always=self.round == 0)
-        check_finite(moment, self.folder)
+        check_finite(moment, row, self.folder)
 
     def _checkpoint(self) -> None:
         self.watch.saving()

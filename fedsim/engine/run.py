@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.core.crew import working
-from fedsim.core.errors import InputError
+from fedsim.core.disk import cannot_write, is_full
+from fedsim.core.errors import InputError, RunError
 from fedsim.core.lock import owned
 from fedsim.engine.assembly import assemble
 from fedsim.engine.loop import Simulation
@@ -47,10 +48,22 @@ def run(
     folder = Path(out) if out is not None else Path("runs") / f"{scenario.name}-{scenario.hash()}"
     try:
         with owned(folder), working(scenario.run.threads):
-            simulation = Simulation(scenario, assemble(scenario), folder, resume)
-            try:
-                return simulation.run(progress, *watchers)
-            finally:
-                simulation.backend.close()
+            return _run(scenario, folder, resume, [progress, *watchers])
     except InputError as error:  # what only a recorded run or the backend shows
         raise scenario.document.locate(error) from None
+
+
+def _run(scenario: Scenario, folder: Path, resume: bool, told: Sequence[Watcher | Progress | None]) -> Run:
+    """The run; what the disk refuses, or somebody's own module that would end the process, ends it with a sentence."""
+    try:
+        simulation = Simulation(scenario, assemble(scenario), folder, resume)
+        try:
+            return simulation.run(*told)
+        finally:
+            simulation.backend.close()
+    except OSError as error:
+        if is_full(error) or not folder.exists():
+            raise cannot_write(folder / "a file", error) from error
+        raise
+    except SystemExit as error:
+        raise RunError(f"a module that the scenario names ended the run by sys.exit({error.code!r})") from error

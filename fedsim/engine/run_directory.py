@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +27,7 @@ from fedsim.core.metrics import TABLE, Metric, best, read_columns
 from fedsim.core.row_files import RowStream, write_tensors
 from fedsim.engine.checkpoint import Checkpoint, load_checkpoint
 from fedsim.engine.export import export_model, run_model
+from fedsim.engine.rows import kept, rows
 from fedsim.graphs.topology import Topology
 from fedsim.privacy.releases import FILE as RELEASES
 from fedsim.privacy.releases import recounted
@@ -124,7 +125,7 @@ def find_checkpoint(folder: Path, scenario: Scenario) -> Checkpoint | None:
     InputError
         The folder holds another scenario, or more rounds, or cannot be read.
     RunError
-        The checkpoint is damaged.
+        The checkpoint is damaged, or rows that it implies are missing.
     """
     try:
         _check_same(folder, scenario)
@@ -132,7 +133,9 @@ def find_checkpoint(folder: Path, scenario: Scenario) -> Checkpoint | None:
     except OSError as error:
         raise InputError(f"cannot be used as run directory: {error.strerror}", file=str(folder)) from None
     if checkpoint is not None:
+        _check_same(checkpoint.place, scenario)
         _check_rounds(folder, checkpoint.progress["round"], scenario)
+        kept(folder, checkpoint.progress["round"], scenario)
     return checkpoint
 
 
@@ -152,8 +155,8 @@ def open_directory(folder: Path, scenario: Scenario, checkpoint: Checkpoint | No
             clear(folder, releases=not resume)
         else:
             done = checkpoint.progress["round"]
-            _cut(folder / "metrics.jsonl", lambda number: number <= done and scenario.run.evaluates(number))
-            _cut(folder / "trace.jsonl", lambda number: number <= done)
+            for name, lines in kept(folder, done, scenario).items():
+                _write_atomically(folder / name, "".join(line + "\n" for line in lines))
             if done < scenario.run.rounds:
                 (folder / "params.safetensors").unlink(missing_ok=True)
         if not scenario.run.trace:
@@ -187,9 +190,7 @@ def save_topology(folder: Path, topology: Topology) -> None:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file; a last line that a crash cut short is left out."""
-    if not path.exists():
-        raise InputError("no such file", file=str(path))
-    return [row for row, _ in _rows(path)]
+    return [row for row, _ in rows(path)]
 
 
 def environment() -> dict[str, Any]:
@@ -211,21 +212,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line), line
-        except json.JSONDecodeError:
-            return
-
-
-def _cut(path: Path, keep: Callable[[int], bool]) -> None:
-    """Drop rows that the resumed run records again, or never would have."""
-    if path.exists():
-        kept = [line for row, line in _rows(path) if keep(row["round"])]
-        _write_atomically(path, "".join(line + "\n" for line in kept))
 
 
 def clear(folder: Path, releases: bool = True) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedsim.core.errors import FedsimError, RunError
+from fedsim.core.errors import FedsimError, InputError, RunError
 from fedsim.core.metrics import TABLE
 from fedsim.engine.run_directory import Run, bests, read_jsonl
 from fedsim.scenario.sections import Scenario
@@ -84,8 +84,7 @@ class Book:
         every = [
             {**outcome.point.changes, "run": outcome.point.label, **row}
             for outcome in self._known()
-            if (outcome.dir / "metrics.jsonl").exists()
-            for row in read_jsonl(outcome.dir / "metrics.jsonl")
+            for row in _metrics(outcome)
         ]
         _table(every).to_parquet(self.folder / "metrics.parquet", index=False)
 
@@ -113,13 +112,20 @@ def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:
-    file = outcome.dir / "metrics.jsonl"
-    metrics = read_jsonl(file) if file.exists() else []
+    metrics = _metrics(outcome)
     last = metrics[-1] if metrics else {}
     columns = {**TABLE, **outcome.point.scenario.columns}
     error = str(outcome.error) if outcome.error else None
     ending = {"status": outcome.status, "error": error}
     return {"run": outcome.point.label, **outcome.point.changes, **last, **bests(metrics, columns), **ending}
+
+
+def _metrics(outcome: Outcome) -> list[dict[str, Any]]:
+    """What a run recorded; nothing where its file is damaged: of a run that failed for this its error says so."""
+    try:
+        return read_jsonl(outcome.dir / "metrics.jsonl")
+    except InputError:
+        return []
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Any:

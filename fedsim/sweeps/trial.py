@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import sys
 import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
@@ -73,8 +74,14 @@ def trial(config: Mapping[str, Any], work: Work) -> None:
 
     try:
         _run(number, work, _Reports(work.metric))
+    except _Stopped:
+        sys.exit(0)  # as Ray Tune ends a trial
     except FedsimError as error:
         tune.report({"error": str(error), "input": isinstance(error, InputError), "round": 10**9})
+
+
+class _Stopped(BaseException):
+    """Ray Tune stops the trial: by SystemExit, which from anybody else is an error of the run."""
 
 
 class _Reports(Watcher):
@@ -89,7 +96,10 @@ class _Reports(Watcher):
         if row is not None:
             if self._needed is not None and self._needed not in row:
                 raise RunError(f"found stop.metric: {self._needed}; allowed: a metric of the run: {', '.join(row)}")
-            tune.report({k: v for k, v in row.items() if isinstance(v, (int, float))})
+            try:
+                tune.report({k: v for k, v in row.items() if isinstance(v, (int, float))})
+            except SystemExit as error:
+                raise _Stopped from error
 
 
 def _run(number: int, work: Work, reports: Watcher) -> None:
