@@ -218,7 +218,7 @@ def test_parts_are_made_of_public_names() -> None:
             assert not re.findall(r"(?:from|import) fedsim\.[\w.]+", text), page.name
 
 
-_GOOD = {
+_GOOD: dict[str, list[tuple[str, list[str]]]] = {
     "algorithm": [("fedavg", [])], "solver": [("sgd", [])], "aggregator": [("median", [])],
     "compressor": [("top_k", ["k=2"])], "attack": [("sign_flip", ["attackers=2"])],
     "participation": [("synchronous", [])], "privacy": [("local_dp", ["clip_norm=1.0"])],
