@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,7 +25,17 @@ class Problem:
         where = self.file or ""
         if self.file and self.line:
             where += f":{self.line}"
-        return ": ".join(part for part in (where, self.key, self.message) if part)
+        return ": ".join(part for part in (_one_line(where), _one_line(self.key or ""), _cut(self.message)) if part)
+
+
+def _cut(message: str) -> str:
+    """The message without the middle of words too long to be read, as damaged files and scenarios have them."""
+    return re.sub(r"\S{300,}", lambda word: f"{word[0][:100]}...{word[0][-20:]}", message)
+
+
+def _one_line(name: str) -> str:
+    """A name as it can be printed; line ends and other control characters are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 class InputError(FedsimError):
@@ -45,6 +56,16 @@ class InputError(FedsimError):
 
 class RunError(FedsimError):
     """The run itself failed (exit code 1); what was recorded stays readable."""
+
+
+def reason(error: Exception, most: int = 200) -> str:
+    """What a library's exception says, as part of our sentence: its first line, printable, not longer than `most`.
+
+    Damaged files make libraries quote kilobytes of them, or objects by their address.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = _one_line(re.sub(r"<?[\w.]+ object at 0x[0-9a-f]+>?", "...", lines[0]))
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def nearest(name: object, allowed: Sequence[str]) -> str:

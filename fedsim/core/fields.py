@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import core_schema
 
-from fedsim.core.errors import InputError, Problem, nearest
+from fedsim.core.errors import InputError, Problem, nearest, unknown
 from fedsim.core.registry import KINDS, load_object, lookup, names
 
 P = TypeVar("P")
@@ -201,6 +201,7 @@ _ALLOWED = {  # pydantic's error types in the words of a scenario
     "too_long": "a list of at most {max_length} item(s)",
     "dict_type": "a mapping",
     "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
     "greater_than": "greater than {gt:g}",
     "greater_than_equal": "greater than or equal to {ge:g}",
     "less_than": "less than {lt:g}",
@@ -219,6 +220,11 @@ def _allowed(item: Any, part: type[Any]) -> str:
         words = _ALLOWED[item["type"]].format(**item.get("ctx", {}))
         options = re.findall(r"'([^']*)'", words) if item["type"] == "literal_error" else []
         return f"allowed: {words}{nearest(item['input'], options)}"
+    if item["type"] == "union_tag_not_found":
+        return f"allowed: a mapping with the key {item['ctx']['discriminator']}"
+    if item["type"] == "union_tag_invalid":
+        options = re.findall(r"'([^']*)'", item["ctx"]["expected_tags"])
+        return unknown(item["ctx"]["discriminator"].strip("'"), item["ctx"]["tag"], options)
     return str(item["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
 
 

@@ -15,7 +15,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from fedsim.core.arrays import Array
-from fedsim.core.errors import InputError, nearest, unknown
+from fedsim.core.errors import InputError, nearest, reason, unknown
 from fedsim.core.limits import check_room
 from fedsim.data.labels import plain
 from fedsim.data.splits import Split
@@ -149,8 +149,7 @@ def _npy_header(stream: IO[bytes]) -> Header:
 
 
 def _unreadable(path: Path, error: Exception, key: str) -> InputError:
-    what = str(error).strip().splitlines() or [type(error).__name__]
-    return InputError(f"cannot read {path} as npz of plain arrays ({what[0]})", key=key, file=str(path))
+    return InputError(f"cannot read {path} as npz of plain arrays ({reason(error)})", key=key, file=str(path))
 
 
 def read_idx(folder: Path) -> dict[str, Split]:
@@ -201,7 +200,7 @@ def _idx(path: Path, dims: Sequence[int], types: Sequence[int]) -> Array:
             check_room(needed, f"shape {shape}", "path", str(path))
             data = _read(cast(IO[bytes], file), needed + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise wrong(f"cannot read {path} ({error})") from error
+        raise wrong(f"cannot read {path} ({reason(error)})") from error
     if len(data) != needed:
         found = f"{head + len(data)}" if len(data) < needed else "more"
         raise wrong(f"truncated or damaged IDX file: shape {shape} needs {head + needed} bytes, found {found}")

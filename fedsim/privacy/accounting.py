@@ -16,9 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedsim.core.errors import InputError
+
 _FINE, _COARSE = 1e-4, 1e-3  # intervals of privacy losses: both give bounds, the coarse one ten times as fast
 _SAMPLED_ORDERS = (*(1 + k / 10 for k in range(10, 100)), *range(11, 64), 128, 256, 512)
 _LARGEST_TARGET = 100.0
+_MOST_PLD, _MOST_RELEASES = 200_000, 10**9
 _LARGEST_PLD = 600.0  # epsilon by RDP above which a PLD would take gigabytes: its size is about epsilon / interval
 
 
@@ -39,7 +42,7 @@ Profile = Mapping[Release, int]
 
 
 def epsilon(profile: Profile, delta: float) -> float:
-    """Epsilon at `delta`: the closed form where nothing is subsampled, else PLD (RDP where a PLD would not fit)."""
+    """Epsilon at `delta`: the closed form where nothing is subsampled, else PLD (RDP where it does not fit or end)."""
     spent = {r: n for r, n in profile.items() if n > 0}
     if not spent:
         return 0.0
@@ -47,8 +50,8 @@ def epsilon(profile: Profile, delta: float) -> float:
         return math.inf
     if all(r.q == 1 for r in spent):
         return epsilon_closed_form(spent, delta)
-    by_rdp = epsilon_rdp(spent, delta)
-    return by_rdp if by_rdp > _LARGEST_PLD else quick_pld(spent, delta)
+    many, by_rdp = _too_many(spent), epsilon_rdp(spent, delta)
+    return by_rdp if many or by_rdp > _LARGEST_PLD else quick_pld(spent, delta)
 
 
 def epsilon_closed_form(profile: Profile, delta: float) -> float:
@@ -104,6 +107,7 @@ def calibrate(profile: Profile, target: float, delta: float) -> float:
     assert all(r.z > 0 for r in profile)
     if all(r.q == 1 for r in profile):
         return mu_of(profile) / mu_for(target, delta)
+    many = _too_many(profile)
     from scipy.optimize import brentq  # a second of start-up that only this search needs
 
     def excess(scale: float, of: Any) -> float:
@@ -113,7 +117,7 @@ def calibrate(profile: Profile, target: float, delta: float) -> float:
     while excess(high, epsilon_rdp) > 0:
         low, high = high, 2 * high
     upper = brentq(excess, low, high, args=(epsilon_rdp,), rtol=1e-4) if excess(low, epsilon_rdp) > 0 else low
-    if target > _LARGEST_TARGET:  # hardly private: the looser bound has to do
+    if target > _LARGEST_TARGET or many:  # hardly private, or very long: the looser bound has to do
         return float(upper) * 1.001
     while excess(upper, quick_pld) > 0:
         upper *= 1.01
@@ -124,6 +128,21 @@ def calibrate(profile: Profile, target: float, delta: float) -> float:
     while excess(found, quick_pld) > 0:  # the private side of the root
         found *= 1 + 1e-4
     return found
+
+
+def _too_many(profile: Profile) -> bool:
+    """Whether a PLD would take minutes: its time grows with the number of subsampled releases.
+
+    Raises
+    ------
+    InputError
+        There are so many that the rounding of Renyi's bound is no longer small.
+    """
+    releases = sum(n for r, n in profile.items() if r.q < 1)
+    if releases > _MOST_RELEASES:
+        message = f"found {releases:,} subsampled releases, allowed: at most {_MOST_RELEASES:,}, whose epsilon is known"
+        raise InputError(message, key="run.rounds")
+    return releases > _MOST_PLD
 
 
 def scaled(profile: Profile, factor: float) -> dict[Release, int]:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from fedsim.core.errors import InputError
 from fedsim.privacy.accounting import (
     Release,
     calibrate,
@@ -76,6 +77,22 @@ def test_poisson_sampling_gives_the_recorded_values() -> None:
 def test_calibrated_noise_spends_the_target_and_not_more(profile: dict[Release, int], target: float) -> None:
     spent = epsilon(scaled(profile, calibrate(profile, target, DELTA)), DELTA)
     assert target * (1 - 1e-3) < spent <= target * (1 + 1e-9)
+
+
+def test_a_very_long_run_is_calibrated_too() -> None:
+    """A PLD of so many releases would take hours; Renyi's bound has to do, for the noise and for what is spent."""
+    profile = {Release("round", 1.0, 0.5): 10**9}
+    spent = epsilon(scaled(profile, calibrate(profile, 2.0, DELTA)), DELTA)
+    assert 2.0 * (1 - 1e-2) < spent <= 2.0
+
+
+def test_more_releases_than_can_be_counted_are_refused() -> None:
+    """At 2^64 - 1 of them Renyi's bound is rounding errors, which the library takes for an epsilon of zero."""
+    profile = {Release("round", 1e8, 0.5): 2**64 - 1}
+    for ask in (lambda: calibrate(profile, 2.0, DELTA), lambda: epsilon(profile, DELTA)):
+        with pytest.raises(InputError, match="allowed: at most 1,000,000,000") as caught:
+            ask()
+        assert caught.value.problems[0].key == "run.rounds"
 
 
 def test_no_noise_is_no_privacy_and_no_release_costs_nothing() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from bad_input_makers import (
     GOSSIP,
     SERVER,
@@ -33,6 +36,8 @@ from bad_input_makers import (
 from data_makers import idx_bytes
 
 from fedsim.cli.app import main
+from fedsim.core.errors import InputError
+from fedsim.scenario.load import parse
 
 X, Y = np.ones((20, 3)), np.arange(20) % 2
 HALF_DONE = """\
@@ -407,3 +412,31 @@ def test_every_problem_has_its_own_line(
         main()
     places = [line.split(" found")[0] for line in capsys.readouterr().err.splitlines()]
     assert places == ["s.yaml:2: seed:", "s.yaml:10: model.hidden:", "s.yaml:13: algorithm.lr:"]
+
+
+def test_one_line_whatever_a_key_or_a_value_is() -> None:
+    """Line ends in keys are escaped, and of words of thousands of letters the middle is left out."""
+    for change, begins in (
+        ({"a\nb": 1}, "a\\nb: unknown key"),
+        ({"data": {"dataset": "x" * 5000}}, "data.dataset: unknown dataset 'xxx"),
+    ):
+        with pytest.raises(InputError) as caught:
+            parse(yaml.safe_load(SERVER) | change)
+        (line,) = str(caught.value).splitlines()
+        assert line.startswith(begins)
+        assert len(line) < 500
+
+
+@pytest.mark.parametrize(
+    ("availability", "says"),
+    [
+        ({"on": 20.0, "off": 10.0}, "allowed: a mapping with the key 'model'"),
+        ({"model": "on_of"}, "unknown model 'on_of' (did you mean 'on_off'?)"),
+        (5, "found 5, allowed: a mapping"),
+    ],
+)
+def test_a_choice_without_its_key(availability: Any, says: str) -> None:
+    values = yaml.safe_load(SERVER) | {"system": {"availability": availability}}
+    with pytest.raises(InputError, match=re.escape(says)) as caught:
+        parse(values)
+    assert caught.value.problems[0].key == "system.availability"

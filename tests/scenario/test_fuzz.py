@@ -1,0 +1,173 @@
+"""Broken scenarios and files of all kinds: each is answered in a sentence, soon, in little memory, and with its place.
+
+The examples are the same every time. ``FEDSIM_FUZZ=20 pytest tests/scenario/test_fuzz.py`` tries 20 times as many, new
+ones each time.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fuzz_files import DATA_FILES, GRAPH_FILES, TRACES, claims, on_graph, on_trace, put, reading
+from fuzz_makers import (
+    BYTES,
+    SCENARIOS,
+    SECONDS,
+    Answer,
+    Change,
+    Damage,
+    as_yaml,
+    ask,
+    changed,
+    changes,
+    damaged,
+    damages,
+    keeps_the_law,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+TIMES = float(os.environ.get("FEDSIM_FUZZ", "1"))
+
+
+def fuzz(examples: int) -> Any:
+    return settings(
+        max_examples=max(1, int(examples * TIMES)), derandomize=TIMES == 1, deadline=None, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One working folder for all examples: each writes its files over those of the last."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = tmp_path_factory.mktemp("fuzz")
+        patch.chdir(place)
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setenv("COLUMNS", "200")
+        yield place
+
+
+def run(scenario: dict[str, Any]) -> Answer:
+    """The answer of ``fedsim run``; the folder is as if nothing had been run before."""
+    Path("s.yaml").write_text(as_yaml(scenario), encoding="utf-8")
+    shutil.rmtree("out", ignore_errors=True)
+    answer = ask("run", "s.yaml", "--json", "--out", "out")
+    assert answer.code != 2 or not Path("out").exists(), f"refused and yet written: {answer.err}"
+    return answer
+
+
+def test_the_inputs_that_are_broken_work() -> None:
+    for scenario in SCENARIOS.values():
+        assert run(scenario).code == 0
+    for scenario, files in [
+        *DATA_FILES.values(),
+        *((on_graph(name), {name: content}) for name, content in GRAPH_FILES.items()),
+        *((on_trace(name), {name: content}) for name, content in TRACES.items()),
+    ]:
+        put(files)
+        answer = run(scenario)
+        assert answer.code == 0, answer.err
+
+
+@fuzz(100)
+@given(base=st.sampled_from(sorted(SCENARIOS)), done=changes(huge=True))
+def test_plans_of_changed_scenarios(base: str, done: list[Change]) -> None:
+    Path("s.yaml").write_text(as_yaml(changed(SCENARIOS[base], done)), encoding="utf-8")
+    keeps_the_law(ask("plan", "s.yaml", "--json"))
+
+
+@fuzz(50)
+@given(base=st.sampled_from(sorted(SCENARIOS)), done=changes(huge=False))
+def test_runs_of_changed_scenarios(base: str, done: list[Change]) -> None:
+    keeps_the_law(run(changed(SCENARIOS[base], done)))
+
+
+@fuzz(40)
+@given(base=st.sampled_from(sorted(SCENARIOS)), done=damages())
+def test_damaged_scenarios(base: str, done: list[Damage]) -> None:
+    Path("s.yaml").write_bytes(damaged(as_yaml(SCENARIOS[base]).encode(), done))
+    keeps_the_law(ask("plan", "s.yaml", "--json"))
+
+
+@fuzz(90)
+@given(kind=st.sampled_from(sorted(DATA_FILES)), which=st.integers(0, 3), done=damages())
+def test_damaged_data_files(kind: str, which: int, done: list[Damage]) -> None:
+    scenario, files = DATA_FILES[kind]
+    name = sorted(files)[which % len(files)]
+    put({**files, name: damaged(files[name], done)})
+    keeps_the_law(run(scenario), *files)
+
+
+@fuzz(70)
+@given(name=st.sampled_from(sorted(GRAPH_FILES)), done=damages())
+def test_damaged_graph_files(name: str, done: list[Damage]) -> None:
+    put({name: damaged(GRAPH_FILES[name], done)})
+    keeps_the_law(run(on_graph(name)), name)
+
+
+@fuzz(40)
+@given(name=st.sampled_from(sorted(TRACES)), done=damages())
+def test_damaged_trace_files(name: str, done: list[Damage]) -> None:
+    put({name: damaged(TRACES[name], done)})
+    keeps_the_law(run(on_trace(name)), name)
+
+
+SHAPES = ["(8,)", "()", "(0, 3)", "(8, 0)", "(8, 1)", "(-1, 8)", "(10**9,)", "(1000000000,)", "(1, 9999999999)", "8"]
+TYPES = ["<f8", ">f8", "<f2", "<i8", ">i2", "|b1", "<c16", "|O", "<M8[s]", "<U4", "|S8", "|V8", "zz"]
+
+
+@fuzz(40)
+@given(
+    shape=st.sampled_from(SHAPES),
+    dtype=st.sampled_from(TYPES),
+    name=st.sampled_from(["x", "y", "z"]),
+)
+def test_npz_headers_that_lie(shape: str, dtype: str, name: str) -> None:
+    put({"d.npz": claims(shape, dtype, name)})
+    keeps_the_law(run(reading("npz", path="d.npz")), "d.npz")
+
+
+LARGE: dict[str, tuple[str, dict[str, bytes]]] = {
+    "aliases": ("a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(9)), {}),
+    "edges": (as_yaml(on_graph("g.edges")), {"g.edges": b"40000000\n0 1\n2 3"}),
+    "npz": (as_yaml(reading("npz", path="d.npz")), {"d.npz": claims("(8589934592, 8)")}),
+    "complete graph": (as_yaml({**SCENARIOS["gossip"], "topology": {"graph": "complete"}}).replace(
+        "clients: 4", "clients: 100000"), {}),
+    "classes": (as_yaml(reading("csv", path="d.csv", target="y", num_classes=10**8)), {"d.csv": b"x,y\n1,0\n2,1\n"}),
+    "clients": (as_yaml(SCENARIOS["clocked"]).replace("clients: 4", "clients: 1000000000000"), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(LARGE))
+def test_small_files_cannot_take_the_machine(name: str) -> None:
+    """In a process of its own, whose largest memory and time are measured."""
+    scenario, files = LARGE[name]
+    put(files)
+    Path("s.yaml").write_text(scenario, encoding="utf-8")
+    most = 4 * BYTES  # of address space, so that a mistake ends here and not with the machine
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+
+    code = (
+        "import resource, sys\nfrom fedsim.cli.app import main\ntry:\n    main()\nfinally:\n"
+        "    print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "plan", "s.yaml", "--json"],
+        capture_output=True, text=True, check=False, preexec_fn=limit,
+    )  # fmt: skip
+    keeps_the_law(Answer(done.returncode, done.stdout, done.stderr), *files)
+    assert done.returncode == 2, done.stdout
+    assert int(done.stdout.split("peak")[1]) * 1024 < BYTES
