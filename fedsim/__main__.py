@@ -1,5 +1,8 @@
 """``python -m fedsim`` is the command line."""
 
-from fedsim.cli.app import main
+from fedsim.cli.ending import interruptible
 
-main()
+with interruptible():  # what the command line imports takes a moment, too
+    from fedsim.cli.app import main
+
+    main()

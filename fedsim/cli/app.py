@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from fedsim.cli.ending import interruptible, say_interrupted
 from fedsim.cli.export import export
 from fedsim.cli.progress import run_progress, told_steps
 from fedsim.cli.terminal import cell, console, metrics_line, say, table
@@ -189,7 +190,7 @@ def audit(
         with told_steps(as_json) as tell:
             report = command.audit(checked, attacks or [], tell)
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+        say_interrupted("nothing was written")
         raise typer.Exit(130) from None
     place = command.write(report, out or Path("audits") / f"{checked.name}-{checked.hash()}")
     if as_json:
@@ -293,6 +294,12 @@ def schema() -> None:
 
 def main() -> NoReturn:
     """Entry point: exit code 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted."""
+    with interruptible():
+        _main()
+    sys.exit(0)
+
+
+def _main() -> None:
     try:
         app(standalone_mode=True)
     except InputError as error:
@@ -305,7 +312,6 @@ def main() -> NoReturn:
     except (FedsimError, OSError) as error:  # OSError: a full disk, say
         print(error, file=sys.stderr)
         sys.exit(1)
-    sys.exit(0)
 
 
 def _schedule(scenario: Scenario, out: Path | None, as_json: bool) -> None:
@@ -351,7 +357,7 @@ def _interruptible() -> Iterator[None]:
             if str(error)
             else "--resume continues from the last checkpoint, if there is one"
         )
-        print(f"interrupted: {saved}", file=sys.stderr)
+        say_interrupted(saved)
         raise typer.Exit(130) from None
 
 
