@@ -11,14 +11,14 @@ from torch import Tensor
 
 from fedsim.algorithms.round import Effort, Report
 from fedsim.algorithms.solvers import SGD, LocalSolver, Solver
-from fedsim.algorithms.work import Decaying, LocalWork, LrDecay, Work
+from fedsim.algorithms.work import LrDecay, Work
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.oracle import Oracle
 from fedsim.core.registry import Part
 from fedsim.core.types import BatchSize, Decay, Message, NonNegative, Positive, State, clip_norm
 
-_ONE_STEP = Work(fixed=1)
+_ONE_STEP = Work.model_validate(1)
 _SOLVER = "solver:"  # before the names of what a solver remembers, so that they are no name of an algorithm's own
 
 
@@ -45,7 +45,7 @@ class ClientHalf(Part, ABC):
     ----------
     lr : local learning rate.
     local_steps, local_epochs : local work per round, one of the two (default: one step). A number, a list (one per
-        client), or ``{uniform: [lo, hi]}``.
+        client), or ``{model: uniform, low: 1, high: 5}``.
     batch_size : samples per local step, or ``full`` for the client's whole data.
     momentum, weight_decay : heavy-ball momentum, reset every round, and the L2 coefficient of the solver ``sgd``.
     solver : another local solver, with keys of its own.
@@ -54,14 +54,14 @@ class ClientHalf(Part, ABC):
     """
 
     lr: Positive = 0.1
-    local_steps: LocalWork | None = None
-    local_epochs: LocalWork | None = None
+    local_steps: Work | None = None
+    local_epochs: Work | None = None
     batch_size: BatchSize = 32
     momentum: Decay = 0.0
     weight_decay: NonNegative = 0.0
     solver: Solver | None = None
     clip: Positive | None = None
-    lr_decay: Decaying = LrDecay(exponential=1.0)  # noqa: RUF009 - frozen
+    lr_decay: LrDecay = LrDecay.model_validate(1.0)  # noqa: RUF009 - frozen
 
     # --- what an algorithm may define ---------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ class Diff2Bvr(Diff2):
     inner_clip: Positive | None = None
 
     def work(self) -> tuple[Work, bool]:
-        return Work(fixed=self.inner_steps), False
+        return Work.model_validate(self.inner_steps), False
 
     def init(self, params: Tensor) -> State:
         return {**super().init(params), "walks": params.new_zeros(1), "turn": params.new_zeros(1)}

@@ -78,7 +78,9 @@ class FedAMD(ServerAlgorithm):
         if role == _MINER:
             return self
         keys = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return _Anchor(**{**keys, "local_steps": Work(fixed=1), "local_epochs": None, "batch_size": self.large_batch})
+        return _Anchor(
+            **{**keys, "local_steps": Work.model_validate(1), "local_epochs": None, "batch_size": self.large_batch}
+        )
 
     def evaluated(self, task: Task, clients: Ints, steps: Ints) -> Ints:
         """Two gradients per step but the first, which takes vbar as it is."""

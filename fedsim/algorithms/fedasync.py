@@ -2,7 +2,8 @@
 
 Models are mixed, not deltas: a stale model also pulls the server back. The local objective is regularised towards the
 model that was sent, ``f(y) + mu/2 ||y - x_sent||^2`` (the paper's rho). Runs under ``{mode: asynchronous, weights:
-identical}``, whose `staleness` is the paper's s: constant, ``{polynomial: a}`` or ``{hinge: [a, b]}``.
+identical}``, whose `staleness` is the paper's s: constant, ``{model: polynomial, power: a}`` or ``{model: hinge, a: 10,
+b: 4}``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """FedProx (arXiv 1812.06127, Algorithm 2): FedAvg with a proximal term in the local objective.
 
-The paper's unequal local work is ``local_epochs: {uniform: [1, 20]}`` or the ``stragglers`` of the participation.
+The paper's unequal local work is ``local_epochs: {model: uniform, low: 1, high: 20}`` or the ``stragglers`` of the
+participation.
 """
 
 from __future__ import annotations

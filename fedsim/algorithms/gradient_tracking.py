@@ -37,7 +37,7 @@ class GradientTracking(GossipAlgorithm):
     def check(self, num_clients: int) -> None:
         super().check(num_clients)
         work, epochs = self.work()
-        if epochs or work != Work(fixed=1):
+        if epochs or work != Work.model_validate(1):
             raise InputError(
                 "gradient tracking takes exactly one local step per round",
                 key="local_epochs" if epochs else "local_steps",

@@ -3,119 +3,209 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from abc import abstractmethod
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
+from pydantic import Discriminator, Field, model_validator
 
 from fedsim.core import rng
 from fedsim.core.arrays import Floats, Ints
+from fedsim.core.one_of import Chosen, Form, OneOf
 from fedsim.core.types import Count, Positive
 
-_FORMS = "allowed: a whole number above 0, a list with one per client, or {uniform: [lo, hi]}"
+
+class _Decay(Form):
+    @abstractmethod
+    def of(self, t: Floats) -> Floats:
+        """The factor of rounds `t` (0 for the first round)."""
 
 
-class LrDecay(BaseModel):
-    """Learning rate of round t = 0, 1, ...: ``lr`` times a factor.
+class ExponentialDecay(_Decay):
+    """``factor^t``."""
 
-    ``lr_decay: 0.99`` is exponential, 0.99^t. Mappings: ``{step: 0.1, every: 30}``, ``{inverse: 0.01}`` = 1 / (1 + 0.01
-    t), ``{inverse_sqrt: 0.01}`` = 1 / sqrt(1 + 0.01 t), ``{cosine: 500, floor: 0.0}`` = from 1 to `floor` over 500
-    rounds.
-    """
+    older = ("factor",)
+    model: Literal["exponential"]
+    factor: Annotated[float, Field(gt=0, le=1)]
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    exponential: Annotated[float, Field(gt=0, le=1)] | None = None
-    step: Annotated[float, Field(gt=0, le=1)] | None = None
-    every: Count | None = None
-    inverse: Positive | None = None
-    inverse_sqrt: Positive | None = None
-    cosine: Count | None = None
+    def of(self, t: Floats) -> Floats:
+        return np.asarray(self.factor**t)
+
+    def written(self) -> Any:
+        return self.factor
+
+
+class StepDecay(_Decay):
+    """`factor` after every `every` rounds."""
+
+    older = ("factor",)
+    model: Literal["step"]
+    factor: Annotated[float, Field(gt=0, le=1)]
+    every: Count
+
+    @model_validator(mode="before")
+    @classmethod
+    def _together(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "every" not in value:
+            raise ValueError("'step' and 'every' go together, e.g. {model: step, factor: 0.1, every: 30}")
+        return value
+
+    def of(self, t: Floats) -> Floats:
+        return np.asarray(self.factor ** np.floor(t / self.every))
+
+
+class InverseDecay(_Decay):
+    """``1 / (1 + rate t)``."""
+
+    older = ("rate",)
+    model: Literal["inverse"]
+    rate: Positive
+
+    def of(self, t: Floats) -> Floats:
+        return np.asarray(1.0 / (1.0 + self.rate * t))
+
+
+class InverseSqrtDecay(_Decay):
+    """``1 / sqrt(1 + rate t)``."""
+
+    older = ("rate",)
+    model: Literal["inverse_sqrt"]
+    rate: Positive
+
+    def of(self, t: Floats) -> Floats:
+        return np.asarray(1.0 / np.sqrt(1.0 + self.rate * t))
+
+
+class CosineDecay(_Decay):
+    """Half a cosine from 1 to `floor` over `rounds` rounds, then `floor`."""
+
+    older = ("rounds",)
+    model: Literal["cosine"]
+    rounds: Count
     floor: Annotated[float, Field(ge=0, le=1)] = 0.0
 
-    @model_validator(mode="after")
-    def _one(self) -> LrDecay:
-        kinds = ("exponential", "step", "inverse", "inverse_sqrt", "cosine")
-        given = [k for k in kinds if getattr(self, k) is not None]
-        if len(given) != 1:
-            raise ValueError(f"found {given or 'none'} of the decays, allowed: exactly one of {', '.join(kinds)}")
-        if (self.step is None) != (self.every is None):
-            raise ValueError("'step' and 'every' go together, e.g. {step: 0.1, every: 30}")
-        return self
+    def of(self, t: Floats) -> Floats:
+        progress = np.minimum(t / self.rounds, 1.0)
+        return np.asarray(self.floor + (1.0 - self.floor) * 0.5 * (1.0 + np.cos(math.pi * progress)))
 
-    @model_serializer
-    def _short(self) -> Any:
-        given = {k: v for k, v in vars(self).items() if v is not None and (k != "floor" or self.cosine is not None)}
-        return self.exponential if self.exponential is not None else given
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+_DECAYS = OneOf(
+    allowed=(
+        "allowed: a factor per round above 0 and at most 1, or {model: ..., ...} with exactly one of "
+        "exponential, step, inverse, inverse_sqrt, cosine"
+    ),
+    plain=lambda value: {"model": "exponential", "factor": value} if _is_number(value) else None,
+    plain_type=float,
+    what="decay",
+)
+
+
+class LrDecay(
+    Chosen[
+        Annotated[
+            ExponentialDecay | StepDecay | InverseDecay | InverseSqrtDecay | CosineDecay,
+            Discriminator("model"),
+            _DECAYS,
+        ]
+    ]
+):
+    """Learning rate of round t = 0, 1, ...: ``lr`` times a factor.
+
+    ``lr_decay: 0.99`` is exponential, 0.99^t. Mappings: ``{model: step, factor: 0.1, every: 30}``, ``{model: inverse,
+    rate: 0.01}`` = 1 / (1 + 0.01 t), ``{model: inverse_sqrt, rate: 0.01}`` = 1 / sqrt(1 + 0.01 t), ``{model: cosine,
+    rounds: 500, floor: 0.0}`` = from 1 to `floor` over 500 rounds.
+    """
 
     def factor(self, t: Ints) -> Floats:
         """The factor of rounds `t` (0 for the first round)."""
-        time = np.asarray(t, dtype=np.float64)
-        if self.exponential is not None:
-            return self.exponential**time
-        if self.step is not None and self.every is not None:
-            return self.step ** np.floor(time / self.every)
-        if self.inverse is not None:
-            return 1.0 / (1.0 + self.inverse * time)
-        if self.inverse_sqrt is not None:
-            return 1.0 / np.sqrt(1.0 + self.inverse_sqrt * time)
-        assert self.cosine is not None
-        progress = np.minimum(time / self.cosine, 1.0)
-        return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + np.cos(math.pi * progress))
+        return self.root.of(np.asarray(t, dtype=np.float64))
 
 
-def _number_is_exponential(value: Any) -> Any:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return {"exponential": value}
-    if not isinstance(value, (dict, LrDecay)):
-        raise ValueError("allowed: a factor per round above 0 and at most 1, or a mapping, e.g. {step: 0.1, every: 30}")
-    return value
+class _Amount(Form):
+    @abstractmethod
+    def of(self, clients: Ints, rounds: Ints, seed: int) -> Ints:
+        """Amount of work of each client in its round, ``[m]``."""
+
+    def written(self) -> Any:
+        return getattr(self, self.older[0])
 
 
-Decaying = Annotated[LrDecay, BeforeValidator(_number_is_exponential, json_schema_input_type=float | LrDecay)]
+class FixedWork(_Amount):
+    """The same for everybody."""
+
+    older = ("value",)
+    model: Literal["fixed"]
+    value: Count
+
+    def of(self, clients: Ints, rounds: Ints, seed: int) -> Ints:
+        return np.full(len(clients), self.value, dtype=np.int64)
 
 
-class Work(BaseModel):
-    """Local steps or epochs: a number, a list with one number per client, or ``{uniform: [lo, hi]}``.
+class WorkTable(_Amount):
+    """One number per client."""
+
+    older, older_name = ("values",), "per_client"
+    model: Literal["table"]
+    values: list[Count]
+
+    def of(self, clients: Ints, rounds: Ints, seed: int) -> Ints:
+        return np.asarray(self.values, dtype=np.int64)[clients]
+
+
+class UniformWork(_Amount):
+    """Drawn anew for every client and round, both ends included."""
+
+    older = ("low", "high")
+    model: Literal["uniform"]
+    low: Count
+    high: Count
+
+    @model_validator(mode="after")
+    def _ordered(self) -> UniformWork:
+        if self.low > self.high:
+            raise ValueError(f"found low {self.low} above high {self.high}, allowed: [lo, hi] with lo <= hi")
+        return self
+
+    def of(self, clients: Ints, rounds: Ints, seed: int) -> Ints:
+        return self.low + rng.integers(rng.key(seed, "work", clients, rounds), self.high - self.low + 1)
+
+    def written(self) -> Any:
+        return {"uniform": [self.low, self.high]}
+
+
+def _plain_work(value: Any) -> dict[str, Any] | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"model": "fixed", "value": value}
+    return {"model": "table", "values": value} if isinstance(value, list) else None
+
+
+_AMOUNTS = OneOf(
+    allowed="allowed: a whole number above 0, a list with one per client, or {model: uniform, low: ..., high: ...}",
+    plain=_plain_work,
+    plain_type=int | list[int],
+)
+
+
+class Work(Chosen[Annotated[FixedWork | WorkTable | UniformWork, Discriminator("model"), _AMOUNTS]]):
+    """Local steps or epochs: a number, a list with one number per client, or ``{model: uniform, low: 1, high: 5}``.
 
     The last is drawn anew for every client and round (both ends included; FedNova's and FedProx's unequal local work).
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    fixed: Count | None = None
-    per_client: list[Count] | None = None
-    uniform: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
+    @property
+    def constant(self) -> bool:
+        """Whether a client's work is the same in every round."""
+        return not isinstance(self.root, UniformWork)
 
-    @model_validator(mode="after")
-    def _one(self) -> Work:
-        if sum(v is not None for v in (self.fixed, self.per_client, self.uniform)) != 1:
-            raise ValueError(_FORMS)
-        if self.uniform and self.uniform[0] > self.uniform[1]:
-            raise ValueError(f"found uniform: {self.uniform}, allowed: [lo, hi] with lo <= hi")
-        return self
-
-    @model_serializer
-    def _short(self) -> Any:
-        return self.fixed or self.per_client or {"uniform": self.uniform}
+    @property
+    def per_client(self) -> list[int] | None:
+        """The given numbers, where there is one per client."""
+        return self.root.values if isinstance(self.root, WorkTable) else None
 
     def of(self, clients: Ints, rounds: Ints, seed: int) -> Ints:
         """Amount of work of each client in its round, ``[m]``."""
-        if self.fixed is not None:
-            return np.full(len(clients), self.fixed, dtype=np.int64)
-        if self.per_client is not None:
-            return np.asarray(self.per_client, dtype=np.int64)[clients]
-        assert self.uniform is not None
-        low, high = self.uniform
-        return low + rng.integers(rng.key(seed, "work", clients, rounds), high - low + 1)
-
-
-def _plain_work(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return {"fixed": value}
-    if isinstance(value, list):
-        return {"per_client": value}
-    if not isinstance(value, (dict, Work)):
-        raise ValueError(_FORMS)
-    return value
-
-
-LocalWork = Annotated[Work, BeforeValidator(_plain_work, json_schema_input_type=int | list[int] | Work)]
+        return self.root.of(clients, rounds, seed)

@@ -51,7 +51,7 @@ class Bench:
         share = generator.uniform(1.0, 3.0, CLIENTS)
         self.p = np.full(CLIENTS, 1 / CLIENTS) if self.gossip else share / share.sum()
         self.noise = 0.1 * scale
-        unequal = Work(uniform=[1, 3])
+        unequal = Work.model_validate({"model": "uniform", "low": 1, "high": 3})
         self.any_steps = _accepts(algorithm, unequal)
         sporadic = self.gossip and algorithm.needs.compute == "sporadic"
         self.idle = sporadic and self.any_steps

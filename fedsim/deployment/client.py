@@ -91,7 +91,7 @@ def _opener(scenario_file: str | Path) -> Callable[[Order, Any], Client]:
         if (order.run, node.client) not in clients:
             if len(clients) >= 64:
                 clients.clear()
-            scenario = load(scenario_file, settings_of(str(context.run_config.get("settings", ""))))
+            scenario = load(scenario_file, settings_of(str(context.run_config.get("settings", ""))), notes=False)
             clients[order.run, node.client] = Client(scenario, node, order.run)
         return clients[order.run, node.client]
 

@@ -107,7 +107,7 @@ def make_server_app(scenario_file: str | Path) -> Any:
     @app.main()  # type: ignore[untyped-decorator,unused-ignore]
     def main(grid: Any, context: Any) -> None:
         config = RunConfig.read(context.run_config)
-        serve(grid, load(scenario_file, config.settings), config, str(context.run_id))
+        serve(grid, load(scenario_file, config.settings, notes=False), config, str(context.run_id))
 
     return app
 

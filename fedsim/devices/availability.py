@@ -14,6 +14,7 @@ from pydantic import Discriminator, Field, field_validator
 from fedsim.core import rng
 from fedsim.core.clock import TICKS_PER_SECOND, exact, ticks
 from fedsim.core.errors import InputError
+from fedsim.core.one_of import OneOf
 from fedsim.core.types import NonNegative, Positive
 from fedsim.devices.laws import AnyLaw, Law, Linear, Section, Table, Trace
 from fedsim.devices.traces import read_devices, rows_of_clients
@@ -291,7 +292,11 @@ class Traced(_Availability):
         return _Listed(moments, repeat, rows_of_clients(n, len(devices), seed, self.shuffle))
 
 
-Availability = Annotated[OnOff | Periodic | Intervals | Traced, Discriminator("model")]
+Availability = Annotated[
+    OnOff | Periodic | Intervals | Traced,
+    Discriminator("model"),
+    OneOf(allowed="allowed: {model: ..., ...} with one of on_off, periodic, table, trace", what="availability"),
+]
 
 
 def _phases(n: int, seed: int, period: Sequence[int]) -> list[int]:

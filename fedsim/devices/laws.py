@@ -12,11 +12,12 @@ from statistics import NormalDist
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, field_validator, model_validator
 
 from fedsim.core import rng
 from fedsim.core.clock import exact
-from fedsim.core.errors import InputError, unknown
+from fedsim.core.errors import InputError
+from fedsim.core.one_of import OneOf
 from fedsim.core.types import NonNegative, Positive
 from fedsim.devices.traces import read_devices, rows_of_clients
 
@@ -193,30 +194,23 @@ class Trace(Law):
         return [float(values[row][column]) * unit for row in rows_of_clients(n, len(values), seed, self.shuffle)]
 
 
-_LAWS = (
-    "fixed", "linear", "table", "uniform", "truncated_normal", "half_normal", "exponential", "shifted_exponential",
-    "lognormal", "pareto", "trace",
-)  # fmt: skip
+def _plain(value: Any) -> dict[str, Any] | None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return {"model": "fixed", "value": float(value)} if number else None
 
 
-def _number(value: Any) -> Any:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return {"model": "fixed", "value": float(value)}
-    if isinstance(value, dict) and value.get("model") not in _LAWS:
-        raise ValueError(unknown("law", value["model"], _LAWS) if "model" in value else _FORMS)
-    if not isinstance(value, (dict, Law)):
-        raise ValueError(f"found {value!r}, {_FORMS}")
-    return value
-
-
-_FORMS = f"allowed: a number or a law {{model: ..., ...}} with one of the models {', '.join(_LAWS)}"
-
-
-_Laws = Annotated[
+AnyLaw = Annotated[
     Fixed | Linear | Table | Uniform | TruncatedNormal | HalfNormal | Exponential | LogNormal | Pareto | Trace,
     Discriminator("model"),
+    OneOf(
+        allowed=(
+            "allowed: a number or a law {model: ..., ...} with one of the models fixed, linear, table, uniform, "
+            "truncated_normal, half_normal, exponential, shifted_exponential, lognormal, pareto, trace"
+        ),
+        plain=_plain,
+        plain_type=NonNegative,
+    ),
 ]
-AnyLaw = Annotated[_Laws, BeforeValidator(_number, json_schema_input_type=NonNegative | _Laws)]
 
 
 def _open(u: float) -> float:

@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
+from pydantic import Discriminator
 
 from fedsim.algorithms.base import Algorithm
 from fedsim.core import rng
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.clock import exact, seconds, ticks
 from fedsim.core.errors import InputError
+from fedsim.core.one_of import Chosen, Form, OneOf
 from fedsim.core.oracle import Task
 from fedsim.core.registry import register
 from fedsim.core.types import Count, NonNegative, Positive
@@ -38,43 +39,72 @@ from fedsim.participation.schedule import Combined, Jobs, Started, Step, Stopped
 Weights = Literal["debiased", "estimated", "identical"]
 
 
-class Staleness(BaseModel):
+class _Ageing(Form):
+    @abstractmethod
+    def of(self, s: Floats) -> Floats:
+        """The factor of contributions that are `s` combines old."""
+
+
+class ConstantFactor(_Ageing):
+    """1."""
+
+    model: Literal["constant"] = "constant"
+
+    def of(self, s: Floats) -> Floats:
+        return np.ones_like(s)
+
+    def written(self) -> Any:
+        return self.model
+
+
+class PolynomialFactor(_Ageing):
+    """``(1 + s)^-power``."""
+
+    older = ("power",)
+    model: Literal["polynomial"]
+    power: NonNegative
+
+    def of(self, s: Floats) -> Floats:
+        return np.asarray((1.0 + s) ** -self.power)
+
+
+class HingeFactor(_Ageing):
+    """1 for s <= b, else ``1 / (a (s - b) + 1)``."""
+
+    older = ("a", "b")
+    model: Literal["hinge"]
+    a: NonNegative
+    b: NonNegative
+
+    def of(self, s: Floats) -> Floats:
+        return np.where(s <= self.b, 1.0, 1.0 / (self.a * np.maximum(s - self.b, 0.0) + 1.0))
+
+
+_FACTORS = OneOf(
+    allowed="allowed: constant, {model: polynomial, power: ...} or {model: hinge, a: ..., b: ...}",
+    plain=lambda value: {"model": "constant"} if value in ("constant", {}) else None,
+    plain_type=Literal["constant"],
+    what="factor",
+)
+
+
+class Staleness(Chosen[Annotated[ConstantFactor | PolynomialFactor | HingeFactor, Discriminator("model"), _FACTORS]]):
     """A factor on a contribution that is s combines old (fresh = 0), as in FedAsync's code (arXiv 1903.03934).
 
-    ``constant`` = 1 · ``{polynomial: a}`` = (1 + s)^-a · ``{hinge: [a, b]}`` = 1 for s <= b, else 1 / (a (s - b) + 1).
+    ``constant`` = 1 · ``{model: polynomial, power: a}`` = (1 + s)^-a · ``{model: hinge, a: 10, b: 4}`` = 1 for s <= b,
+    else 1 / (a (s - b) + 1).
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    polynomial: NonNegative | None = None
-    hinge: Annotated[list[NonNegative], Field(min_length=2, max_length=2)] | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Staleness:
-        if self.polynomial is not None and self.hinge is not None:
-            raise ValueError("found both, allowed: constant, {polynomial: a} or {hinge: [a, b]}")
-        return self
-
-    @model_serializer
-    def _short(self) -> Any:
-        given = {k: v for k, v in vars(self).items() if v is not None}
-        return given or "constant"
+    root: Annotated[ConstantFactor | PolynomialFactor | HingeFactor, Discriminator("model"), _FACTORS] = (
+        ConstantFactor()
+    )
 
     def factor(self, stale: Ints) -> Floats:
         """The factor of each contribution, ``[m]``."""
-        s = np.asarray(stale, dtype=np.float64)
-        if self.polynomial is not None:
-            return (1.0 + s) ** -self.polynomial
-        if self.hinge is not None:
-            a, b = self.hinge
-            return np.where(s <= b, 1.0, 1.0 / (a * np.maximum(s - b, 0.0) + 1.0))
-        return np.ones_like(s)
+        return self.root.of(np.asarray(stale, dtype=np.float64))
 
 
-StalenessFactor = Annotated[
-    Staleness,
-    BeforeValidator(lambda v: {} if v == "constant" else v, json_schema_input_type=Literal["constant"] | Staleness),
-]
-_CONSTANT, _INVERSE_ROOT = Staleness(), Staleness(polynomial=0.5)
+_CONSTANT, _INVERSE_ROOT = Staleness(), Staleness(PolynomialFactor(model="polynomial", power=0.5))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +124,7 @@ class Clocked(Participation):
     clocked: ClassVar[bool] = True
     renormalises: ClassVar[bool] = False
     weights: Weights = "debiased"
-    staleness: StalenessFactor = _CONSTANT
+    staleness: Staleness = _CONSTANT
     pilot: Count = 10_000
     timeout: Positive | None = None
 
@@ -214,7 +244,7 @@ class _Work:
     def __init__(self, task: Task, algorithm: Algorithm, seed: int) -> None:
         self.task, self.algorithm, self.seed = task, algorithm, seed
         one = np.zeros(1, dtype=np.int64)
-        self.constant = algorithm.work()[0].uniform is None and algorithm.role_of(one, one + 1, seed) is None
+        self.constant = algorithm.work()[0].constant and algorithm.role_of(one, one + 1, seed) is None
         self._steps = (
             self._of(np.arange(task.num_clients), np.ones(task.num_clients, dtype=np.int64)).tolist()
             if self.constant
@@ -291,7 +321,7 @@ class FedBuff(Clocked):
     """
 
     weights: Weights = "identical"
-    staleness: StalenessFactor = _INVERSE_ROOT
+    staleness: Staleness = _INVERSE_ROOT
     buffer: Count
     concurrency: Count | None = None
     restart: Literal["immediately", "barrier"] = "immediately"

@@ -20,9 +20,9 @@ from fedsim.core.registry import register
 from fedsim.graphs.mixing import is_symmetric
 from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
 from fedsim.participation.base import Arrival, Dispatch, Event, Participation, Setting
-from fedsim.participation.laws import Law, ProbabilityLaw
+from fedsim.participation.laws import Law
 
-_ONE = Law(fixed=1.0)
+_ONE = Law.model_validate(1.0)
 
 
 @register.participation("gossip")
@@ -41,8 +41,8 @@ class Gossip(Participation):
     """
 
     setting: ClassVar[Literal["server", "gossip"]] = "gossip"
-    compute: ProbabilityLaw = _ONE
-    links: ProbabilityLaw = _ONE
+    compute: Law = _ONE
+    links: Law = _ONE
 
     def check_run(self, setting: Setting) -> None:
         check_laws(self, setting)

@@ -2,94 +2,202 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from abc import abstractmethod
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
+from pydantic import Discriminator, Field, model_validator
 
 from fedsim.core import rng
 from fedsim.core.arrays import Floats
 from fedsim.core.errors import InputError
+from fedsim.core.one_of import Chosen, Form, OneOf
 from fedsim.core.types import Count, NonNegative, Positive, Probability
 
-_PAIR = Field(min_length=2, max_length=2)
-_FORMS = "allowed: a probability, a list of them, uniform, {uniform: [lo, hi]}, {beta: [a, b]} or {bimodal: mu}"
+_FLOOR = 1e-3
 
 
-class Law(BaseModel):
-    """A probability per node or link: a number, a list, or drawn once (or again every `redraw_every` rounds).
-
-    ``0.5`` · ``[0.1, 0.9, ...]`` · ``{beta: [a, b]}`` · ``uniform`` = U(0, 1] · ``{uniform: [lo, hi]}`` ·
-    ``{bimodal: mu, std: 0.1}``, the DSpodFL paper's 1/2 (N[0,1](mu, 0.01) + N[0,1](1 - mu, 0.01)) with 0.01 read as the
-    variance, truncated to [0, 1]. Drawn values are raised to at least `floor`: delays grow with 1 / probability, which
-    draws near 0 would make meaningless.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    fixed: Probability | None = None
-    per_item: list[Probability] | None = None
-    beta: Annotated[list[Positive], _PAIR] | None = None
-    uniform: Annotated[list[Probability], _PAIR] | None = None
-    bimodal: Probability | None = None
-    std: Positive = 0.1
-    redraw_every: Count | None = None
-    floor: Annotated[float, Field(gt=0, le=1)] = 1e-3
-
-    @model_validator(mode="after")
-    def _one(self) -> Law:
-        kinds = ("fixed", "per_item", "beta", "uniform", "bimodal")
-        if sum(getattr(self, k) is not None for k in kinds) != 1:
-            raise ValueError(_FORMS)
-        if self.uniform and self.uniform[0] > self.uniform[1]:
-            raise ValueError(f"found uniform: {self.uniform}, allowed: [lo, hi] with lo <= hi")
-        if self.redraw_every and (self.fixed is not None or self.per_item is not None):
-            raise ValueError("redraw_every only makes sense for a distribution, not for given probabilities")
-        return self
-
-    @model_serializer
-    def _short(self) -> Any:
-        if self.fixed is not None or self.per_item is not None:
-            return self.fixed if self.fixed is not None else self.per_item
-        given = {
-            k: getattr(self, k) for k in ("beta", "uniform", "bimodal", "redraw_every") if getattr(self, k) is not None
-        }
-        return {**given, **({"std": self.std} if self.bimodal is not None else {}), "floor": self.floor}
-
+class _Probabilities(Form):
+    @abstractmethod
     def draw(self, count: int, seed: int, purpose: str, round: int) -> Floats:
         """`count` probabilities in force in `round` (1, 2, ...)."""
-        if self.fixed is not None:
-            return np.full(count, self.fixed)
-        if self.per_item is not None:
-            if len(self.per_item) != count:
-                raise InputError(
-                    f"found a list of {len(self.per_item)} probabilities, allowed: {count} (one per {purpose})"
-                )
-            return np.asarray(self.per_item)
-        generator = rng.generator(seed, "law_" + purpose, self.epoch(round))
-        if self.beta is not None:
-            values = generator.beta(self.beta[0], self.beta[1], size=count)
-        elif self.uniform is not None:
-            values = self.uniform[0] + (self.uniform[1] - self.uniform[0]) * (1.0 - generator.random(count))
-        else:
-            assert self.bimodal is not None
-            values = _bimodal(self.bimodal, self.std, count, generator)
-        return np.maximum(values, self.floor)
 
     def epoch(self, round: int) -> int:
         """Which redraw `round` falls into."""
+        return 0
+
+
+class FixedProbability(_Probabilities):
+    """The same for all."""
+
+    older = ("value",)
+    model: Literal["fixed"]
+    value: Probability
+
+    def draw(self, count: int, seed: int, purpose: str, round: int) -> Floats:
+        return np.full(count, self.value)
+
+    def written(self) -> Any:
+        return self.value
+
+
+class ProbabilityTable(_Probabilities):
+    """One per node or link."""
+
+    older, older_name = ("values",), "per_item"
+    model: Literal["table"]
+    values: list[Probability]
+
+    def draw(self, count: int, seed: int, purpose: str, round: int) -> Floats:
+        if len(self.values) != count:
+            raise InputError(f"found a list of {len(self.values)} probabilities, allowed: {count} (one per {purpose})")
+        return np.asarray(self.values)
+
+    def written(self) -> Any:
+        return self.values
+
+
+class _Drawn(_Probabilities):
+    """Drawn once, or again every `redraw_every` rounds; drawn values are raised to at least `floor`."""
+
+    redraw_every: Count | None = None
+    floor: Annotated[float, Field(gt=0, le=1)] = _FLOOR
+
+    @abstractmethod
+    def sample(self, count: int, generator: np.random.Generator) -> Floats:
+        """`count` values of the distribution."""
+
+    def draw(self, count: int, seed: int, purpose: str, round: int) -> Floats:
+        generator = rng.generator(seed, "law_" + purpose, self.epoch(round))
+        return np.maximum(self.sample(count, generator), self.floor)
+
+    def epoch(self, round: int) -> int:
         return 0 if self.redraw_every is None else (round - 1) // self.redraw_every
+
+
+class BetaProbability(_Drawn):
+    """Beta(a, b)."""
+
+    older = ("a", "b")
+    model: Literal["beta"]
+    a: Positive
+    b: Positive
+
+    def sample(self, count: int, generator: np.random.Generator) -> Floats:
+        return generator.beta(self.a, self.b, size=count)
+
+
+class UniformProbability(_Drawn):
+    """Uniform on (low, high]."""
+
+    older = ("low", "high")
+    model: Literal["uniform"]
+    low: Probability
+    high: Probability
+
+    @model_validator(mode="after")
+    def _ordered(self) -> UniformProbability:
+        if self.low > self.high:
+            raise ValueError(f"found low {self.low} above high {self.high}, allowed: [lo, hi] with lo <= hi")
+        return self
+
+    def sample(self, count: int, generator: np.random.Generator) -> Floats:
+        return self.low + (self.high - self.low) * (1.0 - generator.random(count))
+
+
+class BimodalProbability(_Drawn):
+    """The DSpodFL paper's 1/2 (N[0,1](mu, std^2) + N[0,1](1 - mu, std^2)), truncated to [0, 1]."""
+
+    older = ("mu",)
+    model: Literal["bimodal"]
+    mu: Probability
+    std: Positive = 0.1
+
+    def written(self) -> Any:
+        return {**super().written(), "floor": self.floor}
+
+    def sample(self, count: int, generator: np.random.Generator) -> Floats:
+        return _bimodal(self.mu, self.std, count, generator)
+
+
+def _plain(value: Any) -> dict[str, Any] | None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return {"model": "fixed", "value": value}
+    if isinstance(value, list):
+        return {"model": "table", "values": value}
+    return {"model": "uniform", "low": 0.0, "high": 1.0} if value == "uniform" else None
+
+
+_LAWS = OneOf(
+    allowed=(
+        "allowed: a probability, a list of them, uniform, {model: uniform, low: ..., high: ...}, "
+        "{model: beta, a: ..., b: ...} or {model: bimodal, mu: ...}"
+    ),
+    plain=_plain,
+    plain_type=float | list[float] | Literal["uniform"],
+)
+_Laws = Annotated[
+    FixedProbability | ProbabilityTable | BetaProbability | UniformProbability | BimodalProbability,
+    Discriminator("model"),
+    _LAWS,
+]
+
+
+class Law(Chosen[_Laws]):
+    """A probability per node or link: a number, a list, or drawn once (or again every `redraw_every` rounds).
+
+    ``0.5`` · ``[0.1, 0.9, ...]`` · ``{model: beta, a: 0.8, b: 0.8}`` · ``uniform`` = U(0, 1] · ``{model: uniform, low:
+    0.2, high: 0.4}`` · ``{model: bimodal, mu: 0.3, std: 0.1}``, the DSpodFL paper's 1/2 (N[0,1](mu, 0.01) + N[0,1](1 -
+    mu, 0.01)) with 0.01 read as the variance, truncated to [0, 1]. Drawn values are raised to at least `floor`: delays
+    grow with 1 / probability, which draws near 0 would make meaningless.
+    """
+
+    def draw(self, count: int, seed: int, purpose: str, round: int) -> Floats:
+        """`count` probabilities in force in `round` (1, 2, ...)."""
+        return self.root.draw(count, seed, purpose, round)
+
+    def epoch(self, round: int) -> int:
+        """Which redraw `round` falls into."""
+        return self.root.epoch(round)
+
+    @property
+    def floor(self) -> float:
+        """What drawn values are raised to; delays take no probability for smaller, whoever gives it."""
+        return self.root.floor if isinstance(self.root, _Drawn) else _FLOOR
+
+
+class FixedRate(FixedProbability):
+    """The same rate for all."""
+
+    value: NonNegative
+
+
+class RateTable(ProbabilityTable):
+    """One rate per node or link."""
+
+    values: list[NonNegative]
+
+
+class UniformRate(UniformProbability):
+    """Rates uniform on (low, high]."""
+
+    low: NonNegative
+    high: NonNegative
+
+
+_Rates = Annotated[
+    FixedRate | RateTable | BetaProbability | UniformRate | BimodalProbability, Discriminator("model"), _LAWS
+]
 
 
 class RateLaw(Law):
     """Ticks per virtual second of a Poisson clock, in the same forms: a number, a list, or drawn once per run."""
 
-    fixed: NonNegative | None = None
-    per_item: list[NonNegative] | None = None
-    uniform: Annotated[list[NonNegative], _PAIR] | None = None
+    root: _Rates
 
     @model_validator(mode="after")
     def _drawn_once(self) -> RateLaw:
-        if self.redraw_every:
+        if isinstance(self.root, _Drawn) and self.root.redraw_every:
             raise ValueError("found redraw_every: the rates of a run are drawn once, remove it")
         return self
 
@@ -104,19 +212,4 @@ def _bimodal(mu: float, std: float, count: int, generator: np.random.Generator) 
     )
 
 
-def _short_forms(value: Any) -> Any:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return {"fixed": value}
-    if isinstance(value, list):
-        return {"per_item": value}
-    if value == "uniform":
-        return {"uniform": [0.0, 1.0]}
-    if not isinstance(value, (dict, Law)):
-        raise ValueError(_FORMS)
-    return value
-
-
-ProbabilityLaw = Annotated[Law, BeforeValidator(_short_forms, json_schema_input_type=float | list[float] | str | Law)]
-Rates = Annotated[
-    RateLaw, BeforeValidator(_short_forms, json_schema_input_type=NonNegative | list[NonNegative] | str | RateLaw)
-]
+ProbabilityLaw = Law

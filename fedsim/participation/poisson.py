@@ -26,9 +26,9 @@ from fedsim.core.types import Positive
 from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
 from fedsim.participation.base import Arrival, Dispatch, Event, Participation, Setting, Tick
 from fedsim.participation.gossip import check_laws, normalised_delays
-from fedsim.participation.laws import RateLaw, Rates
+from fedsim.participation.laws import RateLaw
 
-_ONE = RateLaw(fixed=1.0)
+_ONE = RateLaw.model_validate(1.0)
 _FAR = 2.0**61
 """A gap between two ticks is at most that many ticks of the clock (four months), so that sums stay 64-bit integers."""
 _NOBODY = np.empty(0, dtype=np.int64)
@@ -64,8 +64,8 @@ class PoissonGossip(Participation):
     """
 
     setting: ClassVar[Literal["server", "gossip"]] = "gossip"
-    compute: Rates = _ONE
-    links: Rates = _ONE
+    compute: RateLaw = _ONE
+    links: RateLaw = _ONE
     window: Positive = 1.0
     pair_weight: Literal["matrix", "half"] = "matrix"
 

@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from fedsim.core.documents import Document, override, read_yaml
 from fedsim.core.errors import InputError, Problem, unknown
 from fedsim.core.modules import beside
+from fedsim.core.one_of import older_spellings
 from fedsim.scenario.checks import check_sections
 from fedsim.scenario.sections import INNER, SECTIONS, Scenario
 from fedsim.scenario.table import ValueSection
 
+LOG = logging.getLogger("fedsim")
 
-def load(path: str | Path, settings: list[str] | None = None) -> Scenario:
+_notes: ContextVar[dict[str, str] | None] = ContextVar("notes_of_scenarios", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[None]:
+    """Warn at the end, once per key, of what is read in an older spelling meanwhile."""
+    if _notes.get() is not None:  # whoever began says it
+        yield
+        return
+    notes: dict[str, str] = {}
+    token = _notes.set(notes)
+    try:
+        yield
+    finally:
+        _notes.reset(token)
+        for note in notes.values():
+            LOG.warning("%s", note)
+
+
+def load(path: str | Path, settings: list[str] | None = None, notes: bool = True) -> Scenario:
     """Read and check a scenario file, with ``key.path=value`` overrides.
+
+    With `notes` a warning says, once per key, what is now spelled otherwise.
 
     Raises
     ------
@@ -24,14 +50,25 @@ def load(path: str | Path, settings: list[str] | None = None) -> Scenario:
         One problem per offending key, with file, line, dotted key, what was found and what is allowed.
     """
     document = override(read_yaml(path), settings or [])
-    return parse(document)
+    if not notes or _is_written(path):
+        return parse(document)
+    with noting():
+        return parse(document)
+
+
+def _is_written(path: str | Path) -> bool:
+    """Whether fedsim wrote the file itself: the scenario of a run directory, which keeps the older spellings."""
+    return Path(path).name == "scenario.yaml" and (Path(path).parent / "environment.json").exists()
 
 
 def given(scenario: Scenario | str | Path | Mapping[str, Any]) -> Scenario:
     """A scenario from itself, a path to its file, or the nested mappings of one."""
     if isinstance(scenario, Scenario):
         return scenario
-    return load(scenario) if isinstance(scenario, (str, Path)) else parse(scenario)
+    if isinstance(scenario, (str, Path)):
+        return load(scenario)
+    with noting():
+        return parse(scenario)
 
 
 def parse(document: Document | Mapping[str, Any]) -> Scenario:
@@ -42,10 +79,15 @@ def parse(document: Document | Mapping[str, Any]) -> Scenario:
     if folder not in sys.path:  # so that 'my_module:MyAlgorithm' beside the scenario is found
         sys.path.append(folder)
     try:
-        with beside(document.base):
-            return _parse(document)
+        with beside(document.base), older_spellings(document.values) as older:
+            scenario = _parse(document)
     except InputError as error:
         raise document.locate(error) from None
+    notes = _notes.get()
+    if notes is not None:
+        for key, text in older.items():
+            notes.setdefault(key, str(document.locate(InputError(text, key=key))))
+    return scenario
 
 
 def _parse(document: Document) -> Scenario:

@@ -18,7 +18,7 @@ from fedsim.core.documents import Document, Source, change, override, read_yaml
 from fedsim.core.errors import InputError, Problem
 from fedsim.core.fields import make_part
 from fedsim.core.metrics import TABLE, merged
-from fedsim.scenario.load import parse
+from fedsim.scenario.load import noting, parse
 from fedsim.scenario.sections import NAME, Scenario
 from fedsim.sweeps.axes import Axis, Stop
 
@@ -78,6 +78,11 @@ def read_sweep(path: str | Path, settings: list[str] | None = None) -> Plan:
     InputError
         The sweep file, its scenario or one of the variations is wrong.
     """
+    with noting():
+        return _read(path, settings)
+
+
+def _read(path: str | Path, settings: list[str] | None) -> Plan:
     document = read_yaml(path)
     try:
         sweep_file = make_part(SweepFile, document.values)
