@@ -68,7 +68,8 @@ def test_run_writes_the_run_directory_and_its_last_metrics(call: Call, tmp_path:
     assert code == 0
     assert f"runs/{folder.name}: round 4  test_accuracy" in out
     assert {p.name for p in folder.iterdir()} == {
-        "scenario.yaml", "environment.json", "metrics.jsonl", "partition.csv", "params.safetensors", "checkpoint",
+        "scenario.yaml", "environment.json", "metrics.jsonl", "data.json", "partition.csv", "params.safetensors",
+        "checkpoint",
     }  # fmt: skip
     rows = read_jsonl(folder / "metrics.jsonl")
     assert [row["round"] for row in rows] == [0, 2, 4]
