@@ -212,7 +212,8 @@ def older_spellings(whole: Any) -> Iterator[dict[str, str]]:
     places = {id(value): (value, made) for value, made in heard}
     for key, value in _mappings(whole, ""):
         if id(value) in places:
-            notes[key] = f"found the older spelling {_flow(value)}, which is now {_flow(places[id(value)][1])}"
+            older, newer = (_short(_flow(mapping)) for mapping in (value, places[id(value)][1]))
+            notes[key] = f"found the older spelling {older}, which is now {newer}"
 
 
 def _mappings(value: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -229,3 +230,7 @@ def _flow(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{k}: {_flow(v)}" for k, v in value.items()) + "}"
     return f"[{', '.join(_flow(v) for v in value)}]" if isinstance(value, list) else str(value)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:60]} ... {text[-20:]}"

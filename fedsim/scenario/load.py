@@ -83,11 +83,16 @@ def parse(document: Document | Mapping[str, Any]) -> Scenario:
             scenario = _parse(document)
     except InputError as error:
         raise document.locate(error) from None
+    note(document, older)
+    return scenario
+
+
+def note(document: Document, older: Mapping[str, str]) -> None:
+    """Keep what `noting` says of `document`: texts by dotted key."""
     notes = _notes.get()
     if notes is not None:
         for key, text in older.items():
             notes.setdefault(key, str(document.locate(InputError(text, key=key))))
-    return scenario
 
 
 def _parse(document: Document) -> Scenario:

@@ -4,54 +4,88 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, model_validator
 
 from fedsim.core import rng
 from fedsim.core.errors import InputError
 from fedsim.core.metrics import Metric, metric
+from fedsim.core.one_of import Chosen, Form, OneOf
 from fedsim.core.types import Positive
 
-_Pair = Annotated[list[float | int], Field(min_length=2, max_length=2)]
-_KINDS = ("uniform", "log_uniform", "integers", "choice")
 
+class _Range(Form):
+    """Values between `low` and `high`."""
 
-class Axis(BaseModel):
-    """One value per sample: ``{uniform: [a, b]}``, ``{log_uniform: [a, b]}``, ``{integers: [a, b]}`` (both ends
-    included) or ``{choice: [...]}``.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    uniform: _Pair | None = None
-    log_uniform: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
-    integers: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
-    choice: Annotated[list[Any], Field(min_length=1)] | None = None
+    older = ("low", "high")
+    low: Any
+    high: Any
 
     @model_validator(mode="after")
-    def _one(self) -> Axis:
-        given = [k for k in _KINDS if getattr(self, k) is not None]
-        if len(given) != 1:
-            raise ValueError(f"found {given or 'none'} of the laws, allowed: exactly one of {', '.join(_KINDS)}")
-        bounds = getattr(self, given[0])
-        if given[0] != "choice" and bounds[0] > bounds[1]:
-            raise ValueError(f"found {given[0]}: {bounds}, allowed: [low, high] with low <= high")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"found low {self.low} above high {self.high}, allowed: low <= high")
         return self
+
+
+class UniformAxis(_Range):
+    """Uniform on [low, high]."""
+
+    model: Literal["uniform"]
+    low: float | int
+    high: float | int
+
+    def at(self, u: float) -> Any:
+        """The value below which a share `u` of the draws lies; floats with six digits, as labels show them."""
+        return float(f"{self.low + u * (self.high - self.low):.6g}")
+
+
+class LogUniformAxis(_Range):
+    """Uniform in the logarithm."""
+
+    model: Literal["log_uniform"]
+    low: Positive
+    high: Positive
+
+    def at(self, u: float) -> Any:
+        low, high = math.log(self.low), math.log(self.high)
+        return float(f"{math.exp(low + u * (high - low)):.6g}")
+
+
+class IntegersAxis(_Range):
+    """Whole numbers from `low` to `high`, both included."""
+
+    model: Literal["integers"]
+    low: int
+    high: int
+
+    def at(self, u: float) -> Any:
+        return self.low + int(u * (self.high - self.low + 1))
+
+
+class ChoiceAxis(Form):
+    """One of `values`."""
+
+    older = ("values",)
+    model: Literal["choice"]
+    values: Annotated[list[Any], Field(min_length=1)]
+
+    def at(self, u: float) -> Any:
+        return self.values[int(u * len(self.values))]
+
+
+_AXES = OneOf(allowed="allowed: {model: ..., ...} with exactly one of uniform, log_uniform, integers, choice")
+
+
+class Axis(Chosen[Annotated[UniformAxis | LogUniformAxis | IntegersAxis | ChoiceAxis, Discriminator("model"), _AXES]]):
+    """One value per sample: ``{model: uniform, low: 0, high: 1}``, ``{model: log_uniform, low: 0.01, high: 1}``,
+    ``{model: integers, low: 1, high: 3}`` (both ends included) or ``{model: choice, values: [...]}``.
+    """
 
     def draw(self, seed: int, key: str, sample: int) -> Any:
         """The value of sample number `sample` on the axis `key`; floats with six digits, as labels show them."""
-        word = rng.key(seed, f"sweep {key}", sample)
-        u = float(rng.uniform(word)[0])
-        if self.choice is not None:
-            return self.choice[int(u * len(self.choice))]
-        if self.integers is not None:
-            low, high = self.integers
-            return low + int(u * (high - low + 1))
-        if self.log_uniform is not None:
-            low_log, high_log = (math.log(v) for v in self.log_uniform)
-            return float(f"{math.exp(low_log + u * (high_log - low_log)):.6g}")
-        assert self.uniform is not None
-        return float(f"{self.uniform[0] + u * (self.uniform[1] - self.uniform[0]):.6g}")
+        return self.root.at(float(rng.uniform(rng.key(seed, f"sweep {key}", sample))[0]))
 
 
 class Stop(BaseModel):

@@ -18,7 +18,8 @@ from fedsim.core.documents import Document, Source, change, override, read_yaml
 from fedsim.core.errors import InputError, Problem
 from fedsim.core.fields import make_part
 from fedsim.core.metrics import TABLE, merged
-from fedsim.scenario.load import noting, parse
+from fedsim.core.one_of import older_spellings
+from fedsim.scenario.load import note, noting, parse
 from fedsim.scenario.sections import NAME, Scenario
 from fedsim.sweeps.axes import Axis, Stop
 
@@ -85,9 +86,11 @@ def read_sweep(path: str | Path, settings: list[str] | None = None) -> Plan:
 def _read(path: str | Path, settings: list[str] | None) -> Plan:
     document = read_yaml(path)
     try:
-        sweep_file = make_part(SweepFile, document.values)
+        with older_spellings(document.values) as older:
+            sweep_file = make_part(SweepFile, document.values)
     except InputError as error:
         raise document.locate(error) from None
+    note(document, older)
     base = _base(document, sweep_file.scenario, settings or [])
     found: list[Point] = []
     wrong: dict[Problem, list[str]] = {}

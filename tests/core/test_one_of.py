@@ -21,7 +21,9 @@ from fedsim.devices.system import SystemSection
 from fedsim.participation.clocked import Staleness
 from fedsim.participation.gossip import Gossip
 from fedsim.participation.laws import Law, RateLaw
-from fedsim.scenario.load import load, parse
+from fedsim.scenario.load import given, load, parse
+from fedsim.sweeps.axes import Axis
+from fedsim.sweeps.files import points
 
 SPELLINGS: list[tuple[Any, Any, dict[str, Any]]] = [
     (LrDecay, {"exponential": 0.9}, {"model": "exponential", "factor": 0.9}),
@@ -35,6 +37,10 @@ SPELLINGS: list[tuple[Any, Any, dict[str, Any]]] = [
     (Work, {"uniform": [1, 5]}, {"model": "uniform", "low": 1, "high": 5}),
     (Staleness, {"polynomial": 0.5}, {"model": "polynomial", "power": 0.5}),
     (Staleness, {"hinge": [10.0, 4.0]}, {"model": "hinge", "a": 10.0, "b": 4.0}),
+    (Axis, {"uniform": [1, 2.5]}, {"model": "uniform", "low": 1, "high": 2.5}),
+    (Axis, {"log_uniform": [0.01, 1]}, {"model": "log_uniform", "low": 0.01, "high": 1}),
+    (Axis, {"integers": [2, 4]}, {"model": "integers", "low": 2, "high": 4}),
+    (Axis, {"choice": ["a", "b"]}, {"model": "choice", "values": ["a", "b"]}),
     *[
         (law, older, newer)
         for law in (Law, RateLaw)
@@ -146,14 +152,23 @@ def test_the_older_spelling_is_noted_once_per_key(tmp_path: Path, caplog: pytest
 
 
 def test_a_sweep_notes_each_key_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from fedsim.sweeps.files import points
-
     _file(tmp_path)
-    sweep = {"name": "x", "scenario": "s.yaml", "grid": {"seed": [0, 1, 2]}}
+    random = {"algorithm.lr": {"log_uniform": [0.01, 0.5]}}
+    sweep = {"name": "x", "scenario": "s.yaml", "grid": {"seed": [0, 1, 2]}, "random": random}
     (tmp_path / "w.yaml").write_text(yaml.safe_dump(sweep))
     with caplog.at_level(logging.WARNING, logger="fedsim"):
         assert len(points(tmp_path / "w.yaml")[1]) == 3
-    assert len(caplog.records) == len(KEYS)
+    notes = [r.getMessage() for r in caplog.records]
+    assert len(notes) == len(KEYS) + 1
+    assert " random.algorithm.lr: found the older spelling" in notes[0]
+
+
+def test_notes_of_long_lists_are_short(caplog: pytest.LogCaptureFixture) -> None:
+    data = {"dataset": "digits", "clients": 400, "partition": {"scheme": "iid"}}
+    keys = {"name": "dspodfl", "local_steps": {"per_client": list(range(1, 401))}}
+    with caplog.at_level(logging.WARNING, logger="fedsim"):
+        given({**SCENARIO, "data": data, "algorithm": keys, "participation": {}})
+    assert [len(r.getMessage()) < 300 for r in caplog.records] == [True]
 
 
 def test_what_fedsim_wrote_itself_is_not_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
