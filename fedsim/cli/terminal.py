@@ -60,6 +60,9 @@ def table(
     from rich.text import Text
 
     out = out or console()
+    if not rows:
+        say(title, out=out)
+        return
     width = out.width
     count = len(header or (rows[0] if rows else ("",)))
     widths = _widths([[row[i] for row in (header or rows[0], *rows)] for i in range(count)] if rows else [], width)

@@ -78,6 +78,9 @@ class _Register:
 
         return named
 
+    def __dir__(self) -> list[str]:
+        return list(_parts)
+
 
 register = _Register()
 

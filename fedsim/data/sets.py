@@ -359,6 +359,15 @@ def made(
     )  # fmt: skip
 
 
+def described(data: Dataset) -> dict[str, Any]:
+    """`Dataset.about`; of a set of somebody's own that says nothing of itself, what its tensors show."""
+    x, y = data.train_x, data.train_y
+    inputs = {"kind": "numbers", "shape": list(x.shape[1:]), "type": str(x.dtype).removeprefix("torch.")}
+    target = _about_target(Split(x.numpy(), y.numpy(), data.num_classes))
+    found = {"dataset": data.name, "input": inputs, "target": target, "notes": list(data.notes), **data.about}
+    return {**found, "input": {**inputs, **found["input"]}, "target": {**target, **found["target"]}}
+
+
 def _about_target(train: Split) -> dict[str, Any]:
     """What the model's outputs are."""
     if train.classes is None:

@@ -23,7 +23,7 @@ from fedsim.core.oracle import Task
 from fedsim.core.registry import lookup
 from fedsim.data.division import Division, column_of, divided
 from fedsim.data.partition import label_counts
-from fedsim.data.sets import Dataset, Quadratic
+from fedsim.data.sets import Dataset, Quadratic, described
 from fedsim.devices.system import Durations
 from fedsim.graphs.network import Network, build_network
 from fedsim.graphs.topology import topology_of
@@ -205,7 +205,7 @@ def _supervised(
     shapes = task.kernel.layout
     layout = [[n, list(shape)] for n, shape in zip(shapes.names, shapes.shapes, strict=True)]
     about = {
-        **data.about, "input": {**data.about.get("input", {}), "model_takes": takes_type},
+        **described(data), "input": {**described(data)["input"], "model_takes": takes_type},
         "clients": division.record(), "notes": [*data.notes, *division.notes],
     }  # fmt: skip
     return task, counts, {"layout": json.dumps(layout), "loss": loss_name}, about

@@ -94,7 +94,13 @@ class Evaluation:
             row |= standing(moment)
         fresh: Columns = {}
         for measure in self.own:
-            for name, value in measure.evaluate(moment).items():
+            found, declared = measure.evaluate(moment), {m.name for m in measure.metrics}
+            if not declared <= set(found):
+                missing = ", ".join(sorted(declared - set(found)))
+                raise RunError(
+                    f"{type(measure).__name__} declares {missing}, but measured {', '.join(found) or 'nothing'}"
+                )
+            for name, value in found.items():
                 if name in row or name in fresh or name in TABLE:
                     raise RunError(f"{type(measure).__name__} measures '{name}', which is a column already")
                 try:

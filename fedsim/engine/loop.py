@@ -139,6 +139,11 @@ class Simulation:
                     event = self._combine(event)
                     if event.closes:
                         self._close_round(event, clock, stop)
+        if self.round < s.run.rounds:
+            raise RunError(
+                f"the participation mode had no more events after round {self.round} of {s.run.rounds}; a mode that "
+                f"cannot go on yields Ended, with its reason. What was recorded up to there is in {self.folder}"
+            )
         return None
 
     # --- one event ----------------------------------------------------------------------------------------------------

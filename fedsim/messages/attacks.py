@@ -57,6 +57,8 @@ class Attack(MessageTransform):
     def check(self, form: Message, run: RunFacts) -> None:
         n = run.num_clients
         if isinstance(self.attackers, list):
+            if len(set(self.attackers)) < len(self.attackers):
+                raise InputError(f"found {self.attackers}, allowed: each client once", key="attack.attackers")
             odd = [i for i in self.attackers if not 0 <= i < n]
             if odd:
                 raise InputError(f"found client {odd[0]}, allowed: 0 to {n - 1}", key="attack.attackers")

@@ -74,6 +74,18 @@ class Compressor(MessageTransform):
         unknown = [k for k in self.keys or () if k not in form]
         if unknown:
             raise InputError(f"found '{unknown[0]}', allowed: {', '.join(form)}", key="compression.keys")
+        if self.feedback != "none" and not all(self._contracts(form[k].shape[-1]) for k in self._vectors(form)):
+            raise InputError(
+                f"found '{self.feedback}' with a compressor whose error may be larger than what it compresses, so that "
+                "what is fed back would grow without bound; allowed: none, or a contractive compressor (of rand_k one "
+                "that is not scaled, of qsgd more levels or contractive: true)",
+                key="compression.feedback",
+            )
+
+    def _contracts(self, d: int) -> bool:
+        """Whether the squared error is below the squared norm, in the mean."""
+        omega = self.omega(d)
+        return self.alpha(d) is not None or (omega is not None and omega < 1)
 
     def fresh(self, form: Message) -> State:
         if self.feedback == "none":

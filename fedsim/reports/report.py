@@ -72,7 +72,7 @@ FINAL_AND_BEST = (
 
 
 def write_report(
-    directories: Sequence[str | Path],
+    directories: str | Path | Sequence[str | Path],
     out: str | Path | None = None,
     sections: Sequence[str | Mapping[str, Any] | ReportSection] = (),
 ) -> Path:
@@ -90,6 +90,7 @@ def write_report(
         A directory does not exist or holds no run, a run has no readable ``scenario.yaml``, or `out` cannot be written.
         Lesser damage becomes a note in the page.
     """
+    directories = [directories] if isinstance(directories, (str, Path)) else directories
     own = [s if isinstance(s, ReportSection) else sections_named([s])[0] for s in sections]
     runs = find_runs([Path(d) for d in directories])
     place = Path(out) if out is not None else Path(directories[0]) / "report.html"

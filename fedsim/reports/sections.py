@@ -92,7 +92,13 @@ def made(page: Page, own: Sequence[ReportSection]) -> Iterator[object]:
     for section in SECTIONS:
         yield from section(page)
     for part in own:
-        blocks = list(part.blocks(page))
+        made_by = part.blocks(page)
+        if isinstance(made_by, str) or not isinstance(made_by, Iterable):
+            name = type(part).__name__
+            raise InputError(
+                f"{name}.blocks gave {type(made_by).__name__}, allowed: a list of what the page's methods make"
+            )
+        blocks = list(made_by)
         if blocks:
             yield page.heading(part.title)
             yield from blocks

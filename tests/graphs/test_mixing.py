@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -296,3 +298,16 @@ def test_ten_thousand_nodes_take_less_than_a_second() -> None:
     W = mixing_matrix(graph, "metropolis")
     assert time.perf_counter() - started < 1.0
     assert W.nnz == 10_000 * 11
+
+
+def everywhere(graph: nx.Graph[Any]) -> Any:
+    """Weights between all nodes, whatever links there are."""
+    n = graph.number_of_nodes()
+    return np.full((n, n), 1 / n)
+
+
+def test_own_weights_stay_on_the_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "spread", types.SimpleNamespace(everywhere=everywhere))
+    with pytest.raises(InputError, match="no link from 2 to 0"):
+        mixing_matrix(nx.cycle_graph(5), "spread:everywhere")
+    assert mixing_matrix(nx.complete_graph(5), "spread:everywhere").nnz == 25

@@ -170,6 +170,8 @@ def test_chunks_disk_and_resume_change_nothing(tmp_path: Path, feedback: str) ->
         ({"name": "top_k", "k": 10**6}, "compression.k", "allowed: at most"),
         ({"name": "sign", "keys": ["detla"]}, "compression.keys", "allowed: delta"),
         ({"name": "qsgd", "levels": 0}, "compression.levels", "greater than or equal to 1"),
+        ({"name": "rand_k", "k": 3, "scaled": True, "feedback": "ef14"}, "compression.feedback", "grow without bound"),
+        ({"name": "qsgd", "levels": 1, "feedback": "ef21"}, "compression.feedback", "contractive: true"),
         ({"name": "top_q", "k": 1}, "compression.name", "did you mean 'top_k'"),
     ],
 )

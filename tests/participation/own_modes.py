@@ -105,3 +105,14 @@ class Forgetful(Shifts):
 @dataclass(frozen=True)
 class Unfinished(Clocked):
     """Has no policy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsDry(Shifts):
+    """Stops after three rounds without a word."""
+
+    def events(self, setting: Setting, after: int = 0) -> Iterator[Event]:
+        for event in super().events(setting, after):
+            yield event
+            if isinstance(event, Arrival) and event.number == 3:
+                return

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import fedsim
 from fedsim.cli.app import app
-from fedsim.core.errors import InputError
+from fedsim.core.errors import InputError, RunError
 from fedsim.reports.timeline import follow
 from fedsim.scenario.load import parse
 
@@ -168,3 +168,9 @@ def test_on_ray(name: str, tmp_path: Path, quadratic: Make) -> None:
     there = fedsim.run({**made, "backend": {"name": "ray", "actors": 2}}, out=tmp_path / "there")
     assert torch.allclose(there.params, here.params, rtol=1e-12, atol=1e-12)
     assert there.trace == here.trace
+
+
+def test_a_mode_that_runs_dry_is_no_finished_run(quadratic: Make, tmp_path: Path) -> None:
+    scenario = {**sections("Shifts", quadratic), "participation": {"mode": "own_modes:RunsDry"}}
+    with pytest.raises(RunError, match="no more events after round 3 of 12"):
+        fedsim.run(scenario, out=tmp_path / "run")
