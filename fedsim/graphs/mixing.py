@@ -58,19 +58,14 @@ def mixing_matrix(graph: nx.Graph[Any], weights: str) -> Matrix:
 
 def _check_links(W: Matrix, graph: nx.Graph[Any], weights: str) -> None:
     """Nodes mix what their neighbours send: weight between others would be messages over links that are not there."""
-    entries = sparse.coo_array(W)
-    apart = (entries.data != 0) & (entries.row != entries.col)
     links = nx.to_scipy_sparse_array(graph, nodelist=range(graph.number_of_nodes()), weight=None, format="csr")
-    into = sparse.csr_array(links.T)  # row i: who sends to node i
-    beyond = sparse.csr_array((apart.astype(float)[apart], (entries.row[apart], entries.col[apart])), shape=W.shape)
-    missing = sparse.coo_array(beyond - beyond.multiply(into != 0))
+    others = sparse.csr_array(W - sparse.diags_array(W.diagonal()))
+    missing = sparse.coo_array(others - others.multiply(links.T != 0))  # row i of the transpose: who sends to node i
     missing.eliminate_zeros()
     if missing.nnz:
         i, j = int(missing.row[0]), int(missing.col[0])
-        raise InputError(
-            f"'{weights}' gives node {i} a share of what node {j} has ({W[i, j]:.3g}), but the graph has no link from "
-            f"{j} to {i}; allowed: weight on the graph's links and on the diagonal"
-        )
+        found = f"'{weights}' gives node {i} a share of what node {j} has, but the graph has no link from {j} to {i}"
+        raise InputError(f"{found}; allowed: weight on the graph's links and on the diagonal")
 
 
 @register.mixing("metropolis")
