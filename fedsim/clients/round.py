@@ -16,19 +16,12 @@ from torch import Tensor
 from fedsim.algorithms.base import Algorithm, Round
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.types import Aggregate, Message, State
+from fedsim.messages.base import Arrived
 
 
-class Combined(Protocol):
+class Combined(Arrived, Protocol):
     """A round whose messages are combined; see `fedsim.core.job.Contribution`."""
 
-    @property
-    def number(self) -> int: ...
-    @property
-    def clients(self) -> Ints: ...
-    @property
-    def rounds(self) -> Ints: ...
-    @property
-    def steps(self) -> Ints: ...
     @property
     def staleness(self) -> Ints | None: ...
     @property

@@ -7,6 +7,7 @@ there are none, and the training rows decide how features are encoded and scaled
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -53,8 +54,9 @@ class Own(DatasetPart):
     def load_by(self, column: str, clients: int | None, seed: int, base: Path) -> Dataset:
         return self._load(base, column)
 
+    @abstractmethod
     def _load(self, base: Path, ids: str | None) -> Dataset:
-        raise NotImplementedError
+        """The rows, with the column `ids` of whose they are where that is wanted."""
 
     def _finish(self, name: str, splits: list[Split], top: float | None = None, action: Action = "refuse") -> Dataset:
         train, test = splits[0], splits[1] if len(splits) > 1 else None
