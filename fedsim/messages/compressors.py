@@ -83,9 +83,9 @@ class Compressor(MessageTransform):
             )
 
     def _contracts(self, d: int) -> bool:
-        """Whether the squared error is below the squared norm, in the mean."""
+        """Whether the squared error is below the squared norm, in the mean; not known of one that says nothing."""
         omega = self.omega(d)
-        return self.alpha(d) is not None or (omega is not None and omega < 1)
+        return self.alpha(d) is not None or omega is None or omega < 1
 
     def fresh(self, form: Message) -> State:
         if self.feedback == "none":

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import fedsim
 from fedsim.core import rng
 from fedsim.core.errors import RunError
+from fedsim.engine.checkpoint import SUMS, checksum
 from fedsim.engine.run_directory import Run, read_jsonl
 from fedsim.privacy.ledger import BudgetExceeded
 
@@ -101,14 +102,10 @@ def move(folder: Path) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Checksums of a checkpoint that was changed on purpose, where checkpoints have such."""
-    progress = folder / "checkpoint" / "progress.json"
-    found = json.loads(progress.read_text())
-    if "checksums" in found:
-        import zlib
-
-        found["checksums"] = {n: zlib.crc32((folder / "checkpoint" / n).read_bytes()) for n in found["checksums"]}
-        progress.write_text(json.dumps(found))
+    """Checksums of a checkpoint that was changed on purpose."""
+    sums = folder / "checkpoint" / SUMS
+    found = {name: checksum(folder / "checkpoint" / name) for name in json.loads(sums.read_text())}
+    sums.write_text(json.dumps(found))
 
 
 @pytest.fixture

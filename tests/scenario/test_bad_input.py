@@ -430,9 +430,9 @@ def test_one_line_whatever_a_key_or_a_value_is() -> None:
 @pytest.mark.parametrize(
     ("availability", "says"),
     [
-        ({"on": 20.0, "off": 10.0}, "allowed: a mapping with the key 'model'"),
-        ({"model": "on_of"}, "unknown model 'on_of' (did you mean 'on_off'?)"),
-        (5, "found 5, allowed: a mapping"),
+        ({"on": 20.0, "off": 10.0}, "allowed: {model: ..., ...} with one of on_off, periodic"),
+        ({"model": "on_of"}, "unknown availability 'on_of' (did you mean 'on_off'?)"),
+        (5, "found 5, allowed: {model: ..., ...} with one of on_off, periodic"),
     ],
 )
 def test_a_choice_without_its_key(availability: Any, says: str) -> None:

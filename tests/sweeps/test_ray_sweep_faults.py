@@ -140,7 +140,9 @@ def test_stopped_runs_stay_stopped_and_failures_harm_nobody(tmp_path: Path) -> N
     assert [o.status for o in again] == [o.status for o in outcomes]
     assert list(pd.read_csv(tmp_path / "out" / "summary.csv")["status"]) == [o.status for o in outcomes]
 
-    misspelt = write(tmp_path, cases={"good": None}, stop={**stop, "metric": "test_acuracy"})
+    with pytest.raises(InputError, match="nothing says whether more or less of 'test_acuracy' is better"):
+        fedsim.sweep(write(tmp_path, cases={"good": None}, stop={**stop, "metric": "test_acuracy"}))
+    misspelt = write(tmp_path, cases={"good": None}, stop={**stop, "metric": "test_acuracy", "mode": "max"})
     (outcome,) = fedsim.sweep(misspelt, out=tmp_path / "misspelt", together=Together(parallel=1))
     assert isinstance(outcome.error, RunError)
     assert "test_acuracy; allowed: a metric of the run: round, time" in str(outcome.error)
