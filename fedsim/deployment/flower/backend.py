@@ -28,6 +28,7 @@ from fedsim.deployment.flower.records import WORK, BadRecord, Order, Receipt, pa
 from fedsim.deployment.flower.roster import LOG, Roster
 
 _LONGEST_REASON = 1000
+_NODE_UNAVAILABLE = 5  # of flwr.common.constant.ErrorCode: no heartbeat of the SuperNode, or a message for nobody
 
 
 @dataclass(frozen=True)
@@ -256,6 +257,10 @@ class Flower(BackendDefaults):
             return
         flight = next((f for f in self._flights.values() if f.message_id == answered), None)
         if flight is None:
+            return
+        if reply.has_error() and reply.error.code == _NODE_UNAVAILABLE:
+            self.roster.vacate(flight.order.client, flight.node)  # the one that took its place may be waiting
+            self._failed(flight, "gone", "its SuperNode left while it was at work")
             return
         if reply.has_error():
             flight.tries += 1

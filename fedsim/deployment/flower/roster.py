@@ -86,6 +86,17 @@ class Roster:
             ids = self.grid.push_messages([Message(pack(order), n, HELLO) for n in new])
             self._asked |= {i: n for i, n in zip(ids, new, strict=True) if i}
 
+    def vacate(self, client: int, node: int | None) -> None:
+        """`node`, which was `client`, is away: its place is free, and who waits for one is greeted at once."""
+        if node is None or self._node_of.get(client) != node:
+            return
+        del self._node_of[client]
+        self._client_at.pop(node, None)
+        self._online.discard(node)
+        self._not_before = {node: time.monotonic() + _GREET_AGAIN}
+        self._looked = -_REFRESH
+        LOG.warning("client %d left (SuperNode %d does not answer)", client, node)
+
     def waiting(self) -> list[str]:
         """Ids of the greetings that are not answered yet."""
         return list(self._asked)
