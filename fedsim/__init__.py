@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from fedsim.messages.attacks import Attack
     from fedsim.messages.base import MessageTransform
     from fedsim.messages.compressors import Compressor
+    from fedsim.messages.graph_rules import GraphRule
+    from fedsim.messages.heard import Heard, Near
     from fedsim.models.build import Model
     from fedsim.participation.base import Arrival, Dispatch, Ended, Participation, Setting
     from fedsim.participation.clocked import Clocked
@@ -84,6 +86,9 @@ _HOME = {
     "Effort": "algorithms.base",
     "Oracle": "core.oracle",
     "Aggregator": "messages.aggregators",
+    "GraphRule": "messages.graph_rules",
+    "Heard": "messages.heard",
+    "Near": "messages.heard",
     "MessageTransform": "messages.base",
     "Compressor": "messages.compressors",
     "Attack": "messages.attacks",
@@ -130,12 +135,12 @@ _HOME = {
 __all__ = [
     "Aggregate", "Aggregator", "Alert", "Arrival", "Arrived", "Attack", "BatchSize", "Bound", "Claim", "Clocked",
     "Combine", "Compressor", "Count", "Dataset", "DatasetPart", "Decay", "Dispatch", "Effort", "Ended", "Fraction",
-    "GossipAlgorithm", "Graph", "InputError", "Job", "LocalSolver", "Logger", "Lost", "Measure", "Mechanism",
-    "Message", "MessageTransform", "Metric", "Model", "Needs", "NonNegative", "Oracle", "Participation",
-    "Partition", "Policy", "Positive", "PrivacyLedger", "Probability", "Rang", "Release", "ReportSection", "Round",
-    "Run", "RunError", "RunFacts", "Scenario", "ServerAlgorithm", "Setting", "Start", "State", "View", "Watched",
-    "Watcher", "Woke", "Work", "calibrate", "check", "clip_norm", "dot", "gaussian", "load", "norm", "plan",
-    "register", "report", "rng", "run", "sweep",
+    "GossipAlgorithm", "Graph", "GraphRule", "Heard", "InputError", "Job", "LocalSolver", "Logger", "Lost", "Measure",
+    "Mechanism", "Message", "MessageTransform", "Metric", "Model", "Near", "Needs", "NonNegative", "Oracle",
+    "Participation", "Partition", "Policy", "Positive", "PrivacyLedger", "Probability", "Rang", "Release",
+    "ReportSection", "Round", "Run", "RunError", "RunFacts", "Scenario", "ServerAlgorithm", "Setting", "Start",
+    "State", "View", "Watched", "Watcher", "Woke", "Work", "calibrate", "check", "clip_norm", "dot", "gaussian",
+    "load", "norm", "plan", "register", "report", "rng", "run", "sweep",
 ]  # fmt: skip
 
 

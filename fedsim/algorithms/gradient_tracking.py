@@ -31,7 +31,11 @@ class GradientTracking(GossipAlgorithm):
     skips breaks the tracking).
     """
 
-    needs: ClassVar[Needs] = Needs(compute="always", steps="own")
+    needs: ClassVar[Needs] = Needs(
+        compute="always",
+        steps="own",
+        linear_mixing="the nodes' y sum to the sum of their gradients only where a matrix mixes them",
+    )
     batch_size: BatchSize = "full"
 
     def check(self, num_clients: int) -> None:

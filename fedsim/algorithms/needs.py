@@ -25,6 +25,8 @@ class Needs:
         last round; ``linear``, one that knows the sum of its steps' weights, by which changes are divided; ``own``, the
         algorithm takes them by a rule of its own.
     compute, links : on a graph, whether the scenario's probabilities decide who computes and which links fire.
+    linear_mixing : on a graph, why nodes have to mix by weighted sums, where they have to; a rule that drops or clips
+        messages is then refused.
     symmetric : whether the mixing matrix must be symmetric, so that a directed graph is refused.
     continuous_time : whether a node's work and a link's mixing make sense one at a time, without a round (``mode:
         poisson``).
@@ -39,5 +41,6 @@ class Needs:
     steps: Literal["any", "round", "linear", "own"] = "any"
     compute: Indicator = "sporadic"
     links: Indicator = "sporadic"
+    linear_mixing: str | None = None
     symmetric: bool = False
     continuous_time: bool = False

@@ -94,6 +94,7 @@ class Exchange:
     Attributes
     ----------
     starts, columns, weights : the rows of the shard's nodes in compressed form.
+    nodes : the nodes that the columns stand for, by number.
     incoming : how many rows come from each shard, ``[shards]``.
     outgoing : positions of the own rows that go to each shard, one array per shard.
     """
@@ -101,6 +102,7 @@ class Exchange:
     starts: Ints
     columns: Ints
     weights: Floats
+    nodes: Ints
     incoming: Ints
     outgoing: tuple[Ints, ...]
 
@@ -110,9 +112,13 @@ class Exchange:
         return sparse.csr_array((self.weights, self.columns, self.starts), shape=shape)
 
 
-def split(matrix: sparse.csr_array, owner: Ints, shards: int) -> list[Exchange]:
-    """A mixing matrix ``[n, n]`` as the parts of its shards; only rows that a shard needs cross a boundary."""
+def split(matrix: sparse.csr_array, owner: Ints, shards: int, numbers: Ints | None = None) -> list[Exchange]:
+    """A mixing matrix ``[n, n]`` as the parts of its shards; only rows that a shard needs cross a boundary.
+
+    `numbers` ``[n]`` are its nodes' (None: 0 to n - 1).
+    """
     n = len(owner)
+    called = np.arange(n) if numbers is None else numbers
     nodes = [np.flatnonzero(owner == k) for k in range(shards)]
     position = np.empty(n, dtype=np.int64)
     for mine in nodes:
@@ -131,7 +137,8 @@ def split(matrix: sparse.csr_array, owner: Ints, shards: int) -> list[Exchange]:
         where = np.empty(n, dtype=np.int64) if len(halo) else position
         where[halo] = len(mine) + np.arange(len(halo))
         local[foreign] = where[columns[foreign]]
-        parts.append((starts, local, weights, np.bincount(owner[halo], minlength=shards)))
+        around = called[np.concatenate([mine, halo])]
+        parts.append((starts, local, weights, around, np.bincount(owner[halo], minlength=shards)))
         wanted.append([position[halo[owner[halo] == j]] for j in range(shards)])
     return [Exchange(*part, outgoing=tuple(wanted[j][k] for j in range(shards))) for k, part in enumerate(parts)]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from fedsim.backends.in_process import Vectorized
 from fedsim.backends.placement import Exchange
 from fedsim.backends.ray.transport import as_array, as_arrays, as_tensor, as_tensors
+from fedsim.clients.mixing import Mixing
 from fedsim.clients.round import begin, describe, finish
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Array, Ints
@@ -121,13 +122,14 @@ class Shard:
     build : makes the worker.
     clients : ascending client numbers.
     drop : leave clients out whose work raises, instead of failing.
-    exchanges : on a graph, how often nodes mix where the algorithm mixes once.
+    mixing : on a graph, how nodes mix.
     """
 
     def __init__(
-        self, task: Task, build: Callable[[Task], Worker], clients: Ints, drop: bool, exchanges: int = 1
+        self, task: Task, build: Callable[[Task], Worker], clients: Ints, drop: bool, mixing: Mixing | None = None
     ) -> None:
-        self.task, self.clients, self._build, self._drop, self._exchanges = task, clients, build, drop, exchanges
+        self.task, self.clients, self._build, self._drop = task, clients, build, drop
+        self._how = mixing or Mixing()
         self.reset({})
 
     # --- what clients keep --------------------------------------------------------------------------------------------
@@ -232,9 +234,11 @@ class Shard:
         if dropped:
             steps = np.where(np.isin(clients, list(dropped)), 0, steps)
         event = Contribution(number, clients, rounds, steps)
-        self._messages = self.guard.worker.pipeline.receive(messages, event)
+        pipeline = self.guard.worker.pipeline
+        self._messages = messages
         self._round = describe(self.algorithm, self.task, event)
-        self._exchange, self._mixing = exchange, MixingMatrix(exchange.matrix(), self.device)
+        matrix = MixingMatrix(exchange.matrix(), self.device)
+        self._exchange, self._mixing = exchange, self._how.exchange(matrix, exchange.nodes, pipeline, event)
         self._mixed: list[Tensor] = []
         return self._advance(dropped)
 
@@ -271,7 +275,7 @@ class Shard:
         try:
             self.state = finish(self.algorithm, self.state, self._messages, self._round, aggregate, self._some)
         except _SuspendedError as suspended:
-            self._values, self._left = suspended.values, self._exchanges
+            self._values, self._left = suspended.values, self._how.exchanges
             return self._outgoing(dropped)
         self._aggregations = len(self._mixed)
         self._messages, self._mixed = {}, []

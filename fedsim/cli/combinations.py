@@ -15,6 +15,7 @@ from fedsim.core.errors import InputError, Problem
 from fedsim.core.registry import lookup, names
 from fedsim.deployment.noise import check_trust
 from fedsim.engine.assembly import assemble
+from fedsim.messages.graph_rules import GraphRule
 from fedsim.scenario.load import parse
 
 Values = dict[str, Any]
@@ -25,7 +26,7 @@ _KEYS: Mapping[str, Any] = {  # what a check may ask for, and what it is given t
     "participation.sampling": "poisson", "privacy.epsilon": {"noise_multiplier": 1.0}, "privacy.clip_norm": 1.0,
     "privacy.sampling_rate": 0.5, "algorithm.clip_norm": 1.0, "algorithm.difference_clip": 1.0,
     "algorithm.inner_clip": 1.0, "compression.k": 1, "compression.levels": 4, "attack.attackers": 0.25,
-    "aggregator.trim": 0.25,
+    "aggregator.trim": 0.25, "aggregator.f": 1,
 }  # fmt: skip
 _INTRODUCTION = """\
 # What goes with what
@@ -80,30 +81,35 @@ def page() -> str:
     server, graph = ([n for n in names("algorithm") if setting_of("algorithm", n) == s] for s in ("server", "gossip"))
     on_server, on_graph = ([{"participation": {"mode": n}} for n in names("participation")
                             if setting_of("participation", n) == s] for s in ("server", "gossip"))  # fmt: skip
-    messages = [*_sections("aggregator"), *_sections("compression", "compressor"), *_sections("attack")]
+    transforms = [*_sections("compression", "compressor"), *_sections("attack")]
+    rules = {rule["aggregator"]["name"]: rule for rule in _sections("aggregator")}
+    of_graph = [rule for name, rule in rules.items() if issubclass(lookup("aggregator", name), GraphRule)]
+    messages = [*(rule for rule in rules.values() if rule not in of_graph), *transforms]
+    on_edges = [*rules.values(), *transforms]
     private = _sections("privacy", key="mechanism")
     algorithms = [[{"algorithm": {"name": n}} for n in of] for of in (server, graph)]
     typical = [{"algorithm": {"name": n}} for n in ("fedavg", "dspodfl")]
     parts = [
         _INTRODUCTION,
         "## Algorithms with a server\n",
-        "Modes of a graph are refused for all of them.\n",
+        "Modes of a graph and rules of its nodes are refused for all of them.\n",
         _table("algorithm", algorithms[0], [*on_server, *messages]),
         _table("algorithm", algorithms[0], private),
         "## Algorithms on a graph\n",
-        "Modes of a server, aggregators but `mean`, and what follows from them are refused for all of them.\n",
-        _table("algorithm", algorithms[1], [*on_graph, *messages, *private]),
+        "Modes of a server and what follows from them are refused for all of them.\n",
+        _table("algorithm", algorithms[1], [*on_graph, *on_edges, *private]),
         "## Participation modes\n",
         "With `{}` under a server and `{}` on a graph.\n".format(*(t["algorithm"]["name"] for t in typical)),
         _table("mode", [{**typical[0], **m} for m in on_server], [*messages, *private]),
-        _table("mode", [{**typical[1], **m} for m in on_graph], [*messages, *private]),
+        _table("mode", [{**typical[1], **m} for m in on_graph], [*on_edges, *private]),
         "## Privacy mechanisms\n",
         "Each with the first algorithm that it goes with.\n",
-        _table("mechanism", [_with_algorithm(m) for m in private], messages),
+        _table("mechanism", [_with_algorithm(m) for m in private], on_edges),
         "## Backends\n",
         "What a run may have in this process, on Ray, and as a Flower deployment (`fedsim deploy`).\n",
         _backends([*({**typical[0], **m} for m in on_server), *({**typical[1], **m} for m in on_graph),
-                   *(_with_algorithm(m) for m in private), *({**typical[0], **m} for m in messages)]),
+                   *(_with_algorithm(m) for m in private), *({**typical[0], **m} for m in messages),
+                   *({**typical[1], **m} for m in of_graph)]),
     ]  # fmt: skip
     return "\n".join(parts)
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.contract.graph_rule_laws import graph_rule_laws
 from fedsim.contract.tools import LawBrokenError, compare, copied, global_seed, same_from_yaml, unchanged
 from fedsim.core import rng
 from fedsim.core.job import Contribution, Job, RunFacts
@@ -18,6 +19,7 @@ from fedsim.messages.aggregators import Aggregator
 from fedsim.messages.attacks import Attack
 from fedsim.messages.base import MessageTransform
 from fedsim.messages.compressors import Compressor
+from fedsim.messages.graph_rules import GraphRule
 
 M, D, ROUNDS, DRAWS = 13, 7, 3, 4000
 TOLERANCE = 1e-12
@@ -27,7 +29,9 @@ _GLOBAL_HINT = "it draws from a global generator; draw from keys (fedsim.rng)"
 
 
 def aggregator_laws(rule: Aggregator) -> Mapping[str, Callable[[], str]]:
-    """Laws of one aggregator."""
+    """Laws of one aggregator, a server's or that of a graph's nodes."""
+    if isinstance(rule, GraphRule):
+        return graph_rule_laws(rule)
     return {
         "form of what it returns": partial(_aggregate_form, rule),
         "the weights' mass is kept": partial(_mass, rule),

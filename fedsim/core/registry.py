@@ -41,7 +41,7 @@ KINDS = {
     "loss": Kind("fedsim.models.build"),
     "graph": Kind("fedsim.graphs.topology", "fedsim.graphs.base:Graph"),
     "mixing": Kind("fedsim.graphs.mixing"),
-    "aggregator": Kind("fedsim.messages.aggregators", "fedsim.messages.aggregators:Aggregator"),
+    "aggregator": Kind("fedsim.messages.rules", "fedsim.messages.aggregators:Aggregator"),
     "compressor": Kind("fedsim.messages.compressors", "fedsim.messages.base:MessageTransform"),
     "attack": Kind("fedsim.messages.attacks", "fedsim.messages.base:MessageTransform"),
     "participation": Kind("fedsim.participation.modes", "fedsim.participation.synchronous:Participation"),

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fedsim.algorithms.base import GossipAlgorithm, one_message
+from fedsim.clients.mixing import Mixing
 from fedsim.clients.store import ClientStore
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Ints
@@ -28,6 +29,7 @@ from fedsim.devices.system import Durations
 from fedsim.graphs.network import Network, build_network
 from fedsim.graphs.topology import topology_of
 from fedsim.messages.base import Pipeline
+from fedsim.messages.graph_rules import rule_of
 from fedsim.models.build import build_model
 from fedsim.models.checks import takes, typical_rows
 from fedsim.models.losses import Loss
@@ -73,6 +75,10 @@ class Assembly:
     def worker(self, scenario: Scenario, store: ClientStore | None = None) -> Worker:
         """The local work of any of the run's clients, in whatever process; what leaves it has passed `pipeline`."""
         return Worker(self.task, scenario.algorithm, scenario.run.chunk_rows, store, self.pipeline)
+
+    def mixing(self, scenario: Scenario) -> Mixing:
+        """How the nodes of a graph mix."""
+        return Mixing(rule_of(scenario.aggregator), self.privacy.exchanges)
 
 
 @dataclass(frozen=True)

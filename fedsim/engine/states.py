@@ -21,7 +21,6 @@ from fedsim.core.job import Job
 from fedsim.core.row_files import RowStream
 from fedsim.core.types import Message, State, agree, message_bytes
 from fedsim.engine.assembly import Assembly
-from fedsim.graphs.mixing_matrix import repeated
 from fedsim.messages.base import SEPARATOR
 from fedsim.participation.base import Arrival, Dispatch
 from fedsim.scenario.sections import Scenario
@@ -173,6 +172,7 @@ class GraphState(RunState):
     def __init__(self, scenario: Scenario, assembly: Assembly, backend: Backend) -> None:
         super().__init__(scenario, assembly, backend)
         self.values = self.algorithm.init(self.task.initial().expand(self.task.num_clients, -1).clone())
+        self.mixing = assembly.mixing(scenario)
 
     def dispatch(self, event: Dispatch) -> int:
         self._start(event, begin(self.algorithm, self.values, self._rows(event.clients)))
@@ -185,10 +185,8 @@ class GraphState(RunState):
             return Combined(event, None)
         info = describe(self.algorithm, self.task, event)
         size = self._bytes(messages)
-        messages = self.assembly.pipeline.receive(messages, event)
-        privacy = self.assembly.privacy
-        mixed = repeated(event.mixing, privacy.exchanges)
-        aggregate = privacy.aggregate(info, self.values, messages, mixed)
+        mixed = self.mixing.round(event.mixing, event.clients, self.assembly.pipeline, event)
+        aggregate = self.assembly.privacy.aggregate(info, self.values, messages, mixed)
         self.values = finish(self.algorithm, self.values, messages, info, aggregate, self._rows(event.clients))
         return Combined(event, size)
 

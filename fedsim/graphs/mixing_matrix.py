@@ -63,14 +63,14 @@ class MixingMatrix:
         return MixingMatrix(matrix, self.device)
 
 
-def repeated(mixing: MixingMatrix, times: int) -> Aggregate:
-    """``W^times @ values``, one exchange between neighbours after the other."""
+def repeated(exchange: Aggregate, times: int) -> Aggregate:
+    """One exchange between neighbours after the other; ``W^times @ values`` of a mixing matrix."""
     if times == 1:
-        return mixing
+        return exchange
 
     def mix(values: Tensor) -> Tensor:
         for _ in range(times):
-            values = mixing(values)
+            values = exchange(values)
         return values
 
     return mix

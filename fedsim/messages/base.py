@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
 from fedsim.core.arrays import Ints
@@ -19,6 +20,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.job import Job, RunFacts
 from fedsim.core.registry import Part
 from fedsim.core.types import Message, State, message_bytes
+from fedsim.messages.heard import Heard
 
 SEPARATOR = "."
 """Between a link's number and the name of a row that it keeps at a client: algorithms' own names have none."""
@@ -67,8 +69,20 @@ class MessageTransform(Part, ABC):
         """From now on draw what has to be new from `word` (noise; see `fedsim.privacy.base.Bound.draw_from`)."""
 
     def receive(self, message: Message, arrived: Arrived, run: RunFacts) -> Message:
-        """Where it is combined: what is combined instead; row i is of ``arrived.clients[i]``."""
+        """At a server, before it is combined: what is combined instead; row i is of ``arrived.clients[i]``."""
         return message
+
+    def who(self, run: RunFacts) -> Ints:
+        """The numbers of the clients that do not do what they should, ascending: nobody."""
+        return np.empty(0, dtype=np.int64)
+
+    def edges(self, heard: Heard, arrived: Arrived, run: RunFacts) -> Heard:
+        """On a graph: what honest nodes hear instead of `heard`, whose receivers are honest nodes alone.
+
+        It is called in every exchange, once per shard with the shard's own receivers and what reaches them, and is to
+        be the same for a receiver wherever it is. `Heard.told` lets a receiver hear another message over a link.
+        """
+        return heard
 
     def row_bytes(self, form: Message) -> int | None:
         """Bytes of one client's message as it travels, from its `form` before this transform; None: unchanged."""
@@ -104,10 +118,20 @@ class Pipeline:
         return message, after
 
     def receive(self, message: Message, arrived: Arrived) -> Message:
-        """What is combined."""
+        """What a server combines."""
         for link in self.links:
             message = link.receive(message, arrived, self.run)
         return message
+
+    def attackers(self) -> Ints:
+        """The numbers of all clients that do not do what they should."""
+        return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *(link.who(self.run) for link in self.links)]))
+
+    def edges(self, heard: Heard, arrived: Arrived) -> Heard:
+        """What honest nodes of a graph hear."""
+        for link in self.links:
+            heard = link.edges(heard, arrived, self.run)
+        return heard
 
     def row_bytes(self, form: Message) -> int:
         """Bytes of one client's message as it travels."""

@@ -69,6 +69,8 @@ class Mechanism(Part, ABC):
     """Whether its noise or its sensitivity counts on messages as clients send them, so that nothing may change them."""
     shares_noise: ClassVar[bool] = False
     """Whether clients draw some of it together, so that all of them have to know the same seed."""
+    linear_mixing: ClassVar[str | None] = None
+    """On a graph, why nodes have to mix by weighted sums, where they have to; see `fedsim.algorithms.needs`."""
 
     @abstractmethod
     def bind(self, setting: Setting) -> Bound:

@@ -176,6 +176,7 @@ class Decor(NodeMechanism):
     adversary: Literal["participant", "eavesdropper"] = "participant"
 
     shares_noise: ClassVar[bool] = True
+    linear_mixing: ClassVar[str | None] = "correlated noise cancels only where a matrix mixes what nodes send"
 
     @property
     def in_step(self) -> bool:
@@ -258,6 +259,8 @@ class Muffliato(NodeMechanism):
     ----------
     gossip_steps : mixing steps per round.
     """
+
+    linear_mixing: ClassVar[str | None] = "what an observer sees is accounted for with the mixing matrix"
 
     gossip_steps: Count = 10
 

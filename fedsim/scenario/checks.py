@@ -15,7 +15,8 @@ from fedsim.core.errors import InputError, Problem
 from fedsim.core.metrics import columns
 from fedsim.data.division import column_of
 from fedsim.data.sets import Dataset, Quadratic, QuadraticFile
-from fedsim.messages.aggregators import Aggregator, Mean, TrimmedMean
+from fedsim.messages.aggregators import Aggregator, TrimmedMean
+from fedsim.messages.graph_rules import GraphRule, rule_of
 from fedsim.participation.clocked import Clocked
 from fedsim.participation.poisson import PoissonGossip
 from fedsim.participation.synchronous import Synchronous
@@ -84,8 +85,6 @@ def _server_or_graph(s: Scenario) -> Iterator[Problem]:
     if setting == "server" and s.topology is not None:
         found = f"'{name}' has a server and uses no graph: remove the section or choose a gossip algorithm"
         yield Problem(found, "topology")
-    if setting == "gossip" and not isinstance(s.aggregator, Mean):
-        yield Problem("gossip mixes with a matrix, allowed: mean", "aggregator.name")
 
 
 def _robust(s: Scenario) -> Iterator[Problem]:
@@ -97,6 +96,27 @@ def _robust(s: Scenario) -> Iterator[Problem]:
             "aggregator, so that it would protect nothing; allowed: mean, or another that is linear"
         )
         yield Problem(message, "aggregator.name")
+
+
+def _rule_of_graph(s: Scenario) -> Iterator[Problem]:
+    """A rule of nodes on a graph, where mixing need not be linear."""
+    name, asked = s.names["aggregator"], s.names["algorithm"]
+    if s.algorithm.setting == "server":
+        if isinstance(s.aggregator, GraphRule):
+            message = f"found '{name}', but that is a rule of a graph's nodes; allowed with a server: mean, median, ..."
+            yield Problem(message, "aggregator.name")
+        return
+    if rule_of(s.aggregator) is None:
+        return
+    why = s.algorithm.needs.linear_mixing
+    if why is not None:
+        yield Problem(f"found '{name}', but {why}; allowed with '{asked}': mean", "aggregator.name")
+    if isinstance(s.participation, PoissonGossip):
+        message = f"found '{name}', but two nodes that mix at a tick hear one neighbour each; allowed: mode gossip"
+        yield Problem(message, "participation.mode")
+    if s.privacy is not None and s.privacy.linear_mixing is not None:
+        found = f"found '{s.names['privacy']}', but {s.privacy.linear_mixing}"
+        yield Problem(f"{found}; allowed with such a rule: dp_sgd, or the aggregator mean", "privacy.mechanism")
 
 
 def _is_linear(aggregator: Aggregator) -> bool:
@@ -174,8 +194,8 @@ def _columns(s: Scenario) -> Iterator[Problem]:
 
 _NO_MODEL = Problem("missing; e.g. model: {name: linear}", "model")
 _RULES: tuple[Callable[[Scenario], Iterable[Problem]], ...] = (
-    _work, _server_or_graph, _robust, _mode_of_server, _continuous_time, _system_of_graph, _backend, _model,
-    _columns, message_problems,
+    _work, _server_or_graph, _robust, _rule_of_graph, _mode_of_server, _continuous_time, _system_of_graph, _backend,
+    _model, _columns, message_problems,
 )  # fmt: skip
 
 

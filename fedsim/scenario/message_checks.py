@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedsim.core.errors import Problem
+from fedsim.messages.base import MessageTransform
 from fedsim.scenario.sections import Scenario
 
 
@@ -14,10 +15,10 @@ def message_problems(s: Scenario) -> Iterator[Problem]:
     for section, part in (("compression", s.compression), ("attack", s.attack)):
         if part is None:
             continue
-        if s.algorithm.setting == "gossip":
+        if s.algorithm.setting == "gossip" and type(part).edges is MessageTransform.edges:
             message = "it acts on what clients send to a server, and here nodes send models to each other"
             yield Problem(f"{message}; allowed on a graph: remove the section", section)
-        elif not s.algorithm.needs.through_aggregate:
+        elif s.algorithm.setting == "server" and not s.algorithm.needs.through_aggregate:
             message = (
                 f"'{name}' moves client and server along the same messages, which this would make differ; allowed: an "
                 "algorithm that moves its state through the aggregator alone, such as fedavg, fedprox or fedadam"

@@ -17,6 +17,8 @@ from fedsim.clients.worker import Worker
 from fedsim.data.sets import Digits
 from fedsim.messages.attacks import SignFlip
 from fedsim.messages.compressors import TopK
+from fedsim.messages.graph_rules import GraphRule
+from fedsim.messages.heard import Heard, Near
 from fedsim.privacy.local_dp import LocalDP
 
 # --- aggregators ------------------------------------------------------------------------------------------------------
@@ -80,6 +82,53 @@ class Forgetful(Good):
         return False
 
     __hash__ = None  # type: ignore[assignment]
+
+
+# --- rules of a graph's nodes -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Halfway(GraphRule):
+    """Half its own, half the mean of the neighbours'; a good one."""
+
+    def combine(self, near: Near) -> Tensor:
+        return (near.own + near.values.mean(1)) / 2
+
+
+@dataclass(frozen=True)
+class FirstColumn(Halfway):
+    def mix(self, heard: Heard) -> Tensor:
+        return super().mix(heard)[:, :1]
+
+
+@dataclass(frozen=True)
+class Sums(Halfway):
+    def combine(self, near: Near) -> Tensor:
+        return near.own + near.values.mean(1)
+
+
+@dataclass(frozen=True)
+class SeesEverybody(Halfway):
+    def combine(self, near: Near) -> Tensor:
+        return super().combine(near) + near.heard.values.std(0)
+
+
+@dataclass(frozen=True)
+class Believes(Halfway):
+    def mix(self, heard: Heard) -> Tensor:
+        return torch.as_tensor(heard.matrix.toarray(), dtype=heard.values.dtype) @ heard.values
+
+
+@dataclass(frozen=True)
+class AddsInPlace(Halfway):
+    def mix(self, heard: Heard) -> Tensor:
+        return heard.values.add_(1).sub(1)
+
+
+@dataclass(frozen=True)
+class MixesByChance(Halfway):
+    def combine(self, near: Near) -> Tensor:
+        return near.own + torch.rand(1, dtype=near.own.dtype) * (near.values.mean(1) - near.own)
 
 
 # --- solvers ----------------------------------------------------------------------------------------------------------

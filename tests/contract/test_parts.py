@@ -10,7 +10,7 @@ from fedsim.core.registry import KINDS, names
 
 SETTINGS = {
     "top_k": ["k=2"], "rand_k": ["k=3"], "qsgd": ["levels=3"], "sign_flip": ["attackers=3"],
-    "trimmed_mean": ["trim=0.2"],
+    "trimmed_mean": ["trim=0.2"], **{n: ["f=1"] for n in ("nna", "cs_he", "cs_plus", "gts", "ios", "bridge")},
        "dp_sgd": ["clip_norm=1.0", "sampling_rate=0.3"], "dp_fedavg": ["clip_norm=0.5"], "dp_ftrl": ["clip_norm=1.0"],
     "local_dp": ["clip_norm=1.0"], "decor": ["clip_norm=1.0"], "muffliato": ["clip_norm=1.0"],
 }  # fmt: skip
@@ -58,6 +58,12 @@ def test_the_backend_in_this_process() -> None:
         ("SortsInPlace", "aggregator", "inputs are not mutated"),
         ("TossesACoin", "aggregator", "same seed, same numbers"),
         ("Forgetful", "aggregator", "YAML round trip"),
+        ("FirstColumn", "aggregator", "form of what it returns"),
+        ("Sums", "aggregator", "nodes that agree stay where they are"),
+        ("SeesEverybody", "aggregator", "a node knows what it hears"),
+        ("Believes", "aggregator", "what is not finite does not spread"),
+        ("AddsInPlace", "aggregator", "inputs are not mutated"),
+        ("MixesByChance", "aggregator", "same seed, same numbers"),
         ("MixesRows", "compressor", "stacked = sharded = single"),
         ("DropsAKey", "compressor", "form of messages"),
         ("ScalesInPlace", "compressor", "inputs are not mutated"),

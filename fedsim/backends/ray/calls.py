@@ -21,6 +21,7 @@ from fedsim.backends.placement import split_saved
 from fedsim.backends.ray.cluster import Cluster, Shipment, log
 from fedsim.backends.ray.transport import as_array, pack
 from fedsim.backends.shard import TABLE, ClientError
+from fedsim.clients.mixing import Mixing
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import RunError
@@ -53,8 +54,8 @@ class Pool:
     drop: bool = False
     timeout: float = 60.0
     """Seconds without a sign of life after which an actor counts as lost."""
-    exchanges: int = 1
-    """On a graph, how often nodes mix where the algorithm mixes once."""
+    mixing: Mixing = Mixing()  # noqa: RUF009 - frozen
+    """On a graph, how nodes mix."""
 
 
 class Shards:
@@ -68,7 +69,7 @@ class Shards:
         self.shards = [k for k, mine in enumerate(self.members) if len(mine)]
         shipment = Shipment(self._ray.put)
         self._packed = {
-            k: shipment.send(pack((task.shard(mine), build, mine, pool.drop, pool.exchanges)))
+            k: shipment.send(pack((task.shard(mine), build, mine, pool.drop, pool.mixing)))
             for k, mine in enumerate(self.members)
             if len(mine)
         }

@@ -69,7 +69,7 @@ class RayNodes(RayBackend):
         assert self._job is not None
         job, self._job = self._job, None
         of = self.owner[job.clients]
-        plan = self._planned(mixing, of)
+        plan = self._planned(mixing, of, job.clients)
         work: dict[int, tuple[Any, ...]] = {}
         for k in plan.exchanges:
             mine = np.flatnonzero(of == k)
@@ -88,13 +88,13 @@ class RayNodes(RayBackend):
         if len(self._flying) > _AHEAD:
             self._settle(keep=_AHEAD // 2)
 
-    def _planned(self, mixing: MixingMatrix, owner: Ints) -> _Plan:
-        """The matrix of nodes that `owner` has by shard; of a graph whose links all fire, made and shipped once."""
+    def _planned(self, mixing: MixingMatrix, owner: Ints, nodes: Ints) -> _Plan:
+        """The matrix of `nodes`, which `owner` has, by shard; where all links fire it is made and shipped once."""
         matrix = mixing.matrix
         if id(matrix) in self._static:
             return self._static[id(matrix)]
         at_work = np.unique(owner).tolist()
-        every = split(matrix, owner, self.pool.actors)
+        every = split(matrix, owner, self.pool.actors, nodes)
         parts = {k: every[k] for k in at_work}
         sends = {k: [j for j in at_work if len(parts[k].outgoing[j])] for k in at_work}
         receives = {k: [j for j in at_work if parts[k].incoming[j]] for k in at_work}

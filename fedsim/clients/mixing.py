@@ -1,0 +1,79 @@
+"""One exchange between the nodes of a graph, in one place: who hears what, what attackers do to it, and what a node
+makes of it.
+
+The engine, where all nodes are in one process, and the shards of a Ray run take it from here. Without attackers and
+without a rule an exchange is the mixing matrix's, bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.core.arrays import Ints
+from fedsim.core.types import Aggregate
+from fedsim.graphs.mixing_matrix import MixingMatrix, repeated
+from fedsim.messages.base import Arrived, Pipeline
+from fedsim.messages.graph_rules import GraphRule
+from fedsim.messages.heard import Heard
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How the nodes of a run mix.
+
+    Parameters
+    ----------
+    rule : what a node makes of what it hears (None: the weighted sum).
+    exchanges : how often nodes mix where the algorithm mixes once.
+    """
+
+    rule: GraphRule | None = None
+    exchanges: int = 1
+
+    def exchange(self, matrix: MixingMatrix, nodes: Ints, pipeline: Pipeline, arrived: Arrived) -> Aggregate:
+        """One exchange after the other in a round: every call is the next one, ``[k, d] -> [m, d]``.
+
+        Parameters
+        ----------
+        matrix : ``[m, k]``, the first m of its k columns are those of its own rows.
+        nodes : the nodes that the columns stand for, ``[k]``.
+        """
+        attackers = pipeline.attackers()
+        if self.rule is None and not len(attackers):
+            return matrix
+        return _Exchange(self, matrix, nodes, pipeline, arrived, np.isin(nodes[: matrix.matrix.shape[0]], attackers))
+
+    def round(self, matrix: MixingMatrix, nodes: Ints, pipeline: Pipeline, arrived: Arrived) -> Aggregate:
+        """All exchanges that stand for one mixing of the algorithm, of a matrix ``[n, n]``."""
+        return repeated(self.exchange(matrix, nodes, pipeline, arrived), self.exchanges)
+
+
+class _Exchange:
+    """The exchanges of one round."""
+
+    def __init__(
+        self, mixing: Mixing, matrix: MixingMatrix, nodes: Ints, pipeline: Pipeline, arrived: Arrived, evil: np.ndarray
+    ) -> None:
+        self.rule, self.matrix, self.nodes, self.pipeline, self.arrived = mixing.rule, matrix, nodes, pipeline, arrived
+        self.honest, self.attacked = np.flatnonzero(~evil), bool(evil.any() or len(pipeline.attackers()))
+        self.made = 0
+
+    def __call__(self, values: Tensor) -> Tensor:
+        heard = Heard(values, self.nodes, self.matrix.matrix, np.arange(self.matrix.matrix.shape[0]), self.made)
+        self.made += 1
+        if not self.attacked:
+            return self._combined(heard)
+        mixed: Tensor = self.matrix(values)  # attackers' own states follow the honest protocol
+        if len(self.honest):
+            found = self._combined(self.pipeline.edges(heard.only(self.honest), self.arrived))
+            mixed[torch.as_tensor(self.honest, device=values.device)] = found
+        return mixed
+
+    def _combined(self, heard: Heard) -> Tensor:
+        if self.rule is None:
+            return MixingMatrix(heard.matrix, self.matrix.device)(heard.values)
+        return self.rule.mix(heard)

@@ -1,0 +1,5 @@
+"""Everything that a scenario's ``aggregator.name`` can stand for; importing this module registers it."""
+
+from fedsim.messages import aggregators, neighbours
+
+__all__ = ["aggregators", "neighbours"]
