@@ -45,8 +45,7 @@ class Heard:
     @property
     def receivers(self) -> Ints:
         """The receivers' numbers, ``[m]``."""
-        mine: Ints = np.take(self.nodes, self.own)
-        return mine
+        return self.nodes[self.own]
 
     @cached_property
     def rows(self) -> Ints:
@@ -56,7 +55,8 @@ class Heard:
     @cached_property
     def senders(self) -> Ints:
         """The sender's number of every entry, ``[nnz]``."""
-        return self.nodes[self.matrix.indices]
+        numbers: Ints = self.nodes[self.matrix.indices]
+        return numbers
 
     def only(self, rows: Ints) -> Heard:
         """What those of the receivers (rows of `matrix`) hear."""
