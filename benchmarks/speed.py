@@ -48,7 +48,7 @@ class Engine:
 
     def round(self) -> None:
         """A round as `fedsim.run` does it, with as many threads as PyTorch has."""
-        with crew.working():
+        with crew.working(torch.get_num_threads()):
             self.step()
 
     def step(self) -> None:

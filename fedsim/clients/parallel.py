@@ -19,14 +19,20 @@ from fedsim.core import crew
 from fedsim.core.arrays import Ints
 from fedsim.core.types import Message, State
 
-_LEAST_BYTES = (
-    2**20
-)  # of a chunk's parameters: of smaller ones, threads would wait for the interpreter most of the time
+_PORTIONS = 16  # of a job that would else be fewer chunks
+_LEAST_BYTES = 16 * 2**20
+"""That a chunk touches in a step: in smaller ones, threads would wait for the interpreter most of the time."""
 
 
-def share(compute: Callable[[int], None], chunks: int, size: int, device: torch.device) -> None:
-    """Compute chunks 0, 1, ..., whose parameters are `size` bytes together, by all threads where it pays."""
-    if device.type == "cpu" and size >= chunks * _LEAST_BYTES:
+def portion(rows: int, row_bytes: int) -> int:
+    """Rows of a chunk, of which a step touches `row_bytes` bytes each, so that there are chunks for several threads."""
+    chunks = max(1, min(rows, rows * row_bytes // _LEAST_BYTES, _PORTIONS))
+    return -(-rows // chunks)
+
+
+def share(compute: Callable[[int], None], chunks: int, touched: int, device: torch.device) -> None:
+    """Compute chunks 0, 1, ..., which touch `touched` bytes together in a step, by all threads where it pays."""
+    if device.type == "cpu" and touched >= chunks * _LEAST_BYTES // 4:
         crew.each([partial(compute, number) for number in range(chunks)])
         return
     for number in range(chunks):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Effort, one_message
-from fedsim.clients.parallel import InTurn, Kept, Rows, share
+from fedsim.clients.parallel import InTurn, Kept, Rows, portion, share
 from fedsim.clients.store import ClientStore
 from fedsim.core.arrays import Ints
 from fedsim.core.job import Job
@@ -67,15 +67,17 @@ class Worker:
             with store.turn(number) as own:
                 result.put(rows, index, self._chunk(algorithm, _select(job, rows, index), own))
 
-        share(compute, len(chunks), len(job.clients) * self.task.dim * self.initial.element_size(), self.initial.device)
+        touched = len(job.clients) * self.task.step_bytes(self.algorithm.batch_size)
+        share(compute, len(chunks), touched, self.initial.device)
         return result.tensors
 
     def _chunks(self, job: Job) -> Iterator[tuple[Algorithm, Ints]]:
         """The job's rows in chunks of one role each, by falling steps and sizes, and the algorithm that each runs."""
         for algorithm, rows in self.algorithm.by_role(job.clients, job.rounds, self.task.seed):
             order = rows[np.lexsort((-self.task.sizes[job.clients[rows]], -job.steps[rows]))]
-            for start in range(0, len(order), self.chunk_rows):
-                yield algorithm, order[start : start + self.chunk_rows]
+            most = min(self.chunk_rows, portion(len(order), self.task.step_bytes(self.algorithm.batch_size)))
+            for start in range(0, len(order), most):
+                yield algorithm, order[start : start + most]
 
     def _chunk(self, algorithm: Algorithm, job: Job, store: Kept) -> Message:
         """Local work of one chunk (rows sorted by falling steps): all its steps before the next chunk starts."""

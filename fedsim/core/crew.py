@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import count, pairwise
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -25,6 +26,11 @@ T = TypeVar("T")
 
 PORTION = 2 * 2**20
 """Bytes that one portion of an operator touches at least: for less, waking a thread costs more than it saves."""
+
+SHARE = 32 * 2**20
+"""The same of an operator that just moves or adds up numbers, as fast as memory gives them."""
+
+_PER_THREAD = 2  # portions of an operator: where another program slows one thread down, the others take its second one
 
 _NAME = "fedsim-crew"
 
@@ -121,14 +127,15 @@ def size() -> int:
 def each(jobs: Sequence[Callable[[], T]]) -> list[T]:
     """What the jobs return, in their order; the free threads of the crew take part.
 
-    Within a job there is no crew: its thread does everything itself. Where jobs raise, no further ones begin, and the
-    error of the first of those that raised is raised here.
+    Within one of several jobs there is no crew: its thread does everything itself. Where jobs raise, no further ones
+    begin, and the error of the first of those that raised is raised here.
     """
     crew = _crew
-    helpers = min(crew.size, len(jobs)) - 1
-    if helpers < 1 or getattr(crew.here, "at_work", False):
+    if len(jobs) < 2 or not free():
         return [job() for job in jobs]
-    crew.hire(helpers)
+    helpers = min(crew.size, len(jobs)) - 1
+    if helpers:
+        crew.hire(helpers)
     batch = _Batch(jobs)
     for _ in range(helpers):
         crew.batches.put(batch)
@@ -137,6 +144,11 @@ def each(jobs: Sequence[Callable[[], T]]) -> list[T]:
     if batch.errors:
         raise batch.errors[min(batch.errors)]
     return [batch.results[i] for i in range(len(jobs))]
+
+
+def free() -> bool:
+    """Whether the calling thread is not within one of several jobs, so that others could help it."""
+    return not getattr(_crew.here, "at_work", False)
 
 
 class Own(Generic[T]):
@@ -164,17 +176,26 @@ class Own(Generic[T]):
         return {**self.__dict__, "_copies": {}}
 
 
-def portions(rows: int, touched: int) -> list[slice]:
-    """Even portions of `rows` rows of an operator that touches `touched` bytes: decided by sizes alone."""
-    number = max(1, min(rows, touched // PORTION))
+def even(rows: int, number: int) -> list[slice]:
+    """Slices that divide `rows` rows as evenly as can be."""
     edges = [rows * i // number for i in range(number + 1)]
     return [slice(a, b) for a, b in pairwise(edges)]
 
 
-def apart(work: Callable[[slice], object], rows: int, touched: int) -> None:
-    """Do `work` on portions of the rows; what it does to a row must not depend on the other rows of its portion."""
-    parts = portions(rows, touched)
-    if len(parts) == 1:
-        work(parts[0])
-    else:
-        each([lambda part=part: work(part) for part in parts])  # type: ignore[misc]
+def portions(rows: int, touched: int) -> list[slice]:
+    """Even portions of `rows` rows of an operator that touches `touched` bytes: decided by sizes alone."""
+    return even(rows, max(1, min(rows, touched // PORTION)))
+
+
+def shares(rows: int, touched: int) -> list[slice]:
+    """Even portions for the threads that there are, of an operator that just moves or adds up numbers row by row.
+
+    Its result in a row cannot depend on the portion; that of a matrix product can, in the last bits.
+    """
+    most = _PER_THREAD * _crew.size if _crew.size > 1 and free() else 1
+    return even(rows, max(1, min(rows, touched // SHARE, most)))
+
+
+def apart(work: Callable[[slice], object], parts: Sequence[slice]) -> None:
+    """Do `work` on portions of an operator's rows."""
+    each([partial(work, part) for part in parts])

@@ -173,6 +173,10 @@ class Task(ABC):
             return np.ones(len(clients), dtype=np.int64)
         return -(-self.sizes[clients] // batch_size)
 
+    def step_bytes(self, batch_size: BatchSize) -> int:
+        """Bytes that one row's local step touches, about: its parameters, gradient and update, and its minibatch."""
+        return 3 * self.dim * torch.empty((), dtype=self.dtype).element_size()
+
     def activation_bytes(self, batch_size: BatchSize) -> int:
         """GPU memory that one more row's gradient takes, parameters apart, measured; 0 where it does not count."""
         return 0

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedsim.core.arrays import Bools
-from fedsim.core.crew import apart, portions
+from fedsim.core.crew import apart, shares
 from fedsim.core.types import Aggregate
 
 _DENSE_SHARE = 0.3  # above this share of non-zeros one dense matrix product is faster than gathering rows
@@ -34,7 +34,11 @@ class MixingMatrix:
             return torch.as_tensor(self.matrix.toarray(), dtype=values.dtype, device=self.device) @ values
         # A weighted sum of gathered rows per node; about twice as fast as a sparse matrix product on a CPU.
         weights = torch.as_tensor(self.matrix.data, dtype=values.dtype, device=self.device)
-        result = values.new_empty((self.matrix.shape[0], values.shape[-1]))
+        rows = self.matrix.shape[0]
+        parts = shares(rows, (self.matrix.nnz + rows) * values.shape[-1] * values.element_size())
+        if self.device.type != "cpu" or len(parts) == 1:
+            return functional.embedding_bag(self._columns, values, self._starts, mode="sum", per_sample_weights=weights)
+        result = values.new_empty((rows, values.shape[-1]))
 
         def mix(nodes: slice) -> None:
             first, last = int(self.matrix.indptr[nodes.start]), int(self.matrix.indptr[nodes.stop])
@@ -43,10 +47,7 @@ class MixingMatrix:
                 columns, values, starts, mode="sum", per_sample_weights=weights[first:last]
             )
 
-        size = (self.matrix.nnz + len(result)) * values.shape[-1] * values.element_size()
-        if self.device.type != "cpu" or len(portions(len(result), size)) == 1:
-            return functional.embedding_bag(self._columns, values, self._starts, mode="sum", per_sample_weights=weights)
-        apart(mix, len(result), size)
+        apart(mix, parts)
         return result
 
     def isolating(self, away: Bools) -> MixingMatrix:

@@ -203,7 +203,8 @@ def _rows(operation: Callable[..., object], out: Tensor, *inputs: Tensor) -> Ten
         operation(*inputs, out=out)
         return out
     size = sum(v.numel() * v.element_size() for v in (out, *inputs))
-    crew.apart(lambda part: operation(*(v[part] for v in inputs), out=out[part]), len(out), size)
+    divided = crew.shares if operation in _SINGLY else crew.portions
+    crew.apart(lambda part: operation(*(v[part] for v in inputs), out=out[part]), divided(len(out), size))
     return out
 
 
@@ -242,3 +243,7 @@ def _backward(layer: nn.Module, dy: Tensor, before: Tensor, after: Tensor) -> Te
     else:
         (result,) = torch.autograd.grad(after, before, dy)
     return result
+
+
+_SINGLY = (torch.mul, _add_outer)
+"""Operations that make every number of their result by itself."""

@@ -21,6 +21,7 @@ from fedsim.data.augment import Augment, moved
 from fedsim.data.sets import Dataset
 from fedsim.models.build import flatten, predictions, widest
 from fedsim.models.losses import Loss
+from fedsim.objective import minibatch
 from fedsim.objective.kernel import Kernel, Precision
 from fedsim.objective.persample import budget, parts
 from fedsim.objective.stacked import Way, build_kernel
@@ -147,6 +148,12 @@ class SupervisedTask(Task):
         parts = [partial(correct, rows, x, y) for rows in torch.split(params, models) for x, y in samples]
         return float(torch.stack(self._each(parts)).sum()) / (len(params) * len(self.test_inputs))
 
+    def step_bytes(self, batch_size: BatchSize) -> int:
+        most = int(self.sizes.max())
+        width = most if batch_size == "full" else min(batch_size, most)
+        taken = width * self.inputs[0].numel() * self.inputs.element_size()
+        return super().step_bytes(batch_size) + 2 * taken  # gathered, and read by the model
+
     def activation_bytes(self, batch_size: BatchSize) -> int:
         if self.device.type != "cuda":
             return 0
@@ -186,7 +193,9 @@ class SupervisedTask(Task):
             return self.inputs.index_select(0, rows)
         taken = self.inputs.new_empty((len(rows), *self.inputs.shape[1:]))
         size = 2 * taken.numel() * taken.element_size()
-        crew.apart(lambda part: torch.index_select(self.inputs, 0, rows[part], out=taken[part]), len(rows), size)
+        crew.apart(
+            lambda part: torch.index_select(self.inputs, 0, rows[part], out=taken[part]), crew.shares(len(rows), size)
+        )
         return taken
 
     def _place(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -284,10 +293,10 @@ class _SupervisedOracle(Oracle):
         return self.task.gather(self.batch.index, self.batch.moves)
 
     def grad(self, x: Tensor) -> Tensor:
-        return self.task.kernel.grad(x, self.inputs, self.batch.targets, self.batch.weights)
+        return minibatch.grad(self.task.kernel, x, self.inputs, self.batch.targets, self.batch.weights)
 
     def descend(self, x: Tensor) -> None:
-        self.task.kernel.descend(x, self.inputs, self.batch.targets, self.batch.weights, self.lr)
+        minibatch.descend(self.task.kernel, x, self.inputs, self.batch.targets, self.batch.weights, self.lr)
 
     def per_sample_grad(self, x: Tensor) -> Tensor:
         grads, weights = self.task.kernel.per_sample_grad(x, self.inputs, self.batch.targets), self.batch.weights

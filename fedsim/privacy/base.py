@@ -370,6 +370,9 @@ class WrappedTask(Task):
     def poisson_plan(self, clients: Ints, rounds: Ints, steps: Ints, rates: Floats, seed: int | None = None) -> Plan:
         return self.inner.poisson_plan(clients, rounds, steps, rates, seed)
 
+    def step_bytes(self, batch_size: BatchSize) -> int:
+        return self.inner.step_bytes(batch_size)
+
     def activation_bytes(self, batch_size: BatchSize) -> int:
         return self.inner.activation_bytes(batch_size)
 

@@ -74,6 +74,16 @@ CASES: dict[str, dict[str, Any]] = {
         "algorithm": {"name": "fedavg", "local_steps": 2, "batch_size": 16},
         "privacy": {"mechanism": "dp_sgd", "noise_multiplier": 1.0, "clip_norm": 1.0, "sampling_rate": 0.05},
     },
+    "one client": {
+        "model": {"name": "cnn", "channels": [16, 32], "hidden": 1500},
+        "algorithm": {"name": "fedavg", "local_steps": 2, "batch_size": 60},
+        "clients": 1,
+    },
+    "one client, ragged": {
+        "model": {"name": "cnn", "channels": [16, 32], "hidden": 1500},
+        "algorithm": {"name": "fedavg", "local_epochs": 1, "batch_size": 1001, "momentum": 0.5},
+        "clients": 1,
+    },
     "softmax on a graph": {
         "model": {"name": "mlp", "hidden": [1500]},
         "algorithm": {"name": "dpsgd", "batch_size": 8},
@@ -91,7 +101,7 @@ def settings(images: Path, case: dict[str, Any], threads: int) -> dict[str, Any]
         "data": {
             "dataset": "npz",
             "path": str(images),
-            "clients": CLIENTS,
+            "clients": case.get("clients", CLIENTS),
             **({"partition": case["partition"]} if "partition" in case else {}),
         },
         "model": case["model"],
@@ -120,6 +130,7 @@ def test_numbers_do_not_depend_on_the_number_of_threads(
 ) -> None:
     shared: set[int] = set()
     monkeypatch.setattr(parallel, "_LEAST_BYTES", 2**16)  # these chunks are small
+    monkeypatch.setattr(crew, "SHARE", 2**16)
     each = crew.each
 
     def noted(jobs: Any) -> Any:

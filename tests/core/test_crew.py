@@ -89,6 +89,24 @@ def test_portions_go_by_size_and_cover_all_rows() -> None:
     assert crew.portions(0, 0) == [slice(0, 0)]
 
 
+def test_moving_numbers_is_shared_among_the_threads_that_there_are() -> None:
+    whole, large = [slice(0, 100)], 100 * crew.SHARE
+    with crew.working(1):
+        assert crew.shares(100, large) == whole
+    with crew.working(3):
+        assert len(crew.shares(100, large)) == 6
+        assert crew.shares(100, crew.SHARE) == whole
+        assert crew.each([lambda: crew.shares(100, large)] * 2) == [whole, whole]  # no crew within a job
+
+
+def test_only_one_of_several_jobs_is_not_free() -> None:
+    for threads in (1, 2):
+        with crew.working(threads):
+            assert crew.free()
+            assert crew.each([crew.free]) == [True]
+            assert crew.each([crew.free] * 4) == [False] * 4
+
+
 def test_every_thread_has_its_own_copy() -> None:
     meet = threading.Barrier(2, timeout=60)
     own = crew.Own([1], [2])

@@ -1,0 +1,48 @@
+"""A lone client's minibatch, divided among threads.
+
+Where a job is of many clients, threads share clients. Where it is of one, they share its minibatch: models are
+functions of one sample alone, so its gradient is the sum of those of its portions. Portions go by sizes alone and are
+added up in their order, so that numbers are the same bit for bit with any number of threads.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from fedsim.core import crew
+from fedsim.objective.kernel import Kernel
+
+_SAMPLES = 16  # of a portion at least: matrix products of fewer are slow
+_PRODUCTS = 16 * 10**6  # of a portion at least, one for each sample and parameter: some milliseconds
+
+
+def grad(kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
+    """`Kernel.grad`, by all threads where x is one row of work enough."""
+    parts = _portions(x, inputs)
+    if len(parts) == 1:
+        return kernel.grad(x, inputs, targets, weights)
+    several = isinstance(weights, Tensor)
+    grads = crew.each(
+        [partial(kernel.grad, x, inputs[:, p], targets[:, p], weights[:, p] if several else weights) for p in parts]  # type: ignore[index]
+    )
+    total = grads[0]
+    for part in grads[1:]:
+        total += part
+    return total
+
+
+def descend(kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
+    """`Kernel.descend`, by all threads where x is one row of work enough."""
+    if len(_portions(x, inputs)) == 1:
+        kernel.descend(x, inputs, targets, weights, lr)
+    else:
+        x.addcmul_(grad(kernel, x, inputs, targets, weights), lr, value=-1.0)
+
+
+def _portions(x: Tensor, inputs: Tensor) -> list[slice]:
+    b = inputs.shape[1]
+    if len(x) > 1 or x.device.type != "cpu" or not crew.free():
+        return [slice(0, b)]
+    return crew.even(b, max(1, min(b // _SAMPLES, b * x.shape[-1] // _PRODUCTS)))

@@ -1,0 +1,63 @@
+"""A lone client's minibatch, divided: the gradient of the whole, whatever the kernel and the weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fedsim.core import crew
+from fedsim.models.losses import loss_function
+from fedsim.objective import minibatch
+from fedsim.objective.stacked import build_kernel
+
+
+class Residual(nn.Module):
+    """No chain: it runs under vmap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 9), nn.Linear(9, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.first(x))
+        out: torch.Tensor = self.last(h + torch.sin(h))
+        return out
+
+
+MODULES = {"chain": lambda: nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 3)), "vmap": Residual}
+
+
+@pytest.mark.parametrize("samples", [32, 50, 64])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("way", ["auto", "rows"])
+@pytest.mark.parametrize("module", MODULES)
+def test_portions_add_up_to_the_whole(
+    module: str, way: str, weighted: bool, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    loss, sample = loss_function("cross_entropy"), torch.randn(6, dtype=torch.float64)
+    kernel = build_kernel(MODULES[module]().double(), loss, torch.device("cpu"), sample, way=way)  # type: ignore[arg-type]
+    x = torch.randn(1, kernel.layout.total, dtype=torch.float64)
+    inputs, targets = torch.randn(1, samples, 6, dtype=torch.float64), torch.randint(0, 3, (1, samples))
+    weights = torch.rand(1, samples, dtype=torch.float64) if weighted else 1 / samples
+    whole = kernel.grad(x, inputs, targets, weights)
+    calls: list[int] = []
+    grad = kernel.grad
+
+    def noted(x: torch.Tensor, inputs: torch.Tensor, *rest: object) -> torch.Tensor:
+        calls.append(inputs.shape[1])
+        return grad(x, inputs, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kernel, "grad", noted)
+    monkeypatch.setattr(minibatch, "_PRODUCTS", 1)
+    with crew.working(2):
+        divided = minibatch.grad(kernel, x, inputs, targets, weights)
+        assert (len(calls), sum(calls)) == (samples // 16, samples)
+        torch.testing.assert_close(divided, whole, rtol=1e-12, atol=1e-14)
+        moved, lr = x.clone(), torch.full((1, 1), 0.3, dtype=torch.float64)
+        minibatch.descend(kernel, moved, inputs, targets, weights, lr)
+        torch.testing.assert_close(moved, x - 0.3 * whole, rtol=1e-12, atol=1e-14)
+        before = len(calls)
+        crew.each([lambda: minibatch.grad(kernel, x, inputs, targets, weights)] * 2)
+        assert len(calls) == before + 2  # clients are shared already
