@@ -353,7 +353,8 @@ def test_equations_lead_to_code() -> None:
 @pytest.mark.parametrize(
     "kind,page",
     [
-        ("algorithm", "scenario"), ("participation", "scenario"), ("aggregator", "scenario"), ("dataset", "data"),
+        ("algorithm", "scenario"), ("participation", "scenario"), ("aggregator", "robustness"), ("pre", "robustness"),
+        ("dataset", "data"),
         ("partition", "data"), ("model", "models"), ("loss", "models"), ("graph", "gossip"), ("mixing", "gossip"),
         ("solver", "scenario"), ("compressor", "scenario"), ("attack", "scenario"), ("privacy", "privacy"),
         ("audit", "audit"), ("metric", "runs"), ("logger", "runs"),

@@ -21,7 +21,7 @@ from fedsim.contract.tools import (
     unchanged,
 )
 from fedsim.core.types import Message, State, norm
-from fedsim.messages.aggregators import Median
+from fedsim.messages.robust import Median
 
 ROUNDS = 4
 DESCENT_ROUNDS = 100

@@ -133,10 +133,11 @@ class PartOf:
     kind : the kind of part.
     field : the YAML key of the field.
     key : the key of the name.
+    many : the field is a tuple of parts; in YAML one of them or a list, a name alone standing for a part without keys.
     """
 
-    def __init__(self, kind: str, field: str, key: str = "name") -> None:
-        self.kind, self.field, self.key = kind, field, key
+    def __init__(self, kind: str, field: str, key: str = "name", many: bool = False) -> None:
+        self.kind, self.field, self.key, self.many = kind, field, key, many
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         write = core_schema.plain_serializer_function_ser_schema(self._write)
@@ -144,9 +145,21 @@ class PartOf:
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         name = {"anyOf": [{"enum": names(self.kind)}, {"type": "string", "pattern": "^[^:]+:[^:]+$"}]}
-        return {"type": "object", "properties": {self.key: name}, "required": [self.key]}
+        one = {"type": "object", "properties": {self.key: name}, "required": [self.key]}
+        if not self.many:
+            return one
+        either = [one, name]
+        return {"anyOf": [*either, {"type": "array", "items": {"anyOf": either}, "minItems": 1}]}
 
     def _read(self, value: Any) -> Any:
+        if not self.many:
+            return self._read_one(value)
+        several = list(value) if isinstance(value, (list, tuple)) else [value]
+        if not several:
+            raise ValueError(f"allowed: one of {', '.join(names(self.kind))}, or a list of at least one")
+        return tuple(self._read_one({self.key: v} if isinstance(v, str) else v) for v in several)
+
+    def _read_one(self, value: Any) -> Any:
         base = KINDS[self.kind].base
         if base is not None and isinstance(value, load_object(base)):
             return value
@@ -160,6 +173,12 @@ class PartOf:
     def _write(self, part: Any) -> Any:
         if part is None:
             return None
+        if self.many:
+            written = [self._write_one(one) for one in part]
+            return written if len(written) > 1 else written[0]
+        return self._write_one(part)
+
+    def _write_one(self, part: Any) -> Any:
         kind = type(part)
         registered = (n for n in names(self.kind) if lookup(self.kind, n) is kind)
         return {self.key: next(registered, f"{kind.__module__}:{kind.__qualname__}"), **dump_part(part)}

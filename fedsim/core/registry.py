@@ -42,6 +42,7 @@ KINDS = {
     "graph": Kind("fedsim.graphs.topology", "fedsim.graphs.base:Graph"),
     "mixing": Kind("fedsim.graphs.mixing"),
     "aggregator": Kind("fedsim.messages.rules", "fedsim.messages.aggregators:Aggregator"),
+    "pre": Kind("fedsim.messages.pre", "fedsim.messages.pre:PreAggregation"),
     "compressor": Kind("fedsim.messages.compressors", "fedsim.messages.base:MessageTransform"),
     "attack": Kind("fedsim.messages.attacks", "fedsim.messages.base:MessageTransform"),
     "participation": Kind("fedsim.participation.modes", "fedsim.participation.synchronous:Participation"),

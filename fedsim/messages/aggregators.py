@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field
 from torch import Tensor
 
+from fedsim.core.job import RunFacts
 from fedsim.core.registry import Part, register
 from fedsim.core.types import Aggregate, Message, State
+from fedsim.messages.base import Arrived
 
 
 class Aggregator(Part):
@@ -23,6 +24,20 @@ class Aggregator(Part):
     linear: ClassVar[bool] = False
     """Whether it is ``weights @ values``: sums of parts may then stand for rows, and noise for a sum holds."""
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is a weighted sum with the keys that it has, which protects against no message."""
+        return self.linear
+
+    @property
+    def everyone(self) -> str | None:
+        """Why all clients have to take part in every round, where they have to."""
+        return None
+
+    def needs(self, m: int) -> str | None:
+        """Why it cannot combine m messages, which are too few for it (None: it can); such a round is skipped."""
+        return None
+
     def fresh(self, form: Message) -> State:
         """What it keeps between rounds, before the first one; `form` is one client's message, rows of one."""
         return {}
@@ -35,6 +50,12 @@ class Aggregator(Part):
         """
         return (lambda values, given=None: self(values, weights if given is None else given)), state
 
+    def bind_in(
+        self, messages: Message, weights: Tensor, state: State, arrived: Arrived, run: RunFacts
+    ) -> tuple[Aggregate, State]:
+        """As `bind`, for rules that have to know the round and whose messages these are: `arrived.clients` ``[m]``."""
+        return self.bind(messages, weights, state)
+
     def __call__(self, values: Tensor, weights: Tensor) -> Tensor:
         """Combine rows of one tensor: values ``[m, d]``, weights ``[m]`` -> ``[d]``."""
         only = {"values": values}
@@ -43,7 +64,8 @@ class Aggregator(Part):
 
     def __init_subclass__(cls, **keys: Any) -> None:
         super().__init_subclass__(**keys)
-        if cls.bind is Aggregator.bind and cls.__call__ is Aggregator.__call__:
+        own = (cls.bind is Aggregator.bind, cls.bind_in is Aggregator.bind_in, cls.__call__ is Aggregator.__call__)
+        if all(own):
             raise TypeError(f"{cls.__name__} defines neither __call__ nor bind, allowed: an aggregator has one of them")
 
 
@@ -56,38 +78,3 @@ class Mean(Aggregator):
 
     def __call__(self, values: Tensor, weights: Tensor) -> Tensor:
         return weights @ values
-
-
-@register.aggregator("median")
-@dataclass(frozen=True)
-class Median(Aggregator):
-    """Coordinate-wise median, for even m the mean of the middle two (Yin et al., arXiv 1803.01498).
-
-    It does not weigh clients against each other; the sum of the weights scales it, as it scales the mean.
-    """
-
-    def __call__(self, values: Tensor, weights: Tensor) -> Tensor:
-        ordered = values.sort(dim=0).values
-        m = len(values)
-        return weights.sum() * (ordered[(m - 1) // 2] + ordered[m // 2]) / 2
-
-
-@register.aggregator("trimmed_mean")
-@dataclass(frozen=True)
-class TrimmedMean(Aggregator):
-    """Coordinate-wise trimmed mean (Yin et al., arXiv 1803.01498).
-
-    Per coordinate the floor(trim * m) largest and smallest values are dropped and the weights of the others scaled to
-    the sum of all; ``trim: 0`` is the mean.
-    """
-
-    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
-
-    def __call__(self, values: Tensor, weights: Tensor) -> Tensor:
-        m = len(values)
-        cut = int(self.trim * m + 1e-9)
-        if cut == 0:
-            return weights @ values
-        ordered, rank = values.sort(dim=0)
-        kept, w = ordered[cut : m - cut], weights[rank[cut : m - cut]]
-        return weights.sum() * (w * kept).sum(0) / w.sum(0)

@@ -15,7 +15,6 @@ from fedsim.core.errors import InputError, Problem
 from fedsim.core.metrics import columns
 from fedsim.data.division import column_of
 from fedsim.data.sets import Dataset, Quadratic, QuadraticFile
-from fedsim.messages.aggregators import Aggregator, TrimmedMean
 from fedsim.messages.graph_rules import GraphRule, rule_of
 from fedsim.participation.clocked import Clocked
 from fedsim.participation.poisson import PoissonGossip
@@ -90,7 +89,7 @@ def _server_or_graph(s: Scenario) -> Iterator[Problem]:
 def _robust(s: Scenario) -> Iterator[Problem]:
     """A robust aggregator only where all that moves the state goes through it."""
     name, needs = s.names["algorithm"], s.algorithm.needs
-    if s.algorithm.setting == "server" and not needs.through_aggregate and not _is_linear(s.aggregator):
+    if s.algorithm.setting == "server" and not needs.through_aggregate and not s.aggregator.is_linear:
         message = (
             f"found '{s.names['aggregator']}', but '{name}' moves its state along sums of messages that pass no "
             "aggregator, so that it would protect nothing; allowed: mean, or another that is linear"
@@ -117,11 +116,6 @@ def _rule_of_graph(s: Scenario) -> Iterator[Problem]:
     if s.privacy is not None and s.privacy.linear_mixing is not None:
         found = f"found '{s.names['privacy']}', but {s.privacy.linear_mixing}"
         yield Problem(f"{found}; allowed with such a rule: dp_sgd, or the aggregator mean", "privacy.mechanism")
-
-
-def _is_linear(aggregator: Aggregator) -> bool:
-    """Whether it is a weighted sum of messages, which protects against none of them."""
-    return aggregator.linear or (isinstance(aggregator, TrimmedMean) and aggregator.trim == 0)
 
 
 def _mode_of_server(s: Scenario) -> Iterator[Problem]:

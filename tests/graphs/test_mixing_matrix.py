@@ -15,7 +15,8 @@ from scipy import sparse
 from fedsim.core.types import message_bytes
 from fedsim.graphs.mixing import mixing_matrix
 from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
-from fedsim.messages.aggregators import Mean, Median, TrimmedMean
+from fedsim.messages.aggregators import Mean
+from fedsim.messages.robust import Median, TrimmedMean
 
 CPU = torch.device("cpu")
 GRAPHS: dict[str, tuple[Any, str]] = {

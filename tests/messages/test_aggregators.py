@@ -11,22 +11,25 @@ import torch
 from torch import Tensor
 
 import fedsim
+from fedsim.core.fields import make_part
 from fedsim.core.registry import lookup, names, register
 from fedsim.core.types import Aggregate, Message, State
-from fedsim.messages.aggregators import Aggregator, Mean, Median, TrimmedMean
+from fedsim.messages.aggregators import Aggregator, Mean
 from fedsim.messages.graph_rules import GraphRule
+from fedsim.messages.robust import Median, TrimmedMean
 
 ROWS = torch.tensor([[1.0, -4.0], [2.0, 0.0], [6.0, 5.0], [0.0, 1.0]], dtype=torch.float64)
+KEYS = {name: {"f": 1} for name in ("meamed", "krum", "multi_krum", "bulyan")}
 
 
 @pytest.mark.parametrize("name", [n for n in names("aggregator") if not issubclass(lookup("aggregator", n), GraphRule)])
 def test_mass_is_kept(name: str) -> None:
     """Equal rows give ``sum(w) v``: weights of virtual time, which need not sum to 1, are not lost."""
-    rule = lookup("aggregator", name)()
-    weights = torch.tensor([0.1, 0.2, 0.3, 0.107], dtype=torch.float64)
+    rule = make_part(lookup("aggregator", name), KEYS.get(name, {}))
+    weights = torch.tensor([0.1, 0.2, 0.1, 0.1, 0.1, 0.1, 0.007], dtype=torch.float64)
     v = torch.tensor([3.0, -2.0], dtype=torch.float64)
-    aggregate, _ = rule.bind({"delta": v.expand(4, -1)}, weights, rule.fresh({"delta": v.unsqueeze(0)}))
-    assert aggregate(v.expand(4, -1)).tolist() == pytest.approx((0.707 * v).tolist(), abs=1e-12)
+    aggregate, _ = rule.bind({"delta": v.expand(7, -1)}, weights, rule.fresh({"delta": v.unsqueeze(0)}))
+    assert aggregate(v.expand(7, -1)).tolist() == pytest.approx((0.707 * v).tolist(), abs=1e-12)
 
 
 @pytest.mark.parametrize("rule", [Mean(), Median(), TrimmedMean(trim=0.25)], ids=lambda r: type(r).__name__)
