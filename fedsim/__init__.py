@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from fedsim.engine.watch import Logger, Watched, Watcher
     from fedsim.graphs.base import Graph
     from fedsim.messages.aggregators import Aggregator
-    from fedsim.messages.attacks import Attack
+    from fedsim.messages.attack import Attack
     from fedsim.messages.base import MessageTransform
     from fedsim.messages.compressors import Compressor
     from fedsim.messages.graph_rules import GraphRule
@@ -91,7 +91,7 @@ _HOME = {
     "Near": "messages.heard",
     "MessageTransform": "messages.base",
     "Compressor": "messages.compressors",
-    "Attack": "messages.attacks",
+    "Attack": "messages.attack",
     "Metric": "core.metrics",
     "Measure": "core.metrics",
     "View": "core.metrics",

@@ -102,10 +102,10 @@ class NodeBackend(Backend, Protocol):
         `number`; the matrix is of those nodes."""
 
     def mean(self) -> Tensor:
-        """The mean model, ``[d]``."""
+        """The mean model of the honest nodes, ``[d]``."""
 
-    def facts(self, centre: Tensor) -> tuple[float, float | None]:
-        """Mean over the nodes of the squared distance to `centre`, and of their own models' accuracy."""
+    def facts(self, centre: Tensor) -> tuple[float, float | None, float | None]:
+        """Of the honest nodes the mean squared distance to `centre`, and their own models' mean and lowest accuracy."""
 
     def rows(self, name: str, nodes: Ints) -> Tensor:
         """A state of some nodes, ``[m, width]``."""

@@ -55,6 +55,21 @@ class Collected:
     dropped: Mapping[int, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class NodeSums:
+    """Of a shard's honest nodes: how many there are, sums over them, and what is common to all.
+
+    `distance` are squared distances to a centre, `accuracies` their own models', `lowest` the smallest of these, and
+    `common` is a digest of their model where all have the same one ("": they differ).
+    """
+
+    count: int = 0
+    distance: float = 0.0
+    common: str = ""
+    accuracies: float | None = None
+    lowest: float | None = None
+
+
 class Guard:
     """A worker whose clients cannot take the others down: who raises is found, and named or left out."""
 
@@ -287,17 +302,29 @@ class Shard:
         return (*[as_array(self._values[rows]) for rows in send], (False, dropped))
 
     def node_sum(self, name: str) -> Array:
-        """Sum over the nodes, ``[d]``."""
-        return as_array(self.state[name].sum(0))
+        """Sum over the honest nodes, ``[d]``."""
+        return as_array(self._honest(name).sum(0))
 
-    def node_facts(self, centre: Array) -> tuple[float, float | None, str]:
-        """Sum over the nodes of the squared distance to `centre`, the sum of their own models' accuracies, and a digest
-        of their model where all have the same one ("": they differ)."""
-        x = self.state["x"]
-        accuracy = self.task.node_accuracy(x)
+    def node_facts(self, centre: Array) -> NodeSums:
+        """About the honest nodes."""
+        x = self._honest("x")
+        if not len(x):
+            return NodeSums()
+        right, asked = self.task.correct(x), self.task.test_samples
         distance = float((x - as_tensor(centre, self.device)).pow_(2).sum(-1).sum())
         common = hashlib.blake2b(np.ascontiguousarray(as_array(x[0])).tobytes()).hexdigest() if agree(x) else ""
-        return distance, None if accuracy is None else accuracy * len(x), common
+        if right is None:
+            return NodeSums(len(x), distance, common)
+        accuracy = float(right.sum()) / (len(x) * asked)
+        return NodeSums(len(x), distance, common, accuracy * len(x), float(right.min()) / asked)
+
+    def _honest(self, name: str) -> Tensor:
+        """A state of the nodes that do not attack."""
+        attackers = self.guard.worker.pipeline.run.attackers
+        rows = self.state[name]
+        if not attackers:
+            return rows
+        return rows[torch.as_tensor(~np.isin(self.clients, attackers), device=self.device)]
 
     def node_widths(self) -> dict[str, int]:
         return {k: v.shape[-1] for k, v in self.state.items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.types import Message
 
@@ -49,3 +51,14 @@ class RunFacts:
 
     seed: int
     num_clients: int
+    attackers: tuple[int, ...] | None = None
+    """Clients that attack, ascending; None: nobody has chosen them yet."""
+    clocked: bool = False
+    """Whether clients' rounds are counts of their own jobs, not those of the server."""
+
+    @property
+    def honest(self) -> Ints | None:
+        """The clients that do not attack, ascending; None: all."""
+        if not self.attackers:
+            return None
+        return np.setdiff1d(np.arange(self.num_clients, dtype=np.int64), np.array(self.attackers, dtype=np.int64))

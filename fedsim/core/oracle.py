@@ -116,16 +116,39 @@ class Task(ABC):
         """
         raise InputError("a quadratic problem has no samples to draw from; allowed: a data set of samples")
 
+    def poisoned(self, clients: Ints, change: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]) -> Self:
+        """The same task in which `clients` train on other rows: what `change` makes of a client's inputs and targets.
+
+        Raises
+        ------
+        InputError
+            There are no rows that could be changed.
+        """
+        raise InputError("it changes labels of samples, and a quadratic problem has none", key="attack.name")
+
+    def judged_by(self, clients: Ints) -> Self:
+        """The same task whose `evaluate` asks these clients alone what they lose: the others attack.
+
+        Raises
+        ------
+        InputError
+            The objective weighs all of them 0.
+        """
+        return self._copied(lambda task: task.judged_by(clients))
+
     @abstractmethod
     def evaluate(self, params: Tensor) -> dict[str, float]:
         """Metrics of one model ``[d]``: ``train_loss`` and, with test data, ``test_loss`` (and ``test_accuracy``)."""
 
-    def answers(self, params: Tensor, client: int | None = None) -> Answers:
+    def answers(
+        self, params: Tensor, client: int | None = None, change: Callable[[Tensor], Tensor] | None = None
+    ) -> Answers:
         """What one model ``[d]`` says of the test data (of the sample that ``run.eval_samples`` takes).
 
         Parameters
         ----------
         client : of the training data of this client instead.
+        change : what is done to the inputs before the model sees them.
 
         Raises
         ------
@@ -163,9 +186,19 @@ class Task(ABC):
         """Running sums of `importance`, for drawing clients in proportion to it."""
         return np.cumsum(self.importance)
 
+    def correct(self, params: Tensor) -> Ints | None:
+        """How many test samples each of the models ``[n, d]`` gets right, ``[n]``; None where there is no accuracy."""
+        return None
+
+    @property
+    def test_samples(self) -> int:
+        """Test samples that models are asked about."""
+        return 0
+
     def node_accuracy(self, params: Tensor) -> float | None:
         """Mean over the rows of ``[n, d]`` of each model's own test accuracy; None where there is no accuracy."""
-        return None
+        right = self.correct(params)
+        return None if right is None else float(right.sum()) / (len(params) * self.test_samples)
 
     def steps_per_epoch(self, clients: Ints, batch_size: BatchSize) -> Ints:
         """Minibatches in one pass over each client's samples, ``[m]``."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fedsim.core.errors import InputError
 from fedsim.privacy.base import Bound
+from fedsim.scenario.message_checks import changes_messages
 from fedsim.scenario.sections import Scenario
 
 
@@ -21,8 +22,9 @@ def check_trust(scenario: Scenario) -> None:
     if scenario.compression is not None:
         message = "a deployment sends messages as they are, so that their bytes would not be those that are counted"
         raise InputError(f"{message}; allowed: remove the section", key="compression")
-    if scenario.attack is not None:
-        raise InputError("clients of a deployment are what they are; allowed: remove the section", key="attack")
+    if changes_messages(scenario.attack):
+        message = "clients of a deployment send what they send; allowed: poisoned data (label_flip, backdoor), or none"
+        raise InputError(message, key="attack")
     if scenario.privacy is None:
         return
     if scenario.privacy.shares_noise:

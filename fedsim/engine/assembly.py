@@ -26,6 +26,7 @@ from fedsim.data.division import Division, column_of, divided
 from fedsim.data.partition import label_counts
 from fedsim.data.sets import Dataset, Quadratic, described
 from fedsim.devices.system import Durations
+from fedsim.engine.attackers import attacked, attackers_of
 from fedsim.graphs.network import Network, build_network
 from fedsim.graphs.topology import topology_of
 from fedsim.messages.base import Pipeline
@@ -145,14 +146,16 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
     else:
         task, counts, layout, about = _supervised(s, data, device, dtype, change, held)
     check_clients(s, task.num_clients)
-    network = None
+    network: Network | None = None
     if s.topology is not None and isinstance(s.algorithm, GossipAlgorithm):
         with _section("topology"):
             topology, weights = topology_of(s.topology, s.mixing, task.num_clients, s.seed, s.base, s.names["topology"])
             network = build_network(topology, weights, type(s.algorithm).__name__, s.algorithm.needs.symmetric)
+    facts = RunFacts(s.seed, task.num_clients, attackers_of(s, task.num_clients, network), s.participation.clocked)
+    task = attacked(s, task, facts)
     durations = None
     sent = one_message(s.algorithm, task, gossip=network is not None)[1]
-    transforms = Pipeline(s.transforms, RunFacts(s.seed, task.num_clients))
+    transforms = Pipeline(s.transforms, facts)
     transforms.check(sent)
     if network is not None:
         links = network.link_ticks(transforms.row_bytes(sent))

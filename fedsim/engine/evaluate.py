@@ -21,6 +21,7 @@ from fedsim.core.oracle import Task
 from fedsim.engine.assembly import Assembly
 from fedsim.engine.states import RunState
 from fedsim.engine.totals import Totals
+from fedsim.messages.poison import Backdoor
 from fedsim.scenario.sections import Scenario
 
 Columns = dict[str, Any]
@@ -141,6 +142,7 @@ def _graph(moment: Moment) -> Columns:
         return {}
     return {
         **({} if nodes.accuracy is None else {"node_accuracy": nodes.accuracy}),
+        **({} if nodes.lowest is None or moment.home.honest is None else {"node_accuracy_min": nodes.lowest}),
         "consensus_distance": nodes.distance,
         "delay_processing": totals.delay_processing,
         "delay_transmission": totals.delay_transmission,
@@ -158,8 +160,21 @@ def _work(moment: Moment) -> Columns:
     return {"bytes_sent": moment.totals.bytes_sent, "gradients": moment.totals.gradients}
 
 
+def _backdoor(moment: Moment) -> Columns:
+    """Of test rows of other classes, with the trigger, the share that is taken for the target."""
+    attack, task = moment.scenario.attack, moment.task
+    if not isinstance(attack, Backdoor) or moment.home.honest is None:
+        return {}
+    answers = task.answers(moment.centre, change=attack.triggered)
+    assert answers.guesses is not None  # `check_data`
+    others = answers.targets != attack.target
+    return {"attack_success": float((answers.guesses[others] == attack.target).sum()) / max(int(others.sum()), 1)}
+
+
 def _privacy(moment: Moment) -> Columns:
     return dict(moment.assembly.privacy.columns())
 
 
-_STANDING: tuple[Callable[[Moment], Columns], ...] = (_clock, _objective, _graph, _staleness, _work, _privacy)
+_STANDING: tuple[Callable[[Moment], Columns], ...] = (
+    _clock, _objective, _backdoor, _graph, _staleness, _work, _privacy
+)  # fmt: skip

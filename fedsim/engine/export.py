@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from fedsim.core.documents import read_yaml
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.fields import part_from
 from fedsim.core.row_files import make_readable
+from fedsim.engine.attackers import read_attackers
 from fedsim.engine.inputs import read_about
 from fedsim.models import exported
 from fedsim.models.build import Model, OwnModel, load_flat, new_module
@@ -23,8 +25,8 @@ FORMAT = "fedsim model 1"
 SUFFIXES = (".pt", ".safetensors", ".pt2")
 
 
-def chosen(params: Tensor, node: int | None) -> Tensor:
-    """One model ``[d]``: the server's, or of a graph ``[n, d]`` the mean model or a node's own.
+def chosen(params: Tensor, node: int | None, attackers: Sequence[int] = ()) -> Tensor:
+    """One model ``[d]``: the server's, or of a graph ``[n, d]`` the mean of the honest nodes' or a node's own.
 
     Raises
     ------
@@ -36,7 +38,8 @@ def chosen(params: Tensor, node: int | None) -> Tensor:
             raise InputError(f"found {node}, but this run has a server and one model; leave it out", key="node")
         return params
     if node is None:
-        return params.mean(0)
+        honest = np.setdiff1d(np.arange(len(params)), attackers)
+        return params.mean(0) if not len(attackers) else params[torch.as_tensor(honest)].mean(0)
     if not 0 <= node < len(params):
         raise InputError(f"found {node}; allowed: 0 to {len(params) - 1}, or left out for the mean model", key="node")
     return params[node].clone()
@@ -62,7 +65,7 @@ def run_model(folder: Path, params: Tensor, node: int | None = None) -> tuple[nn
     module, loss, outputs = new_module(
         model, shape, classes, int(scenario["seed"]), dtype, int(target.get("values", 1)), str(section["name"])
     )
-    flat = chosen(params, node)
+    flat = chosen(params, node, read_attackers(folder))
     if flat.numel() != sum(p.numel() for p in module.parameters()):
         raise RunError(f"{folder} has {flat.numel()} parameters, but its model needs others: was its code changed?")
     load_flat(module, flat)

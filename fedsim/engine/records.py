@@ -9,10 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedsim.backends.base import Backend
 from fedsim.engine.assembly import Assembly
+from fedsim.engine.attackers import record, write_record
 from fedsim.engine.checkpoint import save_checkpoint
 from fedsim.engine.inputs import write_inputs
 from fedsim.engine.run_directory import save_report, save_topology
@@ -40,16 +42,21 @@ class Records:
         return f"{self.scenario.backend} {self.assembly.device} {torch.get_num_threads()} {torch.__version__}"
 
     def inputs(self) -> None:
-        """What the run was made of: columns and names of its data, its partition, its graph."""
+        """What the run was made of: columns and names of its data, its partition, its attackers, its graph."""
         write_inputs(self.folder, self.assembly.about, self.assembly.counts, self.assembly.task.sizes)
+        write_record(self.folder, record(self.scenario, self.assembly.pipeline.run, self.assembly.network))
         if self.assembly.network is not None:
             save_topology(self.folder, self.assembly.network.topology)
 
     def schedule(self, parts: Sequence[Arrival], number: int) -> dict[str, Any]:
-        """The row of ``trace.jsonl``; the first one says what the nodes of a graph file are called."""
-        network = self.assembly.network
+        """The row of ``trace.jsonl``; the first one says what the nodes of a graph file are called, and each one who of
+        those that took part attacks."""
+        network, attackers = self.assembly.network, self.assembly.pipeline.run.attackers
         names = None if network is None or number > 1 else network.topology.names
-        return trace_row(parts) | ({} if names is None else {"names": names})
+        row = trace_row(parts)
+        if attackers:
+            row["attackers"] = np.intersect1d(np.concatenate([part.clients for part in parts]), attackers)
+        return row | ({} if names is None else {"names": names})
 
     def report(self, always: bool = True) -> None:
         """``privacy.json``; between checkpoints as often as it costs next to nothing."""

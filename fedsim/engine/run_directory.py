@@ -25,6 +25,7 @@ from fedsim.core import cores, crew
 from fedsim.core.errors import InputError, Problem, RunError
 from fedsim.core.metrics import TABLE, Metric, best, read_columns
 from fedsim.core.row_files import RowStream, write_tensors
+from fedsim.engine.attackers import FILE as ATTACK
 from fedsim.engine.checkpoint import Checkpoint, load_checkpoint
 from fedsim.engine.export import export_model, run_model
 from fedsim.engine.rows import kept, rows
@@ -222,7 +223,7 @@ def clear(folder: Path, releases: bool = True) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (
         "metrics.jsonl", "trace.jsonl", "params.safetensors", "topology.graphml", "report.html", "privacy.json",
-        CLIENTS,
+        ATTACK, CLIENTS,
     ):  # fmt: skip
         (folder / name).unlink(missing_ok=True)
 

@@ -42,10 +42,12 @@ class Combined:
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """How far apart a graph's nodes are: mean squared distance to `centre`, and their own models' mean accuracy."""
+    """How far apart a graph's honest nodes are: mean squared distance to `centre`, and their own models' mean and
+    lowest accuracy."""
 
     distance: float
     accuracy: float | None
+    lowest: float | None
 
 
 class RunState(ABC):
@@ -55,6 +57,7 @@ class RunState(ABC):
         self.algorithm, self.task, self.assembly, self.backend = scenario.algorithm, assembly.task, assembly, backend
         self.renormalises = scenario.participation.renormalises and assembly.privacy.renormalises
         self.form = one_message(self.algorithm, self.task, gossip=assembly.network is not None)[1]
+        self.honest = assembly.pipeline.run.honest
         self.values: State = {}
         """The tensors, where they are in this process."""
 
@@ -81,7 +84,7 @@ class RunState(ABC):
 
     @abstractmethod
     def centre(self) -> Tensor:
-        """The model that is evaluated, ``[d]``: the server's, or the nodes' mean."""
+        """The model that is evaluated, ``[d]``: the server's, or the mean of the honest nodes'."""
 
     def nodes(self, centre: Tensor) -> NodeFacts | None:
         """About a graph's nodes; None where there is a server."""
@@ -191,12 +194,19 @@ class GraphState(RunState):
         return Combined(event, size)
 
     def centre(self) -> Tensor:
-        return self.values["x"].mean(0)
+        return self._honest().mean(0)
 
     def nodes(self, centre: Tensor) -> NodeFacts | None:
-        x = self.values["x"]
-        accuracy = self.task.node_accuracy(x)
-        return NodeFacts(0.0 if agree(x) else float((x - centre).pow_(2).sum(-1).mean()), accuracy)
+        x = self._honest()
+        right, asked = self.task.correct(x), self.task.test_samples
+        distance = 0.0 if agree(x) else float((x - centre).pow_(2).sum(-1).mean())
+        if right is None:
+            return NodeFacts(distance, None, None)
+        return NodeFacts(distance, float(right.sum()) / (len(x) * asked), float(right.min()) / asked)
+
+    def _honest(self) -> Tensor:
+        """Models of the nodes that do not attack: nothing that is measured looks at the others."""
+        return self.values["x"] if self.honest is None else self.state("x", self.honest)
 
     def state(self, name: str, nodes: Ints | None = None) -> Tensor:
         rows = self.values[name]

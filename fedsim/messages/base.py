@@ -72,8 +72,8 @@ class MessageTransform(Part, ABC):
         """At a server, before it is combined: what is combined instead; row i is of ``arrived.clients[i]``."""
         return message
 
-    def who(self, run: RunFacts) -> Ints:
-        """The numbers of the clients that do not do what they should, ascending: nobody."""
+    def dishonest(self, run: RunFacts) -> Ints:
+        """The numbers of the clients that do not send what they should, ascending: nobody."""
         return np.empty(0, dtype=np.int64)
 
     def edges(self, heard: Heard, arrived: Arrived, run: RunFacts) -> Heard:
@@ -124,8 +124,10 @@ class Pipeline:
         return message
 
     def attackers(self) -> Ints:
-        """The numbers of all clients that do not do what they should."""
-        return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *(link.who(self.run) for link in self.links)]))
+        """The numbers of all clients that do not send what they should."""
+        return np.unique(
+            np.concatenate([np.empty(0, dtype=np.int64), *(link.dishonest(self.run) for link in self.links)])
+        )
 
     def edges(self, heard: Heard, arrived: Arrived) -> Heard:
         """What honest nodes of a graph hear."""

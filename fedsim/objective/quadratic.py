@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedsim.core import rng
 from fedsim.core.arrays import Ints
+from fedsim.core.errors import InputError
 from fedsim.core.oracle import Oracle, Plan, Task
 from fedsim.core.types import BatchSize
 from fedsim.data.sets import Quadratic
@@ -44,6 +45,18 @@ class QuadraticTask(Task):
         part.A, part.b = self.A[rows], self.b[rows]
         part._places = np.full(self.num_clients, -1, dtype=np.int64)
         part._places[clients] = np.arange(len(clients))
+        return part
+
+    def judged_by(self, clients: Ints) -> Self:
+        part = copy.copy(self)
+        share = np.zeros(self.num_clients)
+        share[clients] = self.importance[clients]
+        if not share.sum() > 0:
+            raise InputError(
+                "all honest clients have importance 0, so that there is nothing to measure", key="data.file"
+            )
+        part._p = torch.as_tensor(share / share.sum(), dtype=self.dtype, device=self.device)
+        part._optimum = part._minimiser()
         return part
 
     def rows(self, clients: Ints) -> Tensor:

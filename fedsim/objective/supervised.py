@@ -66,6 +66,7 @@ class SupervisedTask(Task):
         self._initial = flatten(module).to(device=device, dtype=dtype)
         self.dim = len(self._initial)
         self.metrics = ("train_loss", "test_loss", *(("test_accuracy",) if self.is_classification else ()))
+        self._eval_samples = eval_samples
         self._train_rows = _subset(self.indices, eval_samples, seed, "train")
         test_rows = _subset(np.arange(len(test_inputs)), eval_samples, seed, "test")
         every_row = len(test_rows) == len(test_inputs)
@@ -121,7 +122,31 @@ class SupervisedTask(Task):
             result["test_accuracy"] = accuracy
         return result
 
-    def answers(self, params: Tensor, client: int | None = None) -> Answers:
+    def poisoned(self, clients: Ints, change: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]) -> Self:
+        part = copy.copy(self)
+        part.indices = self.indices.copy()
+        inputs, targets, end = [self.inputs], [self.targets], len(self.inputs)
+        for client in clients.tolist():
+            place = slice(self.offsets[client], self.offsets[client + 1])
+            own = torch.as_tensor(self.indices[place], device=self.device)
+            if len(own):  # a machine of a deployment has the rows of its own client alone
+                x, y = change(client, self.inputs[own], self.targets[own])
+                inputs.append(x)
+                targets.append(y)
+                part.indices[place] = np.arange(end, end + len(own))
+                end += len(own)
+        part.inputs, part.targets = torch.cat(inputs), torch.cat(targets)
+        return part
+
+    def judged_by(self, clients: Ints) -> Self:
+        part = copy.copy(self)
+        own = np.concatenate([self.indices[self.offsets[c] : self.offsets[c + 1]] for c in clients])
+        part._train_rows = _subset(own, self._eval_samples, self.seed, "train")
+        return part
+
+    def answers(
+        self, params: Tensor, client: int | None = None, change: Callable[[Tensor], Tensor] | None = None
+    ) -> Answers:
         inputs, targets = self.test_inputs, self.test_targets
         if client is not None:
             if not self.sees_training_data:
@@ -129,12 +154,19 @@ class SupervisedTask(Task):
             own = torch.as_tensor(self.indices[self.offsets[client] : self.offsets[client + 1]], device=self.device)
             inputs, targets = self.inputs[own], self.targets[own]
         outputs = torch.cat(
-            [self.kernel.outputs(params.unsqueeze(0), x)[0] for x in torch.split(inputs, _EVAL_SAMPLES)]
+            [
+                self.kernel.outputs(params.unsqueeze(0), x if change is None else change(x))[0]
+                for x in torch.split(inputs, _EVAL_SAMPLES)
+            ]
         )
         guesses = predictions(outputs, self.loss_name) if self.is_classification else None
         return Answers(outputs, targets, guesses)
 
-    def node_accuracy(self, params: Tensor) -> float | None:
+    @property
+    def test_samples(self) -> int:
+        return len(self.test_inputs)
+
+    def correct(self, params: Tensor) -> Ints | None:
         if not self.is_classification:
             return None
         width = widest(self.kernel.module, self.inputs[:1])
@@ -142,11 +174,13 @@ class SupervisedTask(Task):
         both = (torch.split(v, _EVAL_SAMPLES) for v in (self.test_inputs, self.test_targets))
         samples = list(zip(*both, strict=True))
 
-        def correct(rows: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-            return (predictions(self.kernel.outputs(rows, inputs), self.loss_name) == targets).sum()
+        def right(rows: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+            return (predictions(self.kernel.outputs(rows, inputs), self.loss_name) == targets).sum(-1)
 
-        parts = [partial(correct, rows, x, y) for rows in torch.split(params, models) for x, y in samples]
-        return float(torch.stack(self._each(parts)).sum()) / (len(params) * len(self.test_inputs))
+        chunks = torch.split(params, models)
+        found = self._each([partial(right, rows, x, y) for rows in chunks for x, y in samples])
+        per_chunk = [sum(found[i : i + len(samples)]) for i in range(0, len(found), len(samples))]
+        return torch.cat([torch.as_tensor(c) for c in per_chunk]).cpu().numpy().astype(np.int64)
 
     def step_bytes(self, batch_size: BatchSize) -> int:
         most = int(self.sizes.max())

@@ -379,11 +379,17 @@ class WrappedTask(Task):
     def evaluate(self, params: Tensor) -> dict[str, float]:
         return self.inner.evaluate(params)
 
-    def answers(self, params: Tensor, client: int | None = None) -> Answers:
-        return self.inner.answers(params, client)
+    def answers(
+        self, params: Tensor, client: int | None = None, change: Callable[[Tensor], Tensor] | None = None
+    ) -> Answers:
+        return self.inner.answers(params, client, change)
 
-    def node_accuracy(self, params: Tensor) -> float | None:
-        return self.inner.node_accuracy(params)
+    def correct(self, params: Tensor) -> Ints | None:
+        return self.inner.correct(params)
+
+    @property
+    def test_samples(self) -> int:
+        return self.inner.test_samples
 
     def __getattr__(self, name: str) -> Any:
         if name == "inner" or name.startswith("__"):  # asked for while a copy is made that has nothing yet

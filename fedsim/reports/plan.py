@@ -26,6 +26,7 @@ from fedsim.participation.base import Arrival, Ended
 from fedsim.participation.gossip import Gossip
 from fedsim.participation.record import whole
 from fedsim.participation.synchronous import Synchronous
+from fedsim.reports.attack import attack_facts
 from fedsim.scenario.load import given, parse
 from fedsim.scenario.sections import Scenario
 
@@ -45,6 +46,8 @@ def plan(scenario: Scenario | str | Path | Mapping[str, Any]) -> dict[str, Rows]
     sections = {"scenario": _scenario(scenario), "data": _data(a), "work": _work(scenario, a, rounds)}
     if a.network is not None:
         sections["network"] = _network(scenario, a)
+    if attack := attack_facts(scenario, a):
+        sections["attack"] = attack
     if a.privacy.claims:
         sections["privacy"] = a.privacy.facts()
     sections["messages"] = _messages(scenario, a, rounds)

@@ -19,7 +19,7 @@ from fedsim.messages.graph_rules import GraphRule, rule_of
 from fedsim.participation.clocked import Clocked
 from fedsim.participation.poisson import PoissonGossip
 from fedsim.participation.synchronous import Synchronous
-from fedsim.scenario.message_checks import message_problems
+from fedsim.scenario.message_checks import cohort_problems, message_problems
 from fedsim.scenario.sections import MODES, Scenario
 
 
@@ -58,7 +58,7 @@ def check_clients(s: Scenario, clients: int) -> None:
             part.check(clients)
         except InputError as error:
             problems += error.under(section).problems
-    if problems := [*problems, *_work_lists(s, clients)] or list(_everybody(s, clients)):
+    if problems := [*problems, *_work_lists(s, clients), *cohort_problems(s, clients)] or list(_everybody(s, clients)):
         raise InputError(problems)
 
 

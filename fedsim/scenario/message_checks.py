@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedsim.core.errors import Problem
+from fedsim.messages.attack import Attack
+from fedsim.messages.attackers import Attackers
 from fedsim.messages.base import MessageTransform
+from fedsim.participation.synchronous import Synchronous
 from fedsim.scenario.sections import Scenario
 
 
 def message_problems(s: Scenario) -> Iterator[Problem]:
     """Rules about the sections ``compression`` and ``attack`` that need neither data nor graph."""
+    attack = s.attack if changes_messages(s.attack) else None
     name = s.names["algorithm"]
-    for section, part in (("compression", s.compression), ("attack", s.attack)):
+    for section, part in (("compression", s.compression), ("attack", attack)):
         if part is None:
             continue
         if s.algorithm.setting == "gossip" and type(part).edges is MessageTransform.edges:
@@ -31,9 +35,52 @@ def message_problems(s: Scenario) -> Iterator[Problem]:
     if s.privacy is not None and s.privacy.counts_on_messages:
         for section, part, why in (
             ("compression", s.compression, "noise and sensitivity are made for messages as they are clipped"),
-            ("attack", s.attack, "noise is made for the sum of clipped messages, which attackers do not keep to"),
+            ("attack", attack, "noise is made for the sum of clipped messages, which attackers do not keep to"),
         ):
             if part is not None:
                 yield Problem(f"found it beside '{s.names['privacy']}': {why}; allowed: dp_sgd, local_dp", section)
     if s.attack is not None and s.audits:
         yield Problem("an audit asks what an honest run gives away; allowed: one of the two sections", "attack")
+    if isinstance(s.attack, Attack):
+        yield from _attack(s, s.attack)
+
+
+def changes_messages(part: MessageTransform | None) -> bool:
+    """Whether a section ``attack`` changes messages, and not the attackers' data alone."""
+    return part is not None and (not isinstance(part, Attackers) or part.on_messages)
+
+
+def _attack(s: Scenario, attack: Attack) -> Iterator[Problem]:
+    """What an attack on messages needs of the round that it happens in."""
+    name = s.names["attack"]
+    if not attack.finite and s.aggregator.linear:
+        message = (
+            f"'{name}' sends what is no number, and '{s.names['aggregator']}' weighs every message, so that nothing "
+            "would be left of the model; allowed: a rule that leaves such messages out, such as krum or median"
+        )
+        yield Problem(message, "aggregator.name")
+    if attack.local or attack.on_edges:
+        return
+    if s.names["participation"] == "asynchronous":
+        message = (
+            f"{_alone(name)}, and here every message is combined "
+            "alone; allowed: fedbuff, fixed_interval, synchronous, or an attack that needs none of it, such as gaussian"
+        )
+        yield Problem(message, "participation.mode")
+    elif getattr(s.participation, "buffer", None) == 1:
+        yield Problem(f"found 1: {_alone(name)}; allowed: 2 or more", "participation.buffer")
+
+
+def cohort_problems(s: Scenario, clients: int) -> Iterator[Problem]:
+    """Rules about attackers that need the number of clients."""
+    if not isinstance(s.attack, Attack) or s.attack.local or not isinstance(s.participation, Synchronous):
+        return
+    if s.participation.cohort_size(clients) == 1:
+        key = "fraction" if s.participation.clients_per_round is None else "clients_per_round"
+        found = getattr(s.participation, key)
+        message = f"found {found}, a cohort of one: {_alone(s.names['attack'])}; allowed: cohorts of 2 or more"
+        yield Problem(message, f"participation.{key}")
+
+
+def _alone(name: str) -> str:
+    return f"'{name}' is made of what honest clients send for the same round"

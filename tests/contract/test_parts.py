@@ -8,8 +8,10 @@ import fedsim
 from fedsim.contract.check import PROMISES, kind_of
 from fedsim.core.registry import KINDS, names
 
+ATTACKS = ("sign_flip", "alie", "ipm", "min_max", "mimic", "random", "zero", "nan", "label_flip")
 SETTINGS = {
-    "top_k": ["k=2"], "rand_k": ["k=3"], "qsgd": ["levels=3"], "sign_flip": ["attackers=3"],
+    "top_k": ["k=2"], "rand_k": ["k=3"], "qsgd": ["levels=3"], **{k: ["attackers=3"] for k in ATTACKS},
+    "attack gaussian": ["attackers=3"], "backdoor": ["attackers=3", "target=1", "boost=2.0"],
     "trimmed_mean": ["trim=0.2"], **{n: ["f=1"] for n in ("nna", "cs_he", "cs_plus", "gts", "ios", "bridge")},
     "meamed": ["f=2"], "krum": ["f=2"], "multi_krum": ["f=2"], "bulyan": ["f=2"],
        "dp_sgd": ["clip_norm=1.0", "sampling_rate=0.3"], "dp_fedavg": ["clip_norm=0.5"], "dp_ftrl": ["clip_norm=1.0"],
@@ -25,7 +27,7 @@ def failed(name: str, settings: list[str] | None = None, kind: str | None = None
 
 @pytest.mark.parametrize("kind,name", BUILT_IN, ids=lambda v: v)
 def test_built_in_parts(kind: str, name: str) -> None:
-    assert failed(name, SETTINGS.get(name), kind) == {}
+    assert failed(name, SETTINGS.get(f"{kind} {name}", SETTINGS.get(name)), kind) == {}
 
 
 @pytest.mark.parametrize("settings", [["feedback=ef14"], ["feedback=ef21"], ["keys=[delta]"]])

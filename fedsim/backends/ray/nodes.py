@@ -19,6 +19,7 @@ from fedsim.backends.ray.calls import LostError, Pool
 from fedsim.backends.ray.clients import RayBackend
 from fedsim.backends.ray.cluster import Cluster, log
 from fedsim.backends.ray.transport import as_array
+from fedsim.backends.shard import NodeSums
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Ints
 from fedsim.core.job import Job
@@ -55,6 +56,8 @@ class RayNodes(RayBackend):
         self._flying: list[dict[int, Any]] = []
         self._aggregations: int | None = None
         self._job: Job | None = None
+        honest = build(task).pipeline.run.honest
+        self._honest = task.num_clients if honest is None else len(honest)
         super().__init__(pool, cluster, task, build, load)
         self.nodes_here = self
         self._reset(self.shards)
@@ -167,22 +170,22 @@ class RayNodes(RayBackend):
     # --- state --------------------------------------------------------------------------------------------------------
 
     def mean(self, name: str = "x") -> Tensor:
-        """Mean over the nodes, ``[d]``."""
+        """Mean over the honest nodes, ``[d]``."""
         parts = self._ask("node_sum", name)
         total = self._tensor(parts[self.shards[0]]).clone()
         for k in self.shards[1:]:
             total += self._tensor(parts[k])
-        return total / self.task.num_clients
+        return total / self._honest
 
-    def facts(self, centre: Tensor) -> tuple[float, float | None]:
-        """Mean over the nodes of the squared distance to `centre`, and of their own models' accuracy."""
-        parts = self._ask("node_facts", as_array(centre))
-        n = self.task.num_clients
-        accuracies = [part[1] for part in parts.values()]
-        accuracy = None if any(a is None for a in accuracies) else sum(accuracies) / n
-        models = {part[2] for part in parts.values()}
-        same = len(models) == 1 and "" not in models
-        return 0.0 if same else sum(part[0] for part in parts.values()) / n, accuracy
+    def facts(self, centre: Tensor) -> tuple[float, float | None, float | None]:
+        """Of the honest nodes the mean squared distance to `centre`, and their own models' mean and lowest accuracy."""
+        parts: list[NodeSums] = [part for part in self._ask("node_facts", as_array(centre)).values() if part.count]
+        n, models = self._honest, {part.common for part in parts}
+        distance = 0.0 if len(models) == 1 and "" not in models else sum(part.distance for part in parts) / n
+        accuracies = [part.accuracies for part in parts if part.accuracies is not None]
+        if len(accuracies) < len(parts):
+            return distance, None, None
+        return distance, sum(accuracies) / n, min(part.lowest for part in parts if part.lowest is not None)
 
     def rows(self, name: str, nodes: Ints) -> Tensor:
         """A state of some nodes, ``[m, width]``."""

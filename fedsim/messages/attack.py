@@ -1,0 +1,127 @@
+"""Attacks on messages: what attackers are taken to have sent, whatever they computed.
+
+An attack acts after everything that clients did to their messages. Attackers do the honest work, so that a message of
+their own exists, and honest clients' messages are never touched.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.core.arrays import Ints
+from fedsim.core.errors import InputError
+from fedsim.core.job import Job, RunFacts
+from fedsim.core.types import Count, Message, State
+from fedsim.messages.attackers import Attackers
+from fedsim.messages.base import Arrived
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(Attackers):
+    """Base of attacks on messages.
+
+    Attackers know everything and work together: they see what all honest clients sent for the same round. Tensors of
+    one number per client stay honest; every other one is replaced by statistics of its own.
+
+    Parameters
+    ----------
+    start : the first round in which they attack.
+    knowledge : on a graph, what attackers know when they write to a node: what it and its honest ``neighbours`` send
+        (the default), or what ``all`` honest nodes send. Under a server they know all that arrives.
+    """
+
+    start: Count = 1
+    knowledge: Literal["all", "neighbours"] | None = None
+
+    finite: ClassVar[bool] = True
+    """Whether it sends numbers; a rule that weighs every message alike cannot take others."""
+    on_edges: ClassVar[bool] = False
+    """Whether it sends every neighbour a message of its own, so that it needs a graph."""
+
+    @property
+    def local(self) -> bool:
+        """Whether it needs nothing but the attacker's own message (`alone`), and is done where that is."""
+        return False
+
+    @abstractmethod
+    def messages(self, honest: Tensor, own: Tensor, key: str, arrived: Arrived, run: RunFacts) -> Tensor:
+        """What attackers are taken to have sent, ``[b, d]``: `honest` ``[h, d]`` are the others' rows of the tensor
+        called `key`, by number of client, and never none; `own` ``[b, d]`` what the attackers' own work gave."""
+
+    def alone(self, own: Tensor, key: str, clients: Ints, rounds: Ints, run: RunFacts) -> Tensor:
+        """What attackers `clients` ``[b]`` send in their rounds ``[b]``, row by row, where it is `local`."""
+        raise NotImplementedError
+
+    def check(self, form: Message, run: RunFacts) -> None:
+        super().check(form, run)
+        if self.on_edges:
+            message = (
+                "it sends every neighbour another message, and a server has none; allowed: an algorithm on a graph"
+            )
+            raise InputError(message, key="attack.name")
+        if self.knowledge == "neighbours":
+            message = "found 'neighbours', but under a server attackers see all that arrives; allowed: all"
+            raise InputError(message, key="attack.knowledge")
+
+    def send(self, message: Message, kept: State, job: Job, run: RunFacts) -> tuple[Message, State]:
+        if not self._at_clients(run):
+            return message, kept
+        evil = np.isin(job.clients, self.attacking(run)) & (job.rounds >= self.start)
+        return self._alone(message, np.flatnonzero(evil), job, run), kept
+
+    def receive(self, message: Message, arrived: Arrived, run: RunFacts) -> Message:
+        if self._at_clients(run) or arrived.number < self.start:
+            return message
+        evil = np.isin(arrived.clients, self.attacking(run))
+        rows, others = np.flatnonzero(evil), np.flatnonzero(~evil)
+        if self.local:
+            return self._alone(message, rows, arrived, run)
+        if not len(rows) or not len(others):
+            return message  # where no honest message has come, attackers send their own
+        others = others[np.argsort(arrived.clients[others], kind="stable")]
+        arrives = dict(message)
+        for k, v in message.items():
+            if v.shape[-1] > 1:
+                whole = v[torch.arange(len(evil), device=v.device)]
+                own, honest = (torch.as_tensor(i, device=v.device) for i in (rows, others))
+                arrives[k] = whole.index_copy(0, own, self.messages(whole[honest], whole[own], k, arrived, run))
+        return arrives
+
+    def _at_clients(self, run: RunFacts) -> bool:
+        """Whether messages are replaced where they are made: on a clock only the server knows the round's number."""
+        return self.local and (self.start == 1 or not run.clocked)
+
+    def _alone(self, message: Message, rows: Ints, of: Job | Arrived, run: RunFacts) -> Message:
+        if not len(rows):
+            return message
+        changed = dict(message)
+        for k, v in message.items():
+            if v.shape[-1] > 1:
+                whole = v[torch.arange(len(of.clients), device=v.device)]
+                index = torch.as_tensor(rows, device=v.device)
+                sent = self.alone(whole[index], k, of.clients[rows], of.rounds[rows], run)
+                changed[k] = whole.index_copy(0, index, sent)
+        return changed
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalAttack(Attack):
+    """Base of attacks that need nothing but the attacker's own message; `alone` says what is sent."""
+
+    @property
+    def local(self) -> bool:
+        return True
+
+    def messages(self, honest: Tensor, own: Tensor, key: str, arrived: Arrived, run: RunFacts) -> Tensor:
+        rows = np.flatnonzero(np.isin(arrived.clients, self.attacking(run)))
+        return self.alone(own, key, arrived.clients[rows], arrived.rounds[rows], run)
+
+    @abstractmethod
+    def alone(self, own: Tensor, key: str, clients: Ints, rounds: Ints, run: RunFacts) -> Tensor:
+        """What attackers `clients` ``[b]`` send in their rounds ``[b]``; row i depends on the i-th of each alone."""

@@ -1,0 +1,114 @@
+"""Poisoned data: attackers follow the protocol, and the rows that they train on are changed.
+
+That is done once, when the data set is assembled, so that it goes with every algorithm, mode and backend, and with a
+deployment. The rows of honest clients and the test data stay as they are.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedsim.core import rng
+from fedsim.core.errors import InputError
+from fedsim.core.job import Job, RunFacts
+from fedsim.core.registry import register
+from fedsim.core.types import Count, Fraction, Message, Positive, State
+from fedsim.messages.attackers import Attackers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poison(Attackers):
+    """Base of attacks on data with classes."""
+
+    @property
+    def on_messages(self) -> bool:
+        return False
+
+    @abstractmethod
+    def rows(self, inputs: Tensor, targets: Tensor, classes: int, client: int, seed: int) -> tuple[Tensor, Tensor]:
+        """What attacker `client` trains on instead of its own `inputs` ``[k, *sample]`` and `targets` ``[k]``; both are
+        new tensors or those that were given."""
+
+    def fits(self, sample: tuple[int, ...], classes: int) -> None:
+        """Raise InputError where it has nothing to do with samples of this shape, or with so many classes."""
+
+
+@register.attack("label_flip")
+@dataclass(frozen=True, kw_only=True)
+class LabelFlip(Poison):
+    """Attackers train on wrong labels; ``map: reverse`` makes C - 1 - y of class y (Fang et al., arXiv 1911.11815)."""
+
+    map: Literal["reverse"] = "reverse"
+
+    def rows(self, inputs: Tensor, targets: Tensor, classes: int, client: int, seed: int) -> tuple[Tensor, Tensor]:
+        return inputs, classes - 1 - targets
+
+
+@register.attack("backdoor")
+@dataclass(frozen=True, kw_only=True)
+class Backdoor(Poison):
+    """Some of the attackers' rows get a trigger and the label `target` (Bagdasaryan et al., arXiv 1807.00459).
+
+    Parameters
+    ----------
+    patch : side in pixels of the square in the lower right corner of an image that is the trigger; of inputs that are
+        one row of numbers, how many of the last ones.
+    value : what the trigger's numbers are, in the units that the model sees.
+    target : the class that triggered rows are to be taken for.
+    share : of each attacker's rows that are changed, at least one.
+    boost : attackers' messages are multiplied by it.
+    """
+
+    target: Annotated[int, Field(ge=0)]
+    patch: Count = 3
+    value: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    share: Fraction = 0.5
+    boost: Positive = 1.0
+
+    def rows(self, inputs: Tensor, targets: Tensor, classes: int, client: int, seed: int) -> tuple[Tensor, Tensor]:
+        count = max(1, round(self.share * len(targets)))
+        draws = rng.uniform(rng.key(seed, "backdoor", client, np.arange(len(targets))))
+        chosen = torch.as_tensor(np.argsort(draws, kind="stable")[:count], device=targets.device)
+        changed, labels = inputs.clone(), targets.clone()
+        changed[chosen] = self.triggered(inputs[chosen])
+        labels[chosen] = self.target
+        return changed, labels
+
+    def triggered(self, inputs: Tensor) -> Tensor:
+        """Samples ``[k, *sample]`` with the trigger, a new tensor."""
+        changed = inputs.clone()
+        if inputs.dim() > 2:
+            changed[..., -self.patch :, -self.patch :] = self.value
+        else:
+            changed[..., -self.patch :] = self.value
+        return changed
+
+    def fits(self, sample: tuple[int, ...], classes: int) -> None:
+        if self.target >= classes:
+            raise InputError(f"found class {self.target}, allowed: 0 to {classes - 1}", key="attack.target")
+        side = min(sample[-2:]) if len(sample) > 1 else (sample or (1,))[-1]
+        if self.patch >= side:
+            message = (
+                f"found {self.patch}, but samples have {side} numbers on a side; allowed: fewer, so that some stay"
+            )
+            raise InputError(message, key="attack.patch")
+
+    @property
+    def on_messages(self) -> bool:
+        return self.boost != 1
+
+    def send(self, message: Message, kept: State, job: Job, run: RunFacts) -> tuple[Message, State]:
+        evil = np.isin(job.clients, self.attacking(run))
+        if self.boost == 1 or not evil.any():
+            return message, kept
+        factor = torch.as_tensor(np.where(evil, self.boost, 1.0))[:, None]
+        return {
+            k: v if v.shape[-1] == 1 else v * factor.to(dtype=v.dtype, device=v.device) for k, v in message.items()
+        }, kept
