@@ -9,7 +9,24 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from fedsim.core.errors import InputError
+
 TICKS_PER_SECOND = 232_792_560 * 1000
+LONGEST = 1e15
+"""Seconds of the longest time that a scenario may name or draw: some 30 million years."""
+
+
+def bounded(seconds: float | Fraction, what: str = "a time", key: str | None = None) -> float | Fraction:
+    """The same number of seconds.
+
+    Raises
+    ------
+    InputError
+        It is more than `LONGEST`; sums of such times are no longer numbers.
+    """
+    if not seconds <= LONGEST:
+        raise InputError(f"found {what} of {float(seconds):g} seconds, allowed: at most {LONGEST:g}", key=key)
+    return seconds
 
 
 def exact(seconds: float) -> Fraction:
@@ -19,6 +36,7 @@ def exact(seconds: float) -> Fraction:
 
 def ticks(seconds: float | Fraction) -> int:
     """The nearest number of ticks."""
+    bounded(seconds)
     value = seconds if isinstance(seconds, Fraction) else exact(seconds)
     return round(value * TICKS_PER_SECOND)
 

@@ -13,6 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedsim.core.clock import LONGEST
+
 State = dict[str, Tensor]
 """What a server, a node or a client keeps: names to tensors whose last axis is ``d`` (or 1 for a scalar per client)."""
 
@@ -24,6 +26,8 @@ Aggregate = Callable[..., Tensor]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=LONGEST)]
+"""Virtual seconds."""
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]

@@ -5,25 +5,33 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Discriminator, Field, field_validator
 
 from fedsim.core import rng
-from fedsim.core.clock import TICKS_PER_SECOND, exact, ticks
+from fedsim.core.clock import LONGEST, TICKS_PER_SECOND, bounded, exact, ticks
 from fedsim.core.errors import InputError
 from fedsim.core.one_of import OneOf
-from fedsim.core.types import NonNegative, Positive
+from fedsim.core.types import Seconds
 from fedsim.devices.laws import AnyLaw, Law, Linear, Section, Table, Trace
 from fedsim.devices.traces import read_devices, rows_of_clients
 
 _SHORTEST = TICKS_PER_SECOND // 1000
 """On and off times are at least a millisecond, so that work that pauses ends after a bounded number of them."""
 
+_MOST_CYCLES = 1_000_000
+"""Times that a device whose times are drawn anew goes on and off within one job, or between two questions about it."""
+
+_UNBOUNDED = 1e290
+"""Seconds of the longest time that a mean can be made of."""
+
 _BELOW_ONE = 1.0 - 2.0**-53
 """The largest level that quantile functions know."""
+
+_Moment = Annotated[float, Field(ge=0, le=LONGEST)]
 
 _REMEMBERED = 64
 """Moments of coming on and going off that are kept per client; even, so that the first is one of coming on."""
@@ -50,7 +58,10 @@ class Presence(ABC):
 
     def time_on(self, client: int, start: int, end: int) -> int:
         """Ticks from `start` to `end` during which the device is on."""
-        total = 0
+        total, cycle = 0, self.cycle(client)
+        if cycle is not None and end > start:
+            whole = (end - start) // cycle[0]
+            total, start = whole * cycle[1], start + whole * cycle[0]
         while start < end:
             on, until = self.stretch(client, start)
             stop = end if until is None else min(until, end)
@@ -59,19 +70,37 @@ class Presence(ABC):
         return total
 
     def finish(self, client: int, tick: int, work: int) -> int | None:
-        """The tick at which the device has been on for `work` ticks since `tick` (None: it never will have been)."""
+        """The tick at which the device has been on for `work` ticks since `tick` (None: it never will have been).
+
+        Raises
+        ------
+        InputError
+            Until then it goes on and off without a pattern more often than can be followed.
+        """
         cycle = self.cycle(client)
         if cycle is not None and cycle[1] > 0:
             whole = (work - 1) // cycle[1]
             tick, work = tick + whole * cycle[0], work - whole * cycle[1]
-        while True:
+        for turn in count():
             on, until = self.stretch(client, tick)
             if on and (until is None or until - tick >= work):
                 return tick + work
             if until is None:
                 return None
+            if cycle is None and turn == 2 * _MOST_CYCLES:
+                break
             work -= (until - tick) if on else 0
             tick = until
+        raise _too_often(client, work)
+
+
+def _too_often(client: int, span: float) -> InputError:
+    return InputError(
+        f"client {client}'s device would go on and off more than {_MOST_CYCLES:,} times within "
+        f"{span / TICKS_PER_SECOND:.3g} virtual seconds; allowed: shorter jobs, longer times on and off, "
+        "or redraw: false",
+        key="system.availability",
+    )
 
 
 class _Cyclic(Presence):
@@ -81,7 +110,7 @@ class _Cyclic(Presence):
         self.period, self.on, self.phase = period, on, phase
 
     def cycle(self, client: int) -> tuple[int, int]:
-        return self.period[client], self.on[client]
+        return self.period[client], min(self.on[client], self.period[client])
 
     def stretch(self, client: int, tick: int) -> tuple[bool, int | None]:
         period, on = self.period[client], self.on[client]
@@ -136,7 +165,11 @@ class _Drawn(Presence):
         if number == 0 or tick < moments[0]:
             on, off, begin = self._first_cycle(client)
             number, moments = 1, [begin, begin + on, begin + on + off]
+        self._check(client, tick - moments[-1])
+        last = number + 2 * _MOST_CYCLES  # where a few long times make the mean, others may be many
         while tick >= moments[-1]:
+            if number == last:
+                raise _too_often(client, tick - moments[0])
             on, off = self._times(client, number)
             moments += [moments[-1] + on, moments[-1] + on + off]
             number += 1
@@ -145,6 +178,15 @@ class _Drawn(Presence):
         self.known[client] = number, moments
         k = bisect_right(moments, tick)
         return k % 2 == 1, moments[k]
+
+    def finish(self, client: int, tick: int, work: int) -> int | None:
+        self._check(client, work)
+        return super().finish(client, tick, work)
+
+    def _check(self, client: int, span: int) -> None:
+        """Refuse to go through so long a time cycle by cycle."""
+        if span > _MOST_CYCLES * sum(law.mean for law in self.by_length):
+            raise _too_often(client, span)
 
     def _first_cycle(self, client: int) -> tuple[int, int, int]:
         """Ticks on and off in the cycle that time 0 falls into, and the tick at which it began."""
@@ -176,7 +218,7 @@ class _ByLength:
         tail = 1.0 - 2.0 ** -np.arange(1, 50, 1 / 16)
         self.edges = np.unique(np.concatenate([np.linspace(0.0, 1.0, 4097), tail]))
         middles = (self.edges[1:] + self.edges[:-1]) / 2
-        mass = np.diff(self.edges) * [_ticks_of(law, u) for u in middles.tolist()]
+        mass = np.diff(self.edges) * [_ticks_of(law, u, most=_UNBOUNDED) for u in middles.tolist()]
         self.mean = float(mass.sum())
         self.below = np.concatenate([[0.0], np.cumsum(mass) / self.mean])
 
@@ -187,8 +229,11 @@ class _ByLength:
         return float(min(self.edges[cell] + part * (self.edges[cell + 1] - self.edges[cell]), _BELOW_ONE))
 
 
-def _ticks_of(law: Law, u: float) -> int:
-    return max(int(law.quantile(u) * TICKS_PER_SECOND), _SHORTEST)
+def _ticks_of(law: Law, u: float, most: float | None = None) -> int:
+    """The law's time at level `u`; `most`: longer ones are made that long, not refused."""
+    drawn = law.quantile(u)
+    time = bounded(drawn, "a time on or off", "system.availability") if most is None else min(drawn, most)
+    return max(int(time * TICKS_PER_SECOND), _SHORTEST)
 
 
 class _Availability(Section):
@@ -238,7 +283,7 @@ class Periodic(_Availability):
     """
 
     model: Literal["periodic"]
-    period: Positive = 86_400.0
+    period: Seconds = 86_400.0
     duty: Annotated[float, Field(gt=0, le=1)] = 0.5
     spread: Annotated[float, Field(ge=0, le=1)] = 1.0
 
@@ -253,8 +298,8 @@ class Intervals(_Availability):
     """`active`, a list of [start, end] in seconds per client; again after `repeat` seconds, or off for good."""
 
     model: Literal["table"]
-    active: Annotated[list[list[Annotated[list[NonNegative], Field(min_length=2, max_length=2)]]], Field(min_length=1)]
-    repeat: Positive | None = None
+    active: Annotated[list[list[Annotated[list[_Moment], Field(min_length=2, max_length=2)]]], Field(min_length=1)]
+    repeat: Seconds | None = None
 
     @field_validator("active")
     @classmethod

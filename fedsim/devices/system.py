@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fedsim.core import rng
 from fedsim.core.arrays import Ints
-from fedsim.core.clock import TICKS_PER_SECOND, ticks
+from fedsim.core.clock import TICKS_PER_SECOND, bounded, ticks
 from fedsim.core.errors import InputError
 from fedsim.devices.availability import Availability, Presence
 from fedsim.devices.laws import AnyLaw, Fixed, Law, Linear, Section, Table, Trace
@@ -113,7 +113,7 @@ class Durations:
         self._per_step = section.per == "step" or isinstance(section.compute, Trace)
         if isinstance(section.compute, Trace) and samples is not None:
             compute = [float(c) * k for c, k in zip(compute, samples.tolist(), strict=True)]
-        self._compute = _ticks(compute)
+        self._compute = _ticks(compute, "compute")
         self._link = [0] * n
         if section.network is not None:
             latency = _draws(section.network.latency, n, seed, "latency", "network.latency")
@@ -125,7 +125,7 @@ class Durations:
                         "found a bandwidth of 0, allowed: above 0 bytes per second", key="network.bandwidth"
                     )
                 seconds = [s + (down + up) / r for s, r in zip(seconds, rates, strict=True)]
-            self._link = _ticks(seconds)
+            self._link = _ticks(seconds, "network")
         self.links: list[Ints] = []
         """For gossip: ticks of one message over each link, per graph of the topology."""
         self._jitter = rng.scalar_key(seed, "jitter")
@@ -139,7 +139,7 @@ class Durations:
         self.leaves: list[int] | None = None
         """Tick at which each client leaves for good (None: nobody does)."""
         if section.departure is not None:
-            self.leaves = _ticks(_draws(section.departure, n, seed, "departure", "departure"))
+            self.leaves = _ticks(_draws(section.departure, n, seed, "departure", "departure"), "departure")
         loss = section.network.loss if section.network is not None else None
         self.loss = (0.0, 0.0) if loss is None else (loss.download, loss.upload)
         """Probabilities that a download and that an upload is lost."""
@@ -161,7 +161,8 @@ class Durations:
         work = self._compute[client] * steps if self._per_step else self._compute[client]
         total = work + self._link[client]
         if self.section.jitter is not None:
-            total += int(self.section.jitter.quantile(rng.scalar_uniform(self._jitter, client, job)) * TICKS_PER_SECOND)
+            drawn = self.section.jitter.quantile(rng.scalar_uniform(self._jitter, client, job))
+            total += int(bounded(drawn, f"a jitter of client {client}", "system.jitter") * TICKS_PER_SECOND)
         return max(total, 1)
 
     def lost(self, client: int, job: int) -> tuple[bool, bool]:
@@ -206,5 +207,7 @@ def _draws(law: Law, n: int, seed: int, purpose: str, key: str) -> list[Fraction
         raise error.under(key) from None
 
 
-def _ticks(values: list[Fraction | float]) -> list[int]:
+def _ticks(values: list[Fraction | float], key: str) -> list[int]:
+    for client, value in enumerate(values):
+        bounded(value, f"a time of client {client}", key)
     return [ticks(v) if isinstance(v, Fraction) else int(v * TICKS_PER_SECOND + 0.5) for v in values]

@@ -15,6 +15,9 @@ from fedsim.graphs.mixing import is_doubly_stochastic, is_symmetric, mixing_matr
 from fedsim.graphs.mixing_matrix import BaseMixing
 from fedsim.graphs.topology import Topology
 
+_LONGEST = 3e7
+"""Seconds of a message over a link (a year); ticks of links are 64-bit integers."""
+
 
 @dataclass(frozen=True)
 class Network:
@@ -67,4 +70,7 @@ def build_network(topology: Topology, weights: str, name: str, needs_symmetric: 
 def _link_ticks(edge: Mapping[str, Any], message_bytes: int) -> int:
     """Latency and transfer time of one message over an edge of a graph file."""
     transfer = 8 * message_bytes / (float(edge["bandwidth_mbps"]) * 1e6) if "bandwidth_mbps" in edge else 0.0
-    return round((float(edge.get("latency_ms", 0.0)) / 1e3 + transfer) * TICKS_PER_SECOND)
+    time = float(edge.get("latency_ms", 0.0)) / 1e3 + transfer
+    if time > _LONGEST:
+        raise InputError(f"a message takes {time:.3g} s over a link, allowed: at most {_LONGEST:.2g} s", key="topology")
+    return round(time * TICKS_PER_SECOND)

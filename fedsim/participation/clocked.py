@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Discriminator
+from pydantic import Discriminator, Field
 
 from fedsim.algorithms.base import Algorithm
 from fedsim.core import rng
@@ -29,7 +29,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.one_of import Chosen, Form, OneOf
 from fedsim.core.oracle import Task
 from fedsim.core.registry import register
-from fedsim.core.types import Count, NonNegative, Positive
+from fedsim.core.types import Count, NonNegative, Seconds
 from fedsim.participation import schedule
 from fedsim.participation.base import Arrival, Dispatch, Ended, Event, InVain, Participation, Setting
 from fedsim.participation.fates import jobs_of
@@ -125,8 +125,8 @@ class Clocked(Participation):
     renormalises: ClassVar[bool] = False
     weights: Weights = "debiased"
     staleness: Staleness = _CONSTANT
-    pilot: Count = 10_000
-    timeout: Positive | None = None
+    pilot: Annotated[int, Field(gt=0, le=10_000_000)] = 10_000
+    timeout: Seconds | None = None
 
     @abstractmethod
     def policy(self, n: int, seed: int) -> Policy:
@@ -153,7 +153,9 @@ class Clocked(Participation):
 
     def check_run(self, setting: Setting) -> None:
         """Raise InputError where the weights that the mode is to give cannot be had (see the module)."""
-        self._contribution_weights(setting, self._jobs(setting))
+        jobs = self._jobs(setting)
+        self._contribution_weights(setting, jobs)
+        next(self.steps(setting.task.num_clients, jobs, setting.seed), None)  # the first jobs can be followed
 
     def _check_closed_form(self, setting: Setting) -> None:
         """Raise InputError where jobs do not all arrive after the same time."""
@@ -290,7 +292,7 @@ class FixedInterval(Clocked):
     With a window of the slowest client it is FedAvg.
     """
 
-    window: Positive
+    window: Seconds
 
     def policy(self, n: int, seed: int) -> Policy:
         return Windows(self._ticks())
@@ -322,7 +324,7 @@ class FedBuff(Clocked):
 
     weights: Weights = "identical"
     staleness: Staleness = _INVERSE_ROOT
-    buffer: Count
+    buffer: Annotated[int, Field(gt=0, le=10_000_000)]
     concurrency: Count | None = None
     restart: Literal["immediately", "barrier"] = "immediately"
     reduce: Literal["mean", "sum"] = "mean"

@@ -22,15 +22,17 @@ from fedsim.core.clock import TICKS_PER_SECOND, exact, seconds, ticks
 from fedsim.core.errors import InputError
 from fedsim.core.oracle import Task
 from fedsim.core.registry import register
-from fedsim.core.types import Positive
+from fedsim.core.types import Seconds
 from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
 from fedsim.participation.base import Arrival, Dispatch, Event, Participation, Setting, Tick
 from fedsim.participation.gossip import check_laws, normalised_delays
 from fedsim.participation.laws import RateLaw
 
 _ONE = RateLaw.model_validate(1.0)
-_FAR = 2.0**61
-"""A gap between two ticks is at most that many ticks of the clock (four months), so that sums stay 64-bit integers."""
+_FAR = 2.0**62
+"""No clock rings from that tick (after seven months) on, nor does a run last so long: sums stay 64-bit integers."""
+_MOST_RINGS = 10_000_000
+"""Ticks of all clocks together that a round may have on average: they are kept in memory."""
 _NOBODY = np.empty(0, dtype=np.int64)
 _NO_LINKS = np.empty((0, 2), dtype=np.int64)
 _IDLE = object()
@@ -66,7 +68,7 @@ class PoissonGossip(Participation):
     setting: ClassVar[Literal["server", "gossip"]] = "gossip"
     compute: RateLaw = _ONE
     links: RateLaw = _ONE
-    window: Positive = 1.0
+    window: Seconds = 1.0
     pair_weight: Literal["matrix", "half"] = "matrix"
 
     def check_run(self, setting: Setting) -> None:
@@ -77,14 +79,39 @@ class PoissonGossip(Participation):
                 key="topology",
             )
         check_laws(self, setting)
+        last = setting.rounds * self._window()
+        if last >= _FAR:
+            raise InputError(
+                f"{setting.rounds:,} rounds of {self.window:g} seconds are {seconds(last):.4g} virtual seconds, "
+                f"allowed: fewer than {seconds(int(_FAR)):.4g}, with shorter windows or fewer rounds",
+                key="participation.window",
+            )
+        nodes, links = self._rates(setting)
+        rings = (float(nodes.sum()) + float(links.sum())) * self.window
+        if not rings <= _MOST_RINGS:
+            raise InputError(
+                f"its clocks tick some {rings:.3g} times in a round of {self.window:g} seconds, allowed: at most "
+                f"{_MOST_RINGS:,}, with a shorter window or lower rates in compute and links",
+                key="participation.window",
+            )
+
+    def _window(self) -> int:
+        """Ticks of a round."""
+        return max(ticks(exact(self.window)), 1)
+
+    def _rates(self, setting: Setting) -> tuple[Floats, Floats]:
+        """Ticks per second of the clocks of the nodes ``[n]`` and of the links."""
+        links = setting.gossip[1].mixings[0].links
+        nodes = self.compute.draw(setting.task.num_clients, setting.seed, "node", 1)
+        return nodes, self.links.draw(len(links), setting.seed, "link", 1)
 
     def events(self, setting: Setting, after: int = 0) -> Iterator[Event]:
         (algorithm, network), task, seed = setting.gossip, setting.task, setting.seed
         base, n = network.mixings[0], task.num_clients
-        d, b = self.compute.draw(n, seed, "node", 1), self.links.draw(len(base.links), seed, "link", 1)
+        d, b = self._rates(setting)
         slow_nodes, slow_links = np.maximum(d, self.compute.floor), np.maximum(b, self.links.floor)
         clocks = _Clocks(d, b, base, seed)
-        window = max(ticks(exact(self.window)), 1)
+        window = self._window()
         clocks.until(after * window)  # a resumed run lets its clocks tick again
         for number in count(after + 1):
             found = clocks.until(number * window)
@@ -144,7 +171,7 @@ class _Clocks:
         self.n = len(compute)
         nodes = rng.key(seed, "node_clock", np.arange(self.n))
         self.keys = np.concatenate([nodes, rng.key(seed, "link_clock", *base.links.T)])
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", over="ignore"):
             self.mean = TICKS_PER_SECOND / np.concatenate([compute, links])
         self.number = np.zeros(len(self.keys), dtype=np.int64)
         self.next = np.zeros(len(self.keys), dtype=np.int64)
@@ -169,7 +196,7 @@ class _Clocks:
         gap = -np.log1p(-rng.uniform(rng.fold(self.keys[clocks], self.number[clocks])))
         with np.errstate(invalid="ignore"):
             far = np.nan_to_num(gap * self.mean[clocks], nan=_FAR, posinf=_FAR)
-        self.next[clocks] = np.minimum(self.next[clocks] + np.clip(far, 1.0, _FAR).astype(np.int64), 2 * int(_FAR))
+        self.next[clocks] = np.minimum(self.next[clocks] + np.clip(far, 1.0, _FAR).astype(np.int64), int(_FAR))
 
 
 def _levels(jobs: list[Any], n: int) -> list[list[Any]]:

@@ -21,10 +21,13 @@ from fedsim.core.clock import seconds, ticks
 from fedsim.core.errors import InputError
 from fedsim.core.oracle import Task
 from fedsim.core.registry import register
-from fedsim.core.types import Count, Fraction, Positive, Probability
+from fedsim.core.types import Count, Fraction, Probability, Seconds
 from fedsim.devices.system import Durations
 from fedsim.participation.base import Arrival, Dispatch, Ended, Event, InVain, Participation, Setting
 from fedsim.participation.fates import jobs_of
+
+_DRAWS = 1000
+"""Cohorts that are drawn until somebody is in one, before one with somebody is drawn at once."""
 
 _BLOCK = 1024
 """Clients that are looked at together while a cohort of available ones is sought."""
@@ -73,8 +76,8 @@ class Synchronous(Participation):
     sampling: Literal["uniform", "bernoulli", "poisson", "weighted"] = "uniform"
     stragglers: Probability = 0.0
     straggler_policy: Literal["partial", "drop"] = "partial"
-    over_selection: Annotated[float, Field(ge=1)] = 1.0
-    deadline: Positive | None = None
+    over_selection: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    deadline: Seconds | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def check(self, task_clients: int) -> None:
@@ -189,7 +192,7 @@ class Synchronous(Participation):
     def _cohort(self, task: Task, seed: int, number: int, tick: int, durations: Durations) -> tuple[Ints, Floats]:
         """The round's clients in ascending order, and how often each was drawn; among those that are on."""
         n = task.num_clients
-        size = min(n, math.ceil(self.cohort_size(n) * self.over_selection - 1e-9))
+        size = math.ceil(min(n, self.cohort_size(n) * self.over_selection - 1e-9))
         generator = rng.generator(seed, "cohort", number)
         if durations.presence is not None or durations.leaves is not None:
             return self._available_cohort(task, seed, number, size, tick, durations)
@@ -205,10 +208,12 @@ class Synchronous(Participation):
 
     def _binomial(self, generator: np.random.Generator, among: int, n: int) -> int:
         """How many of `among` clients are chosen, each by itself at the rate of n; ``bernoulli`` wants at least one."""
-        size = int(generator.binomial(among, self.rate(n)))
-        while size == 0 and self.sampling == "bernoulli":
-            size = int(generator.binomial(among, self.rate(n)))
-        return size
+        rate = self.rate(n)
+        for _ in range(_DRAWS):
+            size = int(generator.binomial(among, rate))
+            if size > 0 or self.sampling != "bernoulli":
+                return size
+        return _somebody(generator, among, rate)
 
     def _available_cohort(
         self, task: Task, seed: int, number: int, size: int, tick: int, durations: Durations
@@ -250,3 +255,11 @@ class Synchronous(Participation):
                 part = 1 + rng.integers(rng.key(seed, "straggler_work", clients, rounds), np.maximum(units - 1, 1))
                 units = np.where(slow, np.minimum(part, units), units)
         return units * per_unit
+
+
+def _somebody(generator: np.random.Generator, among: int, rate: float) -> int:
+    """A binomial number given that it is not 0: the first chosen client by inversion, and those after it."""
+    nobody = math.log1p(-rate)
+    first = math.ceil(math.log1p(generator.random() * math.expm1(among * nobody)) / nobody)
+    first = min(max(first, 1), among)
+    return 1 + int(generator.binomial(among - first, rate))

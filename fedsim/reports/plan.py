@@ -32,6 +32,7 @@ from fedsim.scenario.sections import Scenario
 
 Rows = dict[str, Any]
 _NAMED = 20  # nodes whose names are shown
+_LOOKED_AT = 10_000  # rounds among which there is one in which somebody delivers
 _TYPICAL = 20  # rounds that stand for all where the first is unlike the others
 
 
@@ -146,7 +147,14 @@ def _column(column: Mapping[str, Any]) -> str:
 
 
 def _rounds(s: Scenario, a: Assembly) -> list[Arrival]:
-    """The first round in which anybody delivers; where it is unlike the others, some of those too."""
+    """The first round in which anybody delivers; where it is unlike the others, some of those too.
+
+    Raises
+    ------
+    InputError
+        Nobody does in all the rounds that are looked at.
+    """
+    last = min(max(s.run.rounds, _LOOKED_AT), 10 * _LOOKED_AT)  # a round may have nobody by chance
     wanted, found = 1 + (_TYPICAL if _begins_apart(s) else 0), list[Arrival]()
     parts: list[Arrival] = []
     for event in s.participation.events(a.setting(s)):
@@ -157,8 +165,12 @@ def _rounds(s: Scenario, a: Assembly) -> list[Arrival]:
                 parts.clear()
         if isinstance(event, Ended) and not found:
             raise InputError(f"nobody ever delivers: {event.reason}", key="system")
-        if len(found) == wanted:
+        over = isinstance(event, Arrival) and event.closes and event.number >= last
+        if len(found) == wanted or (over and found):
             break
+        if over:
+            keys = "deadline, sampling, dropout, window, timeout"
+            raise InputError(f"nobody delivers in the first {last:,} rounds: look at {keys}", key="participation")
     return found
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from fedsim.core.arrays import Array, Floats, Ints
-from fedsim.core.clock import TICKS_PER_SECOND, seconds, ticks
+from fedsim.core.clock import TICKS_PER_SECOND, exact, seconds, ticks
 from fedsim.core.errors import InputError
 from fedsim.engine.assembly import Assembly, assemble
 from fedsim.figures.schedule import Bar, TimesOff
@@ -22,6 +23,7 @@ Rows = dict[str, Any]
 MOST_COMBINES, MOST_DELIVERIES = 100_000, 1_000_000
 _SHOWN_COMBINES = 20
 _KEPT_BARS = 20_000
+_SHOWN_TIMES_OFF = 10_000
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Timeline:
     busy, in_vain, waiting, idle, off : share of `end`, ``[n]``, at work; at work that is never combined; done, not
         combined and not at work again; on, but without work; device off or client gone.
     bars : every job that started before second `bars_until`.
-    times_off : ``times_off(client, until)``, stretches of seconds in which its device is off or the client is gone.
+    times_off : ``times_off(client, until)``, stretches of seconds in which its device is off or the client is gone;
+        none where there are more than can be drawn.
     names : what the nodes of a graph are called, where a file says it.
     """
 
@@ -209,7 +212,12 @@ class _Follower:
     def _times_off(self, client: int, until: float) -> list[tuple[float, float]]:
         if self.durations is None:
             return []
-        return [(seconds(a), seconds(b)) for a, b in self.durations.times_off(client, ticks(until))]
+        found = list(
+            islice(self.durations.times_off(client, round(exact(until) * TICKS_PER_SECOND)), _SHOWN_TIMES_OFF + 1)
+        )
+        if len(found) > _SHOWN_TIMES_OFF:  # nobody could tell them apart
+            return []
+        return [(seconds(a), seconds(b)) for a, b in found]
 
     def _begin(self, event: Dispatch) -> None:
         tick, clients = event.start, event.clients.tolist()

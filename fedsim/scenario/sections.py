@@ -18,7 +18,7 @@ from fedsim.core.documents import Document
 from fedsim.core.errors import InputError
 from fedsim.core.metrics import Measure, Metric, columns
 from fedsim.core.registry import lookup
-from fedsim.core.types import Count
+from fedsim.core.types import Count, Seconds
 from fedsim.data.augment import Augment
 from fedsim.data.partition import Partition
 from fedsim.data.sets import DatasetPart
@@ -64,7 +64,7 @@ class RunSection(BaseModel):
     )
     kernel: Way = Field("auto", description="clients of a chunk as one stacked computation, or one after the other")
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="stop before this virtual second is passed")
+    seconds: Seconds | None = Field(None, description="stop before this virtual second is passed")
     trace: bool = Field(False, description="record the realised schedule in trace.jsonl")
     eval_samples: Count | None = Field(
         None, description="evaluate on a fixed random sample of that many rows (default: all)"

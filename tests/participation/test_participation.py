@@ -26,7 +26,7 @@ from fedsim.participation.base import Arrival, Dispatch, Setting
 from fedsim.participation.gossip import Gossip
 from fedsim.participation.laws import Law, ProbabilityLaw
 from fedsim.participation.record import trace_row
-from fedsim.participation.synchronous import Synchronous
+from fedsim.participation.synchronous import Synchronous, _somebody
 
 LAW = TypeAdapter(ProbabilityLaw)
 ROUNDS = 3000
@@ -314,3 +314,13 @@ def test_both_directions_of_a_link_fire_together_and_directed_edges_alone() -> N
     for a in arrivals(Gossip(links=Law(fixed=0.5)), task_of(3), 30, DSpodFL(), network=pair):
         P = a.mixing.matrix.toarray()
         assert np.array_equal(P, P.T)
+
+
+@pytest.mark.parametrize("rate", [1e-300, 1e-6, 0.1, 0.7])
+def test_a_cohort_with_somebody_follows_the_binomial_given_that(rate: float) -> None:
+    generator, n, draws = np.random.default_rng(0), 5, 20_000
+    found = np.bincount([_somebody(generator, n, rate) for _ in range(draws)], minlength=n + 1) / draws
+    law = stats.binom(n, rate)
+    wanted = np.array([0.0, 1.0, *[0.0] * (n - 1)]) if rate < 1e-9 else law.pmf(np.arange(n + 1)) / law.sf(0)
+    wanted[0] = 0.0
+    assert np.abs(found - wanted).max() < 4 * np.sqrt(0.25 / draws)
