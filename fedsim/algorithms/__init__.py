@@ -19,11 +19,12 @@ from fedsim.algorithms import (
     fedprox,
     fedspeed,
     gradient_tracking,
+    monna,
     sam,
     scaffold,
 )
 
 __all__ = [
     "diff2", "diff2_bvr", "dspodfl", "fedamd", "fedasync", "fedavg", "fedcm", "feddyn", "fednova", "fedopt", "fedprox",
-    "fedspeed", "gradient_tracking", "sam", "scaffold",
+    "fedspeed", "gradient_tracking", "monna", "sam", "scaffold",
 ]  # fmt: skip

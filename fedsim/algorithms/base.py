@@ -205,6 +205,14 @@ class GossipAlgorithm(Algorithm):
         """Links are used in every `period`-th round only."""
         return 1
 
+    def mixings(self) -> int:
+        """How often nodes mix, one exchange after the other, where `combine` aggregates once."""
+        return 1
+
+    def waits_for_all(self) -> bool:
+        """Whether nodes wait for all their neighbours, or for all but as many as their rule tolerates."""
+        return True
+
 
 __all__ = [
     "Aggregate", "Algorithm", "Count", "Decay", "Effort", "GossipAlgorithm", "Message", "NonNegative", "Oracle",

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.core import rng
 from fedsim.core.arrays import Ints
 from fedsim.core.types import Aggregate
 from fedsim.graphs.mixing_matrix import MixingMatrix, repeated
@@ -29,10 +30,13 @@ class Mixing:
     ----------
     rule : what a node makes of what it hears (None: the weighted sum).
     exchanges : how often nodes mix where the algorithm mixes once.
+    late : how many neighbours, drawn among the honest ones with `seed`, are not heard in an exchange.
     """
 
     rule: GraphRule | None = None
     exchanges: int = 1
+    late: int = 0
+    seed: int = 0
 
     def exchange(self, matrix: MixingMatrix, nodes: Ints, pipeline: Pipeline, arrived: Arrived) -> Aggregate:
         """One exchange after the other in a round: every call is the next one, ``[k, d] -> [m, d]``.
@@ -43,9 +47,9 @@ class Mixing:
         nodes : the nodes that the columns stand for, ``[k]``.
         """
         attackers = pipeline.attackers()
-        if self.rule is None and not len(attackers):
+        if self.rule is None and not len(attackers):  # and nobody is late, for that is counted by a rule's f
             return matrix
-        return _Exchange(self, matrix, nodes, pipeline, arrived, np.isin(nodes[: matrix.matrix.shape[0]], attackers))
+        return _Exchange(self, matrix, nodes, pipeline, arrived, attackers)
 
     def round(self, matrix: MixingMatrix, nodes: Ints, pipeline: Pipeline, arrived: Arrived) -> Aggregate:
         """All exchanges that stand for one mixing of the algorithm, of a matrix ``[n, n]``."""
@@ -56,16 +60,17 @@ class _Exchange:
     """The exchanges of one round."""
 
     def __init__(
-        self, mixing: Mixing, matrix: MixingMatrix, nodes: Ints, pipeline: Pipeline, arrived: Arrived, evil: np.ndarray
+        self, mixing: Mixing, matrix: MixingMatrix, nodes: Ints, pipeline: Pipeline, arrived: Arrived, attackers: Ints
     ) -> None:
-        self.rule, self.matrix, self.nodes, self.pipeline, self.arrived = mixing.rule, matrix, nodes, pipeline, arrived
-        self.honest, self.attacked = np.flatnonzero(~evil), bool(evil.any() or len(pipeline.attackers()))
+        self.mixing, self.matrix, self.nodes, self.pipeline, self.arrived = mixing, matrix, nodes, pipeline, arrived
+        self.attackers, self.own = attackers, np.arange(matrix.matrix.shape[0])
+        self.honest = np.flatnonzero(~np.isin(nodes[self.own], attackers))
         self.made = 0
 
     def __call__(self, values: Tensor) -> Tensor:
-        heard = Heard(values, self.nodes, self.matrix.matrix, np.arange(self.matrix.matrix.shape[0]), self.made)
+        heard = Heard(values, self.nodes, self.matrix.matrix, self.own, self.made)
         self.made += 1
-        if not self.attacked:
+        if not len(self.attackers):
             return self._combined(heard)
         mixed: Tensor = self.matrix(values)  # attackers' own states follow the honest protocol
         if len(self.honest):
@@ -74,6 +79,22 @@ class _Exchange:
         return mixed
 
     def _combined(self, heard: Heard) -> Tensor:
-        if self.rule is None:
+        rule = self.mixing.rule
+        if self.mixing.late:
+            heard = heard.without(self._late(heard))
+        if rule is None:
             return MixingMatrix(heard.matrix, self.matrix.device)(heard.values)
-        return self.rule.mix(heard)
+        return rule.mix(heard)
+
+    def _late(self, heard: Heard) -> Ints:
+        """Entries of those who come too late: of every receiver the same number, the attackers last."""
+        receivers = heard.receivers[heard.rows]
+        links = np.flatnonzero(heard.senders != receivers)
+        key = rng.key(
+            self.mixing.seed, "late", receivers[links], heard.senders[links], self.arrived.number, heard.exchange
+        )
+        order = links[np.lexsort((rng.uniform(key), np.isin(heard.senders[links], self.attackers), heard.rows[links]))]
+        rows = heard.rows[order]
+        place = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        late: Ints = order[place < self.mixing.late]
+        return late

@@ -79,7 +79,11 @@ class Assembly:
 
     def mixing(self, scenario: Scenario) -> Mixing:
         """How the nodes of a graph mix."""
-        return Mixing(rule_of(scenario.aggregator), self.privacy.exchanges)
+        rule, algorithm = rule_of(scenario.aggregator), scenario.algorithm
+        if not isinstance(algorithm, GossipAlgorithm):
+            return Mixing()
+        late = 0 if rule is None or algorithm.waits_for_all() else rule.tolerated or 0
+        return Mixing(rule, self.privacy.exchanges * algorithm.mixings(), late, scenario.seed)
 
 
 @dataclass(frozen=True)
@@ -147,10 +151,12 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
         task, counts, layout, about = _supervised(s, data, device, dtype, change, held)
     check_clients(s, task.num_clients)
     network: Network | None = None
+    mixings = 1
     if s.topology is not None and isinstance(s.algorithm, GossipAlgorithm):
         with _section("topology"):
             topology, weights = topology_of(s.topology, s.mixing, task.num_clients, s.seed, s.base, s.names["topology"])
             network = build_network(topology, weights, type(s.algorithm).__name__, s.algorithm.needs.symmetric)
+            mixings = s.algorithm.mixings()
     facts = RunFacts(s.seed, task.num_clients, attackers_of(s, task.num_clients, network), s.participation.clocked)
     task = attacked(s, task, facts)
     durations = None
@@ -158,7 +164,7 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
     transforms = Pipeline(s.transforms, facts)
     transforms.check(sent)
     if network is not None:
-        links = network.link_ticks(transforms.row_bytes(sent))
+        links = [mixings * ticks for ticks in network.link_ticks(transforms.row_bytes(sent))]
         if "system" in s.given or any(ticks.any() for ticks in links):
             with _section("system"):
                 durations = durations_of(s.system, s.algorithm, task, transforms)

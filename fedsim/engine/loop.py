@@ -157,7 +157,7 @@ class Simulation:
         """What became of the event: without the clients that were left out."""
         combined, a = self.home.combine(event), self.assembly
         if combined.message_bytes is not None:
-            size = combined.message_bytes * a.privacy.exchanges
+            size = combined.message_bytes * a.mixing(self.scenario).exchanges
             self.totals.count(combined.event, size, self.scenario.algorithm, a.task)
         self.parts.append(combined.event)
         return combined.event

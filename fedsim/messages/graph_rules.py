@@ -70,6 +70,11 @@ class EachNode(GraphRule):
 
     rule: Aggregator
 
+    @property
+    def tolerated(self) -> int | None:
+        found = getattr(self.rule, "f", None)
+        return found if isinstance(found, int) else None
+
     def combine(self, near: Near) -> Tensor:
         values = near.all()
         weights = values.new_full((values.shape[1],), 1.0 / values.shape[1])

@@ -159,7 +159,7 @@ class Near:
     @cached_property
     def order(self) -> Tensor:
         """The neighbours of each, the nearest first and of equally near ones that with the lower number, ``[r, n]``."""
-        return self.distances.argsort(dim=1, stable=True)
+        return comparable(self.distances).argsort(dim=1, stable=True)
 
     @cached_property
     def weights(self) -> Tensor:
@@ -183,3 +183,8 @@ def lengths(vectors: Tensor) -> Tensor:
     """Euclidean norms over the last axis, summed in float64."""
     result: Tensor = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
     return result
+
+
+def comparable(distances: Tensor) -> Tensor:
+    """Distances ``[r, n]`` in multiples of 2^-40 of a row's largest: those that differ by rounding alone are equal."""
+    return (distances * (2.0**40 / distances.amax(1, keepdim=True).clamp_min(1e-300))).round()

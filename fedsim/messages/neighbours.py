@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedsim.core.registry import register
 from fedsim.messages.graph_rules import GraphRule
-from fedsim.messages.heard import Near, lengths
+from fedsim.messages.heard import Near, comparable, lengths
 
 Tolerated = Annotated[int, Field(ge=0)]
 _SLACK = 1e-12  # sums of weights that are equal but for rounding
@@ -176,7 +176,8 @@ class IterativeOutlierScissor(Weighing):
         for _ in range(min(max(self.f - near.lost, 0), near.degree)):
             a = scaled().to(near.differences.dtype)
             centre = torch.bmm(a.unsqueeze(1), near.differences)
-            far = torch.where(kept, lengths(near.differences - centre), -1.0).argmax(1, keepdim=True)
+            distances = torch.where(kept, lengths(near.differences - centre), 0.0)
+            far = torch.where(kept, comparable(distances), -1.0).argmax(1, keepdim=True)
             left.scatter_(1, far, 0.0)
             kept.scatter_(1, far, False)
         return scaled()

@@ -240,9 +240,9 @@ def _named(topology: Topology) -> Rows:
 def _messages(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:
     received, sent = one_message(s.algorithm, a.task, a.network is not None)
     down = 0 if a.network is not None else message_bytes(received)
-    up = a.pipeline.row_bytes(sent)
+    up = a.pipeline.row_bytes(sent) * a.mixing(s).exchanges
     traffic = [len(e.clients) * down + e.sends * up for e in rounds]
-    rows: Rows = {"one message": _size(up), "sent in the first round": _size(traffic[0])}
+    rows: Rows = {"one message": _size(a.pipeline.row_bytes(sent)), "sent in the first round": _size(traffic[0])}
     rows["sent in all"] = f"about {_size(_in_all(s, traffic))}"
     return rows
 
@@ -260,7 +260,7 @@ def _traffic(s: Scenario, a: Assembly, event: Arrival) -> Rows:
         matrix = a.network.mixings[0].matrix
         owner = place_graph(load, matrix, actors)
         crossing = sum(int(part.incoming.sum()) for part in split(matrix, owner, actors))
-        times = a.privacy.exchanges
+        times = a.mixing(s).exchanges
         rows = {"edges between actors": f"{cut_edges(owner, matrix)} of {matrix.nnz - len(owner)} (both directions)"}
         if shards_mix(s, a):
             size = f"{_size(times * crossing * sent)} per round in which all links fire"

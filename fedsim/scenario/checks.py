@@ -105,7 +105,12 @@ def _rule_of_graph(s: Scenario) -> Iterator[Problem]:
             message = f"found '{name}', but that is a rule of a graph's nodes; allowed with a server: mean, median, ..."
             yield Problem(message, "aggregator.name")
         return
-    if rule_of(s.aggregator) is None:
+    rule = rule_of(s.aggregator)
+    waits = not isinstance(s.algorithm, GossipAlgorithm) or s.algorithm.waits_for_all()
+    if not waits and (rule is None or rule.tolerated is None):
+        found = f"nobody knows how many may be late, for '{name}' has no f"
+        yield Problem(f"{found}; allowed: all, or a rule such as nna that has", "algorithm.wait")
+    if rule is None:
         return
     why = s.algorithm.needs.linear_mixing
     if why is not None:
