@@ -35,10 +35,17 @@ GOSSIP: dict[str, Any] = {
     "topology": {"graph": "ring"},
     "participation": {"compute": {"beta": [2.0, 2.0], "redraw_every": 3}, "links": 0.6},
 }
+ATTACKED: dict[str, Any] = {
+    **GOSSIP,
+    "topology": {"graph": "complete"},
+    "aggregator": {"name": "nna", "f": 1},
+    "attack": {"name": "edge_attackers:EdgeAttack", "attackers": [2], "kind": "alie"},
+}
 ALGORITHMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fedavg": (SERVER, {"momentum": 0.9, "server_momentum": 0.5, "local_steps": 3, "lr_decay": 0.9}),
     "scaffold": (SERVER, {"local_epochs": 1}),
     "dspodfl": (GOSSIP, {}),
+    "monna": (ATTACKED, {"beta": 0.9, "exchanges": 2, "wait": "quorum"}),
     "gradient_tracking": ({**GOSSIP, "participation": {"compute": 0.5}}, {}),
 }
 

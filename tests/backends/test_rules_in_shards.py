@@ -1,0 +1,119 @@
+"""Rules of a graph's nodes under attack: the same numbers in any number of shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.backends.placement import place_graph, split
+from fedsim.backends.shard import Shard
+from fedsim.clients.worker import Worker
+from fedsim.engine.assembly import assemble
+from fedsim.participation.base import Arrival, Dispatch
+from fedsim.scenario.load import parse
+
+Make = Callable[..., Any]
+ROUNDS = 6
+SAME = 1e-12
+RULES: dict[str, dict[str, Any]] = {
+    "nna": {"name": "nna", "f": 1},
+    "clipped_gossip": {"name": "clipped_gossip"},
+    "cs_he": {"name": "cs_he", "f": 1},
+    "cs_plus": {"name": "cs_plus", "f": 1},
+    "gts": {"name": "gts", "f": 2},
+    "bridge": {"name": "bridge", "f": 1},
+    "ios": {"name": "ios", "f": 1},
+    "median": {"name": "median"},
+    "mean": {"name": "mean"},
+}
+
+
+@pytest.fixture
+def attacked(quadratic: Make) -> Make:
+    """A scenario on an irregular graph of eleven nodes, two of them attackers."""
+    data = quadratic(n=11, d=4).section(noise=0.2)
+
+    def scenario(rule: str, kind: str = "dissensus", algorithm: Any = None, **sections: Any) -> dict[str, Any]:
+        return {
+            "data": data,
+            "algorithm": {"name": "monna", "lr": 0.1, "beta": 0.7, "exchanges": 2, **(algorithm or {})},
+            "topology": {"graph": "random_geometric", "radius": 0.6},
+            "aggregator": RULES[rule],
+            "attack": {"name": "edge_attackers:EdgeAttack", "attackers": [3, 7], "kind": kind},
+            "seed": 4,
+            **sections,
+        }
+
+    return scenario
+
+
+def in_shards(values: dict[str, Any], number: int) -> Any:
+    """The nodes' parameters after some rounds in that many shards, which send each other rows as actors do."""
+    s = parse({**values, "run": {"rounds": ROUNDS, "dtype": "float64", "device": "cpu"}})
+    a = assemble(s)
+    assert a.network is not None
+    n = a.task.num_clients
+    owner = place_graph(np.ones(n), a.network.mixings[0].matrix, number)
+    members = [np.flatnonzero(owner == k) for k in range(number)]
+    build = partial(Worker, algorithm=s.algorithm, pipeline=a.pipeline)
+    shards = [Shard(a.task.shard(mine), build, mine, False, a.mixing(s)) for mine in members]
+    for shard in shards:
+        shard.start()
+    job: Dispatch | None = None
+    for event in s.participation.events(a.setting(s)):
+        if isinstance(event, Dispatch):
+            job = event
+            continue
+        assert isinstance(event, Arrival)
+        if event.number > ROUNDS:
+            break
+        assert job is not None
+        parts = split(event.mixing.matrix, owner, number, event.clients)
+        out = [
+            shard.begin(event.number, job.rounds[mine], job.steps[mine], part)
+            for shard, mine, part in zip(shards, members, parts, strict=True)
+        ]
+        while not out[0][-1][0]:
+            rows = {}
+            for j in range(number):
+                peers = [k for k in range(number) if len(parts[j].outgoing[k])]
+                rows |= {(j, k): out[j][i] for i, k in enumerate(peers)}
+            out = [
+                shards[k].resume(*(rows[j, k] for j in range(number) if parts[k].incoming[j])) for k in range(number)
+            ]
+    found = np.empty((n, a.task.dim))
+    for shard, mine in zip(shards, members, strict=True):
+        found[mine] = shard.state["x"].numpy()
+    return found
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_any_number_of_shards(attacked: Make, run_scenario: Make, rule: str) -> None:
+    values = attacked(rule)
+    whole = run_scenario(**values, run={"rounds": ROUNDS}).params.numpy()
+    assert np.ptp(whole, axis=0).max() > 1e-2
+    for number in (1, 2, 3):
+        assert np.abs(in_shards(values, number) - whole).max() <= SAME
+
+
+def test_a_quorum_is_the_same_in_shards(attacked: Make, run_scenario: Make) -> None:
+    values = attacked("nna", "alie", {"wait": "quorum"})
+    whole = run_scenario(**values, run={"rounds": ROUNDS}).params.numpy()
+    everybody = run_scenario(**attacked("nna", "alie"), run={"rounds": ROUNDS}).params.numpy()
+    assert np.abs(whole - everybody).max() > 1e-4
+    for number in (2, 3):
+        assert np.abs(in_shards(values, number) - whole).max() <= SAME
+
+
+def test_an_attackers_own_state_follows_the_honest_protocol(attacked: Make, run_scenario: Make) -> None:
+    """Its row of the matrix: attackers that hear nobody but each other stay where plain gossip has them."""
+    values = attacked("nna", "nan", {"exchanges": 1, "beta": 0.0})
+    run = run_scenario(**values, run={"rounds": 1})
+    plain = run_scenario(**{k: v for k, v in values.items() if k not in ("attack", "aggregator")}, run={"rounds": 1})
+    assert torch.allclose(run.params[[3, 7]], plain.params[[3, 7]], rtol=0, atol=1e-14)
+    assert bool(run.params.isfinite().all())
