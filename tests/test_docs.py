@@ -237,6 +237,8 @@ def test_every_law_is_described() -> None:
         said.setdefault(kind, []).append(law)
     common = said.pop("transform")
     said |= {kind: [*common, *said[kind]] for kind in ("compressor", "attack")}
+    of_graph = said.pop("rule on a graph")  # an aggregator too, with laws of its own
+    assert {r.name for r in fedsim.check("nna", ["f=1"])} == set(of_graph)
     assert set(said) == set(PROMISES) == set(_GOOD)
     for kind, parts in _GOOD.items():
         for name, settings in parts:
