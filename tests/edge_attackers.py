@@ -11,26 +11,23 @@ from torch import Tensor
 
 from fedsim.core.arrays import Ints
 from fedsim.core.job import RunFacts
-from fedsim.messages.base import Arrived, MessageTransform
+from fedsim.messages.attackers import Attackers
+from fedsim.messages.base import Arrived
 from fedsim.messages.heard import Heard
 
 
 @dataclass(frozen=True, kw_only=True)
-class EdgeAttack(MessageTransform):
+class EdgeAttack(Attackers):
     """Node after node: what the attackers near it tell it, from its own message and those of its honest neighbours."""
 
-    attackers: list[int]
     kind: Literal["alie", "mean_flip", "dissensus", "nan"]
     strength: float = 1.0
-
-    def who(self, run: RunFacts) -> Ints:
-        return np.array(self.attackers)
 
     def edges(self, heard: Heard, arrived: Arrived, run: RunFacts) -> Heard:
         entries, messages = [], []
         for row, own in enumerate(heard.own.tolist()):
             mine = np.flatnonzero(heard.rows == row)
-            evil = mine[np.isin(heard.senders[mine], self.attackers)]
+            evil = mine[np.isin(heard.senders[mine], self.attacking(run))]
             good = np.setdiff1d(mine, evil)
             if len(evil):
                 told = self.told(heard, own, good, heard.matrix.data[evil].sum())
