@@ -7,11 +7,11 @@ Each is imported when it is first used, for ``fedsim --help`` has to be quick.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
-from fedsim.core.registry import register
-
+TYPE_CHECKING = False  # the module `typing` takes longer to import than this one
 if TYPE_CHECKING:
+    from typing import Any
+
     from fedsim.algorithms.base import Effort, GossipAlgorithm, Round, ServerAlgorithm
     from fedsim.algorithms.needs import Needs
     from fedsim.algorithms.solvers import LocalSolver
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fedsim.core.job import Job, RunFacts
     from fedsim.core.metrics import Measure, Metric, View
     from fedsim.core.oracle import Oracle
+    from fedsim.core.registry import register
     from fedsim.core.types import (
         Aggregate,
         BatchSize,
@@ -77,6 +78,7 @@ _HOME = {
     "InputError": "core.errors",
     "RunError": "core.errors",
     "rng": "core:rng",
+    "register": "core.registry",
     # for authors of parts
     "ServerAlgorithm": "algorithms.base",
     "GossipAlgorithm": "algorithms.base",

@@ -1,8 +1,5 @@
 """``python -m fedsim`` is the command line."""
 
-from fedsim.cli.ending import interruptible
+from fedsim.cli.start import main
 
-with interruptible():  # what the command line imports takes a moment, too
-    from fedsim.cli.app import main
-
-    main()
+main()

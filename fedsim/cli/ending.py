@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fedsim.engine.signals import ASKED
+
 INTERRUPTED = 130
+_AGAIN = 0.02
+"""Seconds after which an interrupt is sent again that was lost in code whose exceptions Python ignores."""
 _told: list[str] = []
 
 
@@ -24,13 +30,22 @@ def interruptible() -> Iterator[None]:
 
     Libraries that are being imported turn an interrupt into errors of their own.
     """
-    asked, _told[:] = False, []
+    _told.clear()
+    ASKED.clear()
 
     def interrupt(number: int, frame: Any) -> None:  # noqa: ARG001
-        nonlocal asked
-        asked = True
+        ASKED.append(number)
         raise KeyboardInterrupt
 
+    def ignored(what: Any) -> None:
+        if ASKED and what.exc_type is not None and issubclass(what.exc_type, KeyboardInterrupt):
+            again = threading.Timer(_AGAIN, os.kill, (os.getpid(), ASKED[-1]))
+            again.daemon = True
+            again.start()
+        else:
+            others(what)
+
+    others, sys.unraisablehook = sys.unraisablehook, ignored
     before = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -40,11 +55,13 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not asked and not isinstance(error, KeyboardInterrupt):
+        if not ASKED and not isinstance(error, KeyboardInterrupt):
             raise
         if not _told:
             say_interrupted("nothing more is written")
         raise SystemExit(INTERRUPTED) from None
     finally:
+        sys.unraisablehook = others
+        ASKED.clear()
         for number, handler in before.items():
             signal.signal(number, handler)

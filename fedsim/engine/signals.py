@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+ASKED: list[int] = []
+"""Signals that asked this process to end. A library may have caught what they raised while it was being imported."""
+
 
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
     """The first Ctrl-C or SIGTERM lets the round end, so that a checkpoint can be written; the second ends at once."""
-    requested = False
+    requested = bool(ASKED)
 
     def note(number: int, frame: Any) -> None:  # noqa: ARG001
         nonlocal requested
