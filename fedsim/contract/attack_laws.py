@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.contract.edge_laws import edge_laws
 from fedsim.contract.message_laws import (
     GLOBAL_HINT,
     ROUNDS,
@@ -20,7 +21,7 @@ from fedsim.contract.message_laws import (
     messages_of,
     transform_laws,
 )
-from fedsim.contract.tools import LawBrokenError, compare, copied, global_seed, unchanged
+from fedsim.contract.tools import LawBrokenError, compare, copied, global_seed, same_from_yaml, unchanged
 from fedsim.core import rng
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
@@ -36,6 +37,8 @@ _SAMPLES, _SIDE, _CLASSES = 20, 8, 4
 
 def laws_of_transforms(part: MessageTransform) -> Mapping[str, Callable[[], str]]:
     """Laws of one transform, and of attackers where it is one."""
+    if isinstance(part, Attack) and part.on_edges:
+        return {**edge_laws(part), "YAML round trip": partial(same_from_yaml, part)}
     laws = dict(transform_laws(part))
     if isinstance(part, Attackers):
         laws["there are attackers and honest clients"] = partial(_chosen, part)
@@ -48,6 +51,8 @@ def laws_of_transforms(part: MessageTransform) -> Mapping[str, Callable[[], str]
         laws["form of poisoned rows"] = partial(_poisoned_form, part)
         laws["rows that are given stay as they were"] = partial(_poisoned_inputs, part)
         laws["same seed, same rows"] = partial(_poisoned_seed, part)
+    if isinstance(part, Attackers) and part.on_messages:
+        laws |= edge_laws(part)
     return laws
 
 

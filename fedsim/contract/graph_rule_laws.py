@@ -36,7 +36,7 @@ def graph_rule_laws(rule: GraphRule) -> Mapping[str, Callable[[], str]]:
     }
 
 
-def _heard(number: int) -> Heard:
+def heard_of(number: int) -> Heard:
     """A ring of cliques, so that nodes have unequal degrees; all of them hear."""
     graph = nx.ring_of_cliques(3, 4)
     matrix = BaseMixing(mixing_matrix(graph, "metropolis"), directed=False).matrix
@@ -44,7 +44,7 @@ def _heard(number: int) -> Heard:
     return Heard(torch.as_tensor(draws), np.arange(N), matrix, np.arange(N))
 
 
-def _part(heard: Heard, rows: Ints) -> Heard:
+def part_of(heard: Heard, rows: Ints) -> Heard:
     """What the nodes `rows` hear, as a shard has it: their own rows first, then those of the neighbours they hear."""
     near = np.setdiff1d(np.unique(heard.matrix[rows].indices), rows)
     columns = np.concatenate([rows, near])
@@ -56,7 +56,7 @@ def _part(heard: Heard, rows: Ints) -> Heard:
 
 
 def _form(rule: GraphRule) -> str:
-    heard = _heard(1)
+    heard = heard_of(1)
     for values in (heard.values, heard.values.float()):
         found = rule.mix(Heard(values, heard.nodes, heard.matrix, heard.own))
         if not isinstance(found, Tensor) or found.shape != values.shape or found.dtype != values.dtype:
@@ -68,7 +68,7 @@ def _form(rule: GraphRule) -> str:
 
 
 def _agreed(rule: GraphRule) -> str:
-    heard = _heard(2)
+    heard = heard_of(2)
     alike = heard.values[:1].expand(N, -1).clone()
     found = rule.mix(Heard(alike, heard.nodes, heard.matrix, heard.own))
     worst = compare("where all are alike", {"x": found}, {"x": alike}, 1e-9, "weights have to sum to 1")
@@ -76,17 +76,17 @@ def _agreed(rule: GraphRule) -> str:
 
 
 def _local(rule: GraphRule) -> str:
-    heard = _heard(3)
+    heard = heard_of(3)
     whole, worst = rule.mix(heard), 0.0
     for rows in (np.arange(7), np.array([2, 8, 9]), *np.arange(N)[:, None]):
         mine = {"x": whole[torch.as_tensor(rows)]}
-        found = {"x": rule.mix(_part(heard, rows))}
+        found = {"x": rule.mix(part_of(heard, rows))}
         worst = max(worst, compare(f"nodes {rows.tolist()} in a shard", found, mine, TOLERANCE, _HINT))
     return f"largest difference {worst:.1e}"
 
 
 def _finite(rule: GraphRule) -> str:
-    heard = _heard(4)
+    heard = heard_of(4)
     heard.values[1], heard.values[6, 2] = torch.nan, torch.inf
     others = [i for i in range(N) if i not in (1, 6)]
     if not bool(rule.mix(heard)[others].isfinite().all()):
@@ -95,7 +95,7 @@ def _finite(rule: GraphRule) -> str:
 
 
 def _inputs(rule: GraphRule) -> str:
-    heard = _heard(5)
+    heard = heard_of(5)
     before, data, columns = heard.values.clone(), heard.matrix.data.copy(), heard.matrix.indices.copy()
     rule.mix(heard)
     unchanged("mix", {"values": heard.values}, {"values": before})
@@ -108,7 +108,7 @@ def _seed(rule: GraphRule) -> str:
     found = []
     for seed in (1, 2):
         with global_seed(seed):
-            found.append({"x": rule.mix(_heard(6))})
+            found.append({"x": rule.mix(heard_of(6))})
     hint = "it draws from a global generator; draw from keys (fedsim.rng)"
     compare("two calls with the same messages", found[0], found[1], 0.0, hint)
     return "bit for bit"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -55,6 +55,8 @@ class RunFacts:
     """Clients that attack, ascending; None: nobody has chosen them yet."""
     clocked: bool = False
     """Whether clients' rounds are counts of their own jobs, not those of the server."""
+    links: Ints | None = field(default=None, compare=False)
+    """Of a graph the links ``[E, 2]`` (of graphs that take turns those of the first); None: there is a server."""
 
     @property
     def honest(self) -> Ints | None:

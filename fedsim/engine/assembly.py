@@ -157,7 +157,10 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
             topology, weights = topology_of(s.topology, s.mixing, task.num_clients, s.seed, s.base, s.names["topology"])
             network = build_network(topology, weights, type(s.algorithm).__name__, s.algorithm.needs.symmetric)
             mixings = s.algorithm.mixings()
-    facts = RunFacts(s.seed, task.num_clients, attackers_of(s, task.num_clients, network), s.participation.clocked)
+    facts = RunFacts(
+        s.seed, task.num_clients, attackers_of(s, task.num_clients, network), s.participation.clocked,
+        None if network is None else network.mixings[0].links,
+    )  # fmt: skip
     task = attacked(s, task, facts)
     durations = None
     sent = one_message(s.algorithm, task, gossip=network is not None)[1]

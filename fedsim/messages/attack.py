@@ -20,6 +20,8 @@ from fedsim.core.job import Job, RunFacts
 from fedsim.core.types import Count, Message, State
 from fedsim.messages.attackers import Attackers
 from fedsim.messages.base import Arrived
+from fedsim.messages.heard import Heard
+from fedsim.messages.target import Target, present, taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class Attack(Attackers):
     start: Count = 1
     knowledge: Literal["all", "neighbours"] | None = None
 
+    sees_all: ClassVar[bool] = False
+    """Whether on a graph it needs what all honest nodes send, whatever `knowledge` says."""
     finite: ClassVar[bool] = True
     """Whether it sends numbers; a rule that weighs every message alike cannot take others."""
     on_edges: ClassVar[bool] = False
@@ -60,6 +64,8 @@ class Attack(Attackers):
 
     def check(self, form: Message, run: RunFacts) -> None:
         super().check(form, run)
+        if run.links is not None:
+            return
         if self.on_edges:
             message = (
                 "it sends every neighbour another message, and a server has none; allowed: an algorithm on a graph"
@@ -95,7 +101,7 @@ class Attack(Attackers):
 
     def _at_clients(self, run: RunFacts) -> bool:
         """Whether messages are replaced where they are made: on a clock only the server knows the round's number."""
-        return self.local and (self.start == 1 or not run.clocked)
+        return self.local and run.links is None and (self.start == 1 or not run.clocked)
 
     def _alone(self, message: Message, rows: Ints, of: Job | Arrived, run: RunFacts) -> Message:
         if not len(rows):
@@ -108,6 +114,39 @@ class Attack(Attackers):
                 sent = self.alone(whole[index], k, of.clients[rows], of.rounds[rows], run)
                 changed[k] = whole.index_copy(0, index, sent)
         return changed
+
+    # --- on a graph ---------------------------------------------------------------------------------------------------
+
+    def edges(self, heard: Heard, arrived: Arrived, run: RunFacts) -> Heard:
+        """Attackers' links to honest receivers carry what `said` makes; attackers' own states are honest."""
+        attackers = self.attacking(run)
+        entries = np.flatnonzero(np.isin(heard.senders, attackers))
+        if arrived.number < self.start or not len(entries):
+            return heard
+        return heard.told(entries, self.said(heard, entries, arrived, run))
+
+    def said(self, heard: Heard, entries: Ints, arrived: Arrived, run: RunFacts) -> Tensor:
+        """What is heard over the links that are `entries` of the matrix, all of attackers, ``[p, d]``."""
+        key = f"exchange {heard.exchange}"
+        if self.local:
+            who, rounds = heard.senders[entries], np.full(len(entries), arrived.number, dtype=np.int64)
+            return self.alone(taken(heard, heard.matrix.indices[entries]), key, who, rounds, run)
+        if self.knowledge == "all":
+            honest, evil = present(heard, self.attacking(run))
+            told = self.messages(taken(heard, honest), taken(heard, evil), key, arrived, run)
+            place = np.searchsorted(heard.nodes[evil], heard.senders[entries])
+            return told[torch.as_tensor(place, device=told.device)]
+        said = heard.values.new_empty((len(entries), heard.values.shape[-1]))
+        rows = heard.rows[entries]
+        for row in np.unique(rows).tolist():
+            mine = np.flatnonzero(rows == row)
+            target = Target.of(heard, row, entries[mine], self.attacking(run))
+            said[torch.as_tensor(mine, device=said.device)] = self.tell(target, key, arrived, run)
+        return said
+
+    def tell(self, target: Target, key: str, arrived: Arrived, run: RunFacts) -> Tensor:
+        """What attackers tell one honest node, ``[b, d]``: made of its own message and its honest neighbours'."""
+        return self.messages(target.known, target.evil, key, arrived, run)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from fedsim.core.arrays import Ints
 from fedsim.core.job import RunFacts
 from fedsim.core.registry import register
 from fedsim.core.types import NonNegative, Positive, norm
+from fedsim.messages import edge_attacks as edge_attacks  # registers its attacks
 from fedsim.messages import poison as poison  # registers its attacks
 from fedsim.messages.attack import Attack, LocalAttack
 from fedsim.messages.base import Arrived

@@ -21,6 +21,9 @@ from fedsim.core.job import Job, RunFacts
 from fedsim.core.registry import register
 from fedsim.core.types import Count, Fraction, Message, Positive, State
 from fedsim.messages.attackers import Attackers
+from fedsim.messages.base import Arrived
+from fedsim.messages.heard import Heard
+from fedsim.messages.target import taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +109,15 @@ class Backdoor(Poison):
 
     def send(self, message: Message, kept: State, job: Job, run: RunFacts) -> tuple[Message, State]:
         evil = np.isin(job.clients, self.attacking(run))
-        if self.boost == 1 or not evil.any():
+        if self.boost == 1 or run.links is not None or not evil.any():
             return message, kept
         factor = torch.as_tensor(np.where(evil, self.boost, 1.0))[:, None]
         return {
             k: v if v.shape[-1] == 1 else v * factor.to(dtype=v.dtype, device=v.device) for k, v in message.items()
         }, kept
+
+    def edges(self, heard: Heard, arrived: Arrived, run: RunFacts) -> Heard:
+        entries = np.flatnonzero(np.isin(heard.senders, self.attacking(run)))
+        if self.boost == 1 or not len(entries):
+            return heard
+        return heard.told(entries, self.boost * taken(heard, heard.matrix.indices[entries]))

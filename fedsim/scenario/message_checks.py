@@ -59,6 +59,8 @@ def _attack(s: Scenario, attack: Attack) -> Iterator[Problem]:
             "would be left of the model; allowed: a rule that leaves such messages out, such as krum or median"
         )
         yield Problem(message, "aggregator.name")
+    if s.algorithm.setting == "gossip":
+        yield from _attack_on_graph(s, attack)
     if attack.local or attack.on_edges:
         return
     if s.names["participation"] == "asynchronous":
@@ -69,6 +71,22 @@ def _attack(s: Scenario, attack: Attack) -> Iterator[Problem]:
         yield Problem(message, "participation.mode")
     elif getattr(s.participation, "buffer", None) == 1:
         yield Problem(f"found 1: {_alone(name)}; allowed: 2 or more", "participation.buffer")
+
+
+def _attack_on_graph(s: Scenario, attack: Attack) -> Iterator[Problem]:
+    """What an attack on messages needs of a graph's rounds, and of where its nodes are."""
+    name = s.names["attack"]
+    if s.names["participation"] == "poisson":
+        message = f"'{name}' is made of the messages of a round, and Poisson clocks know none; allowed: mode gossip"
+        yield Problem(message, "participation.mode")
+    sees_all = attack.sees_all or (attack.knowledge == "all" and not attack.local and not attack.on_edges)
+    if sees_all and s.backend.name == "ray":
+        key = "attack.name" if attack.sees_all else "attack.knowledge"
+        message = (
+            f"'{name}' is made of what all honest nodes send, and actors have what their own nodes hear; allowed with "
+            "the backend ray: attacks with knowledge: neighbours"
+        )
+        yield Problem(message, key)
 
 
 def cohort_problems(s: Scenario, clients: int) -> Iterator[Problem]:

@@ -15,10 +15,12 @@ import fedsim
 from fedsim.backends.in_process import Vectorized
 from fedsim.clients.worker import Worker
 from fedsim.data.sets import Digits
-from fedsim.messages.attacks import SignFlip
+from fedsim.messages.attacks import InnerProduct, SignFlip
 from fedsim.messages.compressors import TopK
+from fedsim.messages.edge_attacks import Dissensus
 from fedsim.messages.graph_rules import GraphRule
 from fedsim.messages.heard import Heard, Near
+from fedsim.messages.poison import LabelFlip
 from fedsim.privacy.local_dp import LocalDP
 
 # --- aggregators ------------------------------------------------------------------------------------------------------
@@ -235,6 +237,89 @@ class HitsEverybody(SignFlip):
 
     def receive(self, message: Any, arrived: Any, run: Any) -> Any:
         return {k: -v for k, v in message.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unsorted(HitsEverybody):
+    def attacking(self, run: Any) -> Any:
+        return np.array([4, 2, 9])
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlwaysThere(HitsEverybody):
+    start: int = 3
+
+    def receive(self, message: Any, arrived: Any, run: Any) -> Any:
+        evil = torch.as_tensor(np.isin(arrived.clients, self.attacking(run)))[:, None]
+        return {k: torch.where(evil, -v, v) for k, v in message.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopiesWhoIsFirst(InnerProduct):
+    """It copies whoever's message came first, which nobody promised anything about."""
+
+    attackers: int | float | list[int] = 3
+
+    def receive(self, message: Any, arrived: Any, run: Any) -> Any:
+        evil = torch.as_tensor(np.isin(arrived.clients, self.attacking(run)))
+        return {k: torch.where(evil[:, None], v[~evil][:1], v) if not evil.all() else v for k, v in message.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeedsSomebody(InnerProduct):
+    attackers: int | float | list[int] = 3
+
+    def receive(self, message: Any, arrived: Any, run: Any) -> Any:
+        evil = torch.as_tensor(np.isin(arrived.clients, self.attacking(run)))
+        return {k: torch.where(evil[:, None], v[~evil].mean(0), v) for k, v in message.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Poison(LabelFlip):
+    attackers: int | float | list[int] = 3
+
+
+class FloatLabels(_Poison):
+    def rows(self, inputs: Tensor, targets: Tensor, classes: int, client: int, seed: int) -> tuple[Tensor, Tensor]:
+        return inputs, targets.float()
+
+
+class FlipsInPlace(_Poison):
+    def rows(self, inputs: Tensor, targets: Tensor, classes: int, client: int, seed: int) -> tuple[Tensor, Tensor]:
+        return inputs, targets.neg_().add_(classes - 1)
+
+
+class AnyLabel(_Poison):
+    def rows(self, inputs: Tensor, targets: Tensor, classes: int, client: int, seed: int) -> tuple[Tensor, Tensor]:
+        return inputs, torch.randint_like(targets, classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Edges(Dissensus):
+    attackers: int | float | list[int] = 3
+
+
+class LiesForOthers(_Edges):
+    def edges(self, heard: Any, arrived: Any, run: Any) -> Any:
+        return dataclasses.replace(heard, values=heard.values + 1)
+
+
+class PullsInPlace(_Edges):
+    def edges(self, heard: Any, arrived: Any, run: Any) -> Any:
+        heard.values[torch.as_tensor(np.isin(heard.nodes, self.attacking(run)))] = 0.0
+        return heard
+
+
+class TellsAnything(_Edges):
+    def said(self, heard: Any, entries: Any, arrived: Any, run: Any) -> Any:
+        return torch.randn(len(entries), heard.values.shape[-1], dtype=heard.values.dtype)
+
+
+class KnowsTooMuch(_Edges):
+    """It says it is made of neighbours, and looks at whatever is in the process."""
+
+    def said(self, heard: Any, entries: Any, arrived: Any, run: Any) -> Any:
+        return heard.values.mean(0).expand(len(entries), -1)
 
 
 # --- mechanisms -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,19 @@ import fedsim
 from fedsim.contract.check import PROMISES, kind_of
 from fedsim.core.registry import KINDS, names
 
-ATTACKS = ("sign_flip", "alie", "ipm", "min_max", "mimic", "random", "zero", "nan", "label_flip")
+ATTACKS = (
+    "sign_flip",
+    "alie",
+    "ipm",
+    "min_max",
+    "mimic",
+    "random",
+    "zero",
+    "nan",
+    "label_flip",
+    "dissensus",
+    "spectral",
+)
 SETTINGS = {
     "top_k": ["k=2"], "rand_k": ["k=3"], "qsgd": ["levels=3"], **{k: ["attackers=3"] for k in ATTACKS},
     "attack gaussian": ["attackers=3"], "backdoor": ["attackers=3", "target=1", "boost=2.0"],
@@ -74,6 +86,17 @@ def test_the_backend_in_this_process() -> None:
         ("HalfABit", "compressor", "bytes are counted"),
         ("Boasts", "compressor", "error as it says"),
         ("HitsEverybody", "attack", "honest messages arrive as they were sent"),
+        ("Unsorted", "attack", "there are attackers and honest clients"),
+        ("AlwaysThere", "attack", "nobody attacks before start"),
+        ("CopiesWhoIsFirst", "attack", "honest messages count, not their order"),
+        ("NeedsSomebody", "attack", "where no honest message came, it needs none"),
+        ("FloatLabels", "attack", "form of poisoned rows"),
+        ("FlipsInPlace", "attack", "rows that are given stay as they were"),
+        ("AnyLabel", "attack", "same seed, same rows"),
+        ("LiesForOthers", "attack", "nodes hear honest neighbours as they sent"),
+        ("PullsInPlace", "attack", "what nodes heard is not mutated"),
+        ("TellsAnything", "attack", "same seed, same messages to nodes"),
+        ("KnowsTooMuch", "attack", "a node in a shard is told the same"),
         ("Quiet", "privacy", "another noise seed, other noise"),
         ("Free", "privacy", "every round is paid for"),
         ("GlobalDraws", "privacy", "same seed, same noise"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,13 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+from reference import attacks as reference
 
 import fedsim
 from fedsim.core.errors import InputError
 from fedsim.core.job import Job, RunFacts
 from fedsim.engine.assembly import assemble
 from fedsim.scenario.load import parse
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "reference"))
-import attacks as reference
 
 EDGES = [(0, 1), (0, 2), (1, 2), (3, 4), (3, 5), (4, 5), (2, 3), (2, 6), (3, 7)]
 """Two triangles with a bridge between 2 and 3, and at each of its ends an attacker, 6 and 7."""
@@ -292,6 +289,47 @@ def test_honest_nodes_that_are_parted(dumbbell: dict[str, Any], tmp_path: Path) 
     assert found["honest_gap"] == 0.0
 
 
+def test_little_is_enough_against_bridge(tmp_path: Path) -> None:
+    """Five honest nodes and an attacker that knows them all, each doing x = bridge(x) - lr A (x - b)."""
+    A = np.array([[1.0, 2], [2, 1], [1, 1], [3, 1], [1, 2], [1, 1]])
+    b = np.array([[1.0, 0], [0, 1], [2, 2], [1, -1], [0, 0], [9, 9]])
+    np.savez(tmp_path / "q.npz", A=A, b=b)
+    scenario: dict[str, Any] = {
+        "data": {"dataset": "quadratic", "file": str(tmp_path / "q.npz")}, "topology": {"graph": "complete"},
+        "algorithm": {"name": "dgd", "lr": 0.2}, "aggregator": {"name": "bridge", "f": 1},
+        "attack": {"name": "alie", "attackers": [5], "z": 1.0, "knowledge": "all"},
+    }  # fmt: skip
+    for rounds, x in ((1, [0.2, 0.0]), (3, [0.4007737002, 0.0145730894]), (400, [0.6470522568, 0.0237637963])):
+        how = {"rounds": rounds, "dtype": "float64", "eval_every": 400}
+        run = fedsim.run({**scenario, "run": how}, out=tmp_path / str(rounds))
+        assert run.params[0].tolist() == pytest.approx(x, abs=5e-11)
+        centre = run.params[:5].mean(0).numpy()
+        off = np.linalg.norm(centre - [0.75, 2 / 7])
+        assert run.metrics["optimum_distance"].iloc[-1] == pytest.approx(off, abs=1e-12)
+    whole = fedsim.run({**scenario, "run": {**how, "rounds": 40}}, out=tmp_path / "whole")
+    fedsim.run({**scenario, "run": {**how, "rounds": 20}}, out=tmp_path / "half")
+    rest = fedsim.run({**scenario, "run": {**how, "rounds": 40}}, out=tmp_path / "half", resume=True)
+    assert torch.equal(rest.params, whole.params)
+
+
+@pytest.mark.parametrize("name,keys", [("dissensus", {"eps": 1.5}), ("spectral", {}), ("alie", {}), ("zero", {})])
+def test_attackers_move_their_neighbours(dumbbell: dict[str, Any], tmp_path: Path, name: str, keys: Any) -> None:
+    plain = fedsim.run({**dumbbell, "run": {**DIGITS["run"], "rounds": 1}}, out=tmp_path / "plain")
+    attack = {"name": name, "attackers": [6, 7], **keys}
+    run = fedsim.run(
+        {**dumbbell, "attack": attack, "run": {**DIGITS["run"], "rounds": 2, "trace": True}}, out=tmp_path / "run"
+    )
+    assert not torch.equal(run.params[2], plain.params[2])
+    assert [row["attackers"] for row in run.trace] == [[6, 7]] * 2
+
+
+def test_nobody_attacks_a_graph(dumbbell: dict[str, Any], tmp_path: Path) -> None:
+    plain = fedsim.run(dumbbell, out=tmp_path / "plain")
+    run = fedsim.run({**dumbbell, "attack": {"name": "dissensus", "attackers": 0}}, out=tmp_path / "run")
+    assert torch.equal(run.params, plain.params)
+    assert rows(run) == rows(plain)
+
+
 # --- what does not go together ----------------------------------------------------------------------------------------
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
@@ -316,9 +354,30 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("sections,key", [c[1:] for c in REFUSED[1:]], ids=[c[0] for c in REFUSED[1:]])
+@pytest.mark.parametrize("sections,key", [c[1:] for c in REFUSED], ids=[c[0] for c in REFUSED])
 def test_what_is_refused(sections: dict[str, Any], key: str, tmp_path: Path) -> None:
     scenario = {**DIGITS, **sections, "attack": {"attackers": 2, **sections["attack"]}}
+    with pytest.raises(InputError) as caught:
+        fedsim.run(scenario, out=tmp_path / "run")
+    assert key in [p.key for p in caught.value.problems]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "sections,key",
+    [
+        ({"attack": {"name": "ipm"}, "participation": {"mode": "poisson"}, "algorithm": {"name": "dspodfl", "lr": 0.1}},
+         "participation.mode"),
+        ({"attack": {"name": "ipm", "knowledge": "all"}, "backend": {"name": "ray"}}, "attack.knowledge"),
+        ({"attack": {"name": "spectral"}, "backend": {"name": "ray"}}, "attack.name"),
+        ({"attack": {"name": "nan"}}, "aggregator.name"),
+        ({"attack": {"name": "zero"}, "privacy": {"mechanism": "decor", "epsilon": 5.0, "clip_norm": 1.0}}, "attack"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_on_a_graph(
+    dumbbell: dict[str, Any], sections: dict[str, Any], key: str, tmp_path: Path
+) -> None:
+    scenario = {**dumbbell, **sections, "attack": {"attackers": [6, 7], **sections["attack"]}}
     with pytest.raises(InputError) as caught:
         fedsim.run(scenario, out=tmp_path / "run")
     assert key in [p.key for p in caught.value.problems]

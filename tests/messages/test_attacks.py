@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from reference import attacks as reference
 
 from fedsim.core.errors import InputError
 from fedsim.core.fields import make_part
@@ -19,9 +18,6 @@ from fedsim.core.job import Contribution, Job, RunFacts
 from fedsim.core.registry import lookup
 from fedsim.messages.attack import Attack
 from fedsim.messages.attacks import most_hidden
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "reference"))
-import attacks as reference
 
 HONEST = np.array([[1.0, 2, -1], [2, 1, 0], [0, 2, 1], [1, 0, -2], [3, 1, 1]])
 OWN = np.array([[4.0, 5, 6], [7, 8, 9]])
