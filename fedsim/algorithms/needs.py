@@ -27,6 +27,7 @@ class Needs:
     compute, links : on a graph, whether the scenario's probabilities decide who computes and which links fire.
     linear_mixing : on a graph, why nodes have to mix by weighted sums, where they have to; a rule that drops or clips
         messages is then refused.
+    no_merge : on a graph, why its nodes cannot just take the mean of all models, where they cannot.
     symmetric : whether the mixing matrix must be symmetric, so that a directed graph is refused.
     continuous_time : whether a node's work and a link's mixing make sense one at a time, without a round (``mode:
         poisson``).
@@ -42,5 +43,6 @@ class Needs:
     compute: Indicator = "sporadic"
     links: Indicator = "sporadic"
     linear_mixing: str | None = None
+    no_merge: str | None = None
     symmetric: bool = False
     continuous_time: bool = False

@@ -101,6 +101,9 @@ class NodeBackend(Backend, Protocol):
         """The local work that was dispatched last, of all nodes or some, and what `combine` makes of it in round
         `number`; the matrix is of those nodes."""
 
+    def merge(self) -> None:
+        """Give every node the mean of all nodes, of everything that they mix."""
+
     def mean(self) -> Tensor:
         """The mean model of the honest nodes, ``[d]``."""
 

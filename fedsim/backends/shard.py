@@ -305,6 +305,10 @@ class Shard:
         """Sum over the honest nodes, ``[d]``."""
         return as_array(self._honest(name).sum(0))
 
+    def fill(self, rows: Arrays) -> None:
+        """Give every node these states, ``[d]`` by name."""
+        self.state = {k: as_tensor(rows[k], self.device).expand(len(self.clients), -1).clone() for k in self.state}
+
     def node_facts(self, centre: Array) -> NodeSums:
         """About the honest nodes."""
         x = self._honest("x")

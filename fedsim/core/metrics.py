@@ -108,6 +108,7 @@ TABLE: Mapping[str, Metric] = {
         _cost("epsilon", "epsilon", figure="other", brief="table"),
         _cost("delta", "delta"),
         _cost("staleness_mean", "mean staleness", figure="other"),
+        _cost("merged", "all models merged"),
     )
 }
 """The columns that runs have without asking for more."""

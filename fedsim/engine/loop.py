@@ -93,6 +93,8 @@ class Simulation:
             watched = Watched(self.folder, self.scenario, self.evaluation.columns, self._moment, self.round)
             self.watch.began(watched)
             ended = self._to_the_end()
+            if self.scenario.participation.merges_at_end:
+                self._merge_at_end()
             save_params(self.folder, self.home.params, self.assembly.layout)
             if ended is not None:
                 raise RunError(
@@ -159,6 +161,8 @@ class Simulation:
         if combined.message_bytes is not None:
             size = combined.message_bytes * a.mixing(self.scenario).exchanges
             self.totals.count(combined.event, size, self.scenario.algorithm, a.task)
+        if event.merge:
+            self._merge()
         self.parts.append(combined.event)
         return combined.event
 
@@ -180,6 +184,17 @@ class Simulation:
             clock.checkpointed()
         if stopping:
             raise KeyboardInterrupt(f"a checkpoint of round {self.round} is in {self.folder}")
+
+    def _merge(self) -> None:
+        """Every node of a graph sends every other one all that it mixes, and takes the mean."""
+        nodes = self.assembly.task.num_clients
+        self.home.merge()
+        self.totals.bytes_sent += nodes * (nodes - 1) * self.assembly.pipeline.row_bytes(self.home.form)
+
+    def _merge_at_end(self) -> None:
+        """What is reported and saved is the nodes' mean; the last checkpoint, of which a run goes on, is not."""
+        self._merge()
+        self.watch.round(self.round, {**self.evaluation.row(self._moment()), "merged": True})
 
     # --- recording ----------------------------------------------------------------------------------------------------
 

@@ -62,7 +62,7 @@ def _kept(folder: Path, name: str, wanted: Sequence[int], done: int) -> list[str
     if not path.exists():
         raise RunError(f"{path} is missing, but {implied} {_shown(wanted)}; {_WAY_OUT}")
     try:
-        both = [(row.get("round"), line) for row, line in rows(path)]
+        both = [(row.get("round"), line) for row, line in rows(path) if not row.get("merged")]
     except InputError as error:
         raise RunError(f"{error}; {_WAY_OUT}") from None
     numbers = [n for n, _ in both if type(n) is not int or n in needed]  # what came later is recorded again

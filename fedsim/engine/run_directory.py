@@ -136,6 +136,7 @@ def find_checkpoint(folder: Path, scenario: Scenario) -> Checkpoint | None:
     if checkpoint is not None:
         _check_same(checkpoint.place, scenario)
         _check_rounds(folder, checkpoint.progress["round"], scenario)
+        _check_fixed(checkpoint.place, scenario)
         kept(folder, checkpoint.progress["round"], scenario)
     return checkpoint
 
@@ -255,6 +256,17 @@ def _check_rounds(folder: Path, done: int, scenario: Scenario) -> None:
     if done > scenario.run.rounds:
         found = f"found {scenario.run.rounds}, but the run in {folder} is at round {done}"
         message = f"{found}; allowed with --resume: at least {done}"
+        raise scenario.document.locate(InputError(message, key="run.rounds"))
+
+
+def _check_fixed(recorded: Path, scenario: Scenario) -> None:
+    """A run whose rounds depend on how many it has goes on with as many."""
+    why = scenario.participation.fixed_rounds
+    if why is None or not (recorded / "scenario.yaml").exists():
+        return
+    before = load(recorded / "scenario.yaml").run.rounds
+    if before != scenario.run.rounds:
+        message = f"found {scenario.run.rounds}, allowed with --resume: {before}, as the run has, since {why}"
         raise scenario.document.locate(InputError(message, key="run.rounds"))
 
 

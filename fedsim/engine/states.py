@@ -17,6 +17,7 @@ from fedsim.algorithms.base import one_message
 from fedsim.backends.base import Backend, NodeBackend, Saved
 from fedsim.clients.round import begin, describe, finish
 from fedsim.core.arrays import Ints
+from fedsim.core.errors import RunError
 from fedsim.core.job import Job
 from fedsim.core.row_files import RowStream
 from fedsim.core.types import Message, State, agree, message_bytes
@@ -81,6 +82,10 @@ class RunState(ABC):
     @abstractmethod
     def combine(self, event: Arrival) -> Combined:
         """Change the state when the results of these clients are in."""
+
+    def merge(self) -> None:
+        """Give every node of a graph the mean of all nodes, of everything that they mix."""
+        raise RunError("there are no nodes to merge: this run has a server")
 
     @abstractmethod
     def centre(self) -> Tensor:
@@ -193,6 +198,9 @@ class GraphState(RunState):
         self.values = finish(self.algorithm, self.values, messages, info, aggregate, self._rows(event.clients))
         return Combined(event, size)
 
+    def merge(self) -> None:
+        self.values = {k: v.mean(0, keepdim=True).expand_as(v).clone() for k, v in self.values.items()}
+
     def centre(self) -> Tensor:
         return self._honest().mean(0)
 
@@ -243,6 +251,9 @@ class RemoteState(RunState):
             return Combined(event, None)
         self.remote.mix(event.number, event.mixing)
         return Combined(event, self.size)
+
+    def merge(self) -> None:
+        self.remote.merge()
 
     def centre(self) -> Tensor:
         return self.remote.mean()

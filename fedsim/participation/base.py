@@ -113,6 +113,8 @@ class Arrival:
     """What each client computed, where an algorithm gives its clients different work."""
     seconds: Sequence[float] | None = None
     """On a wall clock: how long each client's job took."""
+    merge: bool = False
+    """On a graph: afterwards all nodes take the mean of all models; `sends` has none of its messages."""
     missing: Ints | None = None
     """On a wall clock: who should have been in this round and did not answer."""
 
@@ -224,6 +226,21 @@ class Participation(Part, ABC):
     late are waited for while the others go on."""
     renormalises: ClassVar[bool] = True
     """Whether the weights of a round whose clients were lost on the way are scaled to their sum before."""
+
+    @property
+    def merging(self) -> str | None:
+        """The key that has nodes of a graph take the mean of all models, at the end or before; None: none does."""
+        return None
+
+    @property
+    def merges_at_end(self) -> bool:
+        """Whether what is reported and saved at the end of a run on a graph is the mean of its nodes' models."""
+        return False
+
+    @property
+    def fixed_rounds(self) -> str | None:
+        """Why a run cannot be resumed with another number of rounds, where it cannot."""
+        return None
 
     @abstractmethod
     def events(self, setting: Setting, after: int = 0) -> Iterator[Event]:

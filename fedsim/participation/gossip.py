@@ -19,10 +19,16 @@ from fedsim.core.errors import InputError
 from fedsim.core.registry import register
 from fedsim.graphs.mixing import is_symmetric
 from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
+from fedsim.graphs.network import Network
 from fedsim.participation.base import Arrival, Dispatch, Event, Participation, Setting
 from fedsim.participation.laws import Law
+from fedsim.participation.windows import NEVER, Merge, Schedule, Window
 
 _ONE = Law.model_validate(1.0)
+_DRIFTS = (
+    "found link probabilities below 1 with asymmetric mixing weights (a directed graph): while a link is idle the "
+    "columns do not sum to 1 and the network average drifts"
+)
 
 
 @register.participation("gossip")
@@ -34,6 +40,9 @@ class Gossip(Participation):
     ----------
     compute : probability d_i that node i computes in a round.
     links : probability b_ij that a link is used in a round, both ways at once (a directed edge by itself).
+    schedule : windows of rounds in which all links have another probability, or nodes merge; see `Window`. Draws stay
+        those of the link and the round, so that a window changes nothing outside it.
+    merge : rounds after which all nodes take the mean of all models, a step of its own; see `Merge`.
 
     Algorithms that always compute or always communicate (DGD, randomized gossip, ...) use these for the delay metric
     only. In virtual time a round lasts until the slowest node that computes is done, and then until the slowest link
@@ -43,14 +52,58 @@ class Gossip(Participation):
     setting: ClassVar[Literal["server", "gossip"]] = "gossip"
     compute: Law = _ONE
     links: Law = _ONE
+    schedule: list[Window] | None = None
+    merge: Merge | None = None
+
+    @property
+    def merging(self) -> str | None:
+        windows = "participation.schedule" if any(window.merge for window in self.schedule or ()) else None
+        return "participation.merge" if self.merge is not None and self.merge.ever else windows
+
+    @property
+    def merges_at_end(self) -> bool:
+        return self.merge is not None and self.merge.final
+
+    @property
+    def fixed_rounds(self) -> str | None:
+        if not any(window.moves for window in self.schedule or ()):
+            return None
+        return "windows of participation.schedule that are fractions of the run would move; round numbers would not"
 
     def check_run(self, setting: Setting) -> None:
         check_laws(self, setting)
+        check_merges(self, setting)
+        self._scheduled(setting)
+
+    def _scheduled(self, setting: Setting) -> Schedule:
+        """The windows of this run.
+
+        Raises
+        ------
+        InputError
+            They do not fit its rounds, its algorithm or its graph.
+        """
+        algorithm, network = setting.gossip
+        try:
+            schedule = Schedule(self.schedule or (), setting.rounds)
+        except InputError as error:
+            raise error.under("participation.schedule") from None
+        for i, window in enumerate(self.schedule or ()):
+            key = f"participation.schedule.{i}.links"
+            if window.links is not None and algorithm.needs.links == "always":
+                raise InputError(
+                    f"{type(algorithm).__name__} uses every link in every round; allowed: no links", key=key
+                )
+            symmetric = all(is_symmetric(m.matrix) for m in network.mixings)
+            if window.links is not None and not window.links.constant(1.0) and not symmetric:
+                raise InputError(f"{_DRIFTS}; allowed: 1, or an undirected graph", key=key)
+        return schedule
 
     def events(self, setting: Setting, after: int = 0) -> Iterator[Event]:
         (algorithm, network), task, seed, durations = setting.gossip, setting.task, setting.seed, setting.durations
         n = task.num_clients
         nodes, stale = np.arange(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+        schedule, complete = self._scheduled(setting), _all_pairs(network)
         whole = [MixingMatrix(m.matrix, task.device) for m in network.mixings]
         draws: dict[Any, Floats] = {}
 
@@ -60,7 +113,9 @@ class Gossip(Participation):
             links = network.mixings[which].links
             d, b = self._probabilities(draws, network.mixings[which], n, seed, number, which)
             computes = _bernoulli(d, rng.key(seed, "compute", nodes, number), algorithm.needs.compute)
-            fires = _bernoulli(b, rng.key(seed, "link", *links.T, number), algorithm.needs.links)
+            level = schedule.links(number)
+            chance = b if level is None else np.full(len(links), level)
+            fires = _bernoulli(chance, rng.key(seed, "link", *links.T, number), algorithm.needs.links)
             if number % algorithm.period(d):
                 fires = np.zeros_like(fires)
             units, per_unit = algorithm.steps_by_unit(task, nodes, np.full(n, number, dtype=np.int64), seed)
@@ -94,9 +149,12 @@ class Gossip(Participation):
             delays = normalised_delays(
                 base, units, fires, np.maximum(d, self.compute.floor), np.maximum(b, self.links.floor)
             )
+            merge = schedule.merges(number) or (self.merge or NEVER).due(number)
+            if merge:
+                delays = (delays[0], delays[1] + complete)
             yield Arrival(
                 number, seconds(now), nodes, rounds, steps, stale, int(fires[base.entry_links].sum()),
-                mixing=mixing, delays=delays, compute=np.flatnonzero(computes), edges=base.links[fires],
+                mixing=mixing, delays=delays, compute=np.flatnonzero(computes), edges=base.links[fires], merge=merge,
             )  # fmt: skip
 
     def _probabilities(
@@ -150,11 +208,21 @@ def check_laws(mode: Laws, setting: Setting) -> None:
     if algorithm.needs.links == "always" or all(is_symmetric(m.matrix) for m in network.mixings):
         return
     if any((mode.links.draw(len(m.links), setting.seed, "link", 1) < 1).any() for m in network.mixings):
-        raise InputError(
-            "found link probabilities below 1 with asymmetric mixing weights (a directed graph): while a link is idle "
-            "the columns do not sum to 1 and the network average drifts; allowed: 1, or an undirected graph",
-            key="participation.links",
-        )
+        raise InputError(f"{_DRIFTS}; allowed: 1, or an undirected graph", key="participation.links")
+
+
+def check_merges(mode: Participation, setting: Setting) -> None:
+    """Raise InputError where nodes are to merge and cannot."""
+    why = setting.gossip[0].needs.no_merge
+    if mode.merging is not None and why is not None:
+        raise InputError(f"found a merge, but {why}; allowed: never, and windows without merge", key=mode.merging)
+
+
+def _all_pairs(network: Network) -> float:
+    """What a merge adds to the normalised transmission delay: 1 where the graph has a link for every pair of nodes."""
+    n = network.topology.num_nodes
+    pairs = n * (n - 1) // (1 if network.topology.directed else 2)
+    return float(all(len(m.links) == pairs for m in network.mixings))
 
 
 def _bernoulli(probability: Floats, keys: Any, indicator: str) -> Bools:

@@ -25,8 +25,9 @@ from fedsim.core.registry import register
 from fedsim.core.types import Seconds
 from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
 from fedsim.participation.base import Arrival, Dispatch, Event, Participation, Setting, Tick
-from fedsim.participation.gossip import check_laws, normalised_delays
+from fedsim.participation.gossip import check_laws, check_merges, normalised_delays
 from fedsim.participation.laws import RateLaw
+from fedsim.participation.windows import NEVER, Merge
 
 _ONE = RateLaw.model_validate(1.0)
 _FAR = 2.0**62
@@ -63,6 +64,7 @@ class PoissonGossip(Participation):
     links : rate of each link's clock.
     window : virtual seconds per round: what is recorded and evaluated; the ticks do not depend on it.
     pair_weight : r is the link's entry of the mixing ``matrix``, or ``half``: the two ends average (Boyd et al.).
+    merge : rounds at the end of whose window all nodes take the mean of all models; see `Merge`.
     """
 
     setting: ClassVar[Literal["server", "gossip"]] = "gossip"
@@ -70,6 +72,15 @@ class PoissonGossip(Participation):
     links: RateLaw = _ONE
     window: Seconds = 1.0
     pair_weight: Literal["matrix", "half"] = "matrix"
+    merge: Merge | None = None
+
+    @property
+    def merging(self) -> str | None:
+        return "participation.merge" if self.merge is not None and self.merge.ever else None
+
+    @property
+    def merges_at_end(self) -> bool:
+        return self.merge is not None and self.merge.final
 
     def check_run(self, setting: Setting) -> None:
         _, network = setting.gossip
@@ -79,6 +90,7 @@ class PoissonGossip(Participation):
                 key="topology",
             )
         check_laws(self, setting)
+        check_merges(self, setting)
         last = setting.rounds * self._window()
         if last >= _FAR:
             raise InputError(
@@ -127,14 +139,15 @@ class PoissonGossip(Participation):
             ends = [base.links[t.link].tolist() if t.node < 0 else [t.node] for t in found]
             last = Arrival(
                 number, seconds(number * window), _NOBODY, _NOBODY, _NOBODY, _NOBODY, 0, mixing=_IDLE, delays=delays,
-                compute=_NOBODY, edges=_NO_LINKS, ticks=(),
+                compute=_NOBODY, edges=_NO_LINKS, ticks=(), merge=(self.merge or NEVER).due(number),
             )  # fmt: skip
             order = iter(zip(rounds.tolist(), steps.tolist(), strict=True))
             jobs = [(t, end, next(order) if t.node >= 0 else (1, 0)) for t, end in zip(found, ends, strict=True)]
             levels = _levels(jobs, n)
             for place, level in enumerate(levels):
-                yield from self._level(level, base, last, task, (number - 1) * window, place == len(levels) - 1)
-            if not levels:
+                closes = place == len(levels) - 1 and not last.merge
+                yield from self._level(level, base, last, task, (number - 1) * window, closes)
+            if last.merge or not levels:  # an arrival of its own: ticks before it, the merge at the window's end
                 yield last
 
     def _level(

@@ -55,4 +55,6 @@ def trace_row(parts: Sequence[Arrival]) -> dict[str, Any]:
             row["rounds"] = event.rounds
         row |= {"steps": event.steps, "staleness": event.staleness}
         row |= {k: v for k in ("weights", "roles", "seconds") if (v := getattr(event, k)) is not None}
+    if event.merge:
+        row["merge"] = True
     return row if event.missing is None else {**row, "missing": event.missing}

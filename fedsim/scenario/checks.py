@@ -123,6 +123,22 @@ def _rule_of_graph(s: Scenario) -> Iterator[Problem]:
         yield Problem(f"{found}; allowed with such a rule: dp_sgd, or the aggregator mean", "privacy.mechanism")
 
 
+def _merges(s: Scenario) -> Iterator[Problem]:
+    """Nodes that take the plain mean of all models, where that is what was asked for."""
+    asked = s.participation.merging
+    if asked is None:
+        return
+    rule, message = s.names["aggregator"], "allowed: merge never, and windows without merge"
+    if rule_of(s.aggregator) is not None:
+        yield Problem(f"a merge is a plain mean, which '{rule}' would not protect; {message}", asked)
+    if s.attack is not None:
+        yield Problem(f"a merge would average attackers' models, too; {message}", asked)
+    if s.privacy is not None:
+        yield Problem(
+            f"a merge shows models to all nodes, which '{s.names['privacy']}' does not count; {message}", asked
+        )
+
+
 def _mode_of_server(s: Scenario) -> Iterator[Problem]:
     """A mode under which a server algorithm's arithmetic means something."""
     if not isinstance(s.algorithm, ServerAlgorithm):
@@ -193,8 +209,8 @@ def _columns(s: Scenario) -> Iterator[Problem]:
 
 _NO_MODEL = Problem("missing; e.g. model: {name: linear}", "model")
 _RULES: tuple[Callable[[Scenario], Iterable[Problem]], ...] = (
-    _work, _server_or_graph, _robust, _rule_of_graph, _mode_of_server, _continuous_time, _system_of_graph, _backend,
-    _model, _columns, message_problems,
+    _work, _server_or_graph, _robust, _rule_of_graph, _merges, _mode_of_server, _continuous_time, _system_of_graph,
+    _backend, _model, _columns, message_problems,
 )  # fmt: skip
 
 

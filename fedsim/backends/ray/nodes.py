@@ -162,10 +162,24 @@ class RayNodes(RayBackend):
         self._flying.clear()
         self._reset(shards)
         for work, plan in self._log:
-            if self._aggregations is None:
+            if plan is None:
+                self._fill(work)
+            elif self._aggregations is None:
                 self._count_aggregations(work, plan)
             else:
                 self._said(list(self._round(work, plan).values()))
+
+    def merge(self) -> None:
+        means = {name: as_array(self.mean(name)) for name in self._ask("node_widths")[self.shards[0]]}
+        self._log.append((means, None))
+        self._log_bytes += sum(row.nbytes for row in means.values())
+        try:
+            self._fill(means)
+        except LostError:
+            self._recover()
+
+    def _fill(self, means: Mapping[str, Any]) -> None:
+        self._get([self._send(k, ("fill", (means,))) for k in self.shards])
 
     # --- state --------------------------------------------------------------------------------------------------------
 

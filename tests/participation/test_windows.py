@@ -1,0 +1,273 @@
+"""Communication over time: which rounds a window has, what fires in them, and what a merge of all nodes is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fedsim
+from fedsim.core.errors import InputError
+from fedsim.participation.windows import Merge, Schedule, Window
+
+Make = Callable[..., Any]
+N = 6
+
+
+def window(**keys: Any) -> Window:
+    return Window.model_validate({"merge": True, **keys})
+
+
+@pytest.mark.parametrize(
+    ("begins", "until", "rounds", "first", "last"),
+    [
+        (0.9, 0.95, 300, 271, 285),
+        (0.1, 0.15, 300, 31, 45),
+        (0.5, 0.55, 300, 151, 165),
+        (271, 286, 300, 271, 285),
+        (0.999, 1.0, 300, 300, 300),
+        (0.0, 0.07, 100, 1, 7),  # 0.07 * 100 is 7.000000000000001 in binary
+        (0.29, 1.0, 100, 30, 100),  # and 0.29 * 100 is 28.999999999999996
+        (5, 1.0, 10, 5, 10),
+        (8, 99, 10, 8, 10),
+    ],
+)
+def test_a_window_has_these_rounds(begins: float, until: float, rounds: int, first: int, last: int) -> None:
+    made = window(**{"from": begins, "until": until})
+    assert made.span(rounds) == (first, last)
+    merged = [k for k in range(1, rounds + 1) if Schedule([made], rounds).merges(k)]
+    assert merged == list(range(first, last + 1))
+
+
+@pytest.mark.parametrize(
+    ("windows", "key", "words"),
+    [
+        ([(0.9991, 0.9999)], "0.until", "selects none of the run's 300 rounds"),
+        ([(5, 5)], "0.until", "selects none"),
+        ([(301, 400)], "0.until", "selects none"),
+        ([(1, 11), (10, 12)], "1.from", "both have round 10"),
+        ([(10, 12), (0.0, 0.1)], "0.from", "both have round 10"),
+    ],
+)
+def test_windows_that_cannot_be_are_refused(windows: list[tuple[Any, Any]], key: str, words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        Schedule([window(**{"from": a, "until": b}) for a, b in windows], 300)
+    assert caught.value.problems[0].key == key
+
+
+def test_levels_go_from_the_first_round_to_the_last() -> None:
+    def levels(links: Any) -> list[float | None]:
+        schedule = Schedule([Window.model_validate({"from": 3, "until": 8, "links": links})], 10)
+        return [schedule.links(k) for k in range(1, 11)]
+
+    rest = [None, None], [None, None, None]
+    assert levels(0.25) == [*rest[0], *[0.25] * 5, *rest[1]]
+    assert levels({"linear": [0, 1]}) == [*rest[0], 0.0, 0.25, 0.5, 0.75, 1.0, *rest[1]]
+    cosine = levels({"model": "cosine", "first": 1, "last": 0})
+    assert cosine[2:7] == pytest.approx([1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0])
+
+
+def test_when_a_merge_is_due() -> None:
+    def rounds(merge: Any) -> list[int]:
+        return [k for k in range(1, 11) if Merge.model_validate(merge).due(k)]
+
+    assert rounds("never") == rounds("final") == []
+    assert rounds({"every": 4}) == [4, 8]
+    assert rounds({"rounds": [9, 2]}) == [2, 9]
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def go(quadratic: Make, tmp_path: Path) -> Make:
+    problem = quadratic(n=N, d=4, x0=np.zeros(4))
+
+    def run(out: str = "run", resume: bool = False, more: Any = None, **participation: Any) -> Any:
+        keys: dict[str, Any] = {
+            "data": problem.section(),
+            "algorithm": {"name": "dfedavg", "lr": 0.05, "local_steps": 2, "batch_size": "full"},
+            "topology": {"graph": "ring"},
+            "participation": {"mode": "gossip", "links": 0.5, **participation},
+            "run": {"rounds": 20, "dtype": "float64", "trace": True, "eval_every": 1},
+        }
+        for section, values in (more or {}).items():
+            keys[section] = {**keys.get(section, {}), **values}
+        return fedsim.run(keys, out=tmp_path / out, resume=resume)
+
+    run.problem = problem  # type: ignore[attr-defined]
+    return run
+
+
+def edges(run: Any) -> list[Any]:
+    return [row["edges"] for row in run.trace]
+
+
+def test_links_fire_as_a_window_says_and_elsewhere_as_ever(go: Make) -> None:
+    plain = go("plain")
+    windows = [{"from": 5, "until": 8, "links": 1}, {"from": 0.5, "until": 0.6, "links": 0}]
+    scheduled = go("scheduled", schedule=windows)
+    for number, (before, after) in enumerate(zip(edges(plain), edges(scheduled), strict=True), 1):
+        if number in (5, 6, 7):
+            assert len(after) == N
+        elif number in (11, 12):
+            assert after == []
+        else:
+            assert after == before
+
+
+POISSON = {"mode": "poisson", "links": 2.0, "window": 1.5}
+
+
+@pytest.mark.parametrize(("mode", "algorithm"), [({}, "dspodfl"), ({}, "dfedavg"), (POISSON, "dspodfl")])
+def test_all_nodes_are_the_mean_after_a_merge_which_moves_it_nowhere(go: Make, mode: Any, algorithm: str) -> None:
+    more = {"algorithm": {"name": algorithm, "local_steps": 1}}
+    plain, merged = (go(f"{k}", **mode, **merge, more=more) for k, merge in enumerate([{}, {"merge": {"rounds": [7]}}]))
+    assert [row.get("merge") for row in merged.trace] == [None] * 6 + [True] + [None] * 13
+    before, after = (run.metrics.set_index("round") for run in (plain, merged))
+    assert after.loc[7, "consensus_distance"] == 0.0 < before.loc[7, "consensus_distance"]
+    assert after.loc[7, "optimum_distance"] == pytest.approx(before.loc[7, "optimum_distance"], abs=1e-13)
+    assert after.loc[:6].drop(columns="wall").equals(before.loc[:6].drop(columns="wall"))
+    assert after.loc[8, "optimum_distance"] != before.loc[8, "optimum_distance"]
+    one_message = 4 * 8
+    assert after.loc[7, "bytes_sent"] - before.loc[7, "bytes_sent"] == N * (N - 1) * one_message
+
+
+def test_merging_all_that_nodes_mix_keeps_what_tracks_gradients(go: Make) -> None:
+    run = go(
+        links=1,
+        merge={"every": 3},
+        more={"algorithm": {"name": "gradient_tracking", "local_steps": 1}, "run": {"rounds": 400}},
+    )
+    assert run.metrics["optimum_distance"].iloc[-1] < 1e-8
+
+
+def test_merging_in_every_round_is_fedavg(go: Make, tmp_path: Path) -> None:
+    gossip = go(links=0, merge={"every": 1})
+    server = fedsim.run(
+        {
+            "data": go.problem.section(),  # type: ignore[attr-defined]
+            "algorithm": {
+                "name": "fedavg", "lr": 0.05, "local_steps": 2, "batch_size": "full", "weighting": "uniform",
+            },
+            "run": {"rounds": 20, "dtype": "float64"},
+        },
+        out=tmp_path / "server",
+    )  # fmt: skip
+    assert torch.allclose(gossip.params, server.params.expand(N, -1), rtol=0, atol=1e-12)
+
+
+def test_merging_once_at_the_end_is_one_shot_fedavg(go: Make, tmp_path: Path) -> None:
+    gossip = go(links=0, merge="final")
+    server = fedsim.run(
+        {
+            "data": go.problem.section(),  # type: ignore[attr-defined]
+            "algorithm": {
+                "name": "fedavg", "lr": 0.05, "local_steps": 40, "batch_size": "full", "weighting": "uniform",
+            },
+            "run": {"rounds": 1, "dtype": "float64"},
+        },
+        out=tmp_path / "server",
+    )  # fmt: skip
+    assert torch.allclose(gossip.params, server.params.expand(N, -1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("participation", [
+    {"links": 0}, {"links": 0.3}, {"links": 0, "schedule": [{"from": 3, "until": 5, "links": 1}]},
+    {"links": 0.1, "schedule": [{"from": 0.9, "until": 0.95, "merge": True}], "merge": "final"},
+])  # fmt: skip
+def test_with_equal_hessians_the_mean_model_is_parallel_sgd(
+    quadratic: Make, tmp_path: Path, participation: dict[str, Any]
+) -> None:
+    """Doubly stochastic mixing: whatever the schedule, the mean takes the steps of one node that has all data."""
+    problem = quadratic(n=N, d=3, dense=False, A=np.tile([1.0, 2.0, 0.5], (N, 1)), x0=np.ones(3))
+    sections = {
+        "data": problem.section(), "topology": {"graph": "ring"}, "run": {"rounds": 20, "dtype": "float64"},
+        "algorithm": {"name": "dfedavg", "lr": 0.1, "local_steps": 3, "batch_size": "full"},
+        "participation": {"mode": "gossip", **participation},
+    }  # fmt: skip
+    mean = fedsim.run(sections, out=tmp_path / "run").params.mean(0)
+    x, optimum = np.ones(3), problem.optimum()
+    for _ in range(60):
+        x = x - 0.1 * np.array([1.0, 2.0, 0.5]) * (x - optimum)
+    assert np.abs(mean.numpy() - x).max() < 1e-12
+
+
+# --- the end, and going on --------------------------------------------------------------------------------------------
+
+
+def test_a_final_merge_is_a_row_of_its_own_and_all_that_is_saved(go: Make) -> None:
+    plain, final = go("plain"), go("final", merge="final")
+    rows, merged = plain.metrics.drop(columns="wall"), final.metrics.drop(columns="wall")
+    assert merged.iloc[:-1].drop(columns="merged").equals(rows)
+    last = merged.iloc[-1]
+    assert last["merged"] is True or last["merged"] == 1.0
+    assert (last["round"], last["consensus_distance"]) == (20, 0.0)
+    assert last["optimum_distance"] == pytest.approx(rows["optimum_distance"].iloc[-1], abs=1e-13)
+    assert last["bytes_sent"] - rows["bytes_sent"].iloc[-1] == N * (N - 1) * 4 * 8
+    assert torch.equal(final.params, final.params[:1].expand(N, -1))
+    assert torch.allclose(final.params[0], plain.params.mean(0), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("stop", [8, 9, 19, 20, 24])
+def test_a_run_that_was_merged_at_its_end_goes_on_unmerged(go: Make, stop: int) -> None:
+    keys = {"merge": "final", "schedule": [{"from": 6, "until": 9, "links": 0.9, "merge": True}]}
+    whole = go("whole", **keys, more={"run": {"rounds": 24}})
+    go("parts", **keys, more={"run": {"rounds": stop}})
+    for _ in range(2):  # a finished run that is resumed is as it was
+        parts = go("parts", resume=True, **keys, more={"run": {"rounds": 24}})
+        assert torch.equal(parts.params, whole.params)
+        assert parts.metrics.drop(columns="wall").equals(whole.metrics.drop(columns="wall"))
+
+
+def test_windows_that_are_fractions_tie_a_run_to_its_rounds(go: Make) -> None:
+    keys = {"schedule": [{"from": 0.5, "until": 0.6, "links": 1}]}
+    go(**keys)
+    with pytest.raises(InputError, match=r"found 30, allowed with --resume: 20, .* fractions of the run would move"):
+        go(resume=True, **keys, more={"run": {"rounds": 30}})
+    go(resume=True, **keys)
+
+
+@pytest.mark.parametrize(
+    ("more", "participation", "key", "words"),
+    [
+        ({}, {"schedule": [{"from": 2, "until": 4}]}, "participation.schedule.0", "changes nothing"),
+        ({}, {"schedule": [{"from": 2, "until": 2, "merge": True}]}, "participation.schedule.0.until", "none of the"),
+        ({}, {"schedule": [{"from": 2, "until": 4, "links": 1.5}]}, "participation.schedule.0.links", "less than"),
+        ({}, {"schedule": [{"from": 0.2, "until": 2.5, "merge": True}]}, "participation.schedule.0.until", "allowed"),
+        ({}, {"schedule": [{"from": 2, "til": 4, "merge": True}]}, "participation.schedule.0.til", "until"),
+        ({}, {"merge": "sometimes"}, "participation.merge", "allowed: never, final"),
+        ({}, {"merge": {"every": 0}}, "participation.merge", "greater than"),
+        ({"algorithm": {"name": "dgd", "local_steps": 1}}, {"schedule": [{"from": 2, "until": 4, "links": 1}]},
+         "participation.schedule.0.links", "uses every link in every round"),
+        ({"aggregator": {"name": "nna", "f": 1}}, {"merge": "final"}, "participation.merge", "'nna' would not protect"),
+        ({"privacy": {"mechanism": "decor", "noise_multiplier": 1.0, "clip_norm": 1.0}},
+         {"merge": "final"}, "participation.merge", "which 'decor' does not count"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    go: Make, tmp_path: Path, more: Any, participation: Any, key: str, words: str
+) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        go(more=more, **participation)
+    assert key in [p.key for p in caught.value.problems]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_server_has_nothing_to_merge(go: Make) -> None:
+    with pytest.raises(InputError, match="merge"):
+        go(more={"algorithm": {"name": "fedavg"}, "participation": {"mode": "synchronous", "links": 1}}, merge="final")
+
+
+def test_what_was_asked_for_is_written_down(go: Make) -> None:
+    keys = {"schedule": [{"from": 0.5, "until": 19, "links": {"linear": [0, 1]}}], "merge": {"every": 5}}
+    run = go(**keys)
+    written = fedsim.load(run.dir / "scenario.yaml")
+    assert written.to_yaml() == (run.dir / "scenario.yaml").read_text(encoding="utf-8")
+    json.dumps(written.participation.schedule[0].model_dump())  # type: ignore[attr-defined]
+    assert written.participation.schedule[0].span(20) == (11, 18)  # type: ignore[attr-defined]
