@@ -6,9 +6,12 @@ import `core` alone. Start with `fedprox`, which changes one line, then `scaffol
 """
 
 from fedsim.algorithms import (
+    beer,
+    choco,
     diff2,
     diff2_bvr,
     dspodfl,
+    ef21,
     fedamd,
     fedasync,
     fedavg,
@@ -25,6 +28,6 @@ from fedsim.algorithms import (
 )
 
 __all__ = [
-    "diff2", "diff2_bvr", "dspodfl", "fedamd", "fedasync", "fedavg", "fedcm", "feddyn", "fednova", "fedopt", "fedprox",
-    "fedspeed", "gradient_tracking", "monna", "sam", "scaffold",
+    "beer", "choco", "diff2", "diff2_bvr", "dspodfl", "ef21", "fedamd", "fedasync", "fedavg", "fedcm", "feddyn",
+    "fednova", "fedopt", "fedprox", "fedspeed", "gradient_tracking", "monna", "sam", "scaffold",
 ]  # fmt: skip

@@ -11,8 +11,9 @@ starts from zero in every round.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -53,6 +54,18 @@ class Algorithm(ClientHalf):
 
     def check(self, num_clients: int) -> None:
         """Raise InputError where the keys do not fit together or do not fit the scenario."""
+
+    def settled(self, task: Task, alpha: float | None) -> Self:
+        """The algorithm with what it takes from the data, such as a step size from theory; itself if nothing.
+
+        `alpha` says how contractive its compressor is on a message, where it has one and that is known.
+        """
+        return self
+
+    @property
+    def compresses(self) -> Mapping[str, Any]:
+        """Further keys of its own compressor; see `fedsim.messages.memory.OwnCompressor`."""
+        return {}
 
     # --- what a client's round looks like to the engine ---------------------------------------------------------------
 

@@ -8,6 +8,9 @@ from typing import Literal
 Indicator = Literal["sporadic", "always"]
 """Whether a scenario's probabilities decide, or everything always happens."""
 
+Memory = Literal["differences", "copies", "errors"]
+"""What is remembered of compressed messages."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
@@ -29,6 +32,9 @@ class Needs:
         messages is then refused.
     no_merge : on a graph, why its nodes cannot just take the mean of all models, where they cannot.
     symmetric : whether the mixing matrix must be symmetric, so that a directed graph is refused.
+    compression : what clients remember of what they sent, where the scenario's ``compression`` is the algorithm's own
+        compressor: ``differences``, they send C(v - h) and the server adds it up; ``copies``, neighbours know
+        h + C(v - h) of each other; ``errors``, they send C(e + v) and keep the rest. None: it has no compressor.
     continuous_time : whether a node's work and a link's mixing make sense one at a time, without a round (``mode:
         poisson``).
     """
@@ -45,4 +51,5 @@ class Needs:
     linear_mixing: str | None = None
     no_merge: str | None = None
     symmetric: bool = False
+    compression: Memory | None = None
     continuous_time: bool = False

@@ -130,8 +130,11 @@ class Worker:
         if self.pipeline.links:
             sent = Job(clients, job.rounds[rows], steps, received)
             travels = {k: v.expand(len(steps), -1) for k, v in travels.items()}
-            travels, links = self.pipeline.send(travels, {k: v[rows] for k, v in links.items()}, sent)
+            before = {k: v[rows] for k, v in links.items()}
+            travels, links = self.pipeline.send(travels, before, sent)
             after = {**after, **links}
+            if algorithm.setting == "gossip" and steps.size and steps[0] == 0 and (idle := self.pipeline.idle(links)):
+                store.scatter(clients, {**kept, **before, **idle})
         if steps.size and steps[0] > 0:
             store.scatter(clients, after)
         return {k: v.expand(len(steps), -1) for k, v in (travels | stays).items()}

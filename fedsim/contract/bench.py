@@ -18,12 +18,15 @@ from fedsim.clients.worker import Worker
 from fedsim.core import rng
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
-from fedsim.core.job import Contribution, Job
+from fedsim.core.job import Contribution, Job, RunFacts
 from fedsim.core.oracle import Oracle
 from fedsim.core.types import Aggregate, Message, State
 from fedsim.data.sets import Quadratic
 from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
 from fedsim.messages.aggregators import Mean
+from fedsim.messages.base import Pipeline
+from fedsim.messages.compressors import TopK
+from fedsim.messages.memory import OwnCompressor
 from fedsim.objective.quadratic import QuadraticTask
 
 CLIENTS, DIMENSION = 6, 5
@@ -64,6 +67,13 @@ class Bench:
             ring[i, [i, (i + 1) % CLIENTS, i - 1]] = 0.5, 0.25, 0.25
         return MixingMatrix(BaseMixing(ring, directed=False).matrix, torch.device("cpu"))
 
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The compression of an algorithm that is made for one: of 5 numbers the 2 largest."""
+        remembers = self.algorithm.needs.compression
+        own = () if remembers is None else (OwnCompressor(compressor=TopK(k=2), remembers=remembers),)
+        return Pipeline(own, RunFacts(0, CLIENTS))
+
     def task(self, noise: float) -> QuadraticTask:
         A, b, x0, p = (torch.as_tensor(v, dtype=torch.float64) for v in (self.A, self.b, START, self.p))
         return QuadraticTask(Quadratic(A, b, x0, p, noise), 0, torch.device("cpu"), torch.float64)
@@ -103,7 +113,7 @@ class Bench:
     ) -> Iterator[tuple[str, State]]:
         """Run a few rounds with one worker per shard; yields (what it is, tensors) for everything that comes out."""
         task = self.task(noise)
-        workers = [Worker(task, self.algorithm, chunk_rows) for _ in shards]
+        workers = [Worker(task, self.algorithm, chunk_rows, pipeline=self.pipeline) for _ in shards]
         state = self.algorithm.init(self.initial(task))
         for number in range(1, rounds + 1):
             clients, steps = self.cohort(number, full)

@@ -44,7 +44,10 @@ def _make_model(part: type[Any]) -> type[BaseModel]:
 
 
 def keys_of(part: type[Any]) -> list[str]:
-    """The YAML keys of a part: its fields' names, for ``lambda_`` (a word that Python keeps to itself) ``lambda``."""
+    """The YAML keys of a part: its fields' names.
+
+    For ``lambda_`` (a word that Python keeps to itself) it is ``lambda``, for ``init_`` (a method) ``init``.
+    """
     return list(_fields(part))
 
 
@@ -56,7 +59,7 @@ def _fields(part: type[Any]) -> dict[str, str]:
 
 
 def _key(field: str) -> str:
-    return field[:-1] if keyword.iskeyword(field[:-1]) else field
+    return field[:-1] if keyword.iskeyword(field[:-1]) or field == "init_" else field
 
 
 def make_part(part: type[P], values: Mapping[str, Any]) -> P:

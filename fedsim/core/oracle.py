@@ -195,6 +195,13 @@ class Task(ABC):
         """Test samples that models are asked about."""
         return 0
 
+    def smoothness(self, weights: Floats) -> tuple[Floats, float] | None:
+        """L_i of every f_i, ``[n]``, and L of ``sum_i w_i f_i`` with weights ``[n]``; None where they are not known.
+
+        ``|grad f(x) - grad f(y)| <= L |x - y|`` for all x and y.
+        """
+        return None
+
     def node_accuracy(self, params: Tensor) -> float | None:
         """Mean over the rows of ``[n, d]`` of each model's own test accuracy; None where there is no accuracy."""
         right = self.correct(params)

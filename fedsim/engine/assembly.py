@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedsim.algorithms.base import GossipAlgorithm, one_message
+from fedsim.algorithms.base import Algorithm, GossipAlgorithm, one_message
 from fedsim.clients.mixing import Mixing
 from fedsim.clients.store import ClientStore
 from fedsim.clients.worker import Worker
@@ -63,6 +63,8 @@ class Assembly:
     """The privacy mechanism, bound to this run; `task` has its oracle."""
     pipeline: Pipeline = field(default_factory=Pipeline)
     """What happens to messages: at clients what `privacy` does, then compression; attacks as they arrive."""
+    algorithm: Algorithm | None = None
+    """The scenario's algorithm with what it takes from the data (a step size from theory); None: as it is."""
     about: Mapping[str, Any] | None = None
     """What the data mean: columns, scaling, classes, clients' names (``data.json``); None for a quadratic problem."""
 
@@ -150,6 +152,8 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
     else:
         task, counts, layout, about = _supervised(s, data, device, dtype, change, held)
     check_clients(s, task.num_clients)
+    if held is None:  # a machine of a deployment sees its own data alone; its server has the whole
+        s = _settled(s, task)
     network: Network | None = None
     mixings = 1
     if s.topology is not None and isinstance(s.algorithm, GossipAlgorithm):
@@ -183,7 +187,16 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
         privacy = s.privacy.bind(setting)
         task = privacy.task(task)
     pipeline = replace(transforms, links=(*privacy.links, *transforms.links))
-    return Assembly(task, network, device, dtype, counts, layout, durations, privacy, pipeline, about)
+    return Assembly(
+        task, network, device, dtype, counts, layout, durations, privacy, pipeline, algorithm=s.algorithm, about=about
+    )
+
+
+def _settled(s: Scenario, task: Task) -> Scenario:
+    """The scenario with what its algorithm takes from the data."""
+    own = s.own_compressor
+    with _section("algorithm"):
+        return replace(s, algorithm=s.algorithm.settled(task, None if own is None else own.alpha(task.dim)))
 
 
 def _supervised(

@@ -55,7 +55,8 @@ class RunState(ABC):
     """The state of a run."""
 
     def __init__(self, scenario: Scenario, assembly: Assembly, backend: Backend) -> None:
-        self.algorithm, self.task, self.assembly, self.backend = scenario.algorithm, assembly.task, assembly, backend
+        self.task, self.assembly, self.backend = assembly.task, assembly, backend
+        self.algorithm = scenario.algorithm if assembly.algorithm is None else assembly.algorithm
         self.renormalises = scenario.participation.renormalises and assembly.privacy.renormalises
         self.form = one_message(self.algorithm, self.task, gossip=assembly.network is not None)[1]
         self.honest = assembly.pipeline.run.honest
@@ -113,10 +114,10 @@ class RunState(ABC):
             event = event.without(self.backend.lost, renormalise=self.renormalises)
         return event, messages
 
-    def _bytes(self, messages: Message) -> int:
-        """Of one message as it travels."""
+    def _bytes(self, messages: Message, first: bool) -> int:
+        """Of one message as it travels, in the `first` round or in another."""
         sent = {k: v for k, v in messages.items() if k in self.form or SEPARATOR in k}
-        return self.assembly.pipeline.row_bytes(sent)
+        return self.assembly.pipeline.row_bytes(sent, first)
 
 
 class ServerState(RunState):
@@ -153,7 +154,7 @@ class ServerState(RunState):
                 return Combined(event, None)
             messages = empty
         info = describe(self.algorithm, self.task, event)
-        size = self._bytes(messages)
+        size = self._bytes(messages, event.number == 1)
         messages = self.assembly.pipeline.receive(messages, event)
         assert info.weights is not None
         aggregate, self.rule = self.aggregator.bind(messages, info.weights.squeeze(-1), self.rule)
@@ -192,7 +193,7 @@ class GraphState(RunState):
         if not len(event.clients):
             return Combined(event, None)
         info = describe(self.algorithm, self.task, event)
-        size = self._bytes(messages)
+        size = self._bytes(messages, event.number == 1)
         mixed = self.mixing.round(event.mixing, event.clients, self.assembly.pipeline, event)
         aggregate = self.assembly.privacy.aggregate(info, self.values, messages, mixed)
         self.values = finish(self.algorithm, self.values, messages, info, aggregate, self._rows(event.clients))

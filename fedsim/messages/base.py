@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -45,6 +45,9 @@ class MessageTransform(Part, ABC):
     Rows are clients, ``[m, d]`` (or ``[m, 1]`` for a number per client). A method that draws takes its key from
     ``run.seed``, the client and the round, and works row by row: then shards, chunks and resumed runs agree.
     """
+
+    keeps_idle: ClassVar[bool] = False
+    """Whether a node of a graph that did no local work remembers what it sent all the same."""
 
     @property
     def everyone(self) -> str | None:
@@ -88,6 +91,10 @@ class MessageTransform(Part, ABC):
         """Bytes of one client's message as it travels, from its `form` before this transform; None: unchanged."""
         return None
 
+    def first_bytes(self, form: Message) -> int | None:
+        """`row_bytes` of a message of the first round, where that is not like those of the others; None: it is."""
+        return None
+
 
 @dataclass(frozen=True)
 class Pipeline:
@@ -117,6 +124,11 @@ class Pipeline:
             after |= {prefix + k: v for k, v in mine.items()}
         return message, after
 
+    def idle(self, kept: State) -> State:
+        """Of what `send` says is kept the rows that nodes without local work keep, too."""
+        mine = tuple(f"{i}{SEPARATOR}" for i, link in enumerate(self.links) if link.keeps_idle)
+        return {k: v for k, v in kept.items() if k.startswith(mine)} if mine else {}
+
     def receive(self, message: Message, arrived: Arrived) -> Message:
         """What a server combines."""
         for link in self.links:
@@ -135,11 +147,12 @@ class Pipeline:
             heard = link.edges(heard, arrived, self.run)
         return heard
 
-    def row_bytes(self, form: Message) -> int:
-        """Bytes of one client's message as it travels."""
+    def row_bytes(self, form: Message, first: bool = False) -> int:
+        """Bytes of one client's message as it travels, in the first round or in another."""
         size = message_bytes(form)
         for link in self.links:
-            changed = link.row_bytes(form)
+            changed = link.first_bytes(form) if first else None
+            changed = link.row_bytes(form) if changed is None else changed
             size = size if changed is None else changed
         return size
 

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -28,6 +30,27 @@ from fedsim.core.job import Job, RunFacts
 from fedsim.core.registry import register
 from fedsim.core.types import Count, Fraction, Message, State, norm
 from fedsim.messages.base import MessageTransform
+
+Remembers = Literal["differences", "copies", "errors"]
+"""What is kept of what was sent; see `fed_back`."""
+
+
+def fed_back(how: Remembers, v: Tensor, kept: Tensor, compress: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """What is sent of v, and what is kept of it for the next time; all are rows ``[m, d]``.
+
+    ``errors``: C(e + v), and e + v - C(e + v). ``differences``: C(v - h), and h + C(v - h). ``copies``: as before, but
+    what is sent is the new h, which whoever has the old one can tell from C(v - h).
+    """
+    if how == "errors":
+        whole = kept + v
+        sent = compress(whole)
+        return sent, whole - sent
+    change = compress(v - kept)
+    after = kept + change
+    return (after if how == "copies" else change), after
+
+
+_FEEDBACK: Mapping[str, Remembers] = {"ef14": "errors", "ef21": "copies"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +97,7 @@ class Compressor(MessageTransform):
         unknown = [k for k in self.keys or () if k not in form]
         if unknown:
             raise InputError(f"found '{unknown[0]}', allowed: {', '.join(form)}", key="compression.keys")
-        if self.feedback != "none" and not all(self._contracts(form[k].shape[-1]) for k in self._vectors(form)):
+        if self.feedback != "none" and not all(self._contracts(form[k].shape[-1]) for k in self.vectors(form)):
             raise InputError(
                 f"found '{self.feedback}' with a compressor whose error may be larger than what it compresses, so that "
                 "what is fed back would grow without bound; allowed: none, or a contractive compressor (of rand_k one "
@@ -90,25 +113,24 @@ class Compressor(MessageTransform):
     def fresh(self, form: Message) -> State:
         if self.feedback == "none":
             return {}
-        return {k: torch.zeros_like(form[k]) for k in self._vectors(form)}
+        return {k: torch.zeros_like(form[k]) for k in self.vectors(form)}
 
     def send(self, message: Message, kept: State, job: Job, run: RunFacts) -> tuple[Message, State]:
         sent, after = dict(message), dict(kept)
-        for place, k in enumerate(self._vectors(message)):
-            v = message[k]
-            u = self._uniforms(v, job, run, place)
-            if self.feedback == "ef14":
-                whole = kept[k] + v
-                sent[k] = self(whole, u)
-                after[k] = whole - sent[k]
-            elif self.feedback == "ef21":
-                after[k] = sent[k] = kept[k] + self(v - kept[k], u)
+        for place, k in enumerate(self.vectors(message)):
+            compress = partial(self.drawing, job=job, run=run, place=place)
+            if self.feedback == "none":
+                sent[k] = compress(message[k])
             else:
-                sent[k] = self(v, u)
+                sent[k], after[k] = fed_back(_FEEDBACK[self.feedback], message[k], kept[k], compress)
         return sent, after
 
+    def drawing(self, v: Tensor, job: Job, run: RunFacts, place: int) -> Tensor:
+        """C of rows ``[m, d]`` of the clients of `job`, with their draws for the vector number `place` of a message."""
+        return self(v, self._uniforms(v, job, run, place))
+
     def row_bytes(self, form: Message) -> int:
-        compressed = self._vectors(form)
+        compressed = self.vectors(form)
         total = 0
         for k, v in form.items():
             number = 8 * v.element_size()
@@ -116,7 +138,8 @@ class Compressor(MessageTransform):
             total += -(-bits // 8)
         return total
 
-    def _vectors(self, form: Message) -> list[str]:
+    def vectors(self, form: Message) -> list[str]:
+        """Names of the vectors of a message that are compressed."""
         return [k for k, v in form.items() if v.shape[-1] > 1 and (self.keys is None or k in self.keys)]
 
     def _uniforms(self, v: Tensor, job: Job, run: RunFacts, place: int) -> Tensor:
@@ -126,6 +149,21 @@ class Compressor(MessageTransform):
         keys = rng.fold(rng.key(run.seed, "compress", job.clients[:, None], job.rounds[:, None]), place)
         draws = rng.uniform(rng.fold(keys, np.arange(v.shape[-1])[None, :]))
         return torch.as_tensor(draws, dtype=v.dtype, device=v.device)
+
+
+@register.compressor("none")
+@dataclass(frozen=True, kw_only=True)
+class Whole(Compressor):
+    """The vector itself, in all its bits: what others are compared with. alpha = 1."""
+
+    def __call__(self, v: Tensor, u: Tensor) -> Tensor:
+        return v
+
+    def bits(self, d: int, number: int) -> int:
+        return d * number
+
+    def alpha(self, d: int) -> float:
+        return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +187,7 @@ class _Sparse(Compressor):
         if (self.k is None) == (self.fraction is None):
             found = "neither 'k' nor 'fraction'" if self.k is None else "both 'k' and 'fraction'"
             raise InputError(f"found {found}, allowed: one of the two", key="compression.k")
-        for name in self._vectors(form):
+        for name in self.vectors(form):
             d = form[name].shape[-1]
             if self.kept(d) > d:
                 raise InputError(f"found {self.k}, allowed: at most {d}, the length of '{name}'", key="compression.k")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core import rng
-from fedsim.core.arrays import Ints
+from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.oracle import Oracle, Plan, Task
 from fedsim.core.types import BatchSize
@@ -80,6 +80,14 @@ class QuadraticTask(Task):
         if self._optimum is not None:
             result["optimum_distance"] = float(torch.linalg.vector_norm(params - self._optimum))
         return result
+
+    def smoothness(self, weights: Floats) -> tuple[Floats, float]:
+        """The largest eigenvalues of the A_i, and of their mean."""
+        w = torch.as_tensor(weights, dtype=self.dtype, device=self.device).view(-1, *[1] * (self.A.dim() - 1))
+        curvatures = torch.cat([self.A, (w * self.A).sum(0, keepdim=True)])
+        largest = curvatures.amax(-1) if self.A.dim() == 2 else torch.linalg.eigvalsh(curvatures)[:, -1]
+        found = largest.double().cpu().numpy()
+        return found[:-1], float(found[-1])
 
     def _times(self, A: Tensor, v: Tensor) -> Tensor:
         return A * v if A.dim() == 2 else torch.einsum("mij,mj->mi", A, v)

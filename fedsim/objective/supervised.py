@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import Self, TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from fedsim.models.losses import Loss
 from fedsim.objective import minibatch
 from fedsim.objective.kernel import Kernel, Precision
 from fedsim.objective.persample import budget, parts
+from fedsim.objective.smoothness import of_linear
 from fedsim.objective.stacked import Way, build_kernel
 
 _T = TypeVar("_T")
@@ -143,6 +145,13 @@ class SupervisedTask(Task):
         own = np.concatenate([self.indices[self.offsets[c] : self.offsets[c + 1]] for c in clients])
         part._train_rows = _subset(own, self._eval_samples, self.seed, "train")
         return part
+
+    def smoothness(self, weights: Floats) -> tuple[Floats, float] | None:
+        """Of a linear model; of other models none is known."""
+        if not self.sees_training_data or self.augment is not None:
+            return None
+        rows = [self.indices[a:b] for a, b in pairwise(self.offsets.tolist())]
+        return of_linear(self.kernel.module, self.loss_name, self.inputs, rows, weights)
 
     def answers(
         self, params: Tensor, client: int | None = None, change: Callable[[Tensor], Tensor] | None = None

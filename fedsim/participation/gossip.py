@@ -205,6 +205,8 @@ def check_laws(mode: Laws, setting: Setting) -> None:
                 getattr(mode, key).draw(items, setting.seed, purpose, 1)
             except InputError as error:
                 raise error.under(f"participation.{key}") from None
+    if algorithm.needs.compression == "copies":
+        _check_copies(mode, setting)
     if algorithm.needs.links == "always" or all(is_symmetric(m.matrix) for m in network.mixings):
         return
     if any((mode.links.draw(len(m.links), setting.seed, "link", 1) < 1).any() for m in network.mixings):
@@ -223,6 +225,18 @@ def _all_pairs(network: Network) -> float:
     n = network.topology.num_nodes
     pairs = n * (n - 1) // (1 if network.topology.directed else 2)
     return float(all(len(m.links) == pairs for m in network.mixings))
+
+
+def _check_copies(mode: Laws, setting: Setting) -> None:
+    """Raise InputError where a link does not fire in every round: copies of one node at its neighbours would differ."""
+    algorithm, network = setting.gossip
+    why = f"{type(algorithm).__name__}'s nodes keep copies of all neighbours, which move with every message"
+    if len(network.mixings) > 1:
+        raise InputError(
+            f"found {len(network.mixings)} graphs that take turns, but {why}; allowed: one graph", key="topology"
+        )
+    if (mode.links.draw(len(network.mixings[0].links), setting.seed, "link", 1) < 1).any():
+        raise InputError(f"found probabilities below 1, but {why}; allowed: 1", key="participation.links")
 
 
 def _bernoulli(probability: Floats, keys: Any, indicator: str) -> Bools:

@@ -9,6 +9,7 @@ from fedsim.messages.attack import Attack
 from fedsim.messages.attackers import Attackers
 from fedsim.messages.base import MessageTransform
 from fedsim.participation.synchronous import Synchronous
+from fedsim.scenario.compressor_checks import own_compressor_problems
 from fedsim.scenario.sections import Scenario
 
 
@@ -16,10 +17,14 @@ def message_problems(s: Scenario) -> Iterator[Problem]:
     """Rules about the sections ``compression`` and ``attack`` that need neither data nor graph."""
     attack = s.attack if changes_messages(s.attack) else None
     name = s.names["algorithm"]
+    yield from own_compressor_problems(s, attack is not None)
     for section, part in (("compression", s.compression), ("attack", attack)):
-        if part is None:
+        if part is None or s.algorithm.needs.compression is not None:
             continue
-        if s.algorithm.setting == "gossip" and type(part).edges is MessageTransform.edges:
+        if s.algorithm.setting == "gossip" and type(part).edges is MessageTransform.edges and section == "compression":
+            message = f"nodes send models to each other, and with '{name}' it compresses them without memory"
+            yield Problem(f"{message}; allowed on a graph: choco, beer, deepsqueeze", section)
+        elif s.algorithm.setting == "gossip" and type(part).edges is MessageTransform.edges:
             message = "it acts on what clients send to a server, and here nodes send models to each other"
             yield Problem(f"{message}; allowed on a graph: remove the section", section)
         elif s.algorithm.setting == "server" and not s.algorithm.needs.through_aggregate:
@@ -30,15 +35,23 @@ def message_problems(s: Scenario) -> Iterator[Problem]:
             yield Problem(message, section)
         if part.everyone is not None and s.participation.clocked:
             yield Problem(f"{part.everyone}; allowed: mode synchronous with all clients", "participation.mode")
+        if part.everyone is not None and s.backend.client_errors == "drop":
+            yield Problem(f"found 'drop', but {part.everyone}; allowed: fail", "backend.client_errors")
     if s.compression is not None and s.algorithm.needs.everyone is not None:
         yield Problem(f"'{name}' adds up what all clients send, which compression would change", "compression")
     if s.privacy is not None and s.privacy.counts_on_messages:
         for section, part, why in (
-            ("compression", s.compression, "noise and sensitivity are made for messages as they are clipped"),
+            (
+                "compression",
+                s.own_compressor or s.compression,
+                "noise and sensitivity are made for messages as they are clipped",
+            ),
             ("attack", attack, "noise is made for the sum of clipped messages, which attackers do not keep to"),
         ):
             if part is not None:
-                yield Problem(f"found it beside '{s.names['privacy']}': {why}; allowed: dp_sgd, local_dp", section)
+                found = "found it" if section in s.given else f"'{name}' compresses what is sent"
+                at = section if section in s.given else "algorithm.name"
+                yield Problem(f"{found} beside '{s.names['privacy']}': {why}; allowed: dp_sgd, local_dp", at)
     if s.attack is not None and s.audits:
         yield Problem("an audit asks what an honest run gives away; allowed: one of the two sections", "attack")
     if isinstance(s.attack, Attack):

@@ -26,6 +26,8 @@ from fedsim.devices.system import SystemSection
 from fedsim.graphs.base import Graph
 from fedsim.messages.aggregators import Aggregator
 from fedsim.messages.base import MessageTransform
+from fedsim.messages.compressors import Compressor, Whole
+from fedsim.messages.memory import OwnCompressor
 from fedsim.models.build import Model
 from fedsim.objective.kernel import Precision
 from fedsim.objective.stacked import Way
@@ -181,7 +183,17 @@ class Scenario:
     @property
     def transforms(self) -> tuple[MessageTransform, ...]:
         """What happens to messages after privacy, in its order: compression at clients, attacks as they arrive."""
-        return tuple(part for part in (self.compression, self.attack) if part is not None)
+        compression = self.own_compressor or self.compression
+        return tuple(part for part in (compression, self.attack) if part is not None)
+
+    @property
+    def own_compressor(self) -> OwnCompressor | None:
+        """What an algorithm does to its messages whose compressor `compression` is; None where it has none."""
+        needs = self.algorithm.needs.compression
+        if needs is None or not isinstance(self.compression, Compressor | None):
+            return None
+        compressor = self.compression or Whole()
+        return OwnCompressor(compressor=compressor, remembers=needs, **self.algorithm.compresses)
 
     @property
     def base(self) -> Path:

@@ -34,7 +34,8 @@ def sections(name: str, data: dict[str, Any], rounds: int = 5, **more: Any) -> d
         "run": {"rounds": rounds, "dtype": "float64", "eval_every": 2, "trace": True, "device": "cpu"},
     }
     if gossip:
-        made |= {"topology": {"graph": "ring"}, "participation": {"mode": "gossip", "compute": 0.6, "links": 0.7}}
+        links = 1.0 if kind.needs.compression == "copies" else 0.7  # copies that neighbours keep need every message
+        made |= {"topology": {"graph": "ring"}, "participation": {"mode": "gossip", "compute": 0.6, "links": links}}
     if "file" not in data:
         made["model"] = {"name": "mlp", "hidden": [6]}
     return {**made, **more}
