@@ -30,13 +30,12 @@ class Mixing:
     ----------
     rule : what a node makes of what it hears (None: the weighted sum).
     exchanges : how often nodes mix where the algorithm mixes once.
-    late : how many neighbours, drawn among the honest ones with `seed`, are not heard in an exchange.
+    late : how many neighbours, drawn among the honest ones, are not heard in an exchange.
     """
 
     rule: GraphRule | None = None
     exchanges: int = 1
     late: int = 0
-    seed: int = 0
 
     def exchange(self, matrix: MixingMatrix, nodes: Ints, pipeline: Pipeline, arrived: Arrived) -> Aggregate:
         """One exchange after the other in a round: every call is the next one, ``[k, d] -> [m, d]``.
@@ -68,7 +67,8 @@ class _Exchange:
         self.made = 0
 
     def __call__(self, values: Tensor) -> Tensor:
-        heard = Heard(values, self.nodes, self.matrix.matrix, self.own, self.made)
+        run = self.pipeline.run
+        heard = Heard(values, self.nodes, self.matrix.matrix, self.own, self.arrived.number, self.made, run)
         self.made += 1
         if not len(self.attackers):
             return self._combined(heard)
@@ -90,9 +90,7 @@ class _Exchange:
         """Entries of those who come too late: of every receiver the same number, the attackers last."""
         receivers = heard.receivers[heard.rows]
         links = np.flatnonzero(heard.senders != receivers)
-        key = rng.key(
-            self.mixing.seed, "late", receivers[links], heard.senders[links], self.arrived.number, heard.exchange
-        )
+        key = rng.key(heard.run.seed, "late", receivers[links], heard.senders[links], heard.round, heard.exchange)
         order = links[np.lexsort((rng.uniform(key), np.isin(heard.senders[links], self.attackers), heard.rows[links]))]
         rows = heard.rows[order]
         place = np.arange(len(rows)) - np.searchsorted(rows, rows)

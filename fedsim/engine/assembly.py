@@ -85,7 +85,7 @@ class Assembly:
         if not isinstance(algorithm, GossipAlgorithm):
             return Mixing()
         late = 0 if rule is None or algorithm.waits_for_all() else rule.tolerated or 0
-        return Mixing(rule, self.privacy.exchanges * algorithm.mixings(), late, scenario.seed)
+        return Mixing(rule, self.privacy.exchanges * algorithm.mixings(), late)
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,8 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
         None if network is None else network.mixings[0].links,
     )  # fmt: skip
     task = attacked(s, task, facts)
+    if network is not None:
+        _check_rule(s, network, facts)
     durations = None
     sent = one_message(s.algorithm, task, gossip=network is not None)[1]
     transforms = Pipeline(s.transforms, facts)
@@ -197,6 +199,25 @@ def _settled(s: Scenario, task: Task) -> Scenario:
     own = s.own_compressor
     with _section("algorithm"):
         return replace(s, algorithm=s.algorithm.settled(task, None if own is None else own.alpha(task.dim)))
+
+
+def _check_rule(s: Scenario, network: Network, run: RunFacts) -> None:
+    """Raise InputError where an honest node of some graph has too few neighbours for the rule that it runs."""
+    rule = rule_of(s.aggregator)
+    if rule is None:
+        return
+    late = 0 if not isinstance(s.algorithm, GossipAlgorithm) or s.algorithm.waits_for_all() else rule.tolerated or 0
+    with _section("aggregator"):
+        for mixing in network.mixings:
+            honest = np.arange(mixing.n) if run.honest is None else run.honest
+            node = int(honest[mixing.degrees[honest].argmin()])
+            hears = max(int(mixing.degrees[node]) - late, 0)
+            try:
+                rule.check(hears)
+            except InputError as error:
+                (problem,) = error.problems
+                found = f"node {node} has its own message and hears {hears}: {problem.message}"
+                raise InputError(f"{found}; allowed: a smaller number, or more neighbours", problem.key) from None
 
 
 def _supervised(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.core import rng
 from fedsim.core.arrays import Ints
 from fedsim.core.crew import each
 from fedsim.core.errors import InputError
+from fedsim.core.job import Contribution
 from fedsim.core.types import Aggregate, Message, State
 from fedsim.messages.aggregators import Aggregator
 from fedsim.messages.heard import Heard, Near
@@ -33,12 +37,15 @@ class GraphRule(Aggregator):
         """
         raise InputError(f"{type(self).__name__} is a rule of a graph's nodes, allowed with a server: another rule")
 
+    weighs: ClassVar[bool] = True
+    """Whether weights of links count."""
+
     @abstractmethod
     def combine(self, near: Near) -> Tensor:
         """What the receivers of `near` make of what they have, ``[r, d]``."""
 
-    def check(self, degrees: Ints) -> None:
-        """Raise InputError where nodes with so many neighbours, ``[n]``, are too few for it."""
+    def check(self, degree: int) -> None:
+        """Raise InputError where it can do nothing at a node with so many neighbours."""
 
     @property
     def tolerated(self) -> int | None:
@@ -66,19 +73,46 @@ class GraphRule(Aggregator):
 
 @dataclass(frozen=True)
 class EachNode(GraphRule):
-    """A server's rule at every node, on its own and its neighbours' messages alike: links have no weights."""
+    """A server's rule at every node, on its own and its neighbours' messages alike: links have no weights.
+
+    A node that hears too few in an exchange, since links do not fire or messages are not finite, keeps its own.
+    """
 
     rule: Aggregator
+
+    weighs: ClassVar[bool] = False
 
     @property
     def tolerated(self) -> int | None:
         found = getattr(self.rule, "f", None)
         return found if isinstance(found, int) else None
 
+    def check(self, degree: int) -> None:
+        why = self.rule.needs(degree + 1)
+        if why is not None:
+            raise InputError(why, key="name" if self.tolerated is None else "f")
+
     def combine(self, near: Near) -> Tensor:
-        values = near.all()
-        weights = values.new_full((values.shape[1],), 1.0 / values.shape[1])
-        return torch.stack([self.rule(rows, weights) for rows in values])
+        rule, m = self._without(near.lost), near.degree + 1
+        if rule.needs(m) is not None:
+            return near.own
+        values, heard = near.all(), near.heard
+        weights = values.new_full((m,), 1.0 / m)
+        one, result = np.ones(m, dtype=np.int64), torch.empty_like(near.own)
+        for row, node in enumerate(heard.nodes[near.rows].tolist()):
+            arrived = Contribution(heard.round, near.numbers[row], heard.round * one, one)
+            seed = int(rng.key(heard.run.seed, "at node", node, heard.exchange)[0]) >> 1
+            found, _ = rule.bind_in({"values": values[row]}, weights, {}, arrived, replace(heard.run, seed=seed))
+            result[row] = found(values[row])
+        return result
+
+    def _without(self, lost: int) -> Aggregator:
+        """The rule where that many messages have been dropped already."""
+        f = self.tolerated
+        if not lost or not f:
+            return self.rule
+        changed: Any = self.rule
+        return cast(Aggregator, replace(changed, f=max(f - lost, 0)))
 
 
 def rule_of(aggregator: Aggregator) -> GraphRule | None:

@@ -16,6 +16,7 @@ from scipy import sparse
 from torch import Tensor
 
 from fedsim.core.arrays import Ints
+from fedsim.core.job import RunFacts
 
 PART_BYTES = 2**25
 """Bytes of neighbours' messages that are gathered at a time."""
@@ -33,14 +34,17 @@ class Heard:
     matrix : weights ``[m, k]``, a row per receiver. The entries of a row are in the order of the senders' numbers, so
         that ties are broken alike wherever it is computed.
     own : the row of `values` that is the receiver's own, ``[m]``.
-    exchange : how often these nodes have mixed in this round before.
+    round, exchange : the number of the round, and how often these nodes have mixed in it before.
+    run : what draws are keyed with.
     """
 
     values: Tensor
     nodes: Ints
     matrix: sparse.csr_array
     own: Ints
+    round: int = 1
     exchange: int = 0
+    run: RunFacts = RunFacts(0, 0)  # noqa: RUF009 - frozen
 
     @property
     def receivers(self) -> Ints:
@@ -168,10 +172,20 @@ class Near:
 
     def all(self) -> Tensor:
         """Everything that a receiver has, its own among the others' in the order of numbers, ``[r, n + 1, d]``."""
+        return self._taken(self._all)
+
+    @property
+    def numbers(self) -> Ints:
+        """Whose messages `all` gives, ``[r, n + 1]``."""
+        found: Ints = self.heard.nodes[self._all]
+        return found
+
+    @cached_property
+    def _all(self) -> Ints:
         places = np.arange(self.degree + 1)[None]
         at = self.before[:, None]
         others = np.take_along_axis(self.columns, np.clip(places - (places > at), 0, self.degree - 1), axis=1)
-        return self._taken(np.where(places == at, self.rows[:, None], others))
+        return np.where(places == at, self.rows[:, None], others)
 
     def _taken(self, rows: Ints) -> Tensor:
         values = self.heard.values

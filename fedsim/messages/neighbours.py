@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -48,6 +48,8 @@ class NearestNeighbourAveraging(Weighing):
     """
 
     f: Tolerated
+
+    weighs: ClassVar[bool] = False
 
     def factors(self, near: Near) -> Tensor:
         kept = max(near.degree - max(self.f - near.lost, 0), 0)
@@ -197,6 +199,8 @@ class Bridge(GraphRule):
     """
 
     f: Tolerated
+
+    weighs: ClassVar[bool] = False
 
     def combine(self, near: Near) -> Tensor:
         n = near.degree

@@ -27,6 +27,7 @@ from fedsim.participation.gossip import Gossip
 from fedsim.participation.record import whole
 from fedsim.participation.synchronous import Synchronous
 from fedsim.reports.attack import attack_facts
+from fedsim.reports.neighbourhoods import rule_facts
 from fedsim.scenario.load import given, parse
 from fedsim.scenario.sections import Scenario
 
@@ -46,7 +47,7 @@ def plan(scenario: Scenario | str | Path | Mapping[str, Any]) -> dict[str, Rows]
     rounds = _rounds(scenario, a)
     sections = {"scenario": _scenario(scenario), "data": _data(a), "work": _work(scenario, a, rounds)}
     if a.network is not None:
-        sections["network"] = _network(scenario, a)
+        sections["network"] = _network(scenario, a) | rule_facts(scenario, a)
     if attack := attack_facts(scenario, a):
         sections["attack"] = attack
     if a.privacy.claims:

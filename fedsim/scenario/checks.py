@@ -15,6 +15,7 @@ from fedsim.core.errors import InputError, Problem
 from fedsim.core.metrics import columns
 from fedsim.data.division import column_of
 from fedsim.data.sets import Dataset, Quadratic, QuadraticFile
+from fedsim.messages.aggregators import Aggregator
 from fedsim.messages.graph_rules import GraphRule, rule_of
 from fedsim.participation.clocked import Clocked
 from fedsim.participation.poisson import PoissonGossip
@@ -112,6 +113,9 @@ def _rule_of_graph(s: Scenario) -> Iterator[Problem]:
         yield Problem(f"{found}; allowed: all, or a rule such as nna that has", "algorithm.wait")
     if rule is None:
         return
+    if type(s.aggregator).fresh is not Aggregator.fresh or s.aggregator.everyone is not None:
+        message = f"found '{name}', but it keeps something at the server; allowed on a graph: another, such as median"
+        yield Problem(message, "aggregator.name")
     why = s.algorithm.needs.linear_mixing
     if why is not None:
         yield Problem(f"found '{name}', but {why}; allowed with '{asked}': mean", "aggregator.name")

@@ -19,7 +19,7 @@ from fedsim.graphs.mixing import mixing_matrix
 from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
 from fedsim.messages import heard as heard_module
 from fedsim.messages.base import Pipeline
-from fedsim.messages.graph_rules import GraphRule, rule_of
+from fedsim.messages.graph_rules import EachNode, GraphRule, rule_of
 from fedsim.messages.heard import Heard
 
 CPU = torch.device("cpu")
@@ -160,3 +160,39 @@ def test_hearing_another_message_over_one_link() -> None:
     some = told.only(np.array([1, 3]))
     assert some.receivers.tolist() == [1, 3]
     assert torch.equal(MixingMatrix(some.matrix, CPU)(some.values), mixed[[1, 3]])
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [("krum", {"f": 1}), ("trimmed_mean", {"f": 1}), ("geometric_median", {}), ("multi_krum", {"f": 1})],
+)
+def test_a_servers_rule_at_every_node(name: str, keys: dict[str, Any]) -> None:
+    """On the rows of the node and its neighbours in the order of their numbers; a row that is not finite counts."""
+    matrix = matrix_of(nx.complete_graph(8))
+    values = torch.randn((8, 3), dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    part = part_from("aggregator", "name", {"name": name, **keys})
+    everywhere = EachNode(part).mix(heard(values, matrix))
+    assert (everywhere - part.of(values)).abs().max() < 1e-12
+    values[4] = torch.nan
+    left = [0, 1, 2, 3, 5, 6, 7]
+    expected = part.of(values)
+    found = EachNode(part).mix(heard(values, matrix))[left]
+    assert (found - expected).abs().max() < 1e-12
+
+
+def test_buckets_differ_from_node_to_node() -> None:
+    part = part_from("aggregator", "name", {"name": "median", "pre": {"name": "bucketing", "s": 2}})
+    matrix = matrix_of(nx.complete_graph(8))
+    values = torch.randn((8, 3), dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    found = EachNode(part).mix(heard(values, matrix))
+    assert len({tuple(row) for row in found.tolist()}) > 3
+    again = Heard(values, np.arange(8), matrix, np.arange(8), round=2)
+    assert not torch.equal(EachNode(part).mix(again), found)
+
+
+def test_who_hears_too_few_keeps_its_own() -> None:
+    matrix = matrix_of(nx.path_graph(6))
+    values = torch.arange(6.0, dtype=torch.float64).reshape(6, 1) ** 2
+    found = rule("trimmed_mean", 1).mix(heard(values, matrix))  # the ends hear one, and three are needed
+    assert torch.equal(found[[0, 5]], values[[0, 5]])
+    assert torch.equal(found[1:5], values[1:5])  # the middle of three
