@@ -66,7 +66,7 @@ def changes_messages(part: MessageTransform | None) -> bool:
 def _attack(s: Scenario, attack: Attack) -> Iterator[Problem]:
     """What an attack on messages needs of the round that it happens in."""
     name = s.names["attack"]
-    if not attack.finite and s.aggregator.linear:
+    if not attack.finite and s.aggregator.is_linear:
         message = (
             f"'{name}' sends what is no number, and '{s.names['aggregator']}' weighs every message, so that nothing "
             "would be left of the model; allowed: a rule that leaves such messages out, such as krum or median"

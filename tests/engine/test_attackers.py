@@ -16,7 +16,8 @@ from reference import attacks as reference
 import fedsim
 from fedsim.core.errors import InputError
 from fedsim.core.job import Job, RunFacts
-from fedsim.engine.assembly import assemble
+from fedsim.deployment.noise import check_trust
+from fedsim.engine.assembly import Held, assemble, load_data
 from fedsim.scenario.load import parse
 
 EDGES = [(0, 1), (0, 2), (1, 2), (3, 4), (3, 5), (4, 5), (2, 3), (2, 6), (3, 7)]
@@ -223,6 +224,26 @@ def test_boosted_messages() -> None:
     sent, _ = part.send(messages, {}, Job(np.array([0, 1]), one, one, {}), RunFacts(0, 6))
     assert sent["delta"].tolist() == [[1.0] * 3, [5.0] * 3]
     assert sent["steps"].tolist() == [[1.0], [1.0]]
+
+
+@pytest.mark.parametrize("client,poisoned", [(1, True), (2, False)])
+def test_a_machine_of_a_deployment_poisons_its_own_rows(client: int, poisoned: bool) -> None:
+    """A client of a deployment has its rows alone, and attacks where the scenario says that it does."""
+    data = load_data(parse(DIGITS))
+    sizes = np.full(6, len(data.train_y))
+    scenario = parse({**DIGITS, "attack": {"name": "label_flip", "attackers": [1, 4]}})
+    check_trust(scenario)
+    _, labels = own(assemble(scenario, held=Held(data, client, sizes)).task, client)
+    assert labels.tolist() == [9 - y if poisoned else y for y in data.train_y.tolist()]
+
+
+@pytest.mark.parametrize(
+    "attack", [{"name": "zero"}, {"name": "alie"}, {"name": "backdoor", "target": 1, "boost": 2.0}]
+)
+def test_machines_of_a_deployment_send_what_they_send(attack: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="poisoned data"):
+        check_trust(parse({**DIGITS, "attack": {"attackers": 2, **attack}}))
+    check_trust(parse({**DIGITS, "attack": {"attackers": 2, "name": "backdoor", "target": 1}}))
 
 
 # --- on graphs --------------------------------------------------------------------------------------------------------
