@@ -19,7 +19,7 @@ from fedsim.clients.round import describe, finish
 from fedsim.core.arrays import Floats
 from fedsim.core.errors import InputError
 from fedsim.core.fields import part_from
-from fedsim.core.job import Contribution
+from fedsim.core.job import Contribution, RunFacts
 from fedsim.core.types import State
 
 _CLIENT_HALF = ("init_client", "broadcast", "start", "local_step", "direction", "gradient", "message")
@@ -53,6 +53,8 @@ def make_strategy(algorithm: Mapping[str, Any], aggregator: Mapping[str, Any] | 
             "allowed: fedavg, fedadam, fedyogi, fedadagrad",
             key="name",
         )
+    if combine_with.everyone is not None:
+        raise InputError(f"{combine_with.everyone}, and a Strategy does not know its clients' numbers", key="name")
 
     class FedsimStrategy(FedAvg):
         """``x = combine(x, {x_i - x})``."""
@@ -83,8 +85,11 @@ def make_strategy(algorithm: Mapping[str, Any], aggregator: Mapping[str, Any] | 
                 self.state, self.rule = part.init(x), combine_with.fresh({"delta": messages["delta"][:1]})
             self.state = {**self.state, "x": x}
             cohort = _Cohort(len(contents), weights.double().numpy(), x.dtype, x.device)
-            info = describe(part, cohort, cohort.round(server_round))
-            aggregate, self.rule = combine_with.bind(messages, weights, self.rule)
+            event = cohort.round(server_round)
+            if combine_with.needs(len(contents)) is not None:  # too few for the rule: the model stays
+                return ArrayRecord({k: Array(v) for k, v in self.received.items()}), metrics
+            info, facts = describe(part, cohort, event), RunFacts(cohort.seed, len(contents))
+            aggregate, self.rule = combine_with.bind_in(messages, weights, self.rule, event, facts)
             self.state = finish(part, self.state, messages, info, aggregate)
             made = _parted(self.state["x"], self.received, names)
             for k in set(self.received) - set(names):

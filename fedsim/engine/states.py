@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -153,14 +153,23 @@ class ServerState(RunState):
             if empty is None:
                 return Combined(event, None)
             messages = empty
-        info = describe(self.algorithm, self.task, event)
         size = self._bytes(messages, event.number == 1)
-        messages = self.assembly.pipeline.receive(messages, event)
+        everything, event = event, event.current()
+        if len(event.clients) < len(everything.clients):
+            places = torch.as_tensor(everything.places(), device=self.task.device)
+            messages = {k: v[places] for k, v in messages.items()}
+        too_few = self.aggregator.lacks(event.clients)
+        if too_few is not None:
+            return Combined(replace(everything, skipped=too_few), size)
+        info = describe(self.algorithm, self.task, event)
+        pipeline = self.assembly.pipeline
+        messages = pipeline.receive(messages, event)
         assert info.weights is not None
-        aggregate, self.rule = self.aggregator.bind(messages, info.weights.squeeze(-1), self.rule)
+        weights = info.weights.squeeze(-1)
+        aggregate, self.rule = self.aggregator.bind_in(messages, weights, self.rule, event, pipeline.run)
         aggregate = self.assembly.privacy.aggregate(info, self.values, messages, aggregate)
         self.values = finish(self.algorithm, self.values, messages, info, aggregate)
-        return Combined(event, size)
+        return Combined(everything, size)
 
     def centre(self) -> Tensor:
         return self.values["x"]

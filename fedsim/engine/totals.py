@@ -23,9 +23,16 @@ class Totals:
     staleness: int = 0
     empty: int = 0
     """Rounds in which nobody took part."""
+    skipped: int = 0
+    """Rounds with too few messages for the aggregator."""
 
     def remark(self, rounds: int) -> str | None:
-        """What to say after `rounds` of which more than half were of nobody: the model hardly moves, or not at all."""
+        """What to say after `rounds` of which more than half changed nothing: the model hardly moves, or not at all."""
+        if 2 * self.skipped > rounds:
+            return (
+                f"{self.skipped} of the {rounds} rounds had too few messages for the aggregator and were skipped: "
+                "lower its f, or let more clients take part; trace.jsonl says what each of them lacked"
+            )
         if 2 * self.empty <= rounds:
             return None
         which = f"any of the {rounds} rounds" if self.empty == rounds else f"{self.empty} of the {rounds} rounds"

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from fedsim.core.arrays import Ints
 from fedsim.core.job import RunFacts
 from fedsim.core.registry import Part, register
 from fedsim.core.types import Aggregate, Message, State
@@ -34,9 +35,21 @@ class Aggregator(Part):
         """Why all clients have to take part in every round, where they have to."""
         return None
 
-    def needs(self, m: int) -> str | None:
-        """Why it cannot combine m messages, which are too few for it (None: it can); such a round is skipped."""
+    @property
+    def on_graph(self) -> str | None:
+        """Why it is no rule of a graph's nodes, where it is none."""
         return None
+
+    def check_clients(self, clients: int) -> None:
+        """Raise InputError where keys do not fit the number of clients."""
+
+    def needs(self, m: int) -> str | None:
+        """Why it cannot combine m messages, which are too few for it (None: it can)."""
+        return None
+
+    def lacks(self, clients: Ints) -> str | None:
+        """Why it cannot combine the messages of these clients (None: it can); such a round is skipped."""
+        return self.needs(len(clients))
 
     def fresh(self, form: Message) -> State:
         """What it keeps between rounds, before the first one; `form` is one client's message, rows of one."""

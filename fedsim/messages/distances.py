@@ -22,8 +22,8 @@ _LARGE = 1e15
 _INFINITE = 1e150
 """From it on squares are not finite in float64 either."""
 
-RowMap = Callable[[Tensor], Tensor]
-"""``[m, w] -> [m', w]``, the same for all columns."""
+RowMap = Callable[[Tensor, bool], Tensor]
+"""``[m, w] -> [m', w]``, the same for all columns; it is told whether they are a vector's, not a number per client."""
 
 
 def by_columns(rule: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class Table:
             for part in _split(tensor, _BLOCK):
                 block = part.double() if self.large else part.contiguous()
                 for change in self.maps:
-                    block = change(block)
+                    block = change(block, True)
                 yield block
 
     def mapped(self, change: RowMap) -> Table:
@@ -66,7 +66,7 @@ class Table:
             return self
         made = list(self.tensors)
         for change in self.maps:
-            made = [by_columns(change, tensor) for tensor in made]
+            made = [by_columns(lambda part, change=change: change(part, True), tensor) for tensor in made]  # type: ignore[misc]
         return Table(made, (), self.large)
 
 
@@ -126,6 +126,12 @@ def products(rows: Table, other: int) -> Tensor:
 def combination(rows: Table, shares: Tensor) -> list[Tensor]:
     """``shares [m] @ rows``, one ``[d_k]`` a tensor; of a settled table."""
     return [by_columns(lambda part: shares.to(part.dtype) @ part, tensor) for tensor in rows.tensors]
+
+
+def moved(change: Callable[[Tensor, Tensor], Tensor], rows: Tensor, point: Tensor) -> Tensor:
+    """``change(rows [m, w], point [w]) -> [w]`` of some columns at a time: ``[d]``."""
+    parts = zip(_split(rows, _PART), _split(point, _PART, len(rows)), strict=True)
+    return torch.cat([change(part, at) for part, at in parts])
 
 
 def _blocks_of(rows: Table, centre: Sequence[Tensor]) -> Iterator[Tensor]:

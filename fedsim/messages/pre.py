@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from fedsim.messages.distances import RowMap, Table, norms, square_distances
 @dataclass(frozen=True, kw_only=True)
 class PreAggregation(Part, ABC):
     """Base of the parts that ``aggregator.pre`` names."""
+
+    draws: ClassVar[bool] = False
+    """Whether it draws anew in every round."""
 
     @abstractmethod
     def change(self, rows: Table, f: int, arrived: Arrived, run: RunFacts) -> RowMap:
@@ -62,8 +65,9 @@ class _ToldByTheRule(PreAggregation):
 
     def needs(self, m: int, told: int | None) -> str | None:
         f = self.f if self.f is not None else told or 0
-        enough = f"{type(self).__name__} with f = {f} needs {2 * f + 1} rows (2f + 1), found {m}"
-        return None if m > 2 * f else enough
+        if m > 2 * f:
+            return None
+        return f"{type(self).__name__} with f = {f} needs at least {2 * f + 1} messages (2f + 1), found {m}"
 
     def faults(self, f: int, lost: int) -> int:
         return f if self.f is None else max(self.f - lost, 0)
@@ -80,7 +84,7 @@ class NNM(_ToldByTheRule):
         kept = len(distances) - f
         nearest = distances.argsort(dim=1, stable=True)[:, :kept]
         chosen = torch.zeros_like(distances).scatter_(1, nearest, 1.0)
-        return lambda values: (chosen.to(values.dtype) @ values) / kept
+        return lambda values, _: (chosen.to(values.dtype) @ values) / kept
 
 
 @register.pre("bucketing")
@@ -89,13 +93,14 @@ class Bucketing(PreAggregation):
     """Means of `s` rows each, in an order that is drawn anew in every round; the last may be of fewer (Karimireddy et
     al., arXiv 2006.09365)."""
 
+    draws: ClassVar[bool] = True
     s: Count
 
     def change(self, rows: Table, f: int, arrived: Arrived, run: RunFacts) -> RowMap:
         m = len(rows)
         word = rng.key(run.seed, "bucketing", arrived.number)
         order = np.argsort(rng.permute(word, np.arange(m), m))
-        return lambda values: buckets(values, order.tolist(), self.s)
+        return lambda values, _: buckets(values, order.tolist(), self.s)
 
     def rows(self, m: int) -> int:
         return -(-m // self.s)
@@ -133,7 +138,7 @@ class ARC(_ToldByTheRule):
 def scaled(size: Tensor, bound: Tensor) -> RowMap:
     """Rows of norms `size` scaled down to norm `bound`; numbers of one per client stay as they are."""
     factor = torch.where(size <= bound, torch.ones_like(size), bound / size).unsqueeze(1)
-    return lambda values: values * factor.to(values.dtype) if values.shape[-1] > 1 else values
+    return lambda values, vector: values * factor.to(values.dtype) if vector else values
 
 
 PreAggregations = Annotated[tuple[PreAggregation, ...], PartOf("pre", "pre", many=True)]

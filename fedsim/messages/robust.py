@@ -32,8 +32,11 @@ from fedsim.messages.pre import PreAggregations
 Attackers = Annotated[int, Field(ge=0)]
 """How many of a round's messages a rule is told to tolerate; it is not how many attackers there are."""
 
-Combine = Callable[[Tensor, Tensor | None], Tensor]
-"""Rows of some columns ``[m, w]`` and weights ``[m]`` to ``[w]``: sum(w) R(rows), without weights R(rows)."""
+Combine = Callable[[Tensor, Tensor | None, bool], Tensor]
+"""Rows of some columns ``[m, w]`` and weights ``[m]`` to ``[w]``: sum(w) R(rows), without weights R(rows).
+
+It is told whether they are columns of a vector; otherwise they are numbers, one per client.
+"""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,18 @@ class RobustRule(Aggregator):
         return (1, "1") if f is None else (2 * f + 1, "2f + 1")
 
     @property
+    def weighs(self) -> bool:
+        """Whether weights count for more than their sum."""
+        return False
+
+    @property
+    def on_graph(self) -> str | None:
+        for part in self.pre or ():
+            if part.draws:
+                return f"{type(part).__name__.lower()} draws anew in every round, which is one of a server"
+        return None
+
+    @property
     def told(self) -> int | None:
         """The number of attackers that it is told to tolerate, where a key says it."""
         f: int | None = getattr(self, "f", None)
@@ -99,8 +114,8 @@ class RobustRule(Aggregator):
         if rows >= least:
             return None
         f = "" if self.told is None else f" with f = {self.told}"
-        of = f" of {m} messages" if rows != m else ""
-        return f"{type(self).__name__}{f} needs {least} rows ({formula}), found {rows}{of}"
+        what, of = ("messages", "") if rows == m else ("rows", f" of {m} messages")
+        return f"{type(self).__name__}{f} needs at least {least} {what} ({formula}), found {rows}{of}"
 
     def of(self, values: Tensor) -> Tensor:
         """The rule alone, ``[m, d] -> [d]``: without weights and normalised.
@@ -110,16 +125,22 @@ class RobustRule(Aggregator):
         RunError
             There are too few rows, see `needs`.
         """
-        return self.combined([values], *_alone(len(values)))(values, None)
+        return self.combined([values], *alone(len(values)))(values, None, True)
 
     def bind(self, messages: Message, weights: Tensor, state: State) -> tuple[Aggregate, State]:
-        return self.bind_in(messages, weights, state, *_alone(len(weights)))
+        return self.bind_in(messages, weights, state, *alone(len(weights)))
 
     def bind_in(
         self, messages: Message, weights: Tensor, state: State, arrived: Arrived, run: RunFacts
     ) -> tuple[Aggregate, State]:
-        combine = self.combined(vectors(messages), arrived, run)
-        return (lambda values, given=None: combine(values[:], weights if given is None else given)), state
+        names = vectors(messages)
+        combine = self.combined([messages[k][:] for k in names], arrived, run)
+
+        def aggregate(values: Tensor, given: Tensor | None = None) -> Tensor:
+            vector = values.shape[-1] > 1 or len(names) == len(messages)
+            return combine(values[:], weights if given is None else given, vector)
+
+        return aggregate, state
 
     def combined(self, wide: Sequence[Tensor], arrived: Arrived, run: RunFacts) -> Combine:
         """The rule with what comes before it, chosen by messages whose vectors are `wide`; for tensors of all rows."""
@@ -128,9 +149,9 @@ class RobustRule(Aggregator):
             return _nothing
         rule = self.decide(ready.rows, ready.f, ready.turn)
 
-        def combine(values: Tensor, weights: Tensor | None) -> Tensor:
+        def combine(values: Tensor, weights: Tensor | None, vector: bool) -> Tensor:
             values, weights = ready.kept(values, weights)
-            return by_columns(lambda part: rule(ready.changed(part), weights), values)
+            return by_columns(lambda part: rule(ready.changed(part, vector), weights, vector), values)
 
         return combine
 
@@ -174,20 +195,19 @@ class Ready:
             weights = alike if self.maps or rest == 0 else weights[left] * (weights.sum() / rest)
         return values, weights
 
-    def changed(self, part: Tensor) -> Tensor:
+    def changed(self, part: Tensor, vector: bool) -> Tensor:
         """The rows that `pre` makes."""
         for change in self.maps:
-            part = change(part)
+            part = change(part, vector)
         return part
 
 
-def vectors(messages: Message) -> list[Tensor]:
-    """The vectors of messages, by which rows are compared (where there are none: the numbers)."""
-    wide = [v[:] for v in messages.values() if v.shape[-1] > 1]
-    return wide or [v[:] for v in messages.values()]
+def vectors(messages: Message) -> list[str]:
+    """The names of what messages are compared by: their vectors, where there are any; not numbers, one per client."""
+    return [k for k, v in messages.items() if v.shape[-1] > 1] or list(messages)
 
 
-def _nothing(values: Tensor, weights: Tensor | None) -> Tensor:  # noqa: ARG001
+def _nothing(values: Tensor, weights: Tensor | None, vector: bool) -> Tensor:  # noqa: ARG001
     """What comes of messages none of which is finite; the run ends with a sentence."""
     return values.new_full(values.shape[1:], torch.nan)
 
@@ -197,7 +217,7 @@ def massed(weights: Tensor | None, result: Tensor) -> Tensor:
     return result if weights is None else weights.sum() * result
 
 
-def _alone(m: int) -> tuple[Contribution, RunFacts]:
+def alone(m: int) -> tuple[Contribution, RunFacts]:
     """The round of m clients where nobody says which it is."""
     one = np.ones(m, dtype=np.int64)
     return Contribution(1, np.arange(m), one, one), RunFacts(0, m)
@@ -215,7 +235,7 @@ class Median(RobustRule):
     """
 
     def decide(self, rows: Table, f: int, turn: Turn) -> Combine:
-        return lambda part, weights: massed(weights, median(part))
+        return lambda part, weights, _: massed(weights, median(part))
 
 
 @register.aggregator("trimmed_mean")
@@ -238,6 +258,10 @@ class TrimmedMean(RobustRule):
         super().__post_init__()
 
     @property
+    def weighs(self) -> bool:
+        return self.pre is None
+
+    @property
     def is_linear(self) -> bool:
         return self.pre is None and (self.trim == 0 or self.f == 0)
 
@@ -248,7 +272,7 @@ class TrimmedMean(RobustRule):
         return min(self.faults(m), (m - 1) // 2)
 
     def decide(self, rows: Table, f: int, turn: Turn) -> Combine:
-        def combine(part: Tensor, weights: Tensor | None) -> Tensor:
+        def combine(part: Tensor, weights: Tensor | None, vector: bool) -> Tensor:  # noqa: ARG001
             if f == 0:
                 return part.mean(0) if weights is None else weights @ part
             m = len(part)
@@ -271,7 +295,7 @@ class MeaMed(RobustRule):
     f: Attackers
 
     def decide(self, rows: Table, f: int, turn: Turn) -> Combine:
-        return lambda part, weights: massed(weights, mean_around_median(part, f))
+        return lambda part, weights, _: massed(weights, mean_around_median(part, f))
 
 
 def median(values: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class Krum(_Scored):
 
     def decide(self, rows: Table, f: int, turn: Turn) -> Combine:
         chosen = int(self.scores(rows, f).argmin())
-        return lambda part, weights: massed(weights, part[chosen])
+        return lambda part, weights, _: massed(weights, part[chosen])
 
 
 @register.aggregator("multi_krum")
@@ -82,7 +82,7 @@ class MultiKrum(_Scored):
     def decide(self, rows: Table, f: int, turn: Turn) -> Combine:
         m = len(rows)
         best = self.scores(rows, f).argsort(stable=True)[: m - f if self.keep is None else self.keep]
-        return lambda part, weights: massed(weights, part[best].mean(0))
+        return lambda part, weights, _: massed(weights, part[best].mean(0))
 
 
 @register.aggregator("bulyan")
@@ -107,7 +107,7 @@ class Bulyan(RobustRule):
         for _ in range(len(distances) - 2 * f):
             chosen.append(left.pop(int(scores(distances[left][:, left], f).argmin())))
         kept = torch.tensor(sorted(chosen), device=distances.device)
-        return lambda part, weights: massed(weights, mean_around_median(part[kept], 2 * f))
+        return lambda part, weights, _: massed(weights, mean_around_median(part[kept], 2 * f))
 
 
 @register.aggregator("geometric_median")
@@ -130,7 +130,7 @@ class GeometricMedian(RobustRule):
 
     def decide(self, rows: Table, f: int, turn: Turn) -> Combine:
         shares = self.shares(rows.settled())
-        return lambda part, weights: massed(weights, shares.to(part.dtype) @ part)
+        return lambda part, weights, _: massed(weights, shares.to(part.dtype) @ part)
 
     def shares(self, rows: Table) -> Tensor:
         """How much of each row the result has, ``[m]`` in float64, with sum 1."""

@@ -117,6 +117,10 @@ class Arrival:
     """On a graph: afterwards all nodes take the mean of all models; `sends` has none of its messages."""
     missing: Ints | None = None
     """On a wall clock: who should have been in this round and did not answer."""
+    superseded: Ints | None = None
+    """Positions of contributions that are left out for a later one of the same client; their weights are 0."""
+    skipped: str | None = None
+    """Why nothing was combined, where the server's rule had too few messages."""
 
     def __post_init__(self) -> None:
         _one_each(self, "rounds", "steps", "staleness", "weights", "jobs", "roles", "seconds")
@@ -130,7 +134,27 @@ class Arrival:
         }
         if self.seconds is not None:
             chosen["seconds"] = [self.seconds[i] for i in places.tolist()]
+        if self.superseded is not None:
+            chosen["superseded"] = np.flatnonzero(np.isin(places, self.superseded))
         return replace(self, **chosen, sends=len(places))
+
+    def places(self) -> Ints:
+        """Positions of the contributions that are combined."""
+        return np.setdiff1d(np.arange(len(self.clients)), [] if self.superseded is None else self.superseded)
+
+    def current(self) -> Arrival:
+        """This arrival without what is superseded."""
+        return self if self.superseded is None else self.of(self.places())
+
+    def last_of_each(self) -> Arrival:
+        """This arrival where only the last contribution of each client counts."""
+        order = np.lexsort((self.rounds, self.clients))
+        earlier = order[:-1][self.clients[order][:-1] == self.clients[order][1:]]
+        if self.weights is None or not len(earlier):
+            return self
+        weights = self.weights.copy()
+        weights[earlier] = 0.0
+        return replace(self, weights=weights, superseded=np.sort(earlier))
 
     def without(self, lost: Ints, renormalise: bool) -> Arrival:
         """This arrival without some of its clients (positions); the others' weights may keep their sum."""
@@ -221,6 +245,8 @@ class Participation(Part, ABC):
     """A participation mode; its fields are its YAML keys."""
 
     setting: ClassVar[Literal["server", "gossip"]]
+    one_at_a_time: ClassVar[bool] = False
+    """Whether a round combines one message, which a robust rule has nothing to compare with."""
     clocked: ClassVar[bool] = False
     """Whether what arrives may be older than the round before: then staleness is recorded, and real clients that are
     late are waited for while the others go on."""
@@ -248,6 +274,10 @@ class Participation(Part, ABC):
 
         They are the same as those that follow round `after` where it is 0, so that a run can be resumed.
         """
+
+    def most_messages(self, clients: int) -> int:
+        """The most messages that a round may combine, of that many clients."""
+        return clients
 
     def check(self, task_clients: int) -> None:
         """Raise InputError where keys do not fit the number of clients; keys are the mode's own (``fraction``)."""

@@ -30,6 +30,7 @@ from fedsim.core.one_of import Chosen, Form, OneOf
 from fedsim.core.oracle import Task
 from fedsim.core.registry import register
 from fedsim.core.types import Count, NonNegative, Seconds
+from fedsim.messages.aggregators import Aggregator
 from fedsim.participation import schedule
 from fedsim.participation.base import Arrival, Dispatch, Ended, Event, InVain, Participation, Setting
 from fedsim.participation.fates import jobs_of
@@ -147,6 +148,10 @@ class Clocked(Participation):
             raise InputError(f"{name} has no closed form; allowed: estimated, identical", key="participation.weights")
         return np.full(n, 1.0 / n) if rates is None else np.asarray(p / rates)
 
+    def arrived(self, arrival: Arrival, aggregator: Aggregator) -> Arrival:
+        """The arrival as it is combined."""
+        return arrival
+
     def steps(self, n: int, jobs: Jobs, seed: int) -> Iterator[Step]:
         """The schedule in virtual time."""
         return schedule.steps(self.policy(n, seed), n, jobs)
@@ -192,10 +197,11 @@ class Clocked(Participation):
             stale = np.asarray(step.staleness, dtype=np.int64)
             omega = d[clients] * self.staleness.factor(stale)
             done = work.many(clients, rounds)
-            yield Arrival(
-                number, seconds(step.tick), clients, rounds, done, stale, len(clients), omega,
-                jobs=np.asarray(step.jobs, dtype=np.int64),
-            )  # fmt: skip
+            jobs_of_step = np.asarray(step.jobs, dtype=np.int64)
+            arrival = Arrival(
+                number, seconds(step.tick), clients, rounds, done, stale, len(clients), omega, jobs=jobs_of_step
+            )
+            yield self.arrived(arrival, setting.aggregator)
 
     def _jobs(self, setting: Setting) -> Jobs:
         """What becomes of the jobs of this run."""
@@ -274,6 +280,11 @@ class _Work:
 class Asynchronous(Clocked):
     """Every arrival is combined by itself and its client restarts at once (asynchronous FedAvg)."""
 
+    one_at_a_time: ClassVar[bool] = True
+
+    def most_messages(self, clients: int) -> int:
+        return 1
+
     def policy(self, n: int, seed: int) -> Policy:
         return EachArrival()
 
@@ -284,9 +295,26 @@ class Asynchronous(Clocked):
         return np.ones(n) if rates is None else p / rates
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gathering(Clocked):
+    """Base of the modes that combine several contributions, among which a fast client may have several.
+
+    Parameters
+    ----------
+    per_client : ``last``, only a client's last contribution to a combine counts, so that a fast attacker has one place
+        (the default with a robust aggregator); ``all``, each of them (the default with others).
+    """
+
+    per_client: Literal["all", "last"] | None = None
+
+    def arrived(self, arrival: Arrival, aggregator: Aggregator) -> Arrival:
+        last = self.per_client == "last" or (self.per_client is None and not aggregator.is_linear)
+        return arrival.last_of_each() if last else arrival
+
+
 @register.participation("fixed_interval")
 @dataclass(frozen=True, kw_only=True)
-class FixedInterval(Clocked):
+class FixedInterval(Gathering):
     """FedFix (arXiv 2206.10189): a combine every `window` seconds of what has arrived.
 
     With a window of the slowest client it is FedAvg.
@@ -309,7 +337,7 @@ class FixedInterval(Clocked):
 
 @register.participation("fedbuff")
 @dataclass(frozen=True, kw_only=True)
-class FedBuff(Clocked):
+class FedBuff(Gathering):
     """FedBuff (arXiv 2106.06639): a combine whenever `buffer` results have arrived.
 
     Parameters
@@ -340,6 +368,9 @@ class FedBuff(Clocked):
             raise InputError(f"found {self.buffer}, allowed: at most data.clients = {task_clients}", key="buffer")
         if self.weights == "debiased":
             raise InputError("FedBuff's rates have no closed form; allowed: estimated, identical", key="weights")
+
+    def most_messages(self, clients: int) -> int:
+        return self.buffer if self.per_client == "all" else min(self.buffer, clients)
 
     def policy(self, n: int, seed: int) -> Policy:
         if self.restart == "barrier":

@@ -54,7 +54,8 @@ def trace_row(parts: Sequence[Arrival]) -> dict[str, Any]:
         if event.jobs is not None:  # otherwise they are the number of the round
             row["rounds"] = event.rounds
         row |= {"steps": event.steps, "staleness": event.staleness}
-        row |= {k: v for k in ("weights", "roles", "seconds") if (v := getattr(event, k)) is not None}
+        told = ("weights", "roles", "seconds", "superseded", "skipped")
+        row |= {k: v for k in told if (v := getattr(event, k)) is not None}
     if event.merge:
         row["merge"] = True
     return row if event.missing is None else {**row, "missing": event.missing}

@@ -112,6 +112,9 @@ class Synchronous(Participation):
             return self.clients_per_round
         return n if self.fraction is None else max(1, round(self.fraction * n))
 
+    def most_messages(self, clients: int) -> int:
+        return clients if self.sampling in ("bernoulli", "poisson") else self.cohort_size(clients)
+
     def rate(self, n: int) -> float:
         """Share of the clients in a cohort: `fraction` itself, or a cohort size over n."""
         return self.fraction if self.fraction is not None else self.cohort_size(n) / n

@@ -133,6 +133,7 @@ class _ClockedRun:
         task, algorithm = setting.task, setting.server
         self.clock, self.mode, self.task, self.algorithm, self.seed = clock, mode, task, algorithm, setting.seed
         self.n, self.version, self.serial = task.num_clients, after, 0
+        self.aggregator = setting.aggregator
         share = task.importance if algorithm.weighting == "samples" else np.ones(self.n)
         self.p = share / share.sum()
         self.out: dict[int, Work] = {}
@@ -224,11 +225,12 @@ class _ClockedRun:
         self.version += 1
         omega = self._weights()[clients] * self.mode.staleness.factor(stale)
         steps = self._steps(clients, rounds)
-        return Arrival(
+        arrival = Arrival(
             self.version, self.clock.now(), clients, rounds, steps, stale, len(clients), omega,
             jobs=np.array([job.number for job in jobs], dtype=np.int64),
             seconds=[round(self.took.pop(job.number), 3) for job in jobs],
         )  # fmt: skip
+        return self.mode.arrived(arrival, self.aggregator)
 
     def _weights(self) -> Floats:
         """d_i of every client ``[n]`` from what was measured up to now."""

@@ -21,6 +21,7 @@ from fedsim.participation.clocked import Clocked
 from fedsim.participation.poisson import PoissonGossip
 from fedsim.participation.synchronous import Synchronous
 from fedsim.scenario.message_checks import cohort_problems, message_problems
+from fedsim.scenario.rule_checks import rule_clients, rule_problems
 from fedsim.scenario.sections import MODES, Scenario
 
 
@@ -59,7 +60,8 @@ def check_clients(s: Scenario, clients: int) -> None:
             part.check(clients)
         except InputError as error:
             problems += error.under(section).problems
-    if problems := [*problems, *_work_lists(s, clients), *cohort_problems(s, clients)] or list(_everybody(s, clients)):
+    problems += [*_work_lists(s, clients), *cohort_problems(s, clients), *rule_clients(s, clients)]
+    if problems := problems or list(_everybody(s, clients)):
         raise InputError(problems)
 
 
@@ -85,17 +87,6 @@ def _server_or_graph(s: Scenario) -> Iterator[Problem]:
     if setting == "server" and s.topology is not None:
         found = f"'{name}' has a server and uses no graph: remove the section or choose a gossip algorithm"
         yield Problem(found, "topology")
-
-
-def _robust(s: Scenario) -> Iterator[Problem]:
-    """A robust aggregator only where all that moves the state goes through it."""
-    name, needs = s.names["algorithm"], s.algorithm.needs
-    if s.algorithm.setting == "server" and not needs.through_aggregate and not s.aggregator.is_linear:
-        message = (
-            f"found '{s.names['aggregator']}', but '{name}' moves its state along sums of messages that pass no "
-            "aggregator, so that it would protect nothing; allowed: mean, or another that is linear"
-        )
-        yield Problem(message, "aggregator.name")
 
 
 def _rule_of_graph(s: Scenario) -> Iterator[Problem]:
@@ -213,7 +204,7 @@ def _columns(s: Scenario) -> Iterator[Problem]:
 
 _NO_MODEL = Problem("missing; e.g. model: {name: linear}", "model")
 _RULES: tuple[Callable[[Scenario], Iterable[Problem]], ...] = (
-    _work, _server_or_graph, _robust, _rule_of_graph, _merges, _mode_of_server, _continuous_time, _system_of_graph,
+    _work, _server_or_graph, rule_problems, _rule_of_graph, _merges, _mode_of_server, _continuous_time, _system_of_graph,
     _backend, _model, _columns, message_problems,
 )  # fmt: skip
 
@@ -240,7 +231,7 @@ def _work_lists(s: Scenario, clients: int) -> Iterator[Problem]:
 
 def _everybody(s: Scenario, clients: int) -> Iterator[Problem]:
     """All clients take part in every round where the algorithm needs them to."""
-    reasons = (s.algorithm.needs.everyone, *(part.everyone for part in s.transforms))
+    reasons = (s.algorithm.needs.everyone, s.aggregator.everyone, *(part.everyone for part in s.transforms))
     why = next((reason for reason in reasons if reason is not None), None)
     if why is None or not isinstance(s.participation, Synchronous):
         return

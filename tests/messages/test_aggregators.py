@@ -19,7 +19,10 @@ from fedsim.messages.graph_rules import GraphRule
 from fedsim.messages.robust import Median, TrimmedMean
 
 ROWS = torch.tensor([[1.0, -4.0], [2.0, 0.0], [6.0, 5.0], [0.0, 1.0]], dtype=torch.float64)
-KEYS = {name: {"f": 1} for name in ("meamed", "krum", "multi_krum", "bulyan")}
+KEYS: dict[str, dict[str, Any]] = {
+    **{name: {"f": 1} for name in ("meamed", "krum", "multi_krum", "bulyan")},
+    "centered_clipping": {"tau": 4.0}, "fltrust": {"root": 2},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [n for n in names("aggregator") if not issubclass(lookup("aggregator", n), GraphRule)])
