@@ -25,7 +25,8 @@ SETTINGS = {
     "top_k": ["k=2"], "rand_k": ["k=3"], "qsgd": ["levels=3"], **{k: ["attackers=3"] for k in ATTACKS},
     "attack gaussian": ["attackers=3"], "backdoor": ["attackers=3", "target=1", "boost=2.0"],
     "trimmed_mean": ["trim=0.2"], **{n: ["f=1"] for n in ("nna", "cs_he", "cs_plus", "gts", "ios", "bridge")},
-    "centered_clipping": ["tau=100.0"], "fltrust": ["root=3"], "meamed": ["f=2"], "krum": ["f=2"], "multi_krum": ["f=2"], "bulyan": ["f=2"],
+    "centered_clipping": ["tau=100.0"], "fltrust": ["root=3"],
+    "meamed": ["f=2"], "krum": ["f=2"], "multi_krum": ["f=2"], "bulyan": ["f=2"],
        "dp_sgd": ["clip_norm=1.0", "sampling_rate=0.3"], "dp_fedavg": ["clip_norm=0.5"], "dp_ftrl": ["clip_norm=1.0"],
     "local_dp": ["clip_norm=1.0"], "decor": ["clip_norm=1.0"], "muffliato": ["clip_norm=1.0"],
 }  # fmt: skip
