@@ -204,8 +204,8 @@ def _columns(s: Scenario) -> Iterator[Problem]:
 
 _NO_MODEL = Problem("missing; e.g. model: {name: linear}", "model")
 _RULES: tuple[Callable[[Scenario], Iterable[Problem]], ...] = (
-    _work, _server_or_graph, rule_problems, _rule_of_graph, _merges, _mode_of_server, _continuous_time, _system_of_graph,
-    _backend, _model, _columns, message_problems,
+    _work, _server_or_graph, rule_problems, _rule_of_graph, _merges, _mode_of_server, _continuous_time,
+    _system_of_graph, _backend, _model, _columns, message_problems,
 )  # fmt: skip
 
 
