@@ -16,7 +16,7 @@ A = [[1.0, 2], [2, 1], [1, 1], [3, 1], [1, 2], [1, 1]]
 B = [[1.0, 0], [0, 1], [2, 2], [1, -1], [0, 0], [9, 9]]
 OPTIMUM = [0.74999999969694, 0.28571428587036]  # but for 3e-10, which are left after 400 rounds, that of honest clients
 NNA = {"name": "nna", "f": 1}
-ALIE, FLIP = {"kind": "alie"}, {"kind": "mean_flip"}
+ALIE, FLIP = {"name": "alie", "z": 1.0}, {"name": "sign_flip", "of": "mean"}
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def attacked(quadratic: Make, run_scenario: Make) -> Make:
     problem = quadratic(A=A, b=B, x0=[0.0, 0.0], n=6, d=2)
 
     def params(rounds: int, rule: Any, attack: Any = None, name: str = "monna", **keys: Any) -> Any:
-        evil = None if attack is None else {"name": "edge_attackers:EdgeAttack", "attackers": [5], **attack}
+        evil = None if attack is None else {"attackers": [5], **attack}
         return run_scenario(
             data=problem.section(),
             algorithm={"name": name, "lr": 0.2, "batch_size": "full", **keys},
@@ -68,7 +68,7 @@ def test_without_an_attack(attacked: Make) -> None:
 
 def clusters(rule: Any, attack: Any = None, **keys: Any) -> dict[str, Any]:
     """26 nodes on a complete graph, of the 21 honest ones ten with the optimum 0 and eleven with 1; one step there."""
-    evil = {"name": "edge_attackers:EdgeAttack", "attackers": list(range(21, 26)), **(attack or {})}
+    evil = {"attackers": list(range(21, 26)), **(attack or {})}
     return {
         "algorithm": {"name": "monna", "lr": 1.0, "beta": 0.0, "batch_size": "full", **keys},
         "topology": {"graph": "complete"},
@@ -81,7 +81,7 @@ def clusters(rule: Any, attack: Any = None, **keys: Any) -> dict[str, Any]:
 def test_two_clusters_contract(quadratic: Make, run_scenario: Make) -> None:
     b = np.array([[0.0]] * 10 + [[1.0]] * 11 + [[0.0]] * 5)
     data = quadratic(A=np.ones((26, 1)), b=b, x0=[0.5], n=26, d=1).section()
-    dissensus = {"kind": "dissensus", "strength": 0.45}
+    dissensus = {"name": "dissensus", "eps": 0.45}
     found = run_scenario(data=data, **clusters({"name": "nna", "f": 5}, dissensus)).params.numpy()
     assert found[[0, 20], 0] == pytest.approx([0.05, 0.9761904762], abs=6e-11)
     found = run_scenario(data=data, **clusters({"name": "mean"}, dissensus)).params.numpy()
@@ -146,7 +146,7 @@ def test_several_exchanges_are_one_after_the_other(quadratic: Make, run_scenario
 def test_a_quorum_hears_all_but_f_and_always_the_attackers(attacked: Make) -> None:
     """Of five neighbours four are heard, the attacker among them; nearest-neighbour averaging drops one more."""
     rule = {"name": "nna", "f": 1}
-    everybody, quorum = (attacked(1, rule, {**FLIP, "strength": 50.0}, beta=0.0, wait=w) for w in ("all", "quorum"))
+    everybody, quorum = (attacked(1, rule, {**FLIP, "scale": 50.0}, beta=0.0, wait=w) for w in ("all", "quorum"))
     y = 0.2 * np.array(A) * np.array(B)
     kept: list[set[int]] = []
     for i in range(5):
@@ -168,6 +168,6 @@ def test_momentum_of_a_round_is_refused(attacked: Make) -> None:
 
 
 def test_what_is_not_finite_is_left_out(attacked: Make) -> None:
-    found = attacked(20, NNA, {"kind": "nan"}, beta=0.5)
+    found = attacked(20, NNA, {"name": "nan"}, beta=0.5)
     assert np.isfinite(found).all()
     assert torch.as_tensor(found[:5]).std(0).max() < 0.1

@@ -38,13 +38,13 @@ def attacked(quadratic: Make) -> Make:
     """A scenario on an irregular graph of eleven nodes, two of them attackers."""
     data = quadratic(n=11, d=4).section(noise=0.2)
 
-    def scenario(rule: str, kind: str = "dissensus", algorithm: Any = None, **sections: Any) -> dict[str, Any]:
+    def scenario(rule: str, attack: str = "dissensus", algorithm: Any = None, **sections: Any) -> dict[str, Any]:
         return {
             "data": data,
             "algorithm": {"name": "monna", "lr": 0.1, "beta": 0.7, "exchanges": 2, **(algorithm or {})},
             "topology": {"graph": "random_geometric", "radius": 0.6},
             "aggregator": RULES[rule],
-            "attack": {"name": "edge_attackers:EdgeAttack", "attackers": [3, 7], "kind": kind},
+            "attack": {"name": attack, "attackers": [3, 7]},
             "seed": 4,
             **sections,
         }

@@ -39,7 +39,7 @@ ATTACKED: dict[str, Any] = {
     **GOSSIP,
     "topology": {"graph": "complete"},
     "aggregator": {"name": "nna", "f": 1},
-    "attack": {"name": "edge_attackers:EdgeAttack", "attackers": [2], "kind": "alie"},
+    "attack": {"name": "alie", "attackers": [2]},
 }
 ALGORITHMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fedavg": (SERVER, {"momentum": 0.9, "server_momentum": 0.5, "local_steps": 3, "lr_decay": 0.9}),

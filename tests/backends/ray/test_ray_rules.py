@@ -30,7 +30,7 @@ def test_any_number_of_actors(quadratic: Make, run_scenario: Make, rule: str) ->
         "algorithm": {"name": "monna", "lr": 0.1, "beta": 0.7, "exchanges": 2, "wait": "quorum" if quorum else "all"},
         "topology": {"graph": "random_geometric", "radius": 0.6},
         "aggregator": RULES[rule],
-        "attack": {"name": "edge_attackers:EdgeAttack", "attackers": [3, 7], "kind": "dissensus"},
+        "attack": {"name": "dissensus", "attackers": [3, 7]},
         "seed": 4,
     }
     alone = run_scenario(**scenario, run={"rounds": 8, "eval_every": 4})
