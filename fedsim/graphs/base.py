@@ -14,6 +14,7 @@ import networkx as nx
 from fedsim.core.errors import InputError
 from fedsim.core.registry import Part
 from fedsim.graphs.cleaning import tidy
+from fedsim.graphs.mixing_matrix import BaseMixing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,10 @@ class Graph(Part, ABC):
     @abstractmethod
     def build(self, n: int | None, seed: int) -> list[nx.Graph[Any]]:
         """One graph, or a sequence of them, on `n` nodes (None: as many as the graph itself says)."""
+
+    def mixing(self, n: int) -> BaseMixing | None:
+        """Who meets whom in a round of `n` nodes and how they mix, where no links and weights say so for all rounds."""
+        return None
 
     def located(self, base: Path) -> Graph:
         """The same with its relative paths relative to the folder `base`."""

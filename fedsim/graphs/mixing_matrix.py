@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 from torch.nn import functional
 
-from fedsim.core.arrays import Bools
+from fedsim.core import rng
+from fedsim.core.arrays import Bools, Floats
 from fedsim.core.crew import apart, shares
 from fedsim.core.types import Aggregate
 
@@ -84,6 +87,11 @@ class BaseMixing:
     target).
     """
 
+    redrawn: ClassVar[bool] = False
+    """Whether nodes meet others in every round, so that none has neighbours that stay."""
+    moves_mean: ClassVar[bool] = False
+    """Whether columns of a realised matrix need not sum to 1."""
+
     def __init__(self, matrix: sparse.csr_array, directed: bool) -> None:
         entries = sparse.coo_array(matrix)
         self.n = entries.shape[0]
@@ -105,6 +113,12 @@ class BaseMixing:
         self.link_weights = np.zeros(len(self.links))
         """r_ij of every link (of an undirected graph)."""
         self.link_weights[self.entry_links] = data[self._off]
+
+    def fires(self, chance: Floats, seed: int, number: int) -> Bools:
+        """Which links are used in round `number`, each with its probability ``[links]``."""
+        if bool((chance >= 1).all()):
+            return np.ones(len(chance), dtype=bool)
+        return np.asarray(rng.uniform(rng.key(seed, "link", *self.links.T, number)) < chance)
 
     def realised(self, fired: Bools) -> sparse.csr_array:
         """``p_ij = r_ij`` where link ij fired, ``p_ii = 1 - sum_j p_ij``.

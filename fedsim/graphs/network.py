@@ -26,6 +26,11 @@ class Network:
     topology: Topology
     mixings: tuple[BaseMixing, ...]
 
+    @property
+    def changes(self) -> bool:
+        """Whether nodes do not have the same neighbours in all rounds."""
+        return len(self.mixings) > 1 or self.mixings[0].redrawn
+
     def link_ticks(self, message_bytes: int) -> list[Ints]:
         """Ticks of one message over each link of each graph: latency_ms + bytes / bandwidth_mbps; 0 where unknown."""
         return [
@@ -44,6 +49,11 @@ def build_network(topology: Topology, weights: str, name: str, needs_symmetric: 
     InputError
         The graph is directed where the algorithm needs symmetric weights, or the weights are not doubly stochastic.
     """
+    if topology.mixing is not None:
+        if needs_symmetric and topology.mixing.moves_mean:
+            message = f"{name} needs links that work both ways, found pulls; allowed: symmetric: true"
+            raise InputError(message, key="symmetric")
+        return Network(topology, (topology.mixing,))
     mixings = []
     for graph in topology.graphs:
         matrix = mixing_matrix(graph, weights)

@@ -20,12 +20,14 @@ from fedsim.core.errors import InputError
 from fedsim.core.fields import part_from
 from fedsim.core.registry import lookup, names, register
 from fedsim.core.types import Count
-from fedsim.graphs import random_graphs as random_graphs  # registers them
+from fedsim.graphs import peers as peers  # registers them
+from fedsim.graphs import random_graphs as random_graphs
 from fedsim.graphs.base import Graph
 from fedsim.graphs.cleaning import components, labels
 from fedsim.graphs.edge_values import Weight
 from fedsim.graphs.files import GraphFile
 from fedsim.graphs.generators import Generated as Generated
+from fedsim.graphs.mixing_matrix import BaseMixing
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class Topology:
     name: str = "graph"
     names: tuple[str, ...] | None = None
     """What a file or somebody's own graph calls its nodes; None where they are only numbered."""
+
+    mixing: BaseMixing | None = None
+    """Where nodes meet anew in every round: who, and how they mix."""
 
     def at(self, round: int) -> int:
         """Index into `graphs` of the one in force in `round` (from 0)."""
@@ -75,7 +80,10 @@ def topology_of(
     _check_connected(graphs, isinstance(kind, GraphFile))
     default = "uniform" if graphs[0].is_directed() else "metropolis"
     name = Path(kind.path).stem if isinstance(kind, GraphFile) else name
-    return Topology(tuple(graphs), getattr(kind, "every", 1), name, _names(kind, graphs)), weights or default
+    mixing = kind.mixing(graphs[0].number_of_nodes())
+    if mixing is not None and weights is not None:
+        raise InputError(f"found '{weights}', but '{name}' has weights of its own; allowed: remove it", key="weights")
+    return Topology(tuple(graphs), getattr(kind, "every", 1), name, _names(kind, graphs), mixing), weights or default
 
 
 def build_topology(section: Mapping[str, Any], n: int | None, seed: int, base: Path) -> tuple[Topology, str]:
@@ -111,6 +119,9 @@ class Sequence(Graph):
                 if section.get("graph") == "sequence":
                     raise InputError("a sequence cannot hold a sequence; list its graphs instead", key="graph")
                 kinds.append(part_from("graph", "graph", section))
+                if type(kinds[-1]).mixing is not Graph.mixing:
+                    message = f"'{section['graph']}' draws peers in every round, and cannot take turns with others"
+                    raise InputError(message, key="graph")
             except InputError as error:
                 raise error.under(f"graphs.{index}") from None
         object.__setattr__(self, "kinds", tuple(kinds))

@@ -73,6 +73,7 @@ class Gossip(Participation):
     def check_run(self, setting: Setting) -> None:
         check_laws(self, setting)
         check_merges(self, setting)
+        check_peers(setting)
         self._scheduled(setting)
 
     def _scheduled(self, setting: Setting) -> Schedule:
@@ -115,7 +116,8 @@ class Gossip(Participation):
             computes = _bernoulli(d, rng.key(seed, "compute", nodes, number), algorithm.needs.compute)
             level = schedule.links(number)
             chance = b if level is None else np.full(len(links), level)
-            fires = _bernoulli(chance, rng.key(seed, "link", *links.T, number), algorithm.needs.links)
+            mixing = network.mixings[which]
+            fires = mixing.fires(np.ones(len(links)) if algorithm.needs.links == "always" else chance, seed, number)
             if number % algorithm.period(d):
                 fires = np.zeros_like(fires)
             units, per_unit = algorithm.steps_by_unit(task, nodes, np.full(n, number, dtype=np.int64), seed)
@@ -144,7 +146,8 @@ class Gossip(Participation):
             which, d, b, computes, fires, units, steps = realise(number)
             base, rounds = network.mixings[which], np.full(n, number, dtype=np.int64)
             yield Dispatch(nodes, rounds, steps, ends(number, now, steps), start=now)
-            mixing = whole[which] if fires.all() else MixingMatrix(base.realised(fires), task.device)
+            realised = base.realised(fires)
+            mixing = whole[which] if realised is base.matrix else MixingMatrix(realised, task.device)
             now += length(number, which, fires, steps)
             delays = normalised_delays(
                 base, units, fires, np.maximum(d, self.compute.floor), np.maximum(b, self.links.floor)
@@ -218,6 +221,15 @@ def check_merges(mode: Participation, setting: Setting) -> None:
     why = setting.gossip[0].needs.no_merge
     if mode.merging is not None and why is not None:
         raise InputError(f"found a merge, but {why}; allowed: never, and windows without merge", key=mode.merging)
+
+
+def check_peers(setting: Setting) -> None:
+    """Raise InputError where the mean of all models moves and the algorithm lives of that it does not."""
+    algorithm, network = setting.gossip
+    why = algorithm.needs.linear_mixing
+    if why is not None and any(m.moves_mean for m in network.mixings):
+        message = f"found pulls, which move the mean of all models, but {why}; allowed: symmetric: true"
+        raise InputError(message, key="topology.symmetric")
 
 
 def _all_pairs(network: Network) -> float:

@@ -70,8 +70,8 @@ class NodeMechanism(Mechanism):
         if network is None:
             message = f"'{name}' protects nodes of a graph; allowed with a server: dp_sgd, dp_fedavg, dp_ftrl, local_dp"
             raise InputError(message, key="privacy.mechanism")
-        if network.topology.directed or len(network.topology.graphs) > 1:
-            found = "a directed graph" if network.topology.directed else "a sequence of graphs"
+        if network.topology.directed or network.changes:
+            found = "a directed graph" if network.topology.directed else "a sequence of graphs or random peers"
             raise InputError(f"found {found}, allowed with '{name}': one undirected graph", key="topology.graph")
         if self.in_step and not isinstance(setting.participation, Gossip):
             message = f"'{name}' needs rounds in which all nodes compute and all links are used, allowed: gossip"

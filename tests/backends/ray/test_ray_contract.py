@@ -60,7 +60,8 @@ def same(one: fedsim.Run, other: fedsim.Run, tolerance: float = SAME) -> None:
     assert float((one.params - other.params).abs().max()) <= tolerance * scale
     assert list(one.metrics.columns) == list(other.metrics.columns)
     for column in one.metrics.columns.drop("wall"):
-        np.testing.assert_allclose(one.metrics[column], other.metrics[column], rtol=tolerance, atol=tolerance)
+        ours, theirs = (run.metrics[column].astype(float) for run in (one, other))
+        np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
     assert one.trace == other.trace
 
 
@@ -72,6 +73,28 @@ def ray_backend(actors: int, **keys: Any) -> dict[str, Any]:
 def test_every_algorithm_over_any_number_of_actors(quadratic: Make, run_scenario: Make, name: str) -> None:
     scenario = sections(name, quadratic(n=8, d=5, importance=True))
     run = {"rounds": ROUNDS, "eval_every": 4}
+    alone = run_scenario(**scenario, run=run)
+    for actors in ACTORS:
+        same(alone, run_scenario(**scenario, run=run, backend=ray_backend(actors)))
+
+
+@pytest.mark.parametrize("algorithm", ["dfedavg", "gradient_tracking"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_peers_at_random_that_merge(quadratic: Make, run_scenario: Make, algorithm: str, symmetric: bool) -> None:
+    if algorithm == "gradient_tracking" and not symmetric:
+        pytest.skip("pulls are refused")
+    scenario = {
+        "data": quadratic(n=8).section(),
+        "algorithm": {"name": algorithm, "lr": 0.02, "batch_size": "full"},
+        "topology": {"graph": "random_peers", "peers": 0.8, "symmetric": symmetric},
+        "participation": {
+            "mode": "gossip", "merge": "final",
+            "schedule": [{"from": 3, "until": 5, "merge": True}, *([{"from": 6, "until": 8, "links": 0.5}] * symmetric)],
+        },
+    }  # fmt: skip
+    if algorithm == "gradient_tracking":
+        del scenario["participation"]["schedule"][1:]
+    run = {"rounds": ROUNDS, "eval_every": 1}
     alone = run_scenario(**scenario, run=run)
     for actors in ACTORS:
         same(alone, run_scenario(**scenario, run=run, backend=ray_backend(actors)))
