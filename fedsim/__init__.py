@@ -47,8 +47,10 @@ if TYPE_CHECKING:
     from fedsim.messages.attack import Attack
     from fedsim.messages.base import MessageTransform
     from fedsim.messages.compressors import Compressor
+    from fedsim.messages.edge_attacks import EdgeAttack
     from fedsim.messages.graph_rules import GraphRule
     from fedsim.messages.heard import Heard, Near
+    from fedsim.messages.poison import Poison
     from fedsim.models.build import Model
     from fedsim.participation.base import Arrival, Dispatch, Ended, Participation, Setting
     from fedsim.participation.clocked import Clocked
@@ -94,6 +96,8 @@ _HOME = {
     "MessageTransform": "messages.base",
     "Compressor": "messages.compressors",
     "Attack": "messages.attack",
+    "EdgeAttack": "messages.edge_attacks",
+    "Poison": "messages.poison",
     "Metric": "core.metrics",
     "Measure": "core.metrics",
     "View": "core.metrics",
@@ -136,13 +140,13 @@ _HOME = {
 
 __all__ = [
     "Aggregate", "Aggregator", "Alert", "Arrival", "Arrived", "Attack", "BatchSize", "Bound", "Claim", "Clocked",
-    "Combine", "Compressor", "Count", "Dataset", "DatasetPart", "Decay", "Dispatch", "Effort", "Ended", "Fraction",
-    "GossipAlgorithm", "Graph", "GraphRule", "Heard", "InputError", "Job", "LocalSolver", "Logger", "Lost", "Measure",
-    "Mechanism", "Message", "MessageTransform", "Metric", "Model", "Near", "Needs", "NonNegative", "Oracle",
-    "Participation", "Partition", "Policy", "Positive", "PrivacyLedger", "Probability", "Rang", "Release",
-    "ReportSection", "Round", "Run", "RunError", "RunFacts", "Scenario", "ServerAlgorithm", "Setting", "Start",
-    "State", "View", "Watched", "Watcher", "Woke", "Work", "calibrate", "check", "clip_norm", "dot", "gaussian",
-    "load", "norm", "plan", "register", "report", "rng", "run", "sweep",
+    "Combine", "Compressor", "Count", "Dataset", "DatasetPart", "Decay", "Dispatch", "EdgeAttack", "Effort",
+    "Ended", "Fraction", "GossipAlgorithm", "Graph", "GraphRule", "Heard", "InputError", "Job", "LocalSolver",
+    "Logger", "Lost", "Measure", "Mechanism", "Message", "MessageTransform", "Metric", "Model", "Near", "Needs",
+    "NonNegative", "Oracle", "Participation", "Partition", "Poison", "Policy", "Positive", "PrivacyLedger",
+    "Probability", "Rang", "Release", "ReportSection", "Round", "Run", "RunError", "RunFacts", "Scenario",
+    "ServerAlgorithm", "Setting", "Start", "State", "View", "Watched", "Watcher", "Woke", "Work", "calibrate",
+    "check", "clip_norm", "dot", "gaussian", "load", "norm", "plan", "register", "report", "rng", "run", "sweep",
 ]  # fmt: skip
 
 

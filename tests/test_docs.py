@@ -236,6 +236,10 @@ def test_every_law_is_described() -> None:
     for kind, law, _ in rows[1:]:
         said.setdefault(kind, []).append(law)
     common = said.pop("transform")
+    attackers, on_graphs, on_data = said.pop("attackers"), said.pop("attack on a graph"), said.pop("poisoned data")
+    for name, laws in (("label_flip", [*common, *attackers, *on_data]), ("dissensus", [*on_graphs, "YAML round trip"])):
+        assert {r.name for r in fedsim.check(name, ["attackers=2"])} == set(laws)
+    said["attack"] += [*attackers, *on_graphs]
     said |= {kind: [*common, *said[kind]] for kind in ("compressor", "attack")}
     of_graph = said.pop("rule on a graph")  # an aggregator too, with laws of its own
     assert {r.name for r in fedsim.check("nna", ["f=1"])} == set(of_graph)
@@ -358,7 +362,7 @@ def test_equations_lead_to_code() -> None:
         ("algorithm", "scenario"), ("participation", "scenario"), ("aggregator", "robustness"), ("pre", "robustness"),
         ("dataset", "data"),
         ("partition", "data"), ("model", "models"), ("loss", "models"), ("graph", "gossip"), ("mixing", "gossip"),
-        ("solver", "scenario"), ("compressor", "scenario"), ("attack", "scenario"), ("privacy", "privacy"),
+        ("solver", "scenario"), ("compressor", "scenario"), ("attack", "robustness"), ("privacy", "privacy"),
         ("audit", "audit"), ("metric", "runs"), ("logger", "runs"),
     ],
 )  # fmt: skip
