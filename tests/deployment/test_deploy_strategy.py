@@ -97,6 +97,18 @@ def test_a_robust_aggregator_and_uniform_weights() -> None:
     assert flat(got).numpy() == pytest.approx(models.mean(0), abs=1e-6)
 
 
+def test_a_round_of_too_few_answers_leaves_the_model() -> None:
+    got = step(make_strategy({"name": "fedavg"}, {"name": "krum", "f": 1}), model(7))
+    assert torch.equal(flat(got), flat(model(7)))
+    got = step(make_strategy({"name": "fedavg"}, {"name": "krum", "f": 0}), model(7))
+    assert any(torch.allclose(flat(got), flat(model(i + 10)), atol=1e-6) for i in range(3))
+
+
+def test_a_rule_that_has_to_know_its_clients_is_refused() -> None:
+    with pytest.raises(InputError, match="does not know its clients' numbers"):
+        make_strategy({"name": "fedavg"}, {"name": "fltrust", "root": 0})
+
+
 @pytest.mark.parametrize("name", ["fedprox", "scaffold", "fedspeed", "dspodfl"])
 def test_algorithms_with_a_half_of_the_client_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"'{name}' changes what clients do, which a Strategy cannot"):

@@ -119,16 +119,38 @@ def test_modes_on_the_virtual_clock(quadratic: Make, run_scenario: Make, mode: s
     same(alone, run_scenario(**scenario, run={"rounds": 30, "eval_every": 5}, backend=ray_backend(3)))
 
 
-@pytest.mark.parametrize("aggregator", [{"name": "median"}, {"name": "trimmed_mean", "trim": 0.2}], ids=str)
+ROBUST: list[dict[str, Any]] = [
+    {"name": "median"}, {"name": "trimmed_mean", "trim": 0.2}, {"name": "meamed", "f": 2}, {"name": "krum", "f": 2},
+    {"name": "multi_krum", "f": 2, "pre": "nnm"}, {"name": "bulyan", "f": 1}, {"name": "geometric_median"},
+    {"name": "centered_clipping", "tau": 0.1, "iters": 2}, {"name": "fltrust", "root": 3},
+    {"name": "median", "pre": [{"name": "arc", "f": 2}, {"name": "bucketing", "s": 2}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("aggregator", ROBUST, ids=str)
 def test_aggregators_that_need_every_row(quadratic: Make, run_scenario: Make, aggregator: dict[str, Any]) -> None:
     scenario = {
         "data": quadratic(n=7).section(noise=0.1),
-        "algorithm": {"name": "fedavg", "lr": 0.05, "local_steps": 3},
+        "algorithm": {"name": "fednova", "lr": 0.05, "local_steps": {"model": "uniform", "low": 1, "high": 4}},
         "aggregator": aggregator,
     }
     alone = run_scenario(**scenario, run={"rounds": 10})
-    other = run_scenario(**scenario, run={"rounds": 10}, backend=ray_backend(2))
-    assert np.array_equal(alone.params, other.params)
+    for actors in ACTORS:
+        other = run_scenario(**scenario, run={"rounds": 10}, backend=ray_backend(actors))
+        assert np.array_equal(alone.params, other.params)
+
+
+def test_contributions_that_are_superseded(quadratic: Make, run_scenario: Make) -> None:
+    scenario = {
+        "data": quadratic(n=7).section(noise=0.1),
+        "algorithm": {"name": "fedavg", "lr": 0.05, "local_steps": 3},
+        "aggregator": {"name": "median"},
+        "participation": {"mode": "fedbuff", "buffer": 5},
+        "system": {"compute": {"model": "table", "values": [0.1, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5]}},
+    }
+    alone = run_scenario(**scenario, run={"rounds": 10})
+    assert any("superseded" in row for row in alone.trace)
+    same(alone, run_scenario(**scenario, run={"rounds": 10}, backend=ray_backend(2)))
 
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "scaffold", "dspodfl"])
