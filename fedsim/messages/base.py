@@ -8,7 +8,7 @@ messages as they arrive. The engine calls the pipeline in two places and knows n
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -90,6 +90,10 @@ class MessageTransform(Part, ABC):
     def row_bytes(self, form: Message) -> int | None:
         """Bytes of one client's message as it travels, from its `form` before this transform; None: unchanged."""
         return None
+
+    def facts(self, form: Message) -> Mapping[str, str]:
+        """What `fedsim plan` says of it, from the `form` of one client's message."""
+        return {}
 
     def first_bytes(self, form: Message) -> int | None:
         """`row_bytes` of a message of the first round, where that is not like those of the others; None: it is."""

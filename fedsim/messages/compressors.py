@@ -138,6 +138,19 @@ class Compressor(MessageTransform):
             total += -(-bits // 8)
         return total
 
+    def facts(self, form: Message) -> Mapping[str, str]:
+        said = {f"compressed '{k}'": self._said(form[k]) for k in self.vectors(form)}
+        if self.feedback == "none" and any(self.omega(form[k].shape[-1]) is None for k in self.vectors(form)):
+            said["note"] = "biased, without feedback: it may stop short of the optimum, or diverge"
+        return said
+
+    def _said(self, v: Tensor) -> str:
+        """How many bits of how many, and how well: alpha of a contractive compressor, omega of an unbiased one."""
+        d, number = v.shape[-1], 8 * v.element_size()
+        bits = f"{self.bits(d, number):,} of {d * number:,} bits"
+        known = {"alpha": self.alpha(d), "omega": self.omega(d)}
+        return ", ".join([bits, *(f"{k} {value:.4g}" for k, value in known.items() if value is not None)])
+
     def vectors(self, form: Message) -> list[str]:
         """Names of the vectors of a message that are compressed."""
         return [k for k, v in form.items() if v.shape[-1] > 1 and (self.keys is None or k in self.keys)]
@@ -164,6 +177,9 @@ class Whole(Compressor):
 
     def alpha(self, d: int) -> float:
         return 1.0
+
+    def omega(self, d: int) -> float:
+        return 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

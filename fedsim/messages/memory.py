@@ -8,7 +8,7 @@ lines each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -73,6 +73,15 @@ class OwnCompressor(MessageTransform):
 
     def row_bytes(self, form: Message) -> int:
         return self.compressor.row_bytes(form)
+
+    def facts(self, form: Message) -> Mapping[str, str]:
+        said = {k: v for k, v in self.compressor.facts(form).items() if k != "note"}
+        d = max((v.shape[-1] for v in form.values()), default=1)
+        if self.compressor.alpha(d) is None and (alpha := self.alpha(d)) is not None:
+            said["divided by 1 + omega"] = f"alpha {alpha:.4g}"
+        if self.scales:
+            said["weights by smoothness"] = f"{min(self.scales):.4g} to {max(self.scales):.4g} times the mean"
+        return said
 
     def first_bytes(self, form: Message) -> int | None:
         return Whole().row_bytes(form) if self.whole_first else None

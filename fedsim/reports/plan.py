@@ -201,6 +201,8 @@ def _work(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:
         rows["sample gradients in the first round"] = f"{gradients[0]:,}"
     rows["sample gradients per round"] = f"about {np.mean(gradients[1:] or gradients):,.0f}"
     rows["sample gradients in all"] = f"about {_in_all(s, gradients):,.0f}"
+    if a.algorithm is not None and a.algorithm.lr != s.algorithm.lr:
+        rows["lr from theory"] = f"{a.algorithm.lr:.6g}"
     rows["rows per chunk"] = s.run.chunk_rows or default_chunk_rows(a.task, s.algorithm.batch_size)
     rows["device"] = f"{a.device}, {s.run.dtype}" + (", bf16 autocast" if s.run.precision == "bf16" else "")
     return rows
@@ -243,9 +245,13 @@ def _messages(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:
     down = 0 if a.network is not None else message_bytes(received)
     up = a.pipeline.row_bytes(sent) * a.mixing(s).exchanges
     traffic = [len(e.clients) * down + e.sends * up for e in rounds]
-    rows: Rows = {"one message": _size(a.pipeline.row_bytes(sent)), "sent in the first round": _size(traffic[0])}
-    rows["sent in all"] = f"about {_size(_in_all(s, traffic))}"
-    return rows
+    more = rounds[0].sends * (a.pipeline.row_bytes(sent, first=True) - a.pipeline.row_bytes(sent))  # once
+    rows: Rows = {"one message": _size(a.pipeline.row_bytes(sent)), "sent in the first round": _size(traffic[0] + more)}
+    rows["sent in all"] = f"about {_size(_in_all(s, traffic) + more)}"
+    facts = {k: v for link in a.pipeline.links for k, v in link.facts(sent).items()}
+    if facts and down:
+        facts["to clients"] = f"{_size(down)}: the broadcast counts in full"
+    return {**rows, **facts}
 
 
 def _traffic(s: Scenario, a: Assembly, event: Arrival) -> Rows:

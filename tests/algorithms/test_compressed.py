@@ -325,6 +325,27 @@ def test_bytes_on_a_graph(go: Make, nodes: Any, name: str, vectors: int) -> None
     assert run.metrics["bytes_sent"].iloc[-1] == 5 * 12 * vectors * math.ceil((64 + 1) / 8)
 
 
+def test_a_plan_says_what_compression_does(quadratic: Make) -> None:
+    data = {"data": quadratic(A=A, b=B, x0=np.zeros(5)).section(), "run": {"rounds": 6, "dtype": "float64"}}
+    ef21 = {**data, "algorithm": {"name": "ef21", "step_size": "theory_new", "init": "full"}, "compression": TOP}
+    said = fedsim.plan(ef21)
+    assert said["work"]["lr from theory"] == f"{NEW:.6g}"
+    messages = said["messages"]
+    assert messages["compressed 'g'"] == "67 of 320 bits, alpha 0.2"
+    assert messages["to clients"] == "40 B: the broadcast counts in full"
+    assert (messages["one message"], messages["sent in the first round"]) == ("9 B", "320 B")
+    assert messages["sent in all"] == f"about {320 + 5 * 4 * 49 } B".replace("1300 B", "1.27 KiB")
+    fedavg = {**data, "algorithm": {"name": "fedavg"}, "compression": {"name": "qsgd", "levels": 4}}
+    assert fedsim.plan(fedavg)["messages"]["compressed 'delta'"] == "84 of 320 bits, omega 0.3125"
+    assert "note" not in fedsim.plan(fedavg)["messages"]
+    assert "biased" in fedsim.plan({**fedavg, "compression": {"name": "sign"}})["messages"]["note"]
+    beer = {**data, "algorithm": {"name": "beer"}, "topology": RING, "compression": {"name": "natural"}}
+    messages = fedsim.plan(beer)["messages"]
+    assert messages["compressed 'h'"] == messages["compressed 'k'"] == "60 of 320 bits, omega 0.125"
+    assert messages["divided by 1 + omega"] == "alpha 0.8889"
+    assert "to clients" not in messages
+
+
 def test_links_take_the_time_of_compressed_messages(go: Make, nodes: Any, tmp_path: Path) -> None:
     import networkx as nx
 
