@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from fedsim.messages.aggregators import Aggregator
     from fedsim.messages.attack import Attack
     from fedsim.messages.base import MessageTransform
-    from fedsim.messages.compressors import Compressor
+    from fedsim.messages.compressor import Compressor
     from fedsim.messages.edge_attacks import EdgeAttack
     from fedsim.messages.graph_rules import GraphRule
     from fedsim.messages.heard import Heard, Near
@@ -94,7 +94,7 @@ _HOME = {
     "Heard": "messages.heard",
     "Near": "messages.heard",
     "MessageTransform": "messages.base",
-    "Compressor": "messages.compressors",
+    "Compressor": "messages.compressor",
     "Attack": "messages.attack",
     "EdgeAttack": "messages.edge_attacks",
     "Poison": "messages.poison",

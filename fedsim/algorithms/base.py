@@ -62,6 +62,9 @@ class Algorithm(ClientHalf):
         """
         return self
 
+    def check_deployed(self) -> None:
+        """Raise InputError where a client that has its own data alone cannot do its half."""
+
     @property
     def compresses(self) -> Mapping[str, Any]:
         """Further keys of its own compressor; see `fedsim.messages.memory.OwnCompressor`."""

@@ -147,6 +147,11 @@ class EF21W(EF21):
 
     weighs_by_smoothness: ClassVar[bool] = True
 
+    def check_deployed(self) -> None:
+        if self.smoothness == "auto":
+            message = "found 'auto', but a client does not know the data of the others; allowed: a list"
+            raise InputError(message, key="algorithm.smoothness")
+
     @property
     def compresses(self) -> Mapping[str, Any]:
         if self.smoothness == "auto":

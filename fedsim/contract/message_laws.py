@@ -18,7 +18,7 @@ from fedsim.core.types import Message, State
 from fedsim.messages.aggregators import Aggregator
 from fedsim.messages.attack import Attack
 from fedsim.messages.base import MessageTransform
-from fedsim.messages.compressors import Compressor
+from fedsim.messages.compressor import Compressor
 from fedsim.messages.graph_rules import GraphRule
 
 M, D, ROUNDS, DRAWS = 13, 7, 3, 4000

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedsim.core.errors import InputError
+from fedsim.messages.compressor import Compressor
+from fedsim.messages.compressors import Whole
 from fedsim.privacy.base import Bound
 from fedsim.scenario.message_checks import changes_messages
 from fedsim.scenario.sections import Scenario
@@ -19,9 +21,7 @@ from fedsim.scenario.sections import Scenario
 
 def check_trust(scenario: Scenario) -> None:
     """Raise InputError where the scenario relies on something that a deployment does not do."""
-    if scenario.compression is not None:
-        message = "a deployment sends messages as they are, so that their bytes would not be those that are counted"
-        raise InputError(f"{message}; allowed: remove the section", key="compression")
+    _check_wire(scenario)
     if changes_messages(scenario.attack):
         message = "clients of a deployment send what they send; allowed: poisoned data (label_flip, backdoor), or none"
         raise InputError(message, key="attack")
@@ -39,6 +39,23 @@ def check_trust(scenario: Scenario) -> None:
             "only its share of the noise; allowed: central, local",
             key="privacy.trust",
         )
+
+
+def _check_wire(scenario: Scenario) -> None:
+    """Raise InputError where compressed messages would not be what travels."""
+    part, name = scenario.compression, scenario.names["algorithm"]
+    scenario.algorithm.check_deployed()
+    if part is None or isinstance(part, Whole):
+        return
+    if scenario.algorithm.setting == "gossip":
+        message = f"a deployment's server mixes for the nodes of a graph and is sent whole models by '{name}'"
+        raise InputError(f"{message}; allowed: remove the section", key="compression")
+    if not (isinstance(part, Compressor) and part.packs):
+        message = f"'{scenario.names['compression']}' does not say how what it makes travels"
+        raise InputError(f"{message}; allowed: a compressor with pack and unpack, or no section", key="compression")
+    if part.feedback == "ef21":
+        message = "found 'ef21', for which a server would have to remember every client's last message"
+        raise InputError(f"{message}; allowed: none, ef14, or the algorithm ef21", key="compression.feedback")
 
 
 def sampling_secret(privacy: Bound) -> int | None:

@@ -186,6 +186,8 @@ def _refuses(greeting: Greeting, scenario: Scenario, assembly: Assembly, most: i
         share = int(assembly.task.sizes[greeting.client])
         return None if greeting.samples == share else f"it says {greeting.samples} samples; its share has {share}"
     task = _supervised(assembly)
+    if assembly.algorithm != scenario.algorithm:
+        return "it brings its own data, but the algorithm's step or weights were made for the scenario's"
     if assembly.privacy.claims:
         return "it brings its own data: noise is made for sizes that are known beforehand, which those are not"
     if task is None:

@@ -31,6 +31,7 @@ from fedsim.deployment.flower.records import Arrays, BadRecord, Greeting, Order,
 from fedsim.deployment.node_config import NodeConfig
 from fedsim.deployment.noise import with_own_noise
 from fedsim.engine.assembly import Assembly, Held, assemble, load_data
+from fedsim.messages.wire import wired
 from fedsim.objective.supervised import SupervisedTask
 from fedsim.scenario.sections import Scenario
 
@@ -46,6 +47,7 @@ class Client:
         self.secret = 0
         with working(scenario.run.threads):
             self.assembly = self._assemble()
+        self.assembly = dataclasses.replace(self.assembly, pipeline=wired(self.assembly.pipeline))
         self.worker = self.assembly.worker(scenario)
         self.answers = self._answers()
         self._fresh = self.worker.store.gather(np.array([node.client])) if node.client < node.clients else {}

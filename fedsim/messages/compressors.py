@@ -1,167 +1,26 @@
-"""Compression of what clients send, with error feedback: a transform whose rows are counted in honest bits.
+"""The compressors that come with fedsim: what becomes of a vector, in how many bits, and how these travel.
 
-A compressor C maps vectors to vectors that take fewer bits. ``|C(v) - v|^2 <= (1 - alpha) |v|^2`` for a contractive one
-(in the mean, where it draws); an unbiased one has ``E C(v) = v`` and ``E |C(v) - v|^2 <= omega |v|^2``. It works on
-each vector of d numbers by itself; numbers of one per client are never compressed. Index bits are always counted, and
-what a server sends to clients is not compressed.
-
-Error feedback keeps at the client what was lost: ``ef14`` (Seide et al. 2014) sends ``C(e + v)`` and keeps
-``e = e + v - C(e + v)``; ``ef21`` (Richtarik et al., arXiv 2106.05203) sends ``C(v - h)``, from which both sides know
-``h = h + C(v - h)``: that sum is the message, and its bits are those of ``C(v - h)``.
+On the wire a vector takes exactly the bits that are counted, filled up to a whole byte; what is unpacked is what the
+compressor gave, bit for bit. The uniform numbers of the draws come from keys that both sides know.
 """
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.core import rng
 from fedsim.core.errors import InputError
-from fedsim.core.job import Job, RunFacts
+from fedsim.core.job import RunFacts
 from fedsim.core.registry import register
-from fedsim.core.types import Count, Fraction, Message, State, norm
-from fedsim.messages.base import MessageTransform
-
-Remembers = Literal["differences", "copies", "errors"]
-"""What is kept of what was sent; see `fed_back`."""
-
-
-def fed_back(how: Remembers, v: Tensor, kept: Tensor, compress: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """What is sent of v, and what is kept of it for the next time; all are rows ``[m, d]``.
-
-    ``errors``: C(e + v), and e + v - C(e + v). ``differences``: C(v - h), and h + C(v - h). ``copies``: as before, but
-    what is sent is the new h, which whoever has the old one can tell from C(v - h).
-    """
-    if how == "errors":
-        whole = kept + v
-        sent = compress(whole)
-        return sent, whole - sent
-    change = compress(v - kept)
-    after = kept + change
-    return (after if how == "copies" else change), after
-
-
-_FEEDBACK: Mapping[str, Remembers] = {"ef14": "errors", "ef21": "copies"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compressor(MessageTransform):
-    """Base of the parts that ``compression.name`` names.
-
-    Parameters
-    ----------
-    feedback : what clients keep of what compression lost (see the module).
-    keys : names of the vectors of a message that are compressed (default: all).
-    """
-
-    feedback: Literal["none", "ef14", "ef21"] = "none"
-    keys: list[str] | None = None
-
-    draws: ClassVar[bool] = False
-    """Whether it needs uniform numbers."""
-
-    @abstractmethod
-    def __call__(self, v: Tensor, u: Tensor) -> Tensor:
-        """Rows ``[m, d]`` to rows of the same shape; `u` ``[m, d]`` are uniforms, empty where `draws` is not set."""
-
-    @abstractmethod
-    def bits(self, d: int, number: int) -> int:
-        """Bits of one row of d numbers, of `number` bits each before compression."""
-
-    def alpha(self, d: int) -> float | None:
-        """How contractive it is on d numbers; None where it need not be."""
-        return None
-
-    def omega(self, d: int) -> float | None:
-        """The variance of an unbiased one, relative to the squared norm; None where it is biased."""
-        return None
-
-    @property
-    def everyone(self) -> str | None:
-        if self.feedback != "ef21":
-            return None
-        return "with feedback ef21 the server counts on the last message of every client"
-
-    # --- the transform ------------------------------------------------------------------------------------------------
-
-    def check(self, form: Message, run: RunFacts) -> None:
-        unknown = [k for k in self.keys or () if k not in form]
-        if unknown:
-            raise InputError(f"found '{unknown[0]}', allowed: {', '.join(form)}", key="compression.keys")
-        if self.feedback != "none" and not all(self._contracts(form[k].shape[-1]) for k in self.vectors(form)):
-            raise InputError(
-                f"found '{self.feedback}' with a compressor whose error may be larger than what it compresses, so that "
-                "what is fed back would grow without bound; allowed: none, or a contractive compressor (of rand_k one "
-                "that is not scaled, of qsgd more levels or contractive: true)",
-                key="compression.feedback",
-            )
-
-    def _contracts(self, d: int) -> bool:
-        """Whether the squared error is below the squared norm, in the mean; not known of one that says nothing."""
-        omega = self.omega(d)
-        return self.alpha(d) is not None or omega is None or omega < 1
-
-    def fresh(self, form: Message) -> State:
-        if self.feedback == "none":
-            return {}
-        return {k: torch.zeros_like(form[k]) for k in self.vectors(form)}
-
-    def send(self, message: Message, kept: State, job: Job, run: RunFacts) -> tuple[Message, State]:
-        sent, after = dict(message), dict(kept)
-        for place, k in enumerate(self.vectors(message)):
-            compress = partial(self.drawing, job=job, run=run, place=place)
-            if self.feedback == "none":
-                sent[k] = compress(message[k])
-            else:
-                sent[k], after[k] = fed_back(_FEEDBACK[self.feedback], message[k], kept[k], compress)
-        return sent, after
-
-    def drawing(self, v: Tensor, job: Job, run: RunFacts, place: int) -> Tensor:
-        """C of rows ``[m, d]`` of the clients of `job`, with their draws for the vector number `place` of a message."""
-        return self(v, self._uniforms(v, job, run, place))
-
-    def row_bytes(self, form: Message) -> int:
-        compressed = self.vectors(form)
-        total = 0
-        for k, v in form.items():
-            number = 8 * v.element_size()
-            bits = self.bits(v.shape[-1], number) if k in compressed else v.shape[-1] * number
-            total += -(-bits // 8)
-        return total
-
-    def facts(self, form: Message) -> Mapping[str, str]:
-        said = {f"compressed '{k}'": self._said(form[k]) for k in self.vectors(form)}
-        if self.feedback == "none" and any(self.omega(form[k].shape[-1]) is None for k in self.vectors(form)):
-            said["note"] = "biased, without feedback: it may stop short of the optimum, or diverge"
-        return said
-
-    def _said(self, v: Tensor) -> str:
-        """How many bits of how many, and how well: alpha of a contractive compressor, omega of an unbiased one."""
-        d, number = v.shape[-1], 8 * v.element_size()
-        bits = f"{self.bits(d, number):,} of {d * number:,} bits"
-        known = {"alpha": self.alpha(d), "omega": self.omega(d)}
-        return ", ".join([bits, *(f"{k} {value:.4g}" for k, value in known.items() if value is not None)])
-
-    def vectors(self, form: Message) -> list[str]:
-        """Names of the vectors of a message that are compressed."""
-        return [k for k, v in form.items() if v.shape[-1] > 1 and (self.keys is None or k in self.keys)]
-
-    def _uniforms(self, v: Tensor, job: Job, run: RunFacts, place: int) -> Tensor:
-        """Uniform numbers in [0, 1) by client, round, vector and coordinate, shaped as `v`."""
-        if not self.draws:
-            return v.new_empty((len(v), 0))
-        keys = rng.fold(rng.key(run.seed, "compress", job.clients[:, None], job.rounds[:, None]), place)
-        draws = rng.uniform(rng.fold(keys, np.arange(v.shape[-1])[None, :]))
-        return torch.as_tensor(draws, dtype=v.dtype, device=v.device)
+from fedsim.core.types import Count, Fraction, Message, norm
+from fedsim.messages import bits as bit
+from fedsim.messages.compressor import Compressor
 
 
 @register.compressor("none")
@@ -169,11 +28,19 @@ class Compressor(MessageTransform):
 class Whole(Compressor):
     """The vector itself, in all its bits: what others are compared with. alpha = 1."""
 
+    packs: ClassVar[bool] = True
+
     def __call__(self, v: Tensor, u: Tensor) -> Tensor:
         return v
 
     def bits(self, d: int, number: int) -> int:
         return d * number
+
+    def pack(self, v: Tensor, u: Tensor) -> Tensor:
+        return bit.to_bytes(bit.of_floats(v))
+
+    def unpack(self, packed: Tensor, like: Tensor, u: Tensor) -> Tensor:
+        return bit.to_floats(bit.of_bytes(packed, self.bits(like.shape[-1], _width(like)))[0], like.dtype, like.device)
 
     def alpha(self, d: int) -> float:
         return 1.0
@@ -191,6 +58,7 @@ class _Sparse(Compressor):
     k, fraction : how many coordinates are kept, or their share of d (at least one); one of the two.
     """
 
+    packs: ClassVar[bool] = True
     k: Count | None = None
     fraction: Fraction | None = None
 
@@ -215,13 +83,50 @@ class TopK(_Sparse):
     """The k largest absolute values; of equal ones those of lower index. alpha = k / d."""
 
     def __call__(self, v: Tensor, u: Tensor) -> Tensor:
-        k = self.kept(v.shape[-1])
-        order = torch.sort(v.abs(), dim=-1, descending=True, stable=True).indices[..., :k]
+        order = self._largest(v)
         return torch.zeros_like(v).scatter_(-1, order, v.gather(-1, order))
 
+    def _largest(self, v: Tensor) -> Tensor:
+        """Places of the k largest absolute values ``[m, k]``."""
+        return torch.sort(v.abs(), dim=-1, descending=True, stable=True).indices[..., : self.kept(v.shape[-1])]
+
     def bits(self, d: int, number: int) -> int:
+        return self.kept(d) * number + sum(self._places(d))
+
+    def _places(self, d: int) -> tuple[int, int]:
+        """Bits that say where the values are: those of a list of k places, or one for each of d; one of them is 0."""
         k = self.kept(d)
-        return k * number + (min(k * math.ceil(math.log2(d)), d) if k < d else 0)
+        if k == d:
+            return 0, 0
+        listed = k * math.ceil(math.log2(d))
+        return (listed, 0) if listed < d else (0, d)
+
+    def pack(self, v: Tensor, u: Tensor) -> Tensor:
+        d = v.shape[-1]
+        order = self._largest(v).sort(dim=-1).values
+        values, places = bit.of_floats(v.gather(-1, order)), order.cpu().numpy()
+        listed, marked = self._places(d)
+        if listed:
+            return bit.to_bytes(values, bit.of_integers(places, listed // self.kept(d)))
+        marks = np.zeros((len(v), marked), dtype=np.uint8)
+        if marked:
+            np.put_along_axis(marks, places, 1, axis=1)
+        return bit.to_bytes(values, marks)
+
+    def unpack(self, packed: Tensor, like: Tensor, u: Tensor) -> Tensor:
+        d = like.shape[-1]
+        k, (listed, marked) = self.kept(d), self._places(d)
+        values, where = bit.of_bytes(packed, k * _width(like), listed + marked)
+        if listed:
+            places = bit.to_integers(where, listed // k, k)
+        else:
+            if marked and (where.sum(1, dtype=np.int64) != k).any():
+                raise ValueError(f"other than {k} of {d} places are marked")
+            places = np.nonzero(where)[1].reshape(-1, k) if marked else np.tile(np.arange(d), (len(packed), 1))
+        if (places >= d).any() or (np.diff(places) <= 0).any():
+            raise ValueError(f"places are not rising numbers below {d}")
+        order = torch.as_tensor(places, device=like.device)
+        return torch.zeros_like(like).scatter_(-1, order, bit.to_floats(values, like.dtype, like.device))
 
     def alpha(self, d: int) -> float:
         return self.kept(d) / d
@@ -241,11 +146,24 @@ class RandK(_Sparse):
     scaled: bool = False
 
     def __call__(self, v: Tensor, u: Tensor) -> Tensor:
-        d = v.shape[-1]
-        k = self.kept(d)
-        order = torch.sort(u, dim=-1, stable=True).indices[..., :k]
-        chosen = v.gather(-1, order) * (d / k if self.scaled else 1.0)
+        order, chosen = self._chosen(v, u)
         return torch.zeros_like(v).scatter_(-1, order, chosen)
+
+    def _drawn(self, u: Tensor) -> Tensor:
+        """Places of the k smallest uniform numbers ``[m, k]``."""
+        return torch.sort(u, dim=-1, stable=True).indices[..., : self.kept(u.shape[-1])]
+
+    def _chosen(self, v: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        d, order = v.shape[-1], self._drawn(u)
+        return order, v.gather(-1, order) * (d / self.kept(d) if self.scaled else 1.0)
+
+    def pack(self, v: Tensor, u: Tensor) -> Tensor:
+        return bit.to_bytes(bit.of_floats(self._chosen(v, u)[1]))
+
+    def unpack(self, packed: Tensor, like: Tensor, u: Tensor) -> Tensor:
+        (values,) = bit.of_bytes(packed, self.bits(like.shape[-1], _width(like)))
+        chosen = bit.to_floats(values, like.dtype, like.device)
+        return torch.zeros_like(like).scatter_(-1, self._drawn(u), chosen)
 
     def bits(self, d: int, number: int) -> int:
         return self.kept(d) * number
@@ -262,12 +180,23 @@ class RandK(_Sparse):
 class Sign(Compressor):
     """``(|v|_1 / d) sign(v)``, the sign of 0 being +. alpha >= 1 / d."""
 
+    packs: ClassVar[bool] = True
+
     def __call__(self, v: Tensor, u: Tensor) -> Tensor:
         size = v.abs().mean(dim=-1, keepdim=True)
         return torch.where(v >= 0, size, -size)
 
     def bits(self, d: int, number: int) -> int:
         return d + number
+
+    def pack(self, v: Tensor, u: Tensor) -> Tensor:
+        size = v.abs().mean(dim=-1, keepdim=True)
+        return bit.to_bytes(bit.of_floats(size), (v >= 0).cpu().numpy().astype(np.uint8))
+
+    def unpack(self, packed: Tensor, like: Tensor, u: Tensor) -> Tensor:
+        value, signs = bit.of_bytes(packed, _width(like), like.shape[-1])
+        size = bit.to_floats(value, like.dtype, like.device)
+        return torch.where(torch.as_tensor(signs.astype(bool), device=like.device), size, -size)
 
     def alpha(self, d: int) -> float:
         return 1.0 / d
@@ -288,19 +217,47 @@ class QSGD(Compressor):
     """
 
     draws: ClassVar[bool] = True
+    packs: ClassVar[bool] = True
     levels: Annotated[int, Field(ge=1, lt=2**31)]
     contractive: bool = False
 
     def __call__(self, v: Tensor, u: Tensor) -> Tensor:
+        size, level = self._levels(v, u)
+        return self._value(size, torch.sign(v), level)
+
+    def _levels(self, v: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm ``[m, 1]``, and the levels ``[m, d]``, whole numbers up to `levels`."""
         size = norm(v)
         a = self.levels * v.abs() / torch.where(size > 0, size, torch.ones_like(size))
         low = a.floor()
-        level = low + (u < a - low).to(v.dtype)
-        out = size * torch.sign(v) * level / self.levels
-        return out / (1 + self._omega(v.shape[-1])) if self.contractive else out
+        return size, (low + (u < a - low).to(v.dtype)).clamp(max=self.levels)
+
+    def _value(self, size: Tensor, sign: Tensor, level: Tensor) -> Tensor:
+        out = size * sign * level / self.levels
+        return out / (1 + self._omega(level.shape[-1])) if self.contractive else out
 
     def bits(self, d: int, number: int) -> int:
-        return number + d * (1 + math.ceil(math.log2(self.levels + 1)))
+        return number + d * (1 + self._width)
+
+    @property
+    def _width(self) -> int:
+        """Bits of one level."""
+        return math.ceil(math.log2(self.levels + 1))
+
+    def pack(self, v: Tensor, u: Tensor) -> Tensor:
+        size, level = self._levels(v, u)
+        levels = bit.of_integers(level.cpu().numpy().astype(np.int64), self._width)
+        return bit.to_bytes(bit.of_floats(size), (v < 0).cpu().numpy().astype(np.uint8), levels)
+
+    def unpack(self, packed: Tensor, like: Tensor, u: Tensor) -> Tensor:
+        d = like.shape[-1]
+        value, signs, levels = bit.of_bytes(packed, _width(like), d, d * self._width)
+        level = bit.to_integers(levels, self._width, d)
+        if (level > self.levels).any():
+            raise ValueError(f"a level is above {self.levels}")
+        size = bit.to_floats(value, like.dtype, like.device)
+        sign = torch.as_tensor(1.0 - 2.0 * signs, dtype=like.dtype, device=like.device)
+        return self._value(size, sign, torch.as_tensor(level, dtype=like.dtype, device=like.device))
 
     def _omega(self, d: int) -> float:
         return min(d / self.levels**2, math.sqrt(d) / self.levels)
@@ -317,19 +274,46 @@ class QSGD(Compressor):
 class Natural(Compressor):
     """Each number becomes one of the two powers of two around it, drawn so that the mean is the number. omega = 1/8.
 
-    Horvath et al., arXiv 1905.10988: sign and exponent travel, 9 bits of a float32, 12 of a float64.
+    Horvath et al., arXiv 1905.10988: sign and exponent travel, 9 bits of a float32, 12 of a float64. What is too small
+    for such an exponent (subnormal) becomes 0.
     """
 
     draws: ClassVar[bool] = True
+    packs: ClassVar[bool] = True
 
     def __call__(self, v: Tensor, u: Tensor) -> Tensor:
         mantissa, exponent = torch.frexp(v.abs())  # v = mantissa 2^exponent with the mantissa in [1/2, 1)
         low = torch.ldexp(torch.full_like(mantissa, 0.5), exponent)
         up = u < 2 * mantissa - 1
-        return torch.where(v == 0, torch.zeros_like(v), torch.sign(v) * torch.where(up, 2 * low, low))
+        power = torch.where(up, 2 * low, low)
+        return torch.where(power < torch.finfo(v.dtype).tiny, torch.zeros_like(v), torch.sign(v) * power)
 
     def bits(self, d: int, number: int) -> int:
-        return d * (1 + (8 if number == 32 else 11))
+        return d * (1 + _exponent(number))
+
+    def pack(self, v: Tensor, u: Tensor) -> Tensor:
+        """A power of two is its sign and its exponent: the first bits of the floating point number."""
+        number, d = _width(v), v.shape[-1]
+        raw = self(v, u).cpu().numpy().view(np.int32 if number == 32 else np.int64).astype(np.int64)
+        kept = 1 + _exponent(number)
+        return bit.to_bytes(bit.of_integers(raw >> (number - kept) & ((1 << kept) - 1), kept).reshape(len(v), d * kept))
+
+    def unpack(self, packed: Tensor, like: Tensor, u: Tensor) -> Tensor:
+        number, d = _width(like), like.shape[-1]
+        kept = 1 + _exponent(number)
+        code = bit.to_integers(bit.of_bytes(packed, d * kept)[0], kept, d)
+        unsigned = (code << (number - kept)).astype(np.uint32 if number == 32 else np.uint64)
+        return torch.from_numpy(unsigned.view(np.float32 if number == 32 else np.float64)).to(like.device)
 
     def omega(self, d: int) -> float:
         return 1 / 8
+
+
+def _width(v: Tensor) -> int:
+    """Bits of one number."""
+    return 8 * v.element_size()
+
+
+def _exponent(number: int) -> int:
+    """Bits of the exponent of a floating point number of `number` bits."""
+    return 8 if number == 32 else 11

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from fedsim.core.job import Job, RunFacts
 from fedsim.core.types import Message, State
-from fedsim.messages.base import MessageTransform
-from fedsim.messages.compressors import Compressor, Remembers, Whole, fed_back
+from fedsim.messages.compressor import Compressor, Remembers, fed_back
+from fedsim.messages.compressors import Whole
+from fedsim.messages.wire import Packing
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnCompressor(MessageTransform):
+class OwnCompressor(Packing):
     """What an algorithm with ``needs.compression`` does to its messages.
 
     An unbiased compressor is divided by 1 + omega, which makes it contractive: without, what is fed back would grow.
@@ -56,23 +57,46 @@ class OwnCompressor(MessageTransform):
             return {}
         return {k: torch.zeros_like(form[k]) for k in self.compressor.vectors(form)}
 
-    def send(self, message: Message, kept: State, job: Job, run: RunFacts) -> tuple[Message, State]:
-        if self._exact:
-            return message, kept
-        sent, after = dict(message), dict(kept)
-        for place, k in enumerate(self.compressor.vectors(message)):
+    def vectors(self, form: Message) -> list[str]:
+        return self.compressor.vectors(form)
 
-            def compress(v: Tensor, place: int = place) -> Tensor:
-                return self._compressed(v, job, run, place)
+    def transmitted(
+        self, message: Message, kept: State, job: Job, run: RunFacts, pack: bool = False
+    ) -> tuple[Message, Message, State]:
+        sent, packed, after = dict(message), dict(message), dict(kept)
+        for place, k in enumerate(self.vectors(message)):
+            scale, v = self._scale(message[k], job), message[k]
+            u, seen = self.compressor.draws_for(v, job, run, place), list[Tensor]()
 
-            scale = self._scale(message[k], job)
-            v = message[k] if scale is None else message[k] / scale
-            made, after[k] = fed_back(self.remembers, v, kept[k], compress)
-            sent[k] = made if scale is None else scale * made
-        return sent, after
+            def compress(change: Tensor, u: Tensor = u, seen: list[Tensor] = seen) -> Tensor:
+                seen.append(change)
+                return self._first_whole(change, self._divided(self.compressor(change, u)), job)
 
-    def row_bytes(self, form: Message) -> int:
-        return self.compressor.row_bytes(form)
+            if self._exact:
+                seen.append(v)
+            else:
+                made, after[k] = fed_back(self.remembers, v if scale is None else v / scale, kept[k], compress)
+                sent[k] = made if scale is None else scale * made
+            if pack:
+                packer = Whole() if self._is_whole(int(job.rounds[0])) else self.compressor
+                packed[k] = packer.pack(seen[0], u)
+        return sent, packed, after
+
+    def arrived(self, packed: Message, form: Message, job: Job, run: RunFacts) -> Message:
+        sent = dict(packed)
+        for place, k in enumerate(self.vectors(form)):
+            like = form[k].expand(len(job.clients), -1)
+            u = self.compressor.draws_for(like, job, run, place)
+            if self._is_whole(int(job.rounds[0])):
+                c = Whole().unpack(packed[k], like, u)
+            else:
+                c = self._divided(self.compressor.unpack(packed[k], like, u))
+            scale = self._scale(like, job)
+            sent[k] = c if scale is None else scale * c
+        return sent
+
+    def vector_bytes(self, v: Tensor, round: int) -> int:
+        return (Whole() if self._is_whole(round) else self.compressor).vector_bytes(v, round)
 
     def facts(self, form: Message) -> Mapping[str, str]:
         said = {k: v for k, v in self.compressor.facts(form).items() if k != "note"}
@@ -83,23 +107,24 @@ class OwnCompressor(MessageTransform):
             said["weights by smoothness"] = f"{min(self.scales):.4g} to {max(self.scales):.4g} times the mean"
         return said
 
-    def first_bytes(self, form: Message) -> int | None:
-        return Whole().row_bytes(form) if self.whole_first else None
-
     @property
     def _exact(self) -> bool:
         """Nothing is lost, so that there is nothing to remember: what is sent is the message itself, bit for bit."""
         return isinstance(self.compressor, Whole) and self.remembers != "differences"
 
-    def _compressed(self, v: Tensor, job: Job, run: RunFacts, place: int) -> Tensor:
-        c = self.compressor.drawing(v, job, run, place)
-        omega = self.compressor.omega(v.shape[-1])
-        if omega is not None and self.compressor.alpha(v.shape[-1]) is None:
-            c = c / (1 + omega)
-        if self.whole_first:
-            first = torch.as_tensor(job.rounds == 1, device=v.device).unsqueeze(1)
-            c = torch.where(first, v, c)
-        return c
+    def _is_whole(self, round: int) -> bool:
+        return self.whole_first and round == 1
+
+    def _first_whole(self, v: Tensor, c: Tensor, job: Job) -> Tensor:
+        """`c`, but v itself in rows of the first round where that is not compressed."""
+        if not self.whole_first:
+            return c
+        return torch.where(torch.as_tensor(job.rounds == 1, device=v.device).unsqueeze(1), v, c)
+
+    def _divided(self, c: Tensor) -> Tensor:
+        """Of an unbiased compressor C / (1 + omega)."""
+        omega = self.compressor.omega(c.shape[-1])
+        return c if not omega or self.compressor.alpha(c.shape[-1]) is not None else c / (1 + omega)
 
     def _scale(self, v: Tensor, job: Job) -> Tensor | None:
         """Scales of the clients of `job`, ``[m, 1]``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedsim.core.errors import Problem
-from fedsim.messages.compressors import Compressor
+from fedsim.messages.compressor import Compressor
 from fedsim.scenario.sections import Scenario
 
 

@@ -26,7 +26,8 @@ from fedsim.devices.system import SystemSection
 from fedsim.graphs.base import Graph
 from fedsim.messages.aggregators import Aggregator
 from fedsim.messages.base import MessageTransform
-from fedsim.messages.compressors import Compressor, Whole
+from fedsim.messages.compressor import Compressor
+from fedsim.messages.compressors import Whole
 from fedsim.messages.memory import OwnCompressor
 from fedsim.models.build import Model
 from fedsim.objective.kernel import Precision

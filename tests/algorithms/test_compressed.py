@@ -334,7 +334,7 @@ def test_a_plan_says_what_compression_does(quadratic: Make) -> None:
     assert messages["compressed 'g'"] == "67 of 320 bits, alpha 0.2"
     assert messages["to clients"] == "40 B: the broadcast counts in full"
     assert (messages["one message"], messages["sent in the first round"]) == ("9 B", "320 B")
-    assert messages["sent in all"] == f"about {320 + 5 * 4 * 49 } B".replace("1300 B", "1.27 KiB")
+    assert messages["sent in all"] == f"about {320 + 5 * 4 * 49} B".replace("1300 B", "1.27 KiB")
     fedavg = {**data, "algorithm": {"name": "fedavg"}, "compression": {"name": "qsgd", "levels": 4}}
     assert fedsim.plan(fedavg)["messages"]["compressed 'delta'"] == "84 of 320 bits, omega 0.3125"
     assert "note" not in fedsim.plan(fedavg)["messages"]

@@ -15,7 +15,8 @@ from torch import Tensor
 import fedsim
 from fedsim.core.errors import InputError
 from fedsim.core.job import Job, RunFacts
-from fedsim.messages.compressors import QSGD, Compressor, Natural, RandK, Sign, TopK
+from fedsim.messages.compressor import Compressor
+from fedsim.messages.compressors import QSGD, Natural, RandK, Sign, TopK
 
 V = torch.tensor([[3.0, -1.0, 0.0, 4.0, -2.0]], dtype=torch.float64)
 U = torch.tensor([[0.5, 0.1, 0.9, 0.3, 0.7]], dtype=torch.float64)

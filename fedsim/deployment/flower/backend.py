@@ -26,6 +26,7 @@ from fedsim.core.types import Message
 from fedsim.deployment.flower.arrays import check_message, to_arrays, to_tensors
 from fedsim.deployment.flower.records import WORK, BadRecord, Order, Receipt, pack, shown, unpack, unpack_arrays
 from fedsim.deployment.flower.roster import LOG, Roster
+from fedsim.messages.wire import opened, packs, travelling
 
 _LONGEST_REASON = 1000
 _NODE_UNAVAILABLE = 5  # of flwr.common.constant.ErrorCode: no heartbeat of the SuperNode, or a message for nobody
@@ -286,10 +287,19 @@ class Flower(BackendDefaults):
         if (receipt.client, receipt.number) != (flight.order.client, flight.order.number):
             raise BadRecord(f"it answers job {receipt.number} of client {receipt.client}")
         message = to_tensors(unpack_arrays(content.get("arrays") or {}), self.worker.initial.device)
+        if packs(self.worker.pipeline):
+            message = self._unpacked(flight.order, message)
         if self.graph:  # nodes leave out what they were sent and did not change
             message = {k: v for k, v in flight.received.items() if k in self.expected} | message
         check_message(message, self.expected)
         return receipt, message
+
+    def _unpacked(self, order: Order, message: Message) -> Message:
+        """What arrives, from a message whose vectors travelled as the bytes of their compressor."""
+        pipeline, form = self.worker.pipeline, self.worker.form
+        check_message(message, travelling(pipeline, form, order.round))
+        job = Job(np.array([order.client]), np.array([order.round]), np.array([order.steps]), {})
+        return opened(pipeline, message, form, job)
 
     def _failed(self, flight: _Flight, status: str, reason: str, answered: bool = False) -> None:
         """Send again, give up, or end the run."""
