@@ -38,7 +38,7 @@ from fedsim.sweeps.files import points
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCENARIOS = sorted((ROOT / "scenarios").glob("*.yaml"))
-SHORT = ["--set", "run.rounds=2"]
+SHORT, WINDOWS = ["--set", "run.rounds=2"], ["--set", "run.rounds=20"]  # of a schedule, every window has a round
 _OWN_TESTS = ("install", "pip ", "pytest", "chromium")
 
 
@@ -138,7 +138,7 @@ class Desk:
         if any(word in command for word in _OWN_TESTS):
             return "installs, or has tests of its own"
         if arguments[0] in ("run", "sweep"):
-            arguments += SHORT
+            arguments += WINDOWS if "schedule:" in Path(arguments[1]).read_text(encoding="utf-8") else SHORT
         if reason := self._needs(arguments):
             if "--out" in arguments:
                 self.missing.add(arguments[arguments.index("--out") + 1])

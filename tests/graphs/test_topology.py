@@ -45,6 +45,7 @@ def degrees(graph: nx.Graph[Any]) -> list[int]:
         ("star", 6, {}, 5, {1, 5}),
         ("complete", 6, {}, 15, {5}),
         ("complete", 1, {}, 0, {0}),
+        ("random_peers", 6, {}, 15, {5}),
         ("grid", 12, {}, 17, {2, 3, 4}),
         ("grid", 12, {"rows": 2}, 16, {2, 3}),
         ("torus", 12, {}, 24, {4}),

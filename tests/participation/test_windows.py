@@ -271,3 +271,34 @@ def test_what_was_asked_for_is_written_down(go: Make) -> None:
     assert written.to_yaml() == (run.dir / "scenario.yaml").read_text(encoding="utf-8")
     json.dumps(written.participation.schedule[0].model_dump())  # type: ignore[attr-defined]
     assert written.participation.schedule[0].span(20) == (11, 18)  # type: ignore[attr-defined]
+
+
+# --- the phenomenon ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_nodes_that_meet_rarely_are_good_once_they_merge(tmp_path: Path) -> None:
+    """The scenario that is shipped, three seeds: bounds with room to what was found."""
+    shipped = Path(__file__).parents[2] / "scenarios" / "single-merge-digits.yaml"
+    cases: dict[str, dict[str, Any]] = {
+        "none": {"participation.links": 0},
+        "sparse": {},
+        "early": {"participation.schedule": [{"from": 0.05, "until": 0.15, "merge": True}]},
+        "late": {"participation.schedule": [{"from": 0.85, "until": 0.95, "merge": True}]},
+        "server": {"participation.merge": {"every": 1}},
+    }
+    node, merged = {}, {}
+    for name, keys in cases.items():
+        found = []
+        for seed in range(3):
+            given = {"seed": seed, "run.eval_every": 100, **keys}
+            scenario = fedsim.load(shipped, [f"{key}={json.dumps(value)}" for key, value in given.items()])
+            rows = fedsim.run(scenario, out=tmp_path / f"{name}-{seed}").metrics
+            last = rows[rows["round"] == 100]
+            found.append((last["node_accuracy"].iloc[0], last["test_accuracy"].iloc[-1]))
+            assert last["node_accuracy"].iloc[-1] == pytest.approx(last["test_accuracy"].iloc[-1], abs=0.003)
+        node[name], merged[name] = np.mean(found, axis=0)
+    assert merged["sparse"] - node["sparse"] >= 0.15
+    assert merged["sparse"] - merged["none"] >= 0.15
+    assert node["late"] > node["early"]
+    assert merged["server"] - merged["sparse"] <= 0.12

@@ -87,13 +87,10 @@ def test_peers_at_random_that_merge(quadratic: Make, run_scenario: Make, algorit
         "data": quadratic(n=8).section(),
         "algorithm": {"name": algorithm, "lr": 0.02, "batch_size": "full"},
         "topology": {"graph": "random_peers", "peers": 0.8, "symmetric": symmetric},
-        "participation": {
-            "mode": "gossip", "merge": "final",
-            "schedule": [{"from": 3, "until": 5, "merge": True}, *([{"from": 6, "until": 8, "links": 0.5}] * symmetric)],
-        },
-    }  # fmt: skip
-    if algorithm == "gradient_tracking":
-        del scenario["participation"]["schedule"][1:]
+        "participation": {"mode": "gossip", "merge": "final", "schedule": [{"from": 3, "until": 5, "merge": True}]},
+    }
+    if algorithm == "dfedavg" and symmetric:
+        scenario["participation"]["schedule"].append({"from": 6, "until": 8, "links": 0.5})
     run = {"rounds": ROUNDS, "eval_every": 1}
     alone = run_scenario(**scenario, run=run)
     for actors in ACTORS:
