@@ -18,6 +18,7 @@ from fedsim.core.fields import part_from
 from fedsim.core.metrics import Metric
 from fedsim.core.registry import Part
 from fedsim.figures import html
+from fedsim.reports.attackers import attackers
 from fedsim.reports.deployment import deployments
 from fedsim.reports.groups import Group, Record
 from fedsim.reports.privacy import privacy
@@ -78,6 +79,7 @@ class ReportSection(Part, ABC):
 
 SECTIONS: tuple[Callable[[Page], Iterable[object]], ...] = (
     lambda page: tradeoffs(page.groups, page.differing, page.shown, page.save),
+    lambda page: attackers(page.groups, page.shown, page.save),
     lambda page: deployments(page.runs, page.shown),
     lambda page: schedules(page.groups, page.save),
     lambda page: privacy(page.groups),
