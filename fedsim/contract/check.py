@@ -33,7 +33,7 @@ PROMISES = {
     "algorithm": _Promise("fedsim.contract.laws:check_algorithm", whole=True),
     "participation": _Promise("fedsim.contract.participation_laws:check_participation", whole=True),
     "solver": _Promise("fedsim.contract.solver_laws:solver_laws"),
-    "aggregator": _Promise("fedsim.contract.message_laws:aggregator_laws"),
+    "aggregator": _Promise("fedsim.contract.aggregator_laws:aggregator_laws"),
     "compressor": _Promise("fedsim.contract.attack_laws:laws_of_transforms"),
     "attack": _Promise("fedsim.contract.attack_laws:laws_of_transforms"),
     "privacy": _Promise("fedsim.contract.mechanism_laws:mechanism_laws"),

@@ -1,46 +1,26 @@
-"""What a server's aggregator and a transform of messages promise."""
+"""What a transform of messages promises."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fedsim.contract.graph_rule_laws import graph_rule_laws
 from fedsim.contract.tools import LawBrokenError, compare, copied, global_seed, same_from_yaml, unchanged
 from fedsim.core import rng
 from fedsim.core.job import Contribution, Job, RunFacts
 from fedsim.core.types import Message, State
-from fedsim.messages.aggregators import Aggregator
 from fedsim.messages.attack import Attack
 from fedsim.messages.base import MessageTransform
 from fedsim.messages.compressor import Compressor
-from fedsim.messages.graph_rules import GraphRule
 
 M, D, ROUNDS, DRAWS = 13, 7, 3, 4000
 TOLERANCE = 1e-12
 RUN = RunFacts(5, M)
 ROWS_HINT = "a client's row depends on other rows, on their number or on their order; work row by row (dim=-1)"
 GLOBAL_HINT = "it draws from a global generator; draw from keys (fedsim.rng)"
-
-
-def aggregator_laws(rule: Aggregator) -> Mapping[str, Callable[[], str]]:
-    """Laws of one aggregator, a server's or that of a graph's nodes."""
-    if isinstance(rule, GraphRule):
-        return graph_rule_laws(rule)
-    return {
-        "form of what it returns": partial(_aggregate_form, rule),
-        "the weights' mass is kept": partial(_mass, rule),
-        "it is as linear as it says": partial(_linear, rule),
-        "what it keeps can be resumed": partial(_rule_state, rule),
-        "inputs are not mutated": partial(_rule_inputs, rule),
-        "same seed, same numbers": partial(_rule_seed, rule),
-        "YAML round trip": partial(same_from_yaml, rule),
-    }
 
 
 def transform_laws(part: MessageTransform) -> Mapping[str, Callable[[], str]]:
@@ -58,96 +38,10 @@ def transform_laws(part: MessageTransform) -> Mapping[str, Callable[[], str]]:
     return laws
 
 
-# --- aggregators ------------------------------------------------------------------------------------------------------
-
-
 def messages_of(number: int, rows: int = M) -> Message:
     draws = rng.normal(rng.key(number, "contract", np.arange(rows)[:, None], np.arange(D)[None, :]))
     delta = torch.as_tensor(draws)
     return {"delta": delta, "other": delta.flip(-1) * 2 + 1, "size": delta[:, :1].abs() + 1}
-
-
-def _weights(scale: float = 1.0) -> Tensor:
-    share = torch.arange(1.0, M + 1, dtype=torch.float64)
-    return scale * share / share.sum()
-
-
-def _bound(rule: Aggregator, messages: Message, weights: Tensor, state: State | None = None) -> Any:
-    form = {k: v[:1] for k, v in messages.items()}
-    return rule.bind(messages, weights, rule.fresh(form) if state is None else state)
-
-
-def _aggregate_form(rule: Aggregator) -> str:
-    messages = messages_of(1)
-    aggregate, _ = _bound(rule, messages, _weights())
-    for k, v in messages.items():
-        found = aggregate(v)
-        if not isinstance(found, Tensor) or found.shape != v.shape[1:] or found.dtype != v.dtype:
-            what = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            raise LawBrokenError(f"of '{k}' {list(v.shape)} it made {what}, allowed: {v.dtype} {list(v.shape[1:])}")
-        if not bool(torch.isfinite(found).all()):
-            raise LawBrokenError(f"of '{k}' it made numbers that are not finite")
-    return f"{M} rows to one"
-
-
-def _mass(rule: Aggregator) -> str:
-    """Where all rows are alike, v, it returns sum(w) v: weights of virtual time are not lost."""
-    worst = 0.0
-    for scale in (1.0, 0.7, 2.5):
-        weights = _weights(scale)
-        alike = {k: v[:1].expand(M, -1).clone() for k, v in messages_of(2).items()}
-        aggregate, _ = _bound(rule, alike, weights)
-        for k, v in alike.items():
-            where = f"equal rows with weights that sum to {scale:g}: '{k}'"
-            hint = "return sum(w) times a mean of the rows, so that what virtual time weighs is kept"
-            worst = max(worst, compare(where, {k: aggregate(v)}, {k: scale * v[0]}, 1e-9, hint))
-    return f"largest difference {worst:.1e}"
-
-
-def _linear(rule: Aggregator) -> str:
-    messages, weights = messages_of(3), _weights(0.9)
-    aggregate, _ = _bound(rule, messages, weights)
-    worst = max(float((aggregate(v) - weights @ v).abs().max()) for v in messages.values())
-    if rule.linear and worst > TOLERANCE:
-        raise LawBrokenError(f"linear = True, but it differs from weights @ values by {worst:.1e}; say linear = False")
-    return f"linear = {rule.linear}, {worst:.1e} from the weighted sum"
-
-
-def _rule_state(rule: Aggregator) -> str:
-    """What it keeps has one form in all rounds, that of `fresh`, so that a checkpoint can hold it."""
-    form = {k: v[:1] for k, v in messages_of(1).items()}
-    state = rule.fresh(form)
-    shapes = {k: (tuple(v.shape), v.dtype) for k, v in state.items()}
-    for number in range(1, ROUNDS + 1):
-        _, state = _bound(rule, messages_of(number), _weights(), state)
-        found = {k: (tuple(v.shape), v.dtype) for k, v in state.items()}
-        if found != shapes:
-            raise LawBrokenError(f"after round {number} it keeps {found}, allowed: what fresh gives, {shapes}")
-    return f"keeps {', '.join(shapes) or 'nothing'}"
-
-
-def _rule_inputs(rule: Aggregator) -> str:
-    messages, weights = messages_of(4), _weights()
-    state = rule.fresh({k: v[:1] for k, v in messages.items()})
-    before = copied(messages), copied(state), weights.clone()
-    aggregate, _ = rule.bind(messages, weights, state)
-    for v in messages.values():
-        aggregate(v)
-    unchanged("bind", messages, before[0])
-    unchanged("bind", state, before[1])
-    unchanged("bind", {"weights": weights}, {"weights": before[2]})
-    return "messages, weights and state are as they were"
-
-
-def _rule_seed(rule: Aggregator) -> str:
-    found: list[State] = []
-    for seed in (1, 2):
-        with global_seed(seed):
-            messages = messages_of(5)
-            aggregate, _ = _bound(rule, messages, _weights())
-            found.append({k: aggregate(v) for k, v in messages.items()})
-    compare("two calls with the same messages: the aggregate", found[0], found[1], 0.0, GLOBAL_HINT)
-    return "bit for bit"
 
 
 # --- transforms -------------------------------------------------------------------------------------------------------

@@ -47,6 +47,10 @@ class Aggregator(Part):
         """Why it cannot combine m messages, which are too few for it (None: it can)."""
         return None
 
+    def tolerates(self, m: int) -> int:
+        """How many attackers among m messages leave the result near the honest ones."""
+        return 0
+
     def lacks(self, clients: Ints) -> str | None:
         """Why it cannot combine the messages of these clients (None: it can); such a round is skipped."""
         return self.needs(len(clients))

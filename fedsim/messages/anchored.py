@@ -53,7 +53,7 @@ class CenteredClipping(RobustRule):
     def on_graph(self) -> str | None:
         return "it starts from what came of a server's last round; allowed there: clipped_gossip"
 
-    def tolerates(self, m: int) -> int:
+    def withstands(self, m: int) -> int:
         return (m - 1) // 2
 
     def fresh(self, form: Message) -> State:
@@ -144,7 +144,7 @@ class FLTrust(RobustRule):
         if self.root >= clients:
             raise InputError(f"found client {self.root}, allowed: 0 to {clients - 1}", key="root")
 
-    def tolerates(self, m: int) -> int:
+    def withstands(self, m: int) -> int:
         return m - 1
 
     def lacks(self, clients: Ints) -> str | None:

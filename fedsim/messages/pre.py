@@ -31,6 +31,8 @@ class PreAggregation(Part, ABC):
 
     draws: ClassVar[bool] = False
     """Whether it draws anew in every round."""
+    pairs: ClassVar[int] = 0
+    """How often it compares all pairs of messages in a round."""
 
     @abstractmethod
     def change(self, rows: Table, f: int, arrived: Arrived, run: RunFacts) -> RowMap:
@@ -45,6 +47,10 @@ class PreAggregation(Part, ABC):
 
     def rows(self, m: int) -> int:
         """How many rows become of m."""
+        return m
+
+    def withstands(self, m: int, told: int | None) -> int:
+        """How many attackers among m rows it can take, where the rule is `told` that number."""
         return m
 
     def faults(self, f: int, lost: int) -> int:
@@ -69,6 +75,9 @@ class _ToldByTheRule(PreAggregation):
             return None
         return f"{type(self).__name__} with f = {f} needs at least {2 * f + 1} messages (2f + 1), found {m}"
 
+    def withstands(self, m: int, told: int | None) -> int:
+        return self.f if self.f is not None else told or 0
+
     def faults(self, f: int, lost: int) -> int:
         return f if self.f is None else max(self.f - lost, 0)
 
@@ -78,6 +87,8 @@ class _ToldByTheRule(PreAggregation):
 class NNM(_ToldByTheRule):
     """Nearest-neighbour mixing: every row becomes the mean of its m - f nearest rows, itself included (Allouah et al.,
     arXiv 2302.01772)."""
+
+    pairs: ClassVar[int] = 1
 
     def change(self, rows: Table, f: int, arrived: Arrived, run: RunFacts) -> RowMap:
         distances = square_distances(rows)

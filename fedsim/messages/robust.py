@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -57,6 +57,8 @@ class RobustRule(Aggregator):
     pre : one of `nnm`, `bucketing`, `clip` and `arc`, or a list of them, applied in that order.
     """
 
+    pairs: ClassVar[int] = 0
+    """How often it compares all pairs of messages in a round."""
     pre: PreAggregations | None = None
 
     # --- what a rule says ---------------------------------------------------------------------------------------------
@@ -93,9 +95,15 @@ class RobustRule(Aggregator):
         """How many of m messages it takes to be attackers'."""
         return 0 if self.told is None else self.told
 
-    def tolerates(self, m: int) -> int:
-        """How many attackers among m messages leave the result near the honest ones."""
+    def withstands(self, m: int) -> int:
+        """How many attackers among m rows leave the rule's result near the honest ones."""
         return (m - 1) // 2 if self.told is None else min(self.told, (m - 1) // 2)
+
+    def tolerates(self, m: int) -> int:
+        rows, most = m, m
+        for part in self.pre or ():
+            most, rows = min(most, part.withstands(rows, self.told)), part.rows(rows)
+        return min(most, self.withstands(rows))
 
     # --- what is asked of it ------------------------------------------------------------------------------------------
 
@@ -265,10 +273,17 @@ class TrimmedMean(RobustRule):
     def is_linear(self) -> bool:
         return self.pre is None and (self.trim == 0 or self.f == 0)
 
+    def bind_in(
+        self, messages: Message, weights: Tensor, state: State, arrived: Arrived, run: RunFacts
+    ) -> tuple[Aggregate, State]:
+        if self.is_linear:  # sums of parts may stand for rows
+            return (lambda values, given=None: (weights if given is None else given) @ values), state
+        return super().bind_in(messages, weights, state, arrived, run)
+
     def faults(self, m: int) -> int:
         return self.f if self.f is not None else int((self.trim or 0.0) * m + 1e-9)
 
-    def tolerates(self, m: int) -> int:
+    def withstands(self, m: int) -> int:
         return min(self.faults(m), (m - 1) // 2)
 
     def decide(self, rows: Table, f: int, turn: Turn) -> Combine:

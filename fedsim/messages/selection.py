@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class _Scored(RobustRule):
     closest : how many of the nearest others count: ``m-f-2`` (Blanchard et al.), ``m-f-1`` (ByzFL), or a number.
     """
 
+    pairs: ClassVar[int] = 1
     f: Attackers
     closest: Closest = "m-f-2"
 
@@ -36,7 +37,7 @@ class _Scored(RobustRule):
             return self.closest + 1, "closest + 1"
         return least, "2f + 3"
 
-    def tolerates(self, m: int) -> int:
+    def withstands(self, m: int) -> int:
         return min(self.f, max((m - 3) // 2, 0))
 
     def scores(self, rows: Table, f: int) -> Tensor:
@@ -79,6 +80,9 @@ class MultiKrum(_Scored):
         least, formula = super().least
         return (self.keep, "keep") if self.keep is not None and self.keep > least else (least, formula)
 
+    def withstands(self, m: int) -> int:
+        return min(super().withstands(m), m - (self.keep or 0))
+
     def decide(self, rows: Table, f: int, turn: Turn) -> Combine:
         m = len(rows)
         best = self.scores(rows, f).argsort(stable=True)[: m - f if self.keep is None else self.keep]
@@ -91,13 +95,14 @@ class Bulyan(RobustRule):
     """m - 2f times krum on what is left of the messages, then per coordinate the mean of the m - 4f values of the
     chosen that are nearest to their median (El Mhamdi et al., arXiv 1802.07927)."""
 
+    pairs: ClassVar[int] = 1
     f: Attackers
 
     @property
     def least(self) -> tuple[int, str]:
         return 4 * self.f + 3, "4f + 3"
 
-    def tolerates(self, m: int) -> int:
+    def withstands(self, m: int) -> int:
         return min(self.f, max((m - 3) // 4, 0))
 
     def decide(self, rows: Table, f: int, turn: Turn) -> Combine:

@@ -21,13 +21,13 @@ from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.place import ACTORS, client_load, shards_mix
 from fedsim.graphs.mixing import expected_mixing, mixing_matrix, spectral_gap, summary
 from fedsim.graphs.topology import Topology, build_topology
-from fedsim.messages.aggregators import Mean
 from fedsim.participation.base import Arrival, Ended
 from fedsim.participation.gossip import Gossip
 from fedsim.participation.record import whole
 from fedsim.participation.synchronous import Synchronous
 from fedsim.reports.attack import attack_facts
 from fedsim.reports.neighbourhoods import rule_facts
+from fedsim.reports.rules import server_rule_facts
 from fedsim.scenario.load import given, parse
 from fedsim.scenario.sections import Scenario
 
@@ -48,6 +48,8 @@ def plan(scenario: Scenario | str | Path | Mapping[str, Any]) -> dict[str, Rows]
     sections = {"scenario": _scenario(scenario), "data": _data(a), "work": _work(scenario, a, rounds)}
     if a.network is not None:
         sections["network"] = _network(scenario, a) | rule_facts(scenario, a)
+    if rule := server_rule_facts(scenario, a):
+        sections["aggregator"] = rule
     if attack := attack_facts(scenario, a):
         sections["attack"] = attack
     if a.privacy.claims:
@@ -261,7 +263,7 @@ def _traffic(s: Scenario, a: Assembly, event: Arrival) -> Rows:
     received, sent = (message_bytes(m) for m in one_message(s.algorithm, a.task, a.network is not None))
     if a.network is None:
         owner = place(load, actors)
-        down, up = actors * received, (actors if isinstance(s.aggregator, Mean) else len(event.clients)) * sent
+        down, up = actors * received, (actors if s.aggregator.is_linear else len(event.clients)) * sent
         rows: Rows = {"to the actors": f"{_size(down)} per round", "back": f"about {_size(up)} per round"}
     else:
         matrix = a.network.mixings[0].matrix

@@ -74,6 +74,9 @@ def test_the_backend_in_this_process() -> None:
         ("SortsInPlace", "aggregator", "inputs are not mutated"),
         ("TossesACoin", "aggregator", "same seed, same numbers"),
         ("Forgetful", "aggregator", "YAML round trip"),
+        ("broken_rules:Boasts", "aggregator", "attackers lead it nowhere"),
+        ("broken_rules:TakesAnything", "aggregator", "what is not finite is left out"),
+        ("broken_rules:NeverEnough", "aggregator", "form of what it returns"),
         ("FirstColumn", "aggregator", "form of what it returns"),
         ("Sums", "aggregator", "nodes that agree stay where they are"),
         ("SeesEverybody", "aggregator", "a node knows what it hears"),
@@ -114,7 +117,21 @@ def test_the_backend_in_this_process() -> None:
     ],
 )
 def test_each_law_can_fail(name: str, kind: str, law: str) -> None:
-    assert law in failed(f"broken_parts:{name}", kind=kind)
+    assert law in failed(name if ":" in name else f"broken_parts:{name}", kind=kind)
+
+
+RULES = [
+    ("trimmed_mean", ["f=6"]), ("krum", ["f=8"]), ("bulyan", ["f=4"]), ("multi_krum", ["f=2", "keep=20"]),
+    ("krum", ["f=2", "closest=m-f-1", "pre=nnm"]), ("median", ["pre=[{name: bucketing, s: 3}]"]),
+    ("median", ["pre={name: arc, f: 3}"]), ("geometric_median", ["pre={name: nnm, f: 4}", "start=zero"]),
+    ("centered_clipping", ["tau=0.1"]), ("centered_clipping", ["tau=2", "iters=3", "pre={name: nnm, f: 2}"]),
+    ("fltrust", ["root=12"]), ("fltrust", ["root=40"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name,settings", RULES, ids=str)
+def test_rules_with_other_keys(name: str, settings: list[str]) -> None:
+    assert failed(name, settings, "aggregator") == {}
 
 
 def test_a_good_one_passes() -> None:

@@ -254,3 +254,23 @@ def test_a_rule_is_post_processing_of_what_clients_made_private(mechanism: str) 
         "privacy": {"mechanism": mechanism, "clip_norm": 1.0, "noise_multiplier": 1.0, **keys},
     }  # fmt: skip
     assert assemble(parse(values)).privacy.claims
+
+
+# --- what a plan says -------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_says_what_a_rule_withstands_and_costs(tmp_path: Path) -> None:
+    aggregator = {"name": "multi_krum", "f": 1, "pre": "nnm"}
+    participation = {"fraction": 0.9, "sampling": "bernoulli"}
+    values = scenario(V, tmp_path, aggregator=aggregator, participation=participation)
+    del values["algorithm"]["weighting"]
+    found = fedsim.plan(values)["aggregator"]
+    assert found["attackers that it withstands"] == "1 of 7 messages"
+    assert found["messages that it needs"] == 5
+    assert found["distances per round"] == "42 of 3 numbers"
+    assert [note.split(":")[0].split(",")[0] for note in found["notes"]] == [
+        "weights are ignored", "rounds with fewer than 5 messages are skipped",
+    ]  # fmt: skip
+    values["algorithm"]["weighting"] = "uniform"
+    assert fedsim.plan({**values, "participation": {}})["aggregator"].get("notes") is None
+    assert "aggregator" not in fedsim.plan(scenario(V, tmp_path))
