@@ -73,7 +73,7 @@ class Gossip(Participation):
     def check_run(self, setting: Setting) -> None:
         check_laws(self, setting)
         check_merges(self, setting)
-        check_peers(setting)
+        check_pulls(setting)
         self._scheduled(setting)
 
     def _scheduled(self, setting: Setting) -> Schedule:
@@ -223,7 +223,7 @@ def check_merges(mode: Participation, setting: Setting) -> None:
         raise InputError(f"found a merge, but {why}; allowed: never, and windows without merge", key=mode.merging)
 
 
-def check_peers(setting: Setting) -> None:
+def check_pulls(setting: Setting) -> None:
     """Raise InputError where the mean of all models moves and the algorithm lives of that it does not."""
     algorithm, network = setting.gossip
     why = algorithm.needs.linear_mixing
@@ -243,10 +243,8 @@ def _check_copies(mode: Laws, setting: Setting) -> None:
     """Raise InputError where a link does not fire in every round: copies of one node at its neighbours would differ."""
     algorithm, network = setting.gossip
     why = f"{type(algorithm).__name__}'s nodes keep copies of all neighbours, which move with every message"
-    if len(network.mixings) > 1:
-        raise InputError(
-            f"found {len(network.mixings)} graphs that take turns, but {why}; allowed: one graph", key="topology"
-        )
+    if network.changes:
+        raise InputError(f"found neighbours that change with the round, but {why}; allowed: one graph", key="topology")
     if (mode.links.draw(len(network.mixings[0].links), setting.seed, "link", 1) < 1).any():
         raise InputError(f"found probabilities below 1, but {why}; allowed: 1", key="participation.links")
 

@@ -168,6 +168,23 @@ def test_what_cannot_be_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("algorithm", ["choco", "beer"])
+@pytest.mark.parametrize("topology", [
+    {"graph": "random_peers"}, {"graph": "k_regular", "degree": 3, "redraws": 2},
+    {"graph": "sequence", "graphs": [{"graph": "ring"}, {"graph": "path"}]},
+])  # fmt: skip
+def test_copies_of_neighbours_need_neighbours_that_stay(
+    quadratic: Make, tmp_path: Path, algorithm: str, topology: Any
+) -> None:
+    sections = {
+        "data": quadratic(n=6).section(), "topology": topology, "run": {"rounds": 3},
+        "algorithm": {"name": algorithm, "lr": 0.1, "batch_size": "full"}, "compression": {"name": "top_k", "k": 1},
+    }  # fmt: skip
+    with pytest.raises(InputError, match="neighbours that change"):
+        fedsim.run(sections, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_poisson_clocks_need_neighbours_that_stay(quadratic: Make, tmp_path: Path) -> None:
     sections = {
         "data": quadratic(n=6).section(), "topology": {"graph": "random_peers"}, "run": {"rounds": 3},
