@@ -210,8 +210,8 @@ def _check_rule(s: Scenario, network: Network, run: RunFacts) -> None:
     with _section("aggregator"):
         for mixing in network.mixings:
             honest = np.arange(mixing.n) if run.honest is None else run.honest
-            node = int(honest[mixing.degrees[honest].argmin()])
-            hears = max(int(mixing.degrees[node]) - late, 0)
+            node = int(honest[mixing.hears[honest].argmin()])
+            hears = max(int(mixing.hears[node]) - late, 0)
             try:
                 rule.check(hears)
             except InputError as error:

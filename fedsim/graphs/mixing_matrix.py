@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedsim.core import rng
-from fedsim.core.arrays import Bools, Floats
+from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.crew import apart, shares
 from fedsim.core.types import Aggregate
 
@@ -119,6 +119,11 @@ class BaseMixing:
         if bool((chance >= 1).all()):
             return np.ones(len(chance), dtype=bool)
         return np.asarray(rng.uniform(rng.key(seed, "link", *self.links.T, number)) < chance)
+
+    @property
+    def hears(self) -> Ints:
+        """How many others each node hears where every link that may fire in a round does, ``[n]``."""
+        return self.degrees
 
     def realised(self, fired: Bools) -> sparse.csr_array:
         """``p_ij = r_ij`` where link ij fired, ``p_ii = 1 - sum_j p_ij``.

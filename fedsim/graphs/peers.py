@@ -18,7 +18,7 @@ import numpy as np
 from scipy import sparse
 
 from fedsim.core import rng
-from fedsim.core.arrays import Bools, Floats
+from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.registry import register
 from fedsim.core.types import Positive
@@ -73,6 +73,10 @@ class RandomPairs(BaseMixing):
         together = (n // 2) / (n * (n - 1) / 2)  # two nodes are a pair of the matching
         super().__init__(_equal(n, peers * together / 2), directed=False)
 
+    @property
+    def hears(self) -> Ints:
+        return np.ones(self.n, dtype=np.int64)
+
     def fires(self, chance: Floats, seed: int, number: int) -> Bools:
         n = self.n
         order = np.argsort(rng.uniform(rng.key(seed, "peers", np.arange(n), number)), kind="stable")
@@ -104,6 +108,10 @@ class RandomPulls(BaseMixing):
         low, more = math.floor(peers), peers - math.floor(peers)
         share = sum(p * k / (n - 1) / (k + 1) for k, p in ((low, 1 - more), (low + 1, more)) if p > 0)
         super().__init__(_equal(n, share), directed=True)
+
+    @property
+    def hears(self) -> Ints:
+        return np.full(self.n, math.floor(self.peers), dtype=np.int64)
 
     def fires(self, chance: Floats, seed: int, number: int) -> Bools:
         n, low = self.n, math.floor(self.peers)

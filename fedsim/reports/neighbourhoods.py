@@ -22,7 +22,7 @@ def rule_facts(s: Scenario, a: Assembly) -> dict[str, Any]:
     if a.network is None or rule is None or not isinstance(s.algorithm, GossipAlgorithm):
         return {}
     late = 0 if s.algorithm.waits_for_all() else rule.tolerated or 0
-    hears = np.maximum(np.min([mixing.degrees for mixing in a.network.mixings], axis=0) - late, 0)
+    hears = np.maximum(np.min([mixing.hears for mixing in a.network.mixings], axis=0) - late, 0)
     rows: dict[str, Any] = {
         "every node runs": s.names["aggregator"],
         "others that a node hears": f"{hears.min()} to {hears.max()}, mean {hears.mean():.3g}",

@@ -13,6 +13,7 @@ import torch
 from fedsim.backends.placement import place_graph, split
 from fedsim.backends.shard import Shard
 from fedsim.clients.worker import Worker
+from fedsim.core.errors import InputError
 from fedsim.engine.assembly import assemble
 from fedsim.participation.base import Arrival, Dispatch
 from fedsim.scenario.load import parse
@@ -117,3 +118,15 @@ def test_an_attackers_own_state_follows_the_honest_protocol(attacked: Make, run_
     plain = run_scenario(**{k: v for k, v in values.items() if k not in ("attack", "aggregator")}, run={"rounds": 1})
     assert torch.allclose(run.params[[3, 7]], plain.params[[3, 7]], rtol=0, atol=1e-14)
     assert bool(run.params.isfinite().all())
+
+
+def test_pulling_from_nodes_drawn_anew(attacked: Make, run_scenario: Make) -> None:
+    """RPEL (arXiv 2510.08311): every node pulls from a few others, and averages the nearest."""
+    values = attacked("nna", "alie", {"exchanges": 1})
+    values["topology"] = {"graph": "random_peers", "symmetric": False, "peers": 5.0}
+    whole = run_scenario(**values, run={"rounds": ROUNDS})
+    assert [len(row["edges"]) for row in whole.trace] == [5 * 11] * ROUNDS
+    for number in (2, 3):
+        assert np.abs(in_shards(values, number) - whole.params.numpy()).max() <= SAME
+    with pytest.raises(InputError, match="node 0 has its own message and hears 5: Krum with f = 2"):
+        run_scenario(**{**values, "aggregator": {"name": "krum", "f": 2}}, run={"rounds": 1})

@@ -38,7 +38,7 @@ def scenario(**sections: Any) -> dict[str, Any]:
         ({"algorithm": {"name": "fedavg"}, "topology": None, "aggregator": NNA}, "aggregator.name",
          "that is a rule of a graph's nodes"),
         ({"aggregator": {"name": "krum", "f": 1}}, "aggregator.f",
-         "node 0 has its own message and hears 2: Krum with f = 1 needs 5 rows (2f + 3), found 3; allowed: a smaller"),
+         "node 0 has its own message and hears 2: Krum with f = 1"),
         ({"topology": {"graph": "star"}, "aggregator": {"name": "trimmed_mean", "f": 1}}, "aggregator.f",
          "node 1 has its own message and hears 1"),
         ({"algorithm": {"name": "monna", "wait": "quorum"}}, "algorithm.wait", "'mean' has no f"),
