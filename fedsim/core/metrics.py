@@ -147,8 +147,12 @@ class View(Protocol):
         """The objectives: sizes and importance of clients, `evaluate`, and `outputs` on the test data."""
 
     @property
+    def honest(self) -> Ints:
+        """The clients that do not attack, ascending; nothing should be measured of the others."""
+
+    @property
     def centre(self) -> Tensor:
-        """The model ``[d]``: the server's, or the mean of a graph's nodes."""
+        """The model ``[d]``: the server's, or the mean of a graph's honest nodes."""
 
     def state(self, name: str, nodes: Ints | None = None) -> Tensor:
         """The algorithm's state: ``[width]`` under a server, ``[m, width]`` of `nodes` (None: all) on a graph."""

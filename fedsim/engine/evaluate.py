@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +45,11 @@ class Moment:
     @property
     def task(self) -> Task:
         return self.assembly.task
+
+    @property
+    def honest(self) -> Ints:
+        found = self.assembly.pipeline.run.honest
+        return np.arange(self.task.num_clients, dtype=np.int64) if found is None else found
 
     @cached_property
     def centre(self) -> Tensor:

@@ -353,12 +353,8 @@ class WrappedTask(Task):
 
     def __init__(self, inner: Task) -> None:
         self.inner = inner
-        self.dim, self.num_clients, self.sizes, self.importance = (
-            inner.dim,
-            inner.num_clients,
-            inner.sizes,
-            inner.importance,
-        )
+        self.dim, self.num_clients = inner.dim, inner.num_clients
+        self.sizes, self.importance = inner.sizes, inner.importance
         self.device, self.dtype, self.metrics = inner.device, inner.dtype, inner.metrics
 
     def initial(self) -> Tensor:
