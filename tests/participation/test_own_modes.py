@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path,
     }  # fmt: skip
     never = {"mode": "fixed_interval", "window": 0.01, "weights": "estimated", "pilot": 10}
     for made, message in (
-        (turns, "topology: graphs that take turns"),
+        (turns, "topology: neighbours that change"),
         (sections("Shifts", quadratic, participation=never), "participation.pilot: client 0 delivers in none of"),
     ):
         with pytest.raises(InputError, match=message):

@@ -211,7 +211,7 @@ def test_the_schedule_without_training(go: Make) -> None:
         ),
         (
             {"topology": {"graph": "sequence", "graphs": [{"graph": "ring"}, {"graph": "star"}]}},
-            "graphs that take turns",
+            "neighbours that change with the round",
         ),
         ({"topology": {"graph": "exponential"}}, "needs symmetric mixing weights"),
     ],
