@@ -6,8 +6,10 @@ import `core` alone. Start with `fedprox`, which changes one line, then `scaffol
 """
 
 from fedsim.algorithms import (
+    acid,
     beer,
     choco,
+    dadao,
     diff2,
     diff2_bvr,
     dspodfl,
@@ -28,6 +30,6 @@ from fedsim.algorithms import (
 )
 
 __all__ = [
-    "beer", "choco", "diff2", "diff2_bvr", "dspodfl", "ef21", "fedamd", "fedasync", "fedavg", "fedcm", "feddyn",
-    "fednova", "fedopt", "fedprox", "fedspeed", "gradient_tracking", "monna", "sam", "scaffold",
+    "acid", "beer", "choco", "dadao", "diff2", "diff2_bvr", "dspodfl", "ef21", "fedamd", "fedasync", "fedavg", "fedcm",
+    "feddyn", "fednova", "fedopt", "fedprox", "fedspeed", "gradient_tracking", "monna", "sam", "scaffold",
 ]  # fmt: skip

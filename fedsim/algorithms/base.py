@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedsim.algorithms.client import ClientHalf, for_solver, of_algorithm, of_solver
 from fedsim.algorithms.needs import Needs
-from fedsim.algorithms.round import Effort, Report, Round
+from fedsim.algorithms.round import Effort, Report, Round, Surroundings
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.oracle import Oracle, Task
@@ -61,6 +61,27 @@ class Algorithm(ClientHalf):
         `alpha` says how contractive its compressor is on a message, where it has one and that is known.
         """
         return self
+
+    def flow(self, state: State, elapsed: Tensor) -> State:
+        """What becomes of nodes' states ``[m, d]`` in `elapsed` ``[m, 1]`` virtual seconds in which nothing happens.
+
+        `elapsed` is float64. An algorithm that has a flow says so in `needs`.
+        """
+        return state
+
+    def placed(self, run: Surroundings) -> Self:
+        """The algorithm with what it takes from the graph and its links' rates in the place of keys that are ``auto``.
+
+        Raises
+        ------
+        InputError
+            It cannot find that out, or the run is none that it can do; keys are whole (``algorithm.mu``).
+        """
+        return self
+
+    def facts(self) -> Mapping[str, Any]:
+        """What else there is to know about it once it is settled: constants, by name."""
+        return {}
 
     def check_deployed(self) -> None:
         """Raise InputError where a client that has its own data alone cannot do its half."""
@@ -216,6 +237,17 @@ class GossipAlgorithm(Algorithm):
     """Nodes of a graph mix what their neighbours send; there is no server."""
 
     setting: ClassVar[Literal["server", "gossip"]] = "gossip"
+    usual: ClassVar[Mapping[str, Any]] = {}
+    """The participation mode that goes with it, and keys of that mode, where a scenario does not have them."""
+
+    @property
+    def pair(self) -> float | None:
+        """In continuous time: its own weight of the other node when two nodes mix; None: the mode's `pair_weight`."""
+        return None
+
+    def link_rate(self, chi_1: float, chi_2: float) -> float | None:
+        """In continuous time: the least rate of every link, on a graph with these constants; None: it needs none."""
+        return None
 
     def period(self, compute_probability: Floats) -> int:
         """Links are used in every `period`-th round only."""
@@ -232,7 +264,7 @@ class GossipAlgorithm(Algorithm):
 
 __all__ = [
     "Aggregate", "Algorithm", "Count", "Decay", "Effort", "GossipAlgorithm", "Message", "NonNegative", "Oracle",
-    "Positive", "Report", "Round", "ServerAlgorithm", "State",
+    "Positive", "Report", "Round", "ServerAlgorithm", "State", "Surroundings",
 ]  # fmt: skip
 
 

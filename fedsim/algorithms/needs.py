@@ -37,6 +37,7 @@ class Needs:
         h + C(v - h) of each other; ``errors``, they send C(e + v) and keep the rest. None: it has no compressor.
     continuous_time : whether a node's work and a link's mixing make sense one at a time, without a round (``mode:
         poisson``).
+    flows : whether a node's state changes between its events, too (`Algorithm.flow`), which takes ``mode: poisson``.
     """
 
     modes: tuple[str, ...] | None = None
@@ -53,3 +54,4 @@ class Needs:
     symmetric: bool = False
     compression: Memory | None = None
     continuous_time: bool = False
+    flows: bool = False

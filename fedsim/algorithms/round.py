@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedsim.core.oracle import Task
 from fedsim.core.types import Message, State
 
 Report = tuple[Message, Message, State]
@@ -38,3 +40,15 @@ class Round:
     weights: Tensor | None = None
     staleness: Tensor | None = None
     roles: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What an algorithm may ask about its run before it begins.
+
+    `chi` gives (chi_1, chi_2) of the graph whose links are weighted by their rates (`fedsim.graphs.rates`). It raises
+    InputError where links that fire do not connect the nodes.
+    """
+
+    task: Task
+    chi: Callable[[], tuple[float, float]]

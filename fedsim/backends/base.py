@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from fedsim.core.arrays import Ints
+from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import RunError
 from fedsim.core.job import Job
 from fedsim.core.row_files import RowStream, TensorFile
@@ -95,25 +95,29 @@ class BackendDefaults:
 
 
 class NodeBackend(Backend, Protocol):
-    """A backend that keeps and mixes the states of a graph's nodes."""
+    """A backend that keeps and mixes the states of a graph's nodes.
+
+    `idle` ``[n]``, where it is given, says for how many virtual seconds the nodes' states have flowed since their last
+    events: what is told is of that moment, and what is kept stays as it is.
+    """
 
     def mix(self, number: int, mixing: MixingMatrix) -> None:
         """The local work that was dispatched last, of all nodes or some, and what `combine` makes of it in round
         `number`; the matrix is of those nodes."""
 
-    def merge(self) -> None:
+    def merge(self, idle: Floats | None = None) -> None:
         """Give every node the mean of all nodes, of everything that they mix."""
 
-    def mean(self) -> Tensor:
+    def mean(self, name: str = "x", idle: Floats | None = None) -> Tensor:
         """The mean model of the honest nodes, ``[d]``."""
 
-    def facts(self, centre: Tensor) -> tuple[float, float | None, float | None]:
+    def facts(self, centre: Tensor, idle: Floats | None = None) -> tuple[float, float | None, float | None]:
         """Of the honest nodes the mean squared distance to `centre`, and their own models' mean and lowest accuracy."""
 
-    def rows(self, name: str, nodes: Ints) -> Tensor:
+    def rows(self, name: str, nodes: Ints, idle: Floats | None = None) -> Tensor:
         """A state of some nodes, ``[m, width]``."""
 
-    def nodes(self) -> dict[str, RowStream]:
+    def nodes(self, idle: Floats | None = None) -> dict[str, RowStream]:
         """The nodes' states, ``[n, d]`` each, in parts."""
 
     def load_nodes(self, saved: Saved) -> None:

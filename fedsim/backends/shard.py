@@ -18,9 +18,10 @@ from fedsim.backends.in_process import Vectorized
 from fedsim.backends.placement import Exchange
 from fedsim.backends.ray.transport import as_array, as_arrays, as_tensor, as_tensors
 from fedsim.clients.mixing import Mixing
-from fedsim.clients.round import begin, describe, finish
+from fedsim.clients.round import begin, describe, finish, flowed
+from fedsim.clients.round import some as some_of
 from fedsim.clients.worker import Worker
-from fedsim.core.arrays import Array, Ints
+from fedsim.core.arrays import Array, Floats, Ints
 from fedsim.core.errors import FedsimError, RunError
 from fedsim.core.job import Contribution, Job
 from fedsim.core.oracle import Task
@@ -175,18 +176,22 @@ class Shard:
         tables = {k: v.shape[-1] for k, v in saved.items() if k.startswith(TABLE)}
         return as_arrays({k: v for k, v in saved.items() if k not in tables}), tables
 
-    def kept(self, name: str, clients: Ints) -> Array:
-        """Rows of some of the clients, ``[m, width]``: of a table that they keep, or of a state of the nodes."""
+    def kept(self, name: str, clients: Ints, idle: Floats | None = None) -> Array:
+        """Rows of some of the clients, ``[m, width]``: of a table that they keep, or of a state of the nodes, after it
+        has flowed for `idle` ``[m]`` virtual seconds."""
         if name.startswith(TABLE):
             return as_array(self.guard.worker.store.gather(clients)[name.removeprefix(TABLE)])
-        return as_array(self.state[name][torch.as_tensor(np.searchsorted(self.clients, clients), device=self.device)])
+        rows = torch.as_tensor(np.searchsorted(self.clients, clients), device=self.device)
+        if idle is None:
+            return as_array(self.state[name][rows])
+        return as_array(flowed(self.algorithm, some_of(self.state, rows), idle)[name])
 
-    def write(self, name: str, place: Place, clients: Ints, rows: Ints) -> None:
+    def write(self, name: str, place: Place, clients: Ints, rows: Ints, idle: Floats | None = None) -> None:
         """Write what `kept` gives into those rows of a file, some at a time."""
         step = max(1, _PART_BYTES // place.row_bytes)
         for first in range(0, len(clients), step):
             part = slice(first, first + step)
-            place.write(rows[part], self.kept(name, clients[part]))
+            place.write(rows[part], self.kept(name, clients[part], None if idle is None else idle[part]))
 
     # --- clients of a server ------------------------------------------------------------------------------------------
 
@@ -234,14 +239,22 @@ class Shard:
         self.state = self.algorithm.init(self.task.initial().expand(len(self.clients), -1).clone())
 
     def begin(
-        self, number: int, rounds: Ints, steps: Ints, exchange: Exchange, some: Ints | None = None
+        self,
+        number: int,
+        rounds: Ints,
+        steps: Ints,
+        exchange: Exchange,
+        some: Ints | None = None,
+        elapsed: Floats | None = None,
     ) -> tuple[Any, ...]:
         """The local work of all nodes, or of `some` (positions), up to where rows of other shards are needed.
 
-        `exchange` is of the mixing matrix of those nodes. See `resume`.
+        `exchange` is of the mixing matrix of those nodes; in continuous time `elapsed` are virtual seconds since their
+        last events. See `resume`.
         """
         self._some = None if some is None else torch.as_tensor(some, device=self.device)
         clients = self.clients if some is None else self.clients[some]
+        self.state = flowed(self.algorithm, self.state, elapsed, self._some)
         received = begin(self.algorithm, self.state, self._some)
         messages = self.guard.run(Job(clients, rounds, steps, received))
         dropped = dict(self.guard.dropped)
@@ -301,17 +314,17 @@ class Shard:
         send = [torch.as_tensor(rows, device=self.device) for rows in self._exchange.outgoing if len(rows)]
         return (*[as_array(self._values[rows]) for rows in send], (False, dropped))
 
-    def node_sum(self, name: str) -> Array:
-        """Sum over the honest nodes, ``[d]``."""
-        return as_array(self._honest(name).sum(0))
+    def node_sum(self, name: str, idle: Floats | None = None) -> Array:
+        """Sum over the honest nodes, ``[d]``, after they have flowed for `idle` virtual seconds."""
+        return as_array(self._honest(name, idle).sum(0))
 
     def fill(self, rows: Arrays) -> None:
         """Give every node these states, ``[d]`` by name."""
         self.state = {k: as_tensor(rows[k], self.device).expand(len(self.clients), -1).clone() for k in self.state}
 
-    def node_facts(self, centre: Array) -> NodeSums:
+    def node_facts(self, centre: Array, idle: Floats | None = None) -> NodeSums:
         """About the honest nodes."""
-        x = self._honest("x")
+        x = self._honest("x", idle)
         if not len(x):
             return NodeSums()
         right, asked = self.task.correct(x), self.task.test_samples
@@ -322,10 +335,10 @@ class Shard:
         accuracy = float(right.sum()) / (len(x) * asked)
         return NodeSums(len(x), distance, common, accuracy * len(x), float(right.min()) / asked)
 
-    def _honest(self, name: str) -> Tensor:
+    def _honest(self, name: str, idle: Floats | None) -> Tensor:
         """A state of the nodes that do not attack."""
         attackers = self.guard.worker.pipeline.run.attackers
-        rows = self.state[name]
+        rows = flowed(self.algorithm, self.state, idle)[name]
         if not attackers:
             return rows
         return rows[torch.as_tensor(~np.isin(self.clients, attackers), device=self.device)]

@@ -48,10 +48,30 @@ def begin(algorithm: Algorithm, state: State, rows: Tensor | None = None) -> Mes
     return some(algorithm.broadcast(state), rows)
 
 
+def column(seconds: Floats, device: torch.device) -> Tensor:
+    """Virtual seconds as a column ``[m, 1]``, float64 whatever the run's own type."""
+    return torch.as_tensor(seconds, dtype=torch.float64, device=device).unsqueeze(1)
+
+
+def flowed(algorithm: Algorithm, state: State, elapsed: Floats | None, rows: Tensor | None = None) -> State:
+    """The nodes' states in which those in `rows` (None: all) have flowed for `elapsed` virtual seconds.
+
+    Where they are not all, they are overwritten in place, for there may be many others.
+    """
+    if elapsed is None or not len(elapsed) or not algorithm.needs.flows:
+        return state
+    later = algorithm.flow(some(state, rows), column(elapsed, next(iter(state.values())).device))
+    if rows is None:
+        return later
+    for k, v in later.items():
+        state[k].index_copy_(0, rows, v)
+    return state
+
+
 def describe(algorithm: Algorithm, task: Population, event: Combined) -> Round:
     """What `combine` may know of a round."""
 
-    def column(values: Any) -> Tensor:
+    def of(values: Any) -> Tensor:
         return torch.as_tensor(values, dtype=task.dtype, device=task.device).unsqueeze(1)
 
     stale = np.zeros(len(event.clients)) if event.staleness is None else event.staleness
@@ -59,12 +79,12 @@ def describe(algorithm: Algorithm, task: Population, event: Combined) -> Round:
     return Round(
         number=event.number,
         num_clients=task.num_clients,
-        importance=column(task.importance[event.clients]),
-        steps=column(event.steps),
-        lr=column(algorithm.lr_at(event.rounds)),
-        weights=None if event.weights is None else column(event.weights),
-        staleness=column(stale),
-        roles=None if roles is None else column(roles),
+        importance=of(task.importance[event.clients]),
+        steps=of(event.steps),
+        lr=of(algorithm.lr_at(event.rounds)),
+        weights=None if event.weights is None else of(event.weights),
+        staleness=of(stale),
+        roles=None if roles is None else of(roles),
     )
 
 

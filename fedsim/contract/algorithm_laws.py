@@ -20,6 +20,7 @@ from fedsim.contract.tools import (
     same_from_yaml,
     unchanged,
 )
+from fedsim.core.fields import keys_of
 from fedsim.core.types import Message, State, norm
 from fedsim.messages.robust import Median
 
@@ -90,6 +91,8 @@ def inputs_untouched(bench: Bench) -> str:
     for number in (1, 2):
         clients, _ = bench.cohort(number, full=True)
         steps = np.full(CLIENTS, 2 if bench.any_steps else 1)
+        if bench.flows:
+            state = call("flow", state, torch.full((CLIENTS, 1), 0.3, dtype=torch.float64))
         received = call("broadcast", state)
         info, aggregate = bench.round(number, clients, steps)
         local = {k: v.expand(CLIENTS, -1).clone() for k, v in call("start", received, keeps).items()}
@@ -141,6 +144,8 @@ def _somewhere(bench: Bench) -> tuple[Message, State]:
 def follows_lr(bench: Bench) -> str:
     """A quarter of the learning rate makes local steps shorter: `oracle.lr` has the rate of the round."""
     a, (received, keeps) = bench.algorithm, _somewhere(bench)
+    if "lr" not in keys_of(type(a)):
+        return "it has no learning rate"
 
     def walked(lr: float) -> Tensor:
         oracle = ExactOracle(bench, slice(None), torch.full((CLIENTS, 1), lr, dtype=torch.float64))
@@ -156,6 +161,23 @@ def follows_lr(bench: Bench) -> str:
             f"{float(whole.max()):.3g} at the whole, so that lr_decay does not reach them; use oracle.lr, not self.lr"
         )
     return f"{float(quarter.max()):.3g} at a quarter of the rate, {float(whole.max()):.3g} at the whole"
+
+
+def flows_on(bench: Bench) -> str:
+    """What happens between events is the same in one stretch and in several, and in no time nothing happens."""
+    if not bench.gossip:
+        return "a server's state changes in rounds alone"
+    a, rows = bench.algorithm, bench.task(0.0).initial().expand(CLIENTS, -1)
+    generator, column = torch.Generator().manual_seed(0), torch.arange(CLIENTS, dtype=torch.float64).unsqueeze(1)
+    state = {k: v + torch.randn(v.shape, generator=generator, dtype=v.dtype) for k, v in a.init(rows.clone()).items()}
+    compare("the state after no time", state, a.flow(state, 0 * column), 0.0, "flow by 0 seconds is to change nothing")
+    if not bench.flows:
+        compare("the state after a second", state, a.flow(state, 0 * column + 1), 0.0, "say needs = Needs(flows=True)")
+        return "nothing happens between events"
+    once, twice = a.flow(state, column / 2), a.flow(a.flow(state, column / 6), column / 3)
+    hint = "it is to be the solution of an equation in time: an Euler step is none, however short"
+    worst = compare("the state after several seconds, in one and in two stretches", once, twice, TOLERANCE, hint)
+    return f"largest difference {worst:.1e}"
 
 
 def message_without_a_step(bench: Bench) -> str:
@@ -288,6 +310,7 @@ LAWS: Mapping[str, Callable[[Bench], str]] = {
     "same seed, same numbers": same_seed,
     "lr_decay reaches local steps": follows_lr,
     "message needs no local step": message_without_a_step,
+    "states flow on between events": flows_on,
     "the state moves through aggregate": through_aggregate,
     "descends on a quadratic": descends,
     "YAML round trip": yaml_round_trip,

@@ -9,20 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
-from fedsim.algorithms.base import Algorithm, Round
+from fedsim.algorithms.base import Algorithm, Round, Surroundings
 from fedsim.algorithms.work import Work
-from fedsim.clients.round import begin, describe, finish
+from fedsim.clients.round import begin, describe, finish, flowed
 from fedsim.clients.worker import Worker
 from fedsim.core import rng
-from fedsim.core.arrays import Ints
+from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.job import Contribution, Job, RunFacts
 from fedsim.core.oracle import Oracle
 from fedsim.core.types import Aggregate, Message, State
 from fedsim.data.sets import Quadratic
 from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
+from fedsim.graphs.rates import chi
 from fedsim.messages.aggregators import Mean
 from fedsim.messages.base import Pipeline
 from fedsim.messages.compressors import TopK
@@ -41,8 +43,9 @@ class Bench:
     """
 
     def __init__(self, algorithm: Algorithm) -> None:
-        self.algorithm = algorithm
         self.gossip = algorithm.setting == "gossip"
+        self.flows = algorithm.needs.flows
+        """Whether states change between events, so that rounds are those of a clock: work, then pairs that mix."""
         generator = rng.generator(0, "contract")
         scale = 0.2 / algorithm.lr
         self.A = np.empty((CLIENTS, DIMENSION, DIMENSION))
@@ -54,6 +57,10 @@ class Bench:
         share = generator.uniform(1.0, 3.0, CLIENTS)
         self.p = np.full(CLIENTS, 1 / CLIENTS) if self.gossip else share / share.sum()
         self.noise = 0.1 * scale
+        if self.flows:
+            ring = np.sort([[i, (i + 1) % CLIENTS] for i in range(CLIENTS)])
+            algorithm = algorithm.placed(Surroundings(self.task(0.0), lambda: chi(CLIENTS, ring, np.ones(CLIENTS))))
+        self.algorithm = algorithm
         unequal = Work.model_validate({"model": "uniform", "low": 1, "high": 3})
         self.any_steps = _accepts(algorithm, unequal)
         sporadic = self.gossip and algorithm.needs.compute == "sporadic"
@@ -74,6 +81,18 @@ class Bench:
         own = () if remembers is None else (OwnCompressor(compressor=TopK(k=2), remembers=remembers),)
         return Pipeline(own, RunFacts(0, CLIENTS))
 
+    def pairs(self, number: int) -> MixingMatrix:
+        """Of three rounds the first has no link, and the others every second one of the ring, with the weight that the
+        algorithm gives two nodes that mix."""
+        weight, matrix = getattr(self.algorithm, "pair", None) or 0.5, np.eye(CLIENTS)
+        for i in range(number % 3 // 2, CLIENTS if number % 3 != 1 else 0, 2):
+            matrix[[i, i - 1], [i, i - 1]], matrix[[i, i - 1], [i - 1, i]] = 1 - weight, weight
+        return MixingMatrix(sparse.csr_array(matrix), torch.device("cpu"))
+
+    def elapsed(self, number: int) -> Floats | None:
+        """Virtual seconds since every node's last event, where states change in between: about one a round."""
+        return np.asarray(0.2 + 0.1 * ((np.arange(CLIENTS) + number) % 3)) if self.flows else None
+
     def task(self, noise: float) -> QuadraticTask:
         A, b, x0, p = (torch.as_tensor(v, dtype=torch.float64) for v in (self.A, self.b, START, self.p))
         return QuadraticTask(Quadratic(A, b, x0, p, noise), 0, torch.device("cpu"), torch.float64)
@@ -91,6 +110,8 @@ class Bench:
         clients = np.arange(CLIENTS, dtype=np.int64)
         if not (full or self.gossip or number == 1):
             clients = clients[(clients + number) % 3 != 0]
+        if self.flows and number % 3 != 1:
+            return clients, np.zeros(CLIENTS, dtype=np.int64)
         if not self.any_steps:
             return clients, self.algorithm.steps(self.task(0.0), clients, np.full(len(clients), number), 0)
         steps = 1 + (2 * clients + number) % 3
@@ -105,7 +126,7 @@ class Bench:
         rounds = np.full(len(clients), number)
         info = describe(self.algorithm, self.task(0.0), Contribution(number, clients, rounds, steps, None, weights))
         if info.weights is None:
-            return info, self.mixing
+            return info, self.pairs(number) if self.flows else self.mixing
         return info, Mean().bind({}, info.weights.squeeze(1), {})[0]
 
     def simulate(
@@ -117,6 +138,7 @@ class Bench:
         state = self.algorithm.init(self.initial(task))
         for number in range(1, rounds + 1):
             clients, steps = self.cohort(number, full)
+            state = flowed(self.algorithm, state, self.elapsed(number))
             received = begin(self.algorithm, state)
             messages: Message = {}
             for worker, shard in zip(workers, shards, strict=True):

@@ -72,7 +72,12 @@ def make_part(part: type[P], values: Mapping[str, Any]) -> P:
     """
     fields = _fields(part)
     allowed = list(fields)
-    problems = [Problem(_unknown_key(k, allowed), str(k)) for k in values if k not in allowed]
+    without: Mapping[str, str] = getattr(part, "without", {})
+    problems = [
+        Problem(f"found {_short(values[k])}, but {without[k]}" if k in without else _unknown_key(k, allowed), str(k))
+        for k in values
+        if k not in allowed
+    ]
     known = {k: v for k, v in values.items() if k in allowed}
     try:
         checked = fields_model(part).model_validate(known)

@@ -22,6 +22,8 @@ class Job:
     steps: Ints
     received: Message
     jobs: Ints | None = None
+    elapsed: Floats | None = None
+    """In continuous time: virtual seconds since each client's last event, ``[m]``."""
 
     @property
     def numbers(self) -> Ints:

@@ -102,6 +102,7 @@ TABLE: Mapping[str, Metric] = {
         _cost("wall", "wall clock", "s"),
         _cost("bytes_sent", "bytes sent", "B", axis="bytes sent", brief="table"),
         _cost("gradients", "sample gradients", "count", axis="sample gradients"),
+        _cost("communications", "communications of two nodes", "count", axis="communications of two nodes"),
         _cost("delay_processing", "processing delay", figure="delay", axis="processing delay"),
         _cost("delay_transmission", "transmission delay", figure="delay", axis="transmission delay"),
         _cost("delay_total", "total delay", figure="delay", axis="total delay", brief="line"),

@@ -202,6 +202,11 @@ class Task(ABC):
         """
         return None
 
+    def convexity(self) -> Floats | None:
+        """mu_i of every f_i, ``[n]``: the smallest eigenvalue of its Hessian anywhere is at least that; None where they
+        are not known."""
+        return None
+
     def node_accuracy(self, params: Tensor) -> float | None:
         """Mean over the rows of ``[n, d]`` of each model's own test accuracy; None where there is no accuracy."""
         right = self.correct(params)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -59,6 +59,8 @@ class Part:
     """Base class of registered dataclasses: unknown keys and silent type conversions are errors."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+    without: ClassVar[Mapping[str, str]] = {}
+    """Keys that others of its kind have, and why it has not: a sentence after ``found ..., but``."""
 
 
 class _Register:

@@ -36,7 +36,7 @@ from fedsim.models.checks import takes, typical_rows
 from fedsim.models.losses import Loss
 from fedsim.objective.quadratic import QuadraticTask
 from fedsim.objective.supervised import SupervisedTask
-from fedsim.participation.base import Setting
+from fedsim.participation.base import Participation, Setting
 from fedsim.participation.durations import durations_of
 from fedsim.privacy.base import Bound, NoPrivacy
 from fedsim.scenario.checks import check_clients, check_data
@@ -68,16 +68,25 @@ class Assembly:
     about: Mapping[str, Any] | None = None
     """What the data mean: columns, scaling, classes, clients' names (``data.json``); None for a quadratic problem."""
 
+    parts: tuple[Participation, Algorithm] | None = None
+    """The scenario's mode and algorithm with what they found out about the run; None where there was nothing."""
+
+    def settled(self, scenario: Scenario) -> Scenario:
+        """The scenario with what was found out about the run in the place of keys that are ``auto``."""
+        if self.parts is None:
+            return scenario
+        return replace(scenario, participation=self.parts[0], algorithm=self.parts[1])
+
     def setting(self, scenario: Scenario) -> Setting:
         """What the scenario's participation mode makes events for."""
-        s = scenario
+        s = self.settled(scenario)
         return Setting(
             s.seed, s.run.rounds, self.task, s.algorithm, s.participation, s.aggregator, self.network, self.durations
         )
 
     def worker(self, scenario: Scenario, store: ClientStore | None = None) -> Worker:
         """The local work of any of the run's clients, in whatever process; what leaves it has passed `pipeline`."""
-        return Worker(self.task, scenario.algorithm, scenario.run.chunk_rows, store, self.pipeline)
+        return Worker(self.task, self.settled(scenario).algorithm, scenario.run.chunk_rows, store, self.pipeline)
 
     def mixing(self, scenario: Scenario) -> Mixing:
         """How the nodes of a graph mix."""
@@ -181,16 +190,21 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
     else:
         with _section("system"):
             durations = durations_of(s.system, s.algorithm, task, transforms)
+    parts: tuple[Participation, Algorithm] | None = None
     setting = Setting(s.seed, s.run.rounds, task, s.algorithm, s.participation, s.aggregator, network, durations)
     if held is None:  # a machine of a deployment does not know the other clients' sizes; its server has checked this
-        s.participation.check_run(setting)
+        mode, algorithm = s.participation.settled(setting)
+        if mode is not s.participation or algorithm is not s.algorithm:
+            parts, s = (mode, algorithm), replace(s, participation=mode, algorithm=algorithm)
+            setting = replace(setting, participation=mode, algorithm=algorithm)
+        mode.check_run(setting)
     privacy: Bound = NoPrivacy()
     if s.privacy is not None:
         privacy = s.privacy.bind(setting)
         task = privacy.task(task)
     pipeline = replace(transforms, links=(*privacy.links, *transforms.links))
     return Assembly(
-        task, network, device, dtype, counts, layout, durations, privacy, pipeline, algorithm=s.algorithm, about=about
+        task, network, device, dtype, counts, layout, durations, privacy, pipeline, s.algorithm, about, parts
     )
 
 

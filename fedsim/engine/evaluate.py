@@ -163,7 +163,9 @@ def _staleness(moment: Moment) -> Columns:
 
 
 def _work(moment: Moment) -> Columns:
-    return {"bytes_sent": moment.totals.bytes_sent, "gradients": moment.totals.gradients}
+    totals = moment.totals
+    pairs = {"communications": totals.communications} if moment.scenario.participation.continuous else {}
+    return {"bytes_sent": totals.bytes_sent, "gradients": totals.gradients, **pairs}
 
 
 def _backdoor(moment: Moment) -> Columns:

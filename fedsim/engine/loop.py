@@ -52,6 +52,7 @@ class Simulation:
     """The arrivals of the round that is going on: on a graph it may have several."""
 
     def __post_init__(self) -> None:
+        self.scenario = self.assembly.settled(self.scenario)
         self.evaluation, self.loggers = Evaluation(self.scenario, self.assembly), loggers_of(self.scenario)
         self.records = Records(self.folder, self.scenario, self.assembly)
         if self.assembly.device.type == "cpu":
@@ -84,6 +85,8 @@ class Simulation:
             self.backend.load(saved.clients)
             privacy.load(saved.progress.get("privacy", {}))
             self.home.load(saved)
+            setting = self.assembly.setting(self.scenario)
+            self.home.rest(self.scenario.participation.idle(setting, self.round))
         self.records.inputs()
 
     def run(self, *told: Watcher | Progress | None) -> Run:

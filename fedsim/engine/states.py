@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fedsim.algorithms.base import one_message
 from fedsim.backends.base import Backend, NodeBackend, Saved
-from fedsim.clients.round import begin, describe, finish
-from fedsim.core.arrays import Ints
+from fedsim.clients.round import begin, column, describe, finish, flowed
+from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import RunError
 from fedsim.core.job import Job
 from fedsim.core.row_files import RowStream
@@ -61,7 +61,9 @@ class RunState(ABC):
         self.form = one_message(self.algorithm, self.task, gossip=assembly.network is not None)[1]
         self.honest = assembly.pipeline.run.honest
         self.values: State = {}
-        """The tensors, where they are in this process."""
+        """The tensors, where they are in this process; in continuous time each node's as after its last event."""
+        self.idle: Floats | None = None
+        """Virtual seconds that nodes' states have flowed for since their last events, ``[n]`` (None: none flows)."""
 
     def load(self, saved: Saved) -> None:
         """Continue from a checkpoint."""
@@ -71,9 +73,13 @@ class RunState(ABC):
         """What a checkpoint keeps of it."""
         return self.values
 
+    def rest(self, idle: Floats | None) -> None:
+        """In continuous time: nothing has happened to nodes for `idle` ``[n]`` virtual seconds, up to now."""
+        self.idle = idle if self.algorithm.needs.flows else None
+
     @property
     def params(self) -> Tensor | RowStream:
-        """Parameters of the server ``[d]``, or of all nodes ``[n, d]``."""
+        """Parameters of the server ``[d]``, or of all nodes ``[n, d]``, as they are now."""
         return self.kept()["x"]
 
     @abstractmethod
@@ -104,7 +110,7 @@ class RunState(ABC):
         """Write down what will be released, and have the clients start."""
         if len(event.clients):
             received = self.assembly.privacy.enter(event.clients, event.rounds, event.steps, received)
-            self.backend.dispatch(Job(event.clients, event.rounds, event.steps, received, event.jobs))
+            self.backend.dispatch(Job(event.clients, event.rounds, event.steps, received, event.jobs, event.elapsed))
         return received
 
     def _collect(self, event: Arrival) -> tuple[Arrival, Message]:
@@ -192,11 +198,34 @@ class GraphState(RunState):
         self.values = self.algorithm.init(self.task.initial().expand(self.task.num_clients, -1).clone())
         self.mixing = assembly.mixing(scenario)
 
+        self._now: State | None = None
+
+    @property
+    def params(self) -> Tensor | RowStream:
+        return self.now["x"]
+
+    @property
+    def now(self) -> State:
+        """The states as they are now: where they flow a copy, so that an event finds what the last one left."""
+        if self.idle is None:
+            return self.values
+        if self._now is None:
+            self._now = self.algorithm.flow(self.values, column(self.idle, self.task.device))
+        return self._now
+
+    def rest(self, idle: Floats | None) -> None:
+        super().rest(idle)
+        self._now = None
+
     def dispatch(self, event: Dispatch) -> int:
-        self._start(event, begin(self.algorithm, self.values, self._rows(event.clients)))
+        rows = self._rows(event.clients)
+        self.values = flowed(self.algorithm, self.values, event.elapsed, rows)
+        self._start(event, begin(self.algorithm, self.values, rows))
         return 0
 
     def combine(self, event: Arrival) -> Combined:
+        if event.closes:
+            self.rest(event.elapsed)
         if len(event.clients):
             event, messages = self._collect(event)
         if not len(event.clients):
@@ -209,7 +238,8 @@ class GraphState(RunState):
         return Combined(event, size)
 
     def merge(self) -> None:
-        self.values = {k: v.mean(0, keepdim=True).expand_as(v).clone() for k, v in self.values.items()}
+        self.values = {k: v.mean(0, keepdim=True).expand_as(v).clone() for k, v in self.now.items()}
+        self.rest(None if self.idle is None else np.zeros_like(self.idle))
 
     def centre(self) -> Tensor:
         return self._honest().mean(0)
@@ -224,10 +254,10 @@ class GraphState(RunState):
 
     def _honest(self) -> Tensor:
         """Models of the nodes that do not attack: nothing that is measured looks at the others."""
-        return self.values["x"] if self.honest is None else self.state("x", self.honest)
+        return self.now["x"] if self.honest is None else self.state("x", self.honest)
 
     def state(self, name: str, nodes: Ints | None = None) -> Tensor:
-        rows = self.values[name]
+        rows = self.now[name]
         return rows if nodes is None else rows[torch.as_tensor(nodes, device=rows.device)]
 
     def _rows(self, clients: Ints) -> Tensor | None:
@@ -252,27 +282,34 @@ class RemoteState(RunState):
     def kept(self) -> Mapping[str, Tensor | RowStream]:
         return self.remote.nodes()
 
+    @property
+    def params(self) -> Tensor | RowStream:
+        return self.remote.nodes(self.idle)["x"]
+
     def dispatch(self, event: Dispatch) -> int:
         self._start(event, {})
         return 0
 
     def combine(self, event: Arrival) -> Combined:
+        if event.closes:
+            self.rest(event.elapsed)
         if not len(event.clients):
             return Combined(event, None)
         self.remote.mix(event.number, event.mixing)
         return Combined(event, self.size)
 
     def merge(self) -> None:
-        self.remote.merge()
+        self.remote.merge(self.idle)
+        self.rest(None if self.idle is None else np.zeros_like(self.idle))
 
     def centre(self) -> Tensor:
-        return self.remote.mean()
+        return self.remote.mean(idle=self.idle)
 
     def nodes(self, centre: Tensor) -> NodeFacts | None:
-        return NodeFacts(*self.remote.facts(centre))
+        return NodeFacts(*self.remote.facts(centre, self.idle))
 
     def state(self, name: str, nodes: Ints | None = None) -> Tensor:
-        return self.remote.rows(name, np.arange(self.task.num_clients) if nodes is None else nodes)
+        return self.remote.rows(name, np.arange(self.task.num_clients) if nodes is None else nodes, self.idle)
 
 
 def run_state(scenario: Scenario, assembly: Assembly, backend: Backend) -> RunState:

@@ -21,6 +21,8 @@ class Totals:
     delay_transmission: float = 0.0
     contributions: int = 0
     staleness: int = 0
+    communications: int = 0
+    """In continuous time: how often two nodes mixed over their link."""
     empty: int = 0
     """Rounds in which nobody took part."""
     skipped: int = 0
@@ -45,6 +47,7 @@ class Totals:
         """Add what a round's clients sent and computed, each of its messages of that many bytes."""
         self.bytes_sent += event.sends * message_bytes
         self.gradients += algorithm.gradients(task, event.clients, event.rounds, event.steps)
+        self.communications += sum(len(tick.nodes) == 2 for tick in event.ticks or ())
         self.contributions += len(event.clients)
         self.staleness += int(event.staleness.sum())
         if event.delays is not None:

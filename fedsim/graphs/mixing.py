@@ -24,12 +24,11 @@ from fedsim.core.errors import InputError
 from fedsim.core.registry import lookup, register
 from fedsim.graphs import spectrum
 from fedsim.graphs.cleaning import remarks_of
+from fedsim.graphs.rates import DENSE, EXACT_CHI_2, chi_1_of, chi_2_of, laplacian
 
 Matrix = Any  # scipy.sparse.csr_array [n, n] float64; scipy has no type information
 
 TOLERANCE = 1e-12
-DENSE = 1500  # up to here a dense eigenvalue solver is quick and cannot fail to converge
-EXACT_CHI_2 = 3000  # and up to here a dense inverse
 
 
 def mixing_matrix(graph: nx.Graph[Any], weights: str) -> Matrix:
@@ -205,58 +204,38 @@ def spectral_gap_found(W: Matrix) -> tuple[float, bool]:
     return (0.0 if abs(gap) < 1e-14 else gap), not math.isnan(gap)
 
 
-def chi_1(graph: nx.Graph[Any]) -> float:
+def chi_1(graph: nx.Graph[Any], rates: npt.ArrayLike | None = None) -> float:
     """The inverse of the smallest positive eigenvalue of the Laplacian of a connected undirected graph (DADAO).
 
+    `rates` weigh the links, in the order i < j, sorted (None: 1).
+
     Raises
     ------
     InputError
         The graph is directed, not connected, or has one node.
     """
-    return chi_1_found(graph)[0]
+    return chi_1_found(graph, rates)[0]
 
 
-def chi_1_found(graph: nx.Graph[Any]) -> tuple[float, bool]:
+def chi_1_found(graph: nx.Graph[Any], rates: npt.ArrayLike | None = None) -> tuple[float, bool]:
     """`chi_1`, and whether it is exact; of a large graph it may be a lower bound."""
-    L = _laplacian(graph, "chi_1")
-    if L.shape[0] <= DENSE:
-        return float(1.0 / np.linalg.eigvalsh(L.toarray())[1]), True
-    smallest, exact = spectrum.second_smallest(L)
-    return 1.0 / smallest, exact
+    return chi_1_of(laplacian(graph.number_of_nodes(), _links(graph, "chi_1"), rates))
 
 
-def chi_2(graph: nx.Graph[Any]) -> float:
+def chi_2(graph: nx.Graph[Any], rates: npt.ArrayLike | None = None) -> float:
     """Half the largest effective resistance ``(e_i - e_j)^T L^+ (e_i - e_j)`` over edges (i, j) (DADAO).
 
+    `rates` weigh the links, in the order i < j, sorted (None: 1).
+
     Raises
     ------
     InputError
         The graph is directed, not connected, or has one node.
     """
-    L = _laplacian(graph, "chi_2")
-    if nx.has_bridges(graph):  # all current between the ends of a bridge crosses it: resistance 1, and no edge has more
-        return 0.5
-    n = L.shape[0]
-    edges = np.asarray(list(graph.edges()), dtype=np.int64)
-    if n <= EXACT_CHI_2:
-        J = np.full((n, n), 1.0 / n)
-        inverse = np.linalg.inv(L.toarray() + J)  # = L^+ + J, and J cancels in the differences below
-        i, j = edges.T
-        return float((inverse[i, i] + inverse[j, j] - 2 * inverse[i, j]).max() / 2)
-    from scipy.sparse.linalg import splu
-
-    solve = splu(sparse.csc_array(L)[1:, 1:]).solve  # node 0 grounded
-    largest = 0.0
-    for start in range(0, len(edges), 256):
-        i, j = edges[start : start + 256].T
-        column = np.arange(len(i))
-        potential = np.zeros((n, len(i)))
-        potential[i, column] += 1.0
-        potential[j, column] -= 1.0
-        potential[1:] = solve(potential[1:])
-        potential[0] = 0.0
-        largest = max(largest, float((potential[i, column] - potential[j, column]).max()))
-    return largest / 2
+    links = _links(graph, "chi_2")
+    if rates is None and nx.has_bridges(graph):
+        return 0.5  # all current between a bridge's ends crosses it: resistance 1, and no edge has more
+    return chi_2_of(laplacian(graph.number_of_nodes(), links, rates), links)
 
 
 def expected_mixing(W: Matrix, links: npt.ArrayLike, probabilities: npt.ArrayLike) -> Matrix:
@@ -391,10 +370,10 @@ def _with_diagonal(off_diagonal: Matrix) -> Matrix:
     return sparse.csr_array(W + sparse.diags_array(1.0 - _degrees(W), format="csr"))
 
 
-def _laplacian(graph: nx.Graph[Any], what: str) -> Matrix:
+def _links(graph: nx.Graph[Any], what: str) -> Array:
+    """Edges ``[E, 2]`` of a connected undirected graph, i < j, sorted."""
     if graph.is_directed():
         raise InputError(f"{what} is defined for undirected graphs; this one is directed")
     if graph.number_of_nodes() < 2 or not nx.is_connected(graph):
         raise InputError(f"{what} is defined for connected graphs of at least 2 nodes")
-    A = adjacency(graph)
-    return sparse.csr_array(sparse.diags_array(_degrees(A), format="csr") - A)
+    return np.unique(np.sort(np.asarray(list(graph.edges()), dtype=np.int64), axis=1), axis=0)

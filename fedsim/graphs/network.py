@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.core.arrays import Ints
+from fedsim.core.arrays import Floats, Ints
 from fedsim.core.clock import TICKS_PER_SECOND
 from fedsim.core.errors import InputError
 from fedsim.graphs.mixing import is_doubly_stochastic, is_symmetric, mixing_matrix
 from fedsim.graphs.mixing_matrix import BaseMixing
+from fedsim.graphs.rates import chi
 from fedsim.graphs.topology import Topology
 
 _LONGEST = 3e7
@@ -30,6 +31,10 @@ class Network:
     def changes(self) -> bool:
         """Whether nodes do not have the same neighbours in all rounds."""
         return len(self.mixings) > 1 or self.mixings[0].redrawn
+
+    def chi(self, rates: Floats) -> tuple[float, float]:
+        """(chi_1, chi_2) of the first graph with its links weighted by their rates ``[links]``; see `rates.chi`."""
+        return chi(self.mixings[0].n, self.mixings[0].links, rates)
 
     def link_ticks(self, message_bytes: int) -> list[Ints]:
         """Ticks of one message over each link of each graph: latency_ms + bytes / bandwidth_mbps; 0 where unknown."""

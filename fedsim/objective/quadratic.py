@@ -89,6 +89,11 @@ class QuadraticTask(Task):
         found = largest.double().cpu().numpy()
         return found[:-1], float(found[-1])
 
+    def convexity(self) -> Floats:
+        """The smallest eigenvalues of the A_i."""
+        lowest = self.A.amin(-1) if self.A.dim() == 2 else torch.linalg.eigvalsh(self.A)[:, 0]
+        return lowest.double().cpu().numpy()
+
     def _times(self, A: Tensor, v: Tensor) -> Tensor:
         return A * v if A.dim() == 2 else torch.einsum("mij,mj->mi", A, v)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,19 +22,36 @@ def of_linear(
     ``c eigmax(X'X) / n`` with c the loss's curvature by the outputs, and a column of ones in X for the bias. For one
     output it is exact where all outputs are 0, and for `mse` everywhere.
     """
+    each, mean = np.zeros(len(rows)), np.zeros(())
+    grams = _hessians(module, loss, inputs, rows)
+    if grams is None:
+        return None
+    for i, gram in enumerate(grams):
+        each[i] = np.linalg.eigvalsh(gram)[-1]
+        mean = mean + weights[i] * gram
+    return each, float(np.linalg.eigvalsh(mean)[-1])
+
+
+def convexity_of_linear(module: nn.Module, loss: str, inputs: Tensor, rows: Sequence[Ints]) -> Floats | None:
+    """mu_i of the mean loss over each client's rows, ``[n]``: above 0 for `mse` alone; None where it is not linear."""
+    grams = _hessians(module, loss, inputs, rows)
+    if grams is None:
+        return None
+    return np.array([max(np.linalg.eigvalsh(gram)[0], 0.0) if loss == "mse" else 0.0 for gram in grams])
+
+
+def _hessians(module: nn.Module, loss: str, inputs: Tensor, rows: Sequence[Ints]) -> Iterator[Floats] | None:
+    """``c X'X / n`` of every client, c the loss's curvature by the outputs; None where the model is not linear."""
     layers = [layer for layer in module.modules() if not isinstance(layer, (nn.Sequential, nn.Flatten))]
     if len(layers) != 1 or not isinstance(layers[0], nn.Linear):
         return None
     linear = layers[0]
     curvature = 2 / linear.out_features if loss == "mse" else _CURVATURE.get(loss)
-    if curvature is None:
-        return None
-    each, mean = np.zeros(len(rows)), np.zeros(())
-    for i, own in enumerate(rows):
-        x = inputs[torch.as_tensor(own, device=inputs.device)].flatten(1).double()
-        if linear.bias is not None:
-            x = torch.cat([x, x.new_ones((len(x), 1))], dim=1)
-        gram = curvature * (x.T @ x).cpu().numpy() / max(len(own), 1)
-        each[i] = np.linalg.eigvalsh(gram)[-1]
-        mean = mean + weights[i] * gram
-    return each, float(np.linalg.eigvalsh(mean)[-1])
+    return None if curvature is None else (_hessian(linear, curvature, inputs, own) for own in rows)
+
+
+def _hessian(linear: nn.Linear, curvature: float, inputs: Tensor, own: Ints) -> Floats:
+    x = inputs[torch.as_tensor(own, device=inputs.device)].flatten(1).double()
+    if linear.bias is not None:
+        x = torch.cat([x, x.new_ones((len(x), 1))], dim=1)
+    return np.asarray(curvature * (x.T @ x).cpu().numpy() / max(len(own), 1))

@@ -25,7 +25,7 @@ from fedsim.models.losses import Loss
 from fedsim.objective import minibatch
 from fedsim.objective.kernel import Kernel, Precision
 from fedsim.objective.persample import budget, parts
-from fedsim.objective.smoothness import of_linear
+from fedsim.objective.smoothness import convexity_of_linear, of_linear
 from fedsim.objective.stacked import Way, build_kernel
 
 _T = TypeVar("_T")
@@ -152,6 +152,13 @@ class SupervisedTask(Task):
             return None
         rows = [self.indices[a:b] for a, b in pairwise(self.offsets.tolist())]
         return of_linear(self.kernel.module, self.loss_name, self.inputs, rows, weights)
+
+    def convexity(self) -> Floats | None:
+        """Of a linear model; of other models none is known."""
+        if not self.sees_training_data or self.augment is not None:
+            return None
+        rows = [self.indices[a:b] for a, b in pairwise(self.offsets.tolist())]
+        return convexity_of_linear(self.kernel.module, self.loss_name, self.inputs, rows)
 
     def answers(
         self, params: Tensor, client: int | None = None, change: Callable[[Tensor], Tensor] | None = None

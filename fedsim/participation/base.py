@@ -59,9 +59,11 @@ class Dispatch:
     """Serial numbers of the jobs where a client may have several not combined yet (None: the clients' own numbers)."""
     start: int = 0
     in_vain: Sequence[InVain] = ()
+    elapsed: Floats | None = None
+    """In continuous time: virtual seconds since each node's last event."""
 
     def __post_init__(self) -> None:
-        _one_each(self, "rounds", "steps", "ends", "jobs")
+        _one_each(self, "rounds", "steps", "ends", "jobs", "elapsed")
 
 
 class Tick(NamedTuple):
@@ -109,6 +111,8 @@ class Arrival:
     """On a graph: the links that carried messages ``[k, 2]``."""
     ticks: Sequence[Tick] | None = None
     """In continuous time: what happened one after the other."""
+    elapsed: Floats | None = None
+    """In continuous time, where the round ends: virtual seconds since the last event of every node of the graph."""
     roles: Ints | None = None
     """What each client computed, where an algorithm gives its clients different work."""
     seconds: Sequence[float] | None = None
@@ -252,6 +256,8 @@ class Participation(Part, ABC):
     late are waited for while the others go on."""
     renormalises: ClassVar[bool] = True
     """Whether the weights of a round whose clients were lost on the way are scaled to their sum before."""
+    continuous: ClassVar[bool] = False
+    """Whether nodes act one at a time, in continuous time: then what happened on links is counted."""
 
     @property
     def merging(self) -> str | None:
@@ -278,6 +284,21 @@ class Participation(Part, ABC):
     def most_messages(self, clients: int) -> int:
         """The most messages that a round may combine, of that many clients."""
         return clients
+
+    def settled(self, setting: Setting) -> tuple[Participation, Algorithm]:
+        """The mode and the run's algorithm with what both find out about the run in the place of keys that are
+        ``auto``.
+
+        Raises
+        ------
+        InputError
+            They cannot find that out, or the run is none for them; keys are whole (``participation.links``).
+        """
+        return self, setting.algorithm
+
+    def idle(self, setting: Setting, number: int) -> Floats | None:
+        """In continuous time: virtual seconds since every node's last event at the end of round `number`, ``[n]``."""
+        return None
 
     def check(self, task_clients: int) -> None:
         """Raise InputError where keys do not fit the number of clients; keys are the mode's own (``fraction``)."""

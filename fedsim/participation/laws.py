@@ -202,6 +202,40 @@ class RateLaw(Law):
         return self
 
 
+class AutoRate(_Probabilities):
+    """The same rate for all: the least at which the algorithm converges on the graph, found before the run."""
+
+    model: Literal["auto"]
+
+    def draw(self, count: int, seed: int, purpose: str, round: int) -> Floats:
+        raise InputError("found auto, which is found out when a run is assembled; allowed: a rate")
+
+    def written(self) -> Any:
+        return "auto"
+
+
+_LinkRates = Annotated[
+    FixedRate | RateTable | BetaProbability | UniformRate | BimodalProbability | AutoRate,
+    Discriminator("model"),
+    OneOf(
+        allowed=f"{_LAWS.allowed}, or auto",
+        plain=lambda value: {"model": "auto"} if value == "auto" else _plain(value),
+        plain_type=float | list[float] | Literal["uniform", "auto"],
+    ),
+]
+
+
+class LinkRateLaw(RateLaw):
+    """Ticks per virtual second of links' Poisson clocks: a `RateLaw`, or ``auto``, the least rate that the algorithm
+    needs on this graph, where it needs one."""
+
+    root: _LinkRates  # type: ignore[assignment]
+
+    @property
+    def auto(self) -> bool:
+        return isinstance(self.root, AutoRate)
+
+
 def _bimodal(mu: float, std: float, count: int, generator: np.random.Generator) -> Floats:
     """An equal mixture of two normals around mu and 1 - mu, each truncated to [0, 1]."""
     from scipy.stats import truncnorm

@@ -9,27 +9,28 @@ nodes. Every level touches each node once at most and costs only the rows it tou
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from scipy import sparse
 
+from fedsim.algorithms.base import Algorithm, GossipAlgorithm, Surroundings
 from fedsim.core import rng
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.clock import TICKS_PER_SECOND, exact, seconds, ticks
 from fedsim.core.errors import InputError
-from fedsim.core.oracle import Task
 from fedsim.core.registry import register
 from fedsim.core.types import Seconds
 from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
 from fedsim.participation.base import Arrival, Dispatch, Event, Participation, Setting, Tick
 from fedsim.participation.gossip import check_laws, check_merges, normalised_delays
-from fedsim.participation.laws import RateLaw
+from fedsim.participation.laws import LinkRateLaw, RateLaw
 from fedsim.participation.windows import NEVER, Merge
 
-_ONE = RateLaw.model_validate(1.0)
+_ONE, _LINK_ONE = RateLaw.model_validate(1.0), LinkRateLaw.model_validate(1.0)
 _FAR = 2.0**62
 """No clock rings from that tick (after seven months) on, nor does a run last so long: sums stay 64-bit integers."""
 _MOST_RINGS = 10_000_000
@@ -64,14 +65,16 @@ class PoissonGossip(Participation):
     links : rate of each link's clock.
     window : virtual seconds per round: what is recorded and evaluated; the ticks do not depend on it.
     pair_weight : r is the link's entry of the mixing ``matrix``, or ``half``: the two ends average (Boyd et al.).
+        Algorithms that mix pairs in a way of their own have ``own``, by themselves.
     merge : rounds at the end of whose window all nodes take the mean of all models; see `Merge`.
     """
 
     setting: ClassVar[Literal["server", "gossip"]] = "gossip"
+    continuous: ClassVar[bool] = True
     compute: RateLaw = _ONE
-    links: RateLaw = _ONE
+    links: LinkRateLaw = _LINK_ONE
     window: Seconds = 1.0
-    pair_weight: Literal["matrix", "half"] = "matrix"
+    pair_weight: Literal["matrix", "half", "own"] = "matrix"
     merge: Merge | None = None
 
     @property
@@ -81,6 +84,37 @@ class PoissonGossip(Participation):
     @property
     def merges_at_end(self) -> bool:
         return self.merge is not None and self.merge.final
+
+    def settled(self, setting: Setting) -> tuple[Participation, Algorithm]:
+        """With ``links: auto`` resolved, and the algorithm told the constants of the links at their rates."""
+        algorithm, network = setting.gossip
+        self._check_pairs(algorithm)
+        mode = self
+        if self.links.auto:
+            with _of_links():
+                rate = algorithm.link_rate(*network.chi(np.ones(len(network.mixings[0].links))))
+                if rate is None:
+                    found = f"found auto, the least rate that an algorithm needs; {type(algorithm).__name__} needs none"
+                    raise InputError(f"{found}; allowed: a rate")
+            mode = replace(self, links=LinkRateLaw.model_validate(rate))
+        mode.check_run(setting)
+        rates = mode.links.draw(len(network.mixings[0].links), setting.seed, "link", 1)
+
+        def chi() -> tuple[float, float]:
+            with _of_links():
+                return network.chi(rates)
+
+        return mode, algorithm.placed(Surroundings(setting.task, chi))
+
+    def _check_pairs(self, algorithm: GossipAlgorithm) -> None:
+        """Raise InputError where the algorithm and the mode do not agree on who says how pairs mix."""
+        if (algorithm.pair is None) == (self.pair_weight != "own"):
+            return
+        why = "mixes pairs in a way of its own; allowed: no such key"
+        if algorithm.pair is None:
+            why = "has no weight of its own for pairs; allowed: matrix, half"
+        message = f"found '{self.pair_weight}', but {type(algorithm).__name__} {why}"
+        raise InputError(message, key="participation.pair_weight")
 
     def check_run(self, setting: Setting) -> None:
         _, network = setting.gossip
@@ -124,7 +158,7 @@ class PoissonGossip(Participation):
         slow_nodes, slow_links = np.maximum(d, self.compute.floor), np.maximum(b, self.links.floor)
         clocks = _Clocks(d, b, base, seed)
         window = self._window()
-        clocks.until(after * window)  # a resumed run lets its clocks tick again
+        touched = self._touched(clocks, base, after)  # a resumed run lets its clocks tick again
         for number in count(after + 1):
             found = clocks.until(number * window)
             nodes = np.array([t.node for t in found if t.node >= 0], dtype=np.int64)
@@ -146,14 +180,32 @@ class PoissonGossip(Participation):
             levels = _levels(jobs, n)
             for place, level in enumerate(levels):
                 closes = place == len(levels) - 1 and not last.merge
-                yield from self._level(level, base, last, task, (number - 1) * window, closes)
+                yield from self._level(level, setting, last, touched, closes)
             if last.merge or not levels:  # an arrival of its own: ticks before it, the merge at the window's end
-                yield last
+                yield replace(last, elapsed=_since(touched, number * window))
+            if last.merge:  # an event of every node
+                touched[:] = number * window
 
-    def _level(
-        self, level: list[Any], base: BaseMixing, last: Arrival, task: Task, now: int, closes: bool
-    ) -> Iterator[Event]:
-        """The work and the mixing of ticks no two of which share a node, as one event on the rows they touch."""
+    def idle(self, setting: Setting, number: int) -> Floats | None:
+        base = setting.gossip[1].mixings[0]
+        touched = self._touched(_Clocks(*self._rates(setting), base, setting.seed), base, number)
+        return _since(touched, number * self._window())
+
+    def _touched(self, clocks: _Clocks, base: BaseMixing, number: int) -> Ints:
+        """The tick of every node's last event up to the end of round `number`; 0 where it had none."""
+        touched = np.zeros(base.n, dtype=np.int64)
+        for ring in clocks.until(number * self._window()):
+            touched[base.links[ring.link] if ring.node < 0 else ring.node] = ring.time
+        merged = next((k for k in range(number, 0, -1) if (self.merge or NEVER).due(k)), 0)
+        return np.maximum(touched, merged * self._window())
+
+    def _level(self, level: list[Any], setting: Setting, last: Arrival, touched: Ints, closes: bool) -> Iterator[Event]:
+        """The work and the mixing of ticks no two of which share a node, as one event on the rows they touch.
+
+        `touched` ``[n]``, the tick of every node's last event, is brought up to date.
+        """
+        (algorithm, network), until = setting.gossip, last.number * self._window()
+        base, now = network.mixings[0], until - self._window()
         nodes = np.array([i for _, end, _ in level for i in end], dtype=np.int64)
         rounds, steps = (np.array([job[k] for _, end, job in level for _ in end], dtype=np.int64) for k in (0, 1))
         order = np.argsort(nodes)
@@ -164,9 +216,13 @@ class PoissonGossip(Participation):
         links = np.array([level[k][0].link for k in pairs], dtype=np.int64)
         worked = [end[0] for _, end, _ in level if len(end) == 1]
         weights = base.link_weights[links] if self.pair_weight == "matrix" else np.full(len(links), 0.5)
+        if algorithm.pair is not None:
+            weights = np.full(len(links), algorithm.pair)
         nodes, rounds, steps = nodes[order], rounds[order], steps[order]
-        yield Dispatch(nodes, rounds, steps, [now] * len(nodes), start=now)
-        mixing = MixingMatrix(_pairwise(len(nodes), at, weights), task.device)
+        times = np.array([t.time for t, end, _ in level for _ in end], dtype=np.int64)[order]
+        elapsed, touched[nodes] = _since(touched[nodes], times), times
+        yield Dispatch(nodes, rounds, steps, [now] * len(nodes), start=now, elapsed=elapsed)
+        mixing = MixingMatrix(_pairwise(len(nodes), at, weights), setting.task.device)
         yield Arrival(
             last.number, last.time, nodes, rounds, steps, np.zeros_like(nodes), 2 * len(links), mixing=mixing,
             delays=last.delays if closes else None, closes=closes, compute=np.array(worked, dtype=np.int64),
@@ -174,7 +230,22 @@ class PoissonGossip(Participation):
                 Tick(t.time, t.node if t.node >= 0 else base.n + t.link, t.number, tuple(end), steps)
                 for t, end, (_, steps) in level
             ],
+            elapsed=_since(touched, until) if closes else None,
         )  # fmt: skip
+
+
+@contextmanager
+def _of_links() -> Iterator[None]:
+    """Says of problems with the graph's constants that they are the links'."""
+    try:
+        yield
+    except InputError as error:
+        raise error.under("participation.links") from None
+
+
+def _since(touched: Ints, now: Ints | int) -> Floats:
+    """Virtual seconds up to tick `now`: of a difference of whole ticks, so that windows do not change it."""
+    return np.asarray((now - touched) / TICKS_PER_SECOND)
 
 
 class _Clocks:

@@ -44,8 +44,11 @@ def plan(scenario: Scenario | str | Path | Mapping[str, Any]) -> dict[str, Rows]
     """
     scenario = given(scenario)
     a = assemble(scenario)
+    named, scenario = _scenario(scenario), a.settled(scenario)
     rounds = _rounds(scenario, a)
-    sections = {"scenario": _scenario(scenario), "data": _data(a), "work": _work(scenario, a, rounds)}
+    sections = {"scenario": named, "data": _data(a), "work": _work(scenario, a, rounds)}
+    if facts := scenario.algorithm.facts():
+        sections["algorithm"] = dict(facts)
     if a.network is not None:
         sections["network"] = _network(scenario, a) | rule_facts(scenario, a)
     if rule := server_rule_facts(scenario, a):
@@ -77,6 +80,7 @@ def describe_topology(what: str, nodes: int | None, settings: list[str], weights
             raise InputError("this scenario has a server and no topology", file=what)
         assembly = assemble(scenario)
         assert assembly.network is not None
+        scenario = assembly.settled(scenario)
         facts = {"name": f"{scenario.name}: {scenario.names['topology']}", **_network(scenario, assembly)}
         return facts, assembly.network.topology.graphs[0]
     section: Rows = (

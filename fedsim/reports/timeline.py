@@ -152,7 +152,7 @@ class _Follower:
     """What every client is doing, in ticks, and the totals so far."""
 
     def __init__(self, scenario: Scenario, assembly: Assembly) -> None:
-        self.scenario, self.assembly, self.task = scenario, assembly, assembly.task
+        self.scenario, self.assembly, self.task = assembly.settled(scenario), assembly, assembly.task
         self.durations = assembly.durations
         self.n = self.task.num_clients
         # Of the job each client is at or has done last: its serial number, and its ticks. Not combined yet: in `open`.

@@ -149,9 +149,13 @@ def _mode_of_server(s: Scenario) -> Iterator[Problem]:
 
 def _continuous_time(s: Scenario) -> Iterator[Problem]:
     """Poisson clocks know no rounds and take no time."""
+    needs = s.algorithm.needs
+    if needs.flows and s.participation.setting == "gossip" and not s.participation.continuous:
+        name, mode = s.names["algorithm"], s.names["participation"]
+        message = f"found '{mode}', but nodes of '{name}' go on between their events; allowed: poisson"
+        yield Problem(message, "participation.mode")
     if not (isinstance(s.algorithm, GossipAlgorithm) and isinstance(s.participation, PoissonGossip)):
         return
-    needs = s.algorithm.needs
     if not (needs.continuous_time and needs.compute == needs.links == "sporadic"):
         name = s.names["algorithm"]
         message = f"'{name}' acts by rounds, and Poisson clocks know none; allowed: dspodfl, or mode gossip"

@@ -131,12 +131,19 @@ class Clients(BaseModel):
 
 
 def _usual_mode(raw: Values) -> Values | None:
-    """The participation mode that goes with the algorithm, also when something is wrong with its keys."""
+    """The participation mode that goes with the algorithm, also when something is wrong with its keys, and the keys of
+    that mode that go with it."""
+    given = raw.get("participation")
+    named = given.get("mode") if isinstance(given, Mapping) else None
     try:
-        setting = getattr(lookup("algorithm", raw["algorithm"].get("name")), "setting", None)
+        algorithm = lookup("algorithm", raw["algorithm"].get("name"))
     except InputError:
+        return {} if named is not None else None
+    usual: Values = getattr(algorithm, "usual", {})
+    mode = named if named is not None else usual.get("mode", MODES.get(getattr(algorithm, "setting", "")))
+    if mode is None:
         return None
-    return {"mode": MODES[setting]} if setting in MODES else None
+    return {**(usual if usual.get("mode") == mode else {}), "mode": mode}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +248,9 @@ class Scenario:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.resolved(), sort_keys=False, width=120)
+        """The resolved scenario, and as remarks what else was found out about the algorithm."""
+        remarks = "".join(f"# {name}: {value}\n" for name, value in self.algorithm.facts().items())
+        return remarks + yaml.safe_dump(self.resolved(), sort_keys=False, width=120)
 
 
 SECTIONS: dict[str, Section] = {

@@ -107,7 +107,7 @@ class PartSection(Section):
         own = {} if given is ABSENT else {k: v for k, v in given.items() if k not in inner}
         if self.fill is None:
             return None if given is ABSENT else own
-        filled = {} if self.key in own else self.fill(raw) if callable(self.fill) else self.fill
+        filled = self.fill(raw) if callable(self.fill) else {} if self.key in own else self.fill
         return None if filled is None else {**filled, **own}
 
     def read(self, raw: Values, inner: tuple[str, ...], base: Path) -> tuple[Any, str | None]:

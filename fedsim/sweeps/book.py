@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from fedsim.core.errors import FedsimError, InputError, RunError
 from fedsim.core.metrics import TABLE
 from fedsim.engine.run_directory import Run, bests, read_jsonl
@@ -165,8 +167,21 @@ def _replace(file: Path, text: str) -> None:
 
 
 def _same_scenario(place: Path, scenario: Scenario) -> bool:
+    """Whether the run in `place` has this scenario; what its algorithm and mode have as ``auto`` has a value there."""
     recorded = place / "scenario.yaml"
-    return recorded.exists() and recorded.read_text(encoding="utf-8") == scenario.to_yaml()
+    if not recorded.exists():
+        return False
+    text = recorded.read_text(encoding="utf-8")
+    if text == scenario.to_yaml():
+        return True
+    try:
+        found = yaml.safe_load(text)
+        asked = yaml.safe_load(scenario.to_yaml())
+        for section in ("algorithm", "participation"):
+            asked[section] = {k: found[section][k] if v == "auto" else v for k, v in asked[section].items()}
+    except (yaml.YAMLError, LookupError, TypeError):
+        return False
+    return bool(found == asked)
 
 
 def _recorded(folder: Path) -> dict[tuple[str, str], tuple[str | None, str | None]]:

@@ -258,3 +258,17 @@ class SaysThatItSums(SumsPastTheAggregator):
 
 class NotAnAlgorithm:
     pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowsUnsaid(DSpodFL):
+    def flow(self, state: Any, elapsed: Any) -> Any:
+        return {"x": state["x"] * torch.exp(-elapsed)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowsByEuler(FlowsUnsaid):
+    needs: ClassVar[Needs] = Needs(symmetric=True, continuous_time=True, flows=True)
+
+    def flow(self, state: Any, elapsed: Any) -> Any:
+        return {"x": state["x"] * (1 - 0.1 * elapsed)}

@@ -17,7 +17,7 @@ from fedsim.contract.laws import LAWS, CheckResult, check_algorithm
 from fedsim.core.errors import InputError
 from fedsim.core.registry import lookup, names
 
-FORM, UNTOUCHED, SHARDS, AXIS, SEED, DECAY, NO_STEP, THROUGH, DESCENT, ROUND_TRIP = LAWS
+FORM, UNTOUCHED, SHARDS, AXIS, SEED, DECAY, NO_STEP, FLOW, THROUGH, DESCENT, ROUND_TRIP = LAWS
 VARIANTS = [
     ("fedavg", ["momentum=0.9", "weight_decay=0.01", "clip=2.0", "server_momentum=0.5", "lr_decay=0.99"]),
     ("fedavg", ["local_epochs=2", "batch_size=full", "weighting=uniform", "server_lr=0.5", "lr=1e-5"]),
@@ -40,6 +40,9 @@ VARIANTS = [
     ("dfedavg", ["local_steps=5", "weight_decay=0.01"]),
     ("periodic_gossip", ["every=3"]),
     ("gradient_tracking", ["lr=0.02", "clip=100.0"]),
+    ("dadao", ["weight_decay=0.01", "batch_size=1"]),
+    ("acid", ["momentum=0.5", "weight_decay=0.01", "alpha_tilde=2.0"]),
+    ("acid", ["eta=0.0", "clip=1.0"]),
 ]
 
 
@@ -96,6 +99,8 @@ def test_somebodys_own_algorithm_keeps_every_law() -> None:
         ("ReturnsAPair", FORM, ["message gave 2 values", "what is sent, what stays, what is kept"]),
         ("NeedsAStep", NO_STEP, ["message needs 'g'", "which only local_step makes"]),
         ("DividesByItsSteps", NO_STEP, ["what is sent without a local step: 'delta' is not finite"]),
+        ("FlowsByEuler", FLOW, ["in one and in two stretches", "an Euler step is none"]),
+        ("FlowsUnsaid", FLOW, ["the state after a second", "Needs(flows=True)"]),
         ("NeverDecays", DECAY, ["at a quarter of the learning rate", "use oracle.lr"]),
         ("SumsPastTheAggregator", THROUGH, ["round 1, state", "'x' differs by", "past aggregate"]),
         ("CallsItW", FORM, ["keys ['w']", "'x' of shape [5]"]),

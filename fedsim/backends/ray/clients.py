@@ -17,7 +17,7 @@ from fedsim.backends.ray.rows import Rows
 from fedsim.backends.ray.transport import as_arrays, as_tensor
 from fedsim.backends.shard import TABLE, Collected
 from fedsim.clients.worker import Worker
-from fedsim.core.arrays import Ints
+from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import RunError
 from fedsim.core.job import Job
 from fedsim.core.oracle import Task
@@ -118,10 +118,10 @@ class RayBackend(Shards):
     def kept(self, name: str, clients: Ints) -> Tensor:
         return self._gathered(TABLE + name, clients)
 
-    def _gathered(self, name: str, clients: Ints) -> Tensor:
+    def _gathered(self, name: str, clients: Ints, idle: Floats | None = None) -> Tensor:
         """Rows that shards keep of these clients, ``[m, width]`` (see `Shard.kept`)."""
         places = {k: np.flatnonzero(self.owner[clients] == k) for k in self.shards}
-        calls = {k: (name, clients[rows]) for k, rows in places.items() if len(rows)}
+        calls = {k: (name, clients[rows], _part(idle, rows)) for k, rows in places.items() if len(rows)}
         parts = {k: self._tensor(part) for k, part in self._answers("kept", calls).items()}
         whole = self.like.new_empty((len(clients), max((part.shape[-1] for part in parts.values()), default=0)))
         for k, part in parts.items():
@@ -207,24 +207,33 @@ class RayBackend(Shards):
             return self._broadcast[1], size
         return self._broadcast[1], 0
 
-    def _stream(self, name: str, count: int, width: int, having: Mapping[int, tuple[Ints, Ints]]) -> RowStream:
+    def _stream(
+        self, name: str, count: int, width: int, having: Mapping[int, tuple[Ints, Ints]], idle: Floats | None = None
+    ) -> RowStream:
         """Rows ``[count, width]`` that shards keep: the clients that each has, and their rows.
 
-        Shards on this machine write them into the file; those of the others come here, some at a time.
+        Shards on this machine write them into the file; those of the others come here, some at a time. `idle` is of
+        all clients.
         """
 
         def parts(place: Place) -> Iterator[tuple[Ints, Any]]:
-            self._answers("write", {k: (name, place, *mine) for k, mine in having.items() if self._near[k]})
+            near = {k: mine for k, mine in having.items() if self._near[k]}
+            self._answers("write", {k: (name, place, *mine, _part(idle, mine[0])) for k, mine in near.items()})
             for k, (clients, rows) in having.items():
                 step = len(rows) if self._near[k] else max(1, _PART_BYTES // place.row_bytes)
                 for first in range(0, 0 if self._near[k] else len(rows), step):
                     part = slice(first, first + step)
-                    yield rows[part], self._answers("kept", {k: (name, clients[part])})[k]
+                    call = (name, clients[part], _part(idle, clients[part]))
+                    yield rows[part], self._answers("kept", {k: call})[k]
 
         return RowStream((count, width), self.like.dtype, parts)
 
     def _place(self, load: Any, shards: int) -> Ints:
         return place(load, shards)
+
+
+def _part(idle: Floats | None, rows: Ints) -> Floats | None:
+    return None if idle is None else idle[rows]
 
 
 def _rows(received: Message, rows: Ints) -> Message:

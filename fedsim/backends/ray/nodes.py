@@ -21,7 +21,7 @@ from fedsim.backends.ray.cluster import Cluster, log
 from fedsim.backends.ray.transport import as_array
 from fedsim.backends.shard import NodeSums
 from fedsim.clients.worker import Worker
-from fedsim.core.arrays import Ints
+from fedsim.core.arrays import Floats, Ints
 from fedsim.core.job import Job
 from fedsim.core.oracle import Task
 from fedsim.core.row_files import RowStream, Stored
@@ -78,7 +78,8 @@ class RayNodes(RayBackend):
             mine = np.flatnonzero(of == k)
             some = np.searchsorted(self.members[k], job.clients[mine])
             whole = len(some) == len(self.members[k])
-            work[k] = (number, job.rounds[mine], job.steps[mine], plan.exchanges[k], None if whole else some)
+            elapsed = None if job.elapsed is None else job.elapsed[mine]
+            work[k] = (number, job.rounds[mine], job.steps[mine], plan.exchanges[k], None if whole else some, elapsed)
         self._log.append((work, plan))
         self._log_bytes += 3 * job.steps.nbytes + plan.bytes
         if self._aggregations is None:
@@ -169,8 +170,8 @@ class RayNodes(RayBackend):
             else:
                 self._said(list(self._round(work, plan).values()))
 
-    def merge(self) -> None:
-        means = {name: as_array(self.mean(name)) for name in self._ask("node_widths")[self.shards[0]]}
+    def merge(self, idle: Floats | None = None) -> None:
+        means = {name: as_array(self.mean(name, idle)) for name in self._ask("node_widths")[self.shards[0]]}
         self._log.append((means, None))
         self._log_bytes += sum(row.nbytes for row in means.values())
         try:
@@ -183,17 +184,19 @@ class RayNodes(RayBackend):
 
     # --- state --------------------------------------------------------------------------------------------------------
 
-    def mean(self, name: str = "x") -> Tensor:
+    def mean(self, name: str = "x", idle: Floats | None = None) -> Tensor:
         """Mean over the honest nodes, ``[d]``."""
-        parts = self._ask("node_sum", name)
+        parts = self._ask("node_sum", name, idle=idle)
         total = self._tensor(parts[self.shards[0]]).clone()
         for k in self.shards[1:]:
             total += self._tensor(parts[k])
         return total / self._honest
 
-    def facts(self, centre: Tensor) -> tuple[float, float | None, float | None]:
+    def facts(self, centre: Tensor, idle: Floats | None = None) -> tuple[float, float | None, float | None]:
         """Of the honest nodes the mean squared distance to `centre`, and their own models' mean and lowest accuracy."""
-        parts: list[NodeSums] = [part for part in self._ask("node_facts", as_array(centre)).values() if part.count]
+        parts: list[NodeSums] = [
+            part for part in self._ask("node_facts", as_array(centre), idle=idle).values() if part.count
+        ]
         n, models = self._honest, {part.common for part in parts}
         distance = 0.0 if len(models) == 1 and "" not in models else sum(part.distance for part in parts) / n
         accuracies = [part.accuracies for part in parts if part.accuracies is not None]
@@ -201,20 +204,20 @@ class RayNodes(RayBackend):
             return distance, None, None
         return distance, sum(accuracies) / n, min(part.lowest for part in parts if part.lowest is not None)
 
-    def rows(self, name: str, nodes: Ints) -> Tensor:
+    def rows(self, name: str, nodes: Ints, idle: Floats | None = None) -> Tensor:
         """A state of some nodes, ``[m, width]``."""
         self._settle()
-        return self._gathered(name, nodes)
+        return self._gathered(name, nodes, None if idle is None else idle[nodes])
 
     def kept(self, name: str, clients: Ints) -> Tensor:
         self._settle()
         return super().kept(name, clients)
 
-    def nodes(self) -> dict[str, RowStream]:
+    def nodes(self, idle: Floats | None = None) -> dict[str, RowStream]:
         """The nodes' states, shard by shard, each ``[n, width]``."""
         widths = self._ask("node_widths")[self.shards[0]]
         having = {k: (self.members[k], self.members[k]) for k in self.shards}
-        return {name: self._stream(name, self.task.num_clients, width, having) for name, width in widths.items()}
+        return {name: self._stream(name, self.task.num_clients, width, having, idle) for name, width in widths.items()}
 
     def load_nodes(self, saved: Saved) -> None:
         self.checkpointed(saved)
@@ -228,10 +231,11 @@ class RayNodes(RayBackend):
         self._settle()
         return super().save()
 
-    def _ask(self, method: str, *arguments: Any) -> dict[int, Any]:
-        """What all shards say after all rounds that are on their way."""
+    def _ask(self, method: str, *arguments: Any, idle: Floats | None = None) -> dict[int, Any]:
+        """What all shards say after all rounds that are on their way; each is told `idle` of its own nodes."""
         self._settle()
-        return self._answers(method, dict.fromkeys(self.shards, arguments))
+        mine = {k: () if idle is None else (idle[self.members[k]],) for k in self.shards}
+        return self._answers(method, {k: (*arguments, *mine[k]) for k in self.shards})
 
     def _reset(self, shards: list[int]) -> None:
         parts, saved = self._parts(), self._saved
