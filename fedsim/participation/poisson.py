@@ -89,6 +89,8 @@ class PoissonGossip(Participation):
         """With ``links: auto`` resolved, and the algorithm told the constants of the links at their rates."""
         algorithm, network = setting.gossip
         self._check_pairs(algorithm)
+        if network.changes:
+            self.check_run(setting)  # says so
         mode = self
         if self.links.auto:
             with _of_links():
