@@ -22,6 +22,7 @@ from fedsim.clients.round import begin, describe, finish, flowed
 from fedsim.clients.round import some as some_of
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Array, Floats, Ints
+from fedsim.core.blame import blamed
 from fedsim.core.errors import FedsimError, RunError
 from fedsim.core.job import Contribution, Job
 from fedsim.core.oracle import Task
@@ -116,7 +117,7 @@ class Guard:
             try:
                 self.worker.run(Job(job.clients[one], job.rounds[one], job.steps[one], received))
             except Exception as error:  # somebody's data may raise anything
-                found[i] = f"{type(error).__name__}: {error}"
+                found[i] = blamed(error) or f"{type(error).__name__}: {error}"
             self.worker.store.scatter(job.clients[one], {k: v[one] for k, v in before.items()})
         return found
 

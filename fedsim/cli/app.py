@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from fedsim.cli.ending import interruptible, say_interrupted
+from fedsim.cli.ending import Commands, interruptible, own_fault, say_interrupted
 from fedsim.cli.export import export
+from fedsim.cli.json_output import AsJson, emit
 from fedsim.cli.progress import run_progress, told_steps
 from fedsim.cli.terminal import cell, console, metrics_line, say, table
 from fedsim.core.errors import FedsimError, InputError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Simulate federated and decentralized learning: one scenario file, thousands of clients.",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,7 +38,6 @@ Settings = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="where results go")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint")]
-AsJson = Annotated[bool, typer.Option("--json", help="print the result as one JSON object")]
 
 
 def _version(asked: bool) -> None:
@@ -49,11 +50,15 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def main_options(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback does the work
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and end")
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="where a part of your own raises, print the traceback, too")
     ] = False,
 ) -> None:
     """Simulate federated and decentralized learning: one scenario file, thousands of clients."""
+    Commands.tracebacks = traceback
 
 
 @app.command()
@@ -70,11 +75,7 @@ def run(
         result = simulate(checked, out, resume, progress)
     last = read_jsonl(result.dir / "metrics.jsonl")[-1]
     if as_json:
-        print(
-            json.dumps(
-                {"dir": str(result.dir), "resumed_at": result.resumed_at, "metrics": last, "warnings": result.warnings}
-            )
-        )
+        emit({"dir": str(result.dir), "resumed_at": result.resumed_at, "metrics": last, "warnings": result.warnings})
         return
     if result.resumed_at >= checked.run.rounds:
         say("already finished, nothing to do")
@@ -108,7 +109,7 @@ def plan(
 
     sections = make_plan(checked)
     if as_json:
-        print(json.dumps(sections))
+        emit(sections)
         return
     for title, rows in sections.items():
         table(title, [(k, cell(v)) for k, v in rows.items()])
@@ -144,7 +145,7 @@ def sweep(
         outcomes = run_sweep(sweep_file, out, resume, settings, started, together, retry_failed, told, ended)
     rows = summary(outcomes)
     if as_json:
-        print(json.dumps(rows))
+        emit(rows)
     else:
         columns, _ = merged({**TABLE, **o.point.scenario.columns} for o in outcomes)
         print_summary(console(), str(outcomes[0].dir.parent), rows, columns)
@@ -194,7 +195,7 @@ def audit(
         raise typer.Exit(130) from None
     place = command.write(report, out or Path("audits") / f"{checked.name}-{checked.hash()}")
     if as_json:
-        print(json.dumps(report.to_json()))
+        emit(report.to_json())
     else:
         for done in report.audits:
             table(done.name, command.rows(done.finding.results))
@@ -223,7 +224,7 @@ def topology(
 
     facts, graph = describe_topology(what, nodes, settings or [], weights)
     if as_json:
-        print(json.dumps(facts))
+        emit(facts)
     else:
         table(str(facts.get("name", what)), [(k, cell(v)) for k, v in facts.items() if k != "name"])
     if out is not None or not as_json:
@@ -309,8 +310,14 @@ def _main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
-    except (FedsimError, OSError) as error:  # OSError: a full disk, say
+    except FedsimError as error:
         print(error, file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:  # a part of somebody's own may raise anything; OSError: a full disk, say
+        said = own_fault(error) or (str(error) if isinstance(error, OSError) else None)
+        if said is None:
+            raise
+        print(said, file=sys.stderr)
         sys.exit(1)
 
 
@@ -321,7 +328,7 @@ def _schedule(scenario: Scenario, out: Path | None, as_json: bool) -> None:
 
     timeline = follow(scenario)
     if as_json:
-        print(json.dumps(timeline.to_json()))
+        emit(timeline.to_json())
     else:
         for title, (header, rows) in (
             ("first combines", combine_rows(timeline)),

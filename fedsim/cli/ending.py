@@ -1,4 +1,7 @@
-"""How a command ends when somebody asks it to: Ctrl-C and SIGTERM give exit code 130 and a sentence, at any moment."""
+"""How a command ends when somebody asks it to, or somebody's own part raises: with a sentence, at any moment.
+
+Ctrl-C and SIGTERM give exit code 130.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,15 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
+from typer.core import TyperGroup
+
+from fedsim.core.blame import blamed
+from fedsim.core.errors import RunError
 from fedsim.engine.signals import ASKED
 
 INTERRUPTED = 130
@@ -65,3 +73,27 @@ def interruptible() -> Iterator[None]:
         ASKED.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Commands(TyperGroup):
+    """The commands; none of them ends the process by itself, so whoever does so is a module that was named."""
+
+    tracebacks: ClassVar[bool] = False
+    """Whether the traceback of an error in somebody's own part is printed."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SystemExit as error:
+            who = own_fault(error) or f"a module that was named ended the command by sys.exit({error.code!r})"
+            raise RunError(who) from error
+
+
+def own_fault(error: BaseException) -> str | None:
+    """What to say of an exception that somebody's own part raised; None where it did not."""
+    said = blamed(error)
+    if said is None:
+        return None
+    if Commands.tracebacks:
+        return f"{''.join(traceback.format_exception(error))}{said}"
+    return f"{said} (fedsim --traceback COMMAND ... shows the way there)"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fedsim.cli.json_output import AsJson, emit
 from fedsim.core.errors import InputError
 
 
@@ -18,7 +18,7 @@ def export(
     code: Annotated[
         Path | None, typer.Option("--code", help="also write the Python file that applies it without fedsim")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as one JSON object")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a run's model in plain PyTorch, with all that is needed to apply it to a new row."""
     from fedsim.engine.export import export_model
@@ -33,7 +33,7 @@ def export(
     if code is not None:
         code.write_text(Path(exported.__file__).read_text(encoding="utf-8"), encoding="utf-8")
     if as_json:
-        print(json.dumps({"file": str(file), **about}))
+        emit({"file": str(file), **about})
         return
     model, target = about["model"], about["data"]["target"]
     print(f"{file}: {about['which']} model '{model['name']}', {model['num_outputs']} outputs, {target['task']}")

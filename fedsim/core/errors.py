@@ -58,7 +58,7 @@ class RunError(FedsimError):
     """The run itself failed (exit code 1); what was recorded stays readable."""
 
 
-def reason(error: Exception, most: int = 200) -> str:
+def reason(error: BaseException, most: int = 200) -> str:
     """What a library's exception says, as part of our sentence: its first line, printable, not longer than `most`.
 
     Damaged files make libraries quote kilobytes of them, or objects by their address.

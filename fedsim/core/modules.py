@@ -50,6 +50,12 @@ def find(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
+def plain_name(module: str) -> str:
+    """What its owner calls a module that may have got another name here."""
+    top, _, rest = module.partition(".")
+    return rest if top in _packages else module
+
+
 def own_file(folder: Path, name: str) -> Path | None:
     """The file in `folder` that a module of that name, or the package it is in, would be imported from."""
     top = name.partition(".")[0]

@@ -52,6 +52,7 @@ KINDS = {
     "section": Kind("fedsim.reports.sections", "fedsim.reports.sections:ReportSection"),
     "audit": Kind("fedsim.audit", "fedsim.audit.base:Audit"),
 }
+_named: set[str] = set()
 _parts: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
 
 
@@ -125,10 +126,17 @@ def load_object(path: str) -> Any:
         module = modules.find(module_name)
     except (Exception, SystemExit) as error:  # a user's module may fail in any way while it is imported
         raise InputError(f"cannot import '{module_name}' of '{path}': {type(error).__name__}: {error}") from error
+    _named.add(getattr(module, "__name__", module_name).partition(".")[0])
     if not hasattr(module, attribute):
         public = [n for n in vars(module) if not n.startswith("_")]
         raise InputError(unknown(f"attribute of module {module_name}", attribute, public))
     return getattr(module, attribute)
+
+
+def is_named(module: str) -> bool:
+    """Whether a module is of a package that somebody named as ``pkg.mod:Attr``."""
+    top = module.partition(".")[0]
+    return top in _named and top != "fedsim"
 
 
 def _same(old: Any, new: Any) -> bool:

@@ -351,6 +351,8 @@ class LabelsPerNode(Partition):
 
 def _verified(rows: list[Array], total: int, clients: int) -> list[Array]:
     """The law of partitions, also for users' own schemes."""
+    if not isinstance(rows, (list, tuple)) or not all(isinstance(r, (list, np.ndarray)) for r in rows):
+        raise InputError(f"the scheme gave {type(rows).__name__}, allowed: a list of rows per client", key="scheme")
     if len(rows) != clients:
         raise InputError(f"the scheme gave {len(rows)} clients rows instead of {clients}", key="scheme")
     sizes = np.array([len(r) for r in rows])

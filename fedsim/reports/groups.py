@@ -370,7 +370,7 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict) and math.isfinite(_number(row.get("round"))):
             rows.append(row)
@@ -386,4 +386,9 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # JSON's whole numbers have any length
+        return math.nan

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 
-from fedsim.core.errors import InputError
+from fedsim.core.errors import InputError, reason
 from fedsim.core.fields import part_from
 from fedsim.core.metrics import Metric
 from fedsim.core.registry import Part
@@ -77,14 +77,46 @@ class ReportSection(Part, ABC):
         """What stands under the heading, from the methods of `page`; nothing where there is nothing to say."""
 
 
-SECTIONS: tuple[Callable[[Page], Iterable[object]], ...] = (
-    lambda page: tradeoffs(page.groups, page.differing, page.shown, page.save),
-    lambda page: attackers(page.groups, page.shown, page.save),
-    lambda page: deployments(page.runs, page.shown),
-    lambda page: schedules(page.groups, page.save),
-    lambda page: privacy(page.groups),
-    lambda page: partitions(page.groups, page.save),
-    lambda page: topologies(page.groups, page.save),
+@dataclass(frozen=True)
+class _BuiltIn:
+    """A section that comes with fedsim: what it is about, and the files of a run directory that it reads."""
+
+    title: str
+    blocks: Callable[[Page], Iterable[object]]
+    files: tuple[str, ...]
+
+    def made(self, page: Page) -> list[object]:
+        """Its blocks; where the files hold anything else than a run writes, a note that says so."""
+        try:
+            return list(self.blocks(page))
+        except Exception as error:  # such files lead to errors of every kind
+            which = " or ".join(self.files)
+            note = f"{which} of one of these runs is not as fedsim writes it ({type(error).__name__}: {reason(error)})"
+            return [page.heading(self.title), html.notes([note])]
+
+
+SECTIONS = (
+    _BuiltIn(
+        "Trade-offs", lambda p: tradeoffs(p.groups, p.differing, p.shown, p.save), ("metrics.jsonl", "topology.graphml")
+    ),
+    _BuiltIn(
+        "Attackers",
+        lambda page: attackers(page.groups, page.shown, page.save),
+        ("attack.json", "metrics.jsonl", "topology.graphml"),
+    ),
+    _BuiltIn(
+        "Deployment",
+        lambda page: deployments(page.runs, page.shown),
+        ("deployment.json", "replies.jsonl", "trace.jsonl", "params.safetensors"),
+    ),
+    _BuiltIn(
+        "Schedule",
+        lambda page: schedules(page.groups, page.save),
+        ("scenario.yaml", "partition.csv", "trace.jsonl", "params.safetensors"),
+    ),
+    _BuiltIn("Privacy", lambda page: privacy(page.groups), ("privacy.json", "releases.jsonl")),
+    _BuiltIn("Partition of the data", lambda page: partitions(page.groups, page.save), ("partition.csv",)),
+    _BuiltIn("Graph", lambda page: topologies(page.groups, page.save), ("topology.graphml",)),
 )
 """The built-in sections, in their order."""
 
@@ -92,7 +124,7 @@ SECTIONS: tuple[Callable[[Page], Iterable[object]], ...] = (
 def made(page: Page, own: Sequence[ReportSection]) -> Iterator[object]:
     """The built-in sections, then `own`."""
     for section in SECTIONS:
-        yield from section(page)
+        yield from section.made(page)
     for part in own:
         made_by = part.blocks(page)
         if isinstance(made_by, str) or not isinstance(made_by, Iterable):

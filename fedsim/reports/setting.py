@@ -87,7 +87,7 @@ def environments(runs: Sequence[Record]) -> list[object]:
             found.setdefault(json.dumps(values, sort_keys=True), []).append(run)
         except FileNotFoundError:
             missing.append(f"{run.dir}: environment.json is missing")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             missing.append(f"{run.dir}: environment.json cannot be read: {error}")
     parts: list[object] = [heading(2, "Environment"), notes(missing)]
     for text, members in found.items():

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedsim.core.blame import blamed
 from fedsim.core.errors import FedsimError, InputError, RunError
 from fedsim.core.lock import owned
 from fedsim.core.modules import Places
@@ -40,7 +41,8 @@ def attempt(scenario: Scenario, place: Path, resume: bool, watchers: Sequence[Wa
     except Exception as error:
         place.mkdir(parents=True, exist_ok=True)
         (place / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
-        raise RunError(f"{type(error).__name__}: {error} (traceback in {TRACEBACK} of its directory)") from error
+        what = blamed(error) or f"{type(error).__name__}: {error}"
+        raise RunError(f"{what} (traceback in {TRACEBACK} of its directory)") from error
 
 
 @dataclass(frozen=True)
