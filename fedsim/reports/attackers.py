@@ -81,6 +81,7 @@ def _record(run: Record) -> Mapping[str, Any] | None:
 def _drawn(points: Sequence[_Point], quality: Metric) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     attacks, rules, places = (
         list(dict.fromkeys(getattr(p, key) for p in points)) for key in ("attack", "rule", "placement")
@@ -105,8 +106,16 @@ def _drawn(points: Sequence[_Point], quality: Metric) -> Figure:
         axes.grid(alpha=0.25)
     for axes in panels.flat[len(attacks) :]:
         axes.set_visible(False)
-    figure.supxlabel("honest gap", fontsize=9, color=INK)
-    figure.supylabel(f"{quality.words} (honest)", fontsize=9, color=INK)
+    gaps = [p.gap for p in points]
+    if min(gaps) > 0 and max(gaps) > 5 * min(gaps):
+        panels[0, 0].set_xscale("log")
+        panels[0, 0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panels[0, 0].xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        panels[0, 0].xaxis.set_minor_formatter(NullFormatter())
+    for axes in panels[-1]:
+        axes.set_xlabel("honest gap", fontsize=9, color=INK)
+    for axes in panels[:, 0]:
+        axes.set_ylabel(f"{quality.words} (honest)", fontsize=9, color=INK)
     handles = [
         Line2D([], [], marker="o", linestyle="", color=style(i, len(rules))[0], label=rule.replace("$", r"\$"))
         for i, rule in enumerate(rules)
