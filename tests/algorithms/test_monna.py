@@ -171,3 +171,23 @@ def test_what_is_not_finite_is_left_out(attacked: Make) -> None:
     found = attacked(20, NNA, {"name": "nan"}, beta=0.5)
     assert np.isfinite(found).all()
     assert torch.as_tensor(found[:5]).std(0).max() < 0.1
+
+
+@pytest.mark.parametrize("rule", [NNA, {"name": "mean"}, {"name": "median"}], ids=lambda r: r["name"])
+def test_nobody_attacks(quadratic: Make, run_scenario: Make, rule: Any) -> None:
+    """A section with no attackers is the run without it, bit for bit."""
+    data = quadratic(n=6, d=3).section(noise=0.3)
+    scenario = {"data": data, "algorithm": {"name": "monna", "lr": 0.1}, "topology": {"graph": "complete"}}
+    alone, none = (
+        run_scenario(**scenario, aggregator=rule, run={"rounds": 8}, **({"attack": attack} if attack else {}))
+        for attack in (None, {"name": "alie", "attackers": 0})
+    )
+    assert np.array_equal(alone.params, none.params)
+
+
+def test_krum_takes_the_message_near_the_mean(attacked: Make) -> None:
+    """Under `alie` it is the attackers' one, as docs/robustness.md says."""
+    y = 0.2 * np.array(A) * np.array(B)
+    assert attacked(1, {"name": "krum", "f": 1}, {"name": "alie", "z": 0.2}, beta=0.0)[0] == pytest.approx(
+        y[:5].mean(0) - 0.2 * y[:5].std(0, ddof=1)
+    )
