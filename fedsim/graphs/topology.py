@@ -27,7 +27,11 @@ from fedsim.graphs.cleaning import components, labels
 from fedsim.graphs.edge_values import Weight
 from fedsim.graphs.files import GraphFile
 from fedsim.graphs.generators import Generated as Generated
+from fedsim.graphs.mixing import mixing_matrix
 from fedsim.graphs.mixing_matrix import BaseMixing
+
+OWN = "its own"
+"""What the weights of nodes are called that meet anew in every round."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,10 @@ class Topology:
 
     mixing: BaseMixing | None = None
     """Where nodes meet anew in every round: who, and how they mix."""
+
+    def matrix(self, weights: str) -> Any:
+        """The mixing matrix ``[n, n]`` of the first graph; of nodes that meet anew in every round, on average."""
+        return mixing_matrix(self.graphs[0], weights) if self.mixing is None else self.mixing.matrix
 
     def at(self, round: int) -> int:
         """Index into `graphs` of the one in force in `round` (from 0)."""
@@ -83,7 +91,8 @@ def topology_of(
     mixing = kind.mixing(graphs[0].number_of_nodes())
     if mixing is not None and weights is not None:
         raise InputError(f"found '{weights}', but '{name}' has weights of its own; allowed: remove it", key="weights")
-    return Topology(tuple(graphs), getattr(kind, "every", 1), name, _names(kind, graphs), mixing), weights or default
+    rule = OWN if mixing is not None else weights or default
+    return Topology(tuple(graphs), getattr(kind, "every", 1), name, _names(kind, graphs), mixing), rule
 
 
 def build_topology(section: Mapping[str, Any], n: int | None, seed: int, base: Path) -> tuple[Topology, str]:

@@ -19,7 +19,7 @@ from fedsim.core.types import message_bytes
 from fedsim.data.labels import shown
 from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.place import ACTORS, client_load, shards_mix
-from fedsim.graphs.mixing import expected_mixing, mixing_matrix, spectral_gap, summary
+from fedsim.graphs.mixing import expected_mixing, spectral_gap, summary
 from fedsim.graphs.topology import Topology, build_topology
 from fedsim.participation.base import Arrival, Ended
 from fedsim.participation.gossip import Gossip
@@ -99,7 +99,7 @@ def describe_topology(what: str, nodes: int | None, settings: list[str], weights
         "name": path.stem if section["graph"] == "file" else what,
         "weights": rule,
         **_named(topology),
-        **summary(graph, mixing_matrix(graph, rule)),
+        **summary(graph, topology.matrix(rule)),
     }
     if len(topology.graphs) > 1:
         facts["sequence"] = (

@@ -21,6 +21,7 @@ from fedsim.figures import html
 from fedsim.reports.attackers import attackers
 from fedsim.reports.deployment import deployments
 from fedsim.reports.groups import Group, Record
+from fedsim.reports.merging import merging
 from fedsim.reports.privacy import privacy
 from fedsim.reports.schedule import schedules
 from fedsim.reports.setting import partitions, topologies
@@ -99,6 +100,7 @@ SECTIONS = (
     _BuiltIn(
         "Trade-offs", lambda p: tradeoffs(p.groups, p.differing, p.shown, p.save), ("metrics.jsonl", "topology.graphml")
     ),
+    _BuiltIn("Merging", lambda page: merging(page.groups, page.save), ("scenario.yaml", "metrics.jsonl")),
     _BuiltIn(
         "Attackers",
         lambda page: attackers(page.groups, page.shown, page.save),

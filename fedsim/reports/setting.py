@@ -178,12 +178,16 @@ def _graph(path: Path, run: Record, save: Save, name: str) -> tuple[dict[str, st
     from fedsim.figures.topology import topology_figure
     from fedsim.graphs.files import read_graph
     from fedsim.graphs.mixing import mixing_matrix, summary
+    from fedsim.graphs.topology import OWN
 
     graph = read_graph(path)
     weights = str(run.value("topology.weights") or ("uniform" if graph.is_directed() else "metropolis"))
     facts: dict[str, Any] = {"graph": run.value("topology.graph"), "weights": weights}
     try:
-        facts |= summary(graph, mixing_matrix(graph, weights))
+        if run.value("topology.graph") == "random_peers":  # its file has all who may meet, without weights
+            facts |= {"weights": OWN, "nodes": len(graph)}
+        else:
+            facts |= summary(graph, mixing_matrix(graph, weights))
     except InputError as error:  # e.g. weights of a package that is not installed here
         facts["notes"] = [str(error)]
     with rc_context({"text.parse_math": False}):  # labels come from files: a $ in them is a $

@@ -76,7 +76,7 @@ def pareto(cost: Sequence[float], quality: Sequence[float]) -> list[int]:
 def _gap(run: Record) -> float | None:
     """Spectral gap of a run's graph; None under a server or where it is not recorded."""
     file, rule = run.dir / "topology.graphml", run.value("topology.weights")
-    if not file.exists():
+    if not file.exists() or run.value("topology.graph") == "random_peers":
         return None
     try:
         graph = read_graph(file)
