@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedsim.contract.tools import CheckResult, checked
-from fedsim.core.documents import Document, override
+from fedsim.contract.tools import CheckResult, checked, part_of
 from fedsim.core.errors import InputError, unknown
-from fedsim.core.fields import make_part
-from fedsim.core.registry import KINDS, load_object, lookup, names
+from fedsim.core.registry import KINDS, load_object, names
 
 Laws = Mapping[str, Callable[[], str]]
 """Law: a function that says what it measured, or raises `LawBrokenError`."""
@@ -65,20 +62,11 @@ def check(name: str, settings: Sequence[str] = (), kind: str | None = None) -> l
     if promise.whole:
         results: list[CheckResult] = find(name, list(settings))
         return results
-    part = load_object(name) if kind == "backend" else lookup(kind, name)
-    if promise.made:
-        base = load_object(KINDS[kind].base or "")
-        if not (isinstance(part, type) and issubclass(part, base) and dataclasses.is_dataclass(part)):
-            home = base.__name__
-            raise InputError(f"'{name}' is {part!r}, allowed: a frozen dataclass that inherits fedsim.{home}")
-        missing = sorted(getattr(part, "__abstractmethods__", ()))
-        if missing:
-            raise InputError(f"'{name}' does not define {', '.join(missing)}, allowed: a {kind} that does")
-        part = make_part(part, override(Document({}), list(settings)).values)
+    part = part_of(kind, name, settings) if promise.made else load_object(name)
     laws: Laws = find(part)
     results = []
     for law, test in laws.items():
-        results.append(checked(law, test))
+        results.append(checked(law, test, type(part) if promise.made else None))
         if not results[0].passed:  # the others would say the same
             break
     return results

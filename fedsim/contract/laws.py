@@ -6,16 +6,11 @@ gradients, float64. An exception inside the algorithm is a failed check that nam
 
 from __future__ import annotations
 
-import dataclasses
-
 from fedsim.algorithms.base import Algorithm
 from fedsim.contract.algorithm_laws import LAWS
 from fedsim.contract.bench import CLIENTS, Bench
-from fedsim.contract.tools import CheckResult, LawBrokenError, checked
-from fedsim.core.documents import Document, override
+from fedsim.contract.tools import CheckResult, LawBrokenError, checked, part_of
 from fedsim.core.errors import InputError
-from fedsim.core.fields import make_part
-from fedsim.core.registry import lookup
 
 __all__ = ["LAWS", "CheckResult", "check_algorithm"]
 
@@ -32,19 +27,7 @@ def check_algorithm(name: str, settings: list[str]) -> list[CheckResult]:
     InputError
         No such algorithm, it is not one, or the settings are wrong.
     """
-    kind = lookup("algorithm", name)
-    if not (isinstance(kind, type) and issubclass(kind, Algorithm) and dataclasses.is_dataclass(kind)):
-        raise InputError(
-            f"'{name}' is {kind!r}, allowed: a frozen dataclass that inherits fedsim.algorithms.base.Algorithm"
-        )
-    missing = sorted(kind.__abstractmethods__)
-    if missing:
-        raise InputError(
-            f"'{name}' does not define {', '.join(missing)}, allowed: an algorithm that defines all of its methods"
-        )
-    if getattr(kind, "setting", None) not in ("server", "gossip"):
-        raise InputError(f"'{name}' has no setting, allowed: inherit ServerAlgorithm or GossipAlgorithm")
-    algorithm = make_part(kind, override(Document({}), settings).values)
+    algorithm: Algorithm = part_of("algorithm", name, settings)
     results = [checked("keys fit together", lambda: _keys(algorithm))]
     if not results[0].passed:
         return results

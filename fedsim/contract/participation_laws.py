@@ -6,7 +6,6 @@ any training: a mode never looks at models.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -19,9 +18,8 @@ import torch
 
 from fedsim.algorithms.base import Algorithm
 from fedsim.contract.bench import CLIENTS
-from fedsim.contract.tools import CheckResult, LawBrokenError, checked, global_seed
+from fedsim.contract.tools import CheckResult, LawBrokenError, checked, global_seed, part_of
 from fedsim.core.clock import TICKS_PER_SECOND
-from fedsim.core.documents import Document, override
 from fedsim.core.errors import InputError
 from fedsim.core.fields import make_part
 from fedsim.core.registry import lookup
@@ -97,20 +95,12 @@ def check_participation(name: str, settings: list[str]) -> list[CheckResult]:
     InputError
         No such mode, it is not one, or the settings are wrong.
     """
-    kind = lookup("participation", name)
-    if not (isinstance(kind, type) and issubclass(kind, Participation) and dataclasses.is_dataclass(kind)):
-        raise InputError(f"'{name}' is {kind!r}, allowed: a frozen dataclass that inherits fedsim's Participation")
-    missing = sorted(kind.__abstractmethods__)
-    if missing:
-        raise InputError(f"'{name}' does not define {', '.join(missing)}, allowed: a mode that defines all its methods")
-    if getattr(kind, "setting", None) not in ("server", "gossip"):
-        raise InputError(f"'{name}' does not say its setting; allowed: server, gossip")
-    mode: Participation = make_part(kind, override(Document({}), settings).values)
+    mode: Participation = part_of("participation", name, settings)
     results = [checked("keys fit together", lambda: _keys(mode))]
     if not results[0].passed:
         return results
     stand = Stand(mode)
-    return results + [checked(law, lambda test=test: test(stand)) for law, test in LAWS.items()]
+    return results + [checked(law, lambda test=test: test(stand)) for law, test in LAWS.items()]  # type: ignore[misc]
 
 
 def _keys(mode: Participation) -> str:

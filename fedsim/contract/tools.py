@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import random
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,14 @@ from torch import Tensor
 
 from fedsim.algorithms.round import Effort, Round
 from fedsim.contract.bench import CLIENTS, DIMENSION, START
-from fedsim.core.errors import InputError
-from fedsim.core.fields import dump_part, make_part
+from fedsim.core.documents import Document, override
+from fedsim.core.errors import InputError, Problem
+from fedsim.core.fields import dump_part, keys_of, make_part
+from fedsim.core.registry import KINDS, load_object, lookup
 from fedsim.core.types import State
+
+_SETTINGS = {"algorithm": " (inherit ServerAlgorithm or GossipAlgorithm)", "participation": ""}
+"""Kinds of parts that are for a server or for a graph, and how one says it."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,55 @@ class LawBrokenError(Exception):
     """A law does not hold; the message says where and by how much."""
 
 
-def checked(name: str, test: Callable[[], str]) -> CheckResult:
+def part_of(kind: str, name: str, settings: Sequence[str]) -> Any:
+    """The part called `name`, made of ``key=value`` settings, to be held to the laws of its kind.
+
+    Raises
+    ------
+    InputError
+        There is no such part, it is of another kind or lacks methods, or the settings are wrong or do not suffice.
+    """
+    part, base = lookup(kind, name), load_object(KINDS[kind].base or "")
+    if not (isinstance(part, type) and issubclass(part, base) and dataclasses.is_dataclass(part)):
+        raise InputError(f"'{name}' is {part!r}, allowed: a frozen dataclass that inherits fedsim.{base.__name__}")
+    missing = sorted(getattr(part, "__abstractmethods__", ()))
+    if missing:
+        raise InputError(f"'{name}' does not define {', '.join(missing)}, allowed: a {kind} that does")
+    if kind in _SETTINGS and getattr(part, "setting", None) not in ("server", "gossip"):
+        raise InputError(f"'{name}' does not say its setting; allowed: server, gossip{_SETTINGS[kind]}")
+    try:
+        return make_part(part, override(Document({}), list(settings)).values)
+    except InputError as error:
+        raise with_advice(error, part) from None
+
+
+def with_advice(error: InputError, part: type[Any]) -> InputError:
+    """The same problems, those with keys of `part` with the option that sets them."""
+
+    def advised(problem: Problem) -> Problem:
+        key = (problem.key or "").rpartition(".")[2]
+        if key not in keys_of(part):
+            return problem
+        return replace(problem, message=f"{problem.message}; give --set {key}=...")
+
+    return InputError(advised(p) for p in error.problems)
+
+
+def checked(name: str, test: Callable[[], str], part: type[Any] | None = None) -> CheckResult:
+    """Whether a law holds.
+
+    Raises
+    ------
+    InputError
+        The `part` itself asks for other keys than it was given.
+    """
     try:
         return CheckResult(name, True, test())
+    except InputError as error:
+        advised = error if part is None else with_advice(error, part)
+        if str(advised) != str(error):
+            raise advised from None
+        return CheckResult(name, False, f"{type(error).__name__}: {error} ({_where(error)})")
     except LawBrokenError as broken:
         return CheckResult(name, False, str(broken))
     except Exception as error:  # somebody's own code may fail in any way

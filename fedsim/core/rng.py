@@ -37,6 +37,11 @@ def key(seed: int, purpose: str, *parts: Any) -> Keys:
     """Keys for `purpose`, one per element of the broadcast `parts` (client, round, step, ...; integers or arrays).
 
     The order of the parts matters; ``key(s, p, a, b) == fold(key(s, p, a), b)``.
+
+    Raises
+    ------
+    TypeError
+        A part is no integer and no array of integers: words belong into `purpose`.
     """
     start = np.array([(seed % 2**64) ^ (zlib.crc32(purpose.encode()) << 20)], dtype=np.uint64)
     return fold(_mix(start + _GOLDEN), *parts)
@@ -46,6 +51,8 @@ def fold(keys: Keys, *parts: Any) -> Keys:
     """Derive further keys from `keys` by one or more integer parts (arrays broadcast)."""
     with np.errstate(over="ignore"):
         for part in parts:
+            if isinstance(part, (str, bytes)) or part is None:
+                raise TypeError(f"found the part {part!r} of a key, allowed: whole numbers; words go into the purpose")
             word = np.asarray(part).astype(np.int64).view(np.uint64) if np.ndim(part) else np.uint64(int(part) % 2**64)
             keys = _mix((keys ^ word) * _M2 + _GOLDEN)
     return keys

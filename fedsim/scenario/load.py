@@ -16,7 +16,7 @@ from fedsim.core.modules import beside
 from fedsim.core.one_of import older_spellings
 from fedsim.scenario.checks import check_sections
 from fedsim.scenario.sections import INNER, SECTIONS, Scenario
-from fedsim.scenario.table import ValueSection
+from fedsim.scenario.table import PartSection, PartsSection, Section, ValueSection
 
 LOG = logging.getLogger("fedsim")
 
@@ -95,9 +95,14 @@ def note(document: Document, older: Mapping[str, str]) -> None:
             notes.setdefault(key, str(document.locate(InputError(text, key=key))))
 
 
+def _may_be_absent(row: Section | None) -> bool:
+    """Whether null stands for a part that is not there, as in ``--set compression=null``; forms always are."""
+    return isinstance(row, (PartSection, PartsSection)) and row.required is None
+
+
 def _parse(document: Document) -> Scenario:
-    raw = document.values
     sections = {row.path: row for row in SECTIONS.values() if row.top}
+    raw = {k: v for k, v in document.values.items() if v is not None or not _may_be_absent(sections.get(k))}
     problems = [Problem(unknown("key", k, list(sections)), str(k)) for k in raw if k not in sections]
     for name, row in sections.items():
         if name in raw and not isinstance(row, ValueSection) and not isinstance(raw[name], dict):

@@ -165,3 +165,17 @@ def test_what_cannot_be_checked(name: str, kind: str | None, words: str) -> None
 
 def test_every_kind_with_a_base_is_told_apart() -> None:
     assert set(PROMISES) - set(KINDS) == {"backend"}
+
+
+@pytest.mark.parametrize(
+    "name,words",
+    [
+        ("top_k", "k: found neither 'k' nor 'fraction', allowed: one of the two; give --set k=..."),
+        ("sign_flip", "attackers: missing; this key is required; give --set attackers=..."),
+        ("fedbuff", "buffer: missing; this key is required; give --set buffer=..."),
+    ],
+)
+def test_a_part_that_lacks_keys_says_how_to_give_them(name: str, words: str) -> None:
+    with pytest.raises(fedsim.InputError) as refused:
+        fedsim.check(name)
+    assert words in str(refused.value)

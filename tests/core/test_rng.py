@@ -198,3 +198,11 @@ def test_numbers_of_one_key_are_not_tied_to_those_of_its_neighbours() -> None:
         off = slice(None) if one is not grid else ~np.eye(300, dtype=bool)
         a, b = (one[off].ravel(), other[off].ravel())
         assert abs(np.corrcoef(a, b)[0, 1]) < (limit if one is not grid else 2 * limit)
+
+
+@pytest.mark.parametrize("word", ["word", b"word", None])
+def test_a_part_of_a_key_is_a_number(word: object) -> None:
+    with pytest.raises(
+        TypeError, match=r"found the part .* of a key, allowed: whole numbers; words go into the purpose"
+    ):
+        rng.key(0, "purpose", word)

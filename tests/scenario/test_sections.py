@@ -178,3 +178,21 @@ def test_defaults_of_own_classes_are_written_out(tmp_path: Path, monkeypatch: py
     assert isinstance(s.model, Model)
     assert s.resolved()["model"] == {"name": "own_class_of_test_sections:Mine", **dump_part(s.model)}
     assert s.resolved()["model"]["depth"] == 2
+
+
+@pytest.mark.parametrize("section", [p.path for p in SECTIONS.values() if p.top and p.path not in ("name", "seed")])
+def test_null_is_a_section_that_is_not_there(section: str) -> None:
+    """``--set compression=null`` takes back what the file says; forms, and what a scenario needs, cannot be absent."""
+    values: dict[str, Any] = {
+        "data": {"dataset": "digits", "clients": 4},
+        "model": {"name": "linear"},
+        "algorithm": {"name": "fedavg", "lr": 0.1},
+    }
+    if section in ("data", "algorithm", "system", "run", "backend"):
+        with pytest.raises(InputError, match=f"{section}: found nothing, allowed: a mapping"):
+            parse({**values, section: None})
+    elif section == "model":
+        with pytest.raises(InputError, match="model"):
+            parse({**values, section: None})
+    else:
+        assert parse({**values, section: None}).resolved() == parse(values).resolved()
