@@ -12,7 +12,7 @@ from torch import Tensor
 from fedsim.core.errors import InputError
 from fedsim.core.job import RunFacts
 from fedsim.core.oracle import Task
-from fedsim.graphs.honest import HonestGraph, honest_graph
+from fedsim.graphs.honest import HonestGraph, check_connected, honest_graph
 from fedsim.graphs.network import Network
 from fedsim.messages.attackers import Attackers
 from fedsim.messages.poison import Poison
@@ -39,7 +39,7 @@ def attackers_of(s: Scenario, clients: int, network: Network | None) -> tuple[in
         graph = nx.compose_all(network.topology.graphs)
     found = tuple(s.attack.placed(s.seed, clients, graph).tolist())
     if network is not None and found and not s.attack.allow_disconnected:
-        honest_graph(network, found).check_connected()
+        check_connected(network, found)
     return found
 
 

@@ -49,18 +49,19 @@ class HonestGraph:
     def delta_max(self) -> float:
         return float(self.weight.max())
 
-    def check_connected(self) -> None:
-        """Raise InputError where the honest nodes are not connected."""
-        if self.connected:
-            return
-        shown = "; ".join("{" + ", ".join(map(str, p[:5])) + (", ..." if len(p) > 5 else "") + "}" for p in
-                          self.pieces[:3])  # fmt: skip
-        more = f" and {len(self.pieces) - 3} more" if len(self.pieces) > 3 else ""
-        raise InputError(
-            f"without the attackers the honest nodes fall into {len(self.pieces)} parts, {shown}{more}, which no rule "
-            "brings together; allowed: fewer attackers, other ones, or allow_disconnected: true",
-            key="attack.attackers",
-        )
+
+def check_connected(network: Network, attackers: Sequence[int]) -> None:
+    """Raise InputError where the honest nodes are not connected without the attackers."""
+    pieces = _pieces(network, np.isin(np.arange(network.topology.num_nodes), attackers))
+    if len(pieces) == 1:
+        return
+    shown = "; ".join("{" + ", ".join(map(str, p[:5])) + (", ..." if len(p) > 5 else "") + "}" for p in pieces[:3])
+    more = f" and {len(pieces) - 3} more" if len(pieces) > 3 else ""
+    raise InputError(
+        f"without the attackers the honest nodes fall into {len(pieces)} parts, {shown}{more}, which no rule brings "
+        "together; allowed: fewer attackers, other ones, or allow_disconnected: true",
+        key="attack.attackers",
+    )
 
 
 def honest_graph(network: Network, attackers: Sequence[int]) -> HonestGraph:

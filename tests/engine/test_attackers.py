@@ -265,6 +265,18 @@ def test_the_honest_part_of_a_graph(dumbbell: dict[str, Any], tmp_path: Path) ->
     assert facts["their numbers"] == "6, 7"
 
 
+@pytest.mark.parametrize("f,within", [(0, False), (1, True), (2, True)])
+def test_whether_the_rule_is_within_its_bound(dumbbell: dict[str, Any], tmp_path: Path, f: int, within: bool) -> None:
+    """An honest node hears one of the two attackers; under a server both may be in a cohort."""
+    attack = {"name": "label_flip", "attackers": [6, 7]}
+    run = fedsim.run({**dumbbell, "attack": attack, "aggregator": {"name": "nna", "f": f}}, out=tmp_path / "graph")
+    found = json.loads((run.dir / "attack.json").read_text())
+    assert (found["f"], found["within_bound"]) == (f, within)
+    rule, data = {"name": "test_attackers:Tolerates", "f": f}, {**DIGITS["data"], "clients": 8}
+    server = fedsim.run({**DIGITS, "data": data, "attack": attack, "aggregator": rule}, out=tmp_path / "server")
+    assert json.loads((server.dir / "attack.json").read_text())["within_bound"] is (f >= 2)
+
+
 def test_honest_nodes_are_measured(dumbbell: dict[str, Any], tmp_path: Path) -> None:
     run = fedsim.run({**dumbbell, "attack": {"name": "label_flip", "attackers": [6, 7]}}, out=tmp_path / "run")
     last, honest = rows(run)[-1], run.params[:6]
