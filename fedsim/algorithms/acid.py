@@ -89,6 +89,12 @@ class Acid(DSpodFL):
         alpha_tilde = 0.5 * math.sqrt(chi_1 / chi_2) if alpha_tilde == "auto" else alpha_tilde
         return replace(self, eta=eta, alpha_tilde=alpha_tilde, chi_1=chi_1, chi_2=chi_2)
 
+    def facts(self) -> Mapping[str, Any]:
+        if "auto" in (self.eta, self.alpha_tilde):
+            return {}
+        of_graph = {name: getattr(self, name) for name in ("chi_1", "chi_2") if getattr(self, name) != "auto"}
+        return {"eta": self.eta, "alpha": self.alpha, "alpha_tilde": self.alpha_tilde, **of_graph}
+
     def init(self, params: Tensor) -> State:
         return {"x": params, "x_tilde": params.clone()}
 

@@ -201,6 +201,7 @@ class Dadao(GossipAlgorithm):
             return {}
         c = self.constants
         return {
+            **{name: getattr(self, name) for name in ("mu", "L", "chi_1", "chi_2")},
             "2 chi_1 chi_2": 2 * number(self.chi_1) * number(self.chi_2),
             "rate of convergence": f"at least {c.eta:.6g} per virtual second, of E sum |x_i - x*|^2",
             **{name.replace("_t", "~"): value for name, value in vars(c).items()},

@@ -23,6 +23,7 @@ from fedsim.graphs.mixing import expected_mixing, spectral_gap, summary
 from fedsim.graphs.topology import Topology, build_topology
 from fedsim.participation.base import Arrival, Ended
 from fedsim.participation.gossip import Gossip
+from fedsim.participation.poisson import PoissonGossip
 from fedsim.participation.record import whole
 from fedsim.participation.synchronous import Synchronous
 from fedsim.reports.attack import attack_facts
@@ -223,6 +224,11 @@ def _network(s: Scenario, a: Assembly) -> Rows:
         facts["sequence"] = (
             f"{len(topology.graphs)} graphs, {topology.every} rounds each; these are the facts of the first"
         )
+    if isinstance(s.participation, PoissonGossip):
+        d = s.participation.compute.draw(a.task.num_clients, s.seed, "node", 1)
+        b = s.participation.links.draw(len(base.links), s.seed, "link", 1)
+        facts["ticks of nodes per second"] = f"{d.min():.6g} to {d.max():.6g}, {d.sum():.6g} in all"
+        facts["communications per second"] = f"{b.sum():.6g}; of a link {b.min():.6g} to {b.max():.6g}"
     if isinstance(s.participation, Gossip) and isinstance(s.algorithm, GossipAlgorithm):
         d = s.participation.compute.draw(a.task.num_clients, s.seed, "node", 1)
         b = s.participation.links.draw(len(base.links), s.seed, "link", 1)
@@ -291,6 +297,9 @@ def _memory(s: Scenario, a: Assembly, event: Arrival) -> Rows:
     model, initial = a.task.dim * item, a.task.initial()
     kept = state_bytes(fresh_rows(s.algorithm, a.task, a.pipeline)) * a.task.num_clients
     rows: Rows = {"one model": _size(model), "messages of a round": _size(len(event.clients) * model)}
+    if a.network is not None and s.algorithm.needs.flows:
+        vectors = len(s.algorithm.init(initial.unsqueeze(0))) + len(fresh_rows(s.algorithm, a.task, a.pipeline))
+        rows["states of all nodes"] = f"{vectors} vectors each, {_size(vectors * model * a.task.num_clients)}"
     if kept:
         rows["state of all clients"] = f"{_size(kept)} once every client took part"
         place = state_place(s.run.client_state, kept, initial.device)

@@ -16,6 +16,7 @@ from fedsim.algorithms.base import Algorithm
 from fedsim.clients.store import Choice
 from fedsim.core.documents import Document
 from fedsim.core.errors import InputError
+from fedsim.core.fields import keys_of
 from fedsim.core.metrics import Measure, Metric, columns
 from fedsim.core.registry import lookup
 from fedsim.core.types import Count, Seconds
@@ -249,7 +250,8 @@ class Scenario:
 
     def to_yaml(self) -> str:
         """The resolved scenario, and as remarks what else was found out about the algorithm."""
-        remarks = "".join(f"# {name}: {value}\n" for name, value in self.algorithm.facts().items())
+        facts, keys = self.algorithm.facts(), keys_of(type(self.algorithm))
+        remarks = "".join(f"# {name}: {value}\n" for name, value in facts.items() if name not in keys)
         return remarks + yaml.safe_dump(self.resolved(), sort_keys=False, width=120)
 
 

@@ -342,7 +342,7 @@ def test_a_written_rate_may_be_rounded() -> None:
         ({"algorithm": {"name": "dadao", "chi_1": 0.3}}, "algorithm.chi_1: found 0.3, but links at these rates have"),
         ({"participation": {"mode": "gossip"}}, "participation.mode: found 'gossip', but nodes of 'dadao' go on"),
         ({"participation": {**POISSON, "pair_weight": "half"}}, "participation.pair_weight: found 'half', but Dadao"),
-        ({"topology": {"graph": "sequence", "graphs": [{"graph": "ring"}, {"graph": "star"}]}}, "neighbours that change"),
+        ({"topology": {"graph": "sequence", "graphs": [{"graph": "ring"}, {"graph": "star"}]}}, "neighbours that"),
         ({"algorithm": {"name": "acid", "local_steps": 3}, "participation": POISSON}, "takes exactly one step"),
         ({"algorithm": {"name": "acid"}, "participation": {**POISSON, "pair_weight": "matrix"}}, "but Acid mixes"),
         ({"algorithm": {"name": "acid"}, "participation": {**POISSON, "links": "auto"}}, "Acid needs none"),
