@@ -121,7 +121,7 @@ class RayBackend(Shards):
     def _gathered(self, name: str, clients: Ints, idle: Floats | None = None) -> Tensor:
         """Rows that shards keep of these clients, ``[m, width]`` (see `Shard.kept`)."""
         places = {k: np.flatnonzero(self.owner[clients] == k) for k in self.shards}
-        calls = {k: (name, clients[rows], _part(idle, rows)) for k, rows in places.items() if len(rows)}
+        calls = {k: (name, clients[rows], *_of(idle, rows)) for k, rows in places.items() if len(rows)}
         parts = {k: self._tensor(part) for k, part in self._answers("kept", calls).items()}
         whole = self.like.new_empty((len(clients), max((part.shape[-1] for part in parts.values()), default=0)))
         for k, part in parts.items():
@@ -218,12 +218,12 @@ class RayBackend(Shards):
 
         def parts(place: Place) -> Iterator[tuple[Ints, Any]]:
             near = {k: mine for k, mine in having.items() if self._near[k]}
-            self._answers("write", {k: (name, place, *mine, _part(idle, mine[0])) for k, mine in near.items()})
+            self._answers("write", {k: (name, place, *mine, *_of(idle, mine[0])) for k, mine in near.items()})
             for k, (clients, rows) in having.items():
                 step = len(rows) if self._near[k] else max(1, _PART_BYTES // place.row_bytes)
                 for first in range(0, 0 if self._near[k] else len(rows), step):
                     part = slice(first, first + step)
-                    call = (name, clients[part], _part(idle, clients[part]))
+                    call = (name, clients[part], *_of(idle, clients[part]))
                     yield rows[part], self._answers("kept", {k: call})[k]
 
         return RowStream((count, width), self.like.dtype, parts)
@@ -232,8 +232,9 @@ class RayBackend(Shards):
         return place(load, shards)
 
 
-def _part(idle: Floats | None, rows: Ints) -> Floats | None:
-    return None if idle is None else idle[rows]
+def _of(idle: Floats | None, rows: Ints) -> tuple[Floats, ...]:
+    """What a call is told of `idle`: no None, which stands for a reference there."""
+    return () if idle is None else (idle[rows],)
 
 
 def _rows(received: Message, rows: Ints) -> Message:
