@@ -157,7 +157,8 @@ class Client:
         elif node.own_data is not None:
             self.held = _own(self.located("own_data"), node)
         else:
-            whole = assemble(dataclasses.replace(self.located("data_path"), privacy=None)).task
+            # clean rows are kept: those of an attacker are poisoned when they are assembled for it, below
+            whole = assemble(dataclasses.replace(self.located("data_path"), privacy=None, attack=None)).task
             if not isinstance(whole, SupervisedTask) or node.clients != whole.num_clients:
                 return assemble(noisy)  # a quadratic problem is read anew; the server answers a wrong number
             self.held = _share(whole, node.client)

@@ -72,6 +72,23 @@ def test_on_data_each_client_reads_its_own_share(name: str, tmp_path: Path) -> N
         assert held.stat().st_size < 400 * 65 * 8 * 0.8  # a share, not the whole set
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "attack"),
+    [("fedavg", {"name": "backdoor", "attackers": [1, 2], "target": 3}), ("dspodfl", {"name": "label_flip",
+     "attackers": [2]})],
+)  # fmt: skip
+def test_clients_that_poison_their_data(algorithm: str, attack: dict[str, Any], tmp_path: Path) -> None:
+    """Deployed attackers change their own rows, and what is measured is what the simulation measures of the honest."""
+    scenario = sections(algorithm, DIGITS, attack=attack)
+    simulated = fedsim.run(scenario, out=tmp_path / "simulated")
+    deployed = Deployment(tmp_path / "app", scenario, N).run()
+    assert torch.equal(deployed.params, simulated.params)
+    assert not torch.equal(fedsim.run(sections(algorithm, DIGITS), out=tmp_path / "honest").params, simulated.params)
+    assert [row["attackers"] for row in deployed.trace] == [row["attackers"] for row in simulated.trace]
+    for column in {"test_accuracy", "test_loss", "attack_success", "node_accuracy_min"} & set(simulated.metrics):
+        assert deployed.metrics[column].equals(simulated.metrics[column])
+
+
 @pytest.mark.parametrize("name,files", [("fedavg", 0), ("scaffold", 1)])
 def test_state_stays_on_the_clients_disk(name: str, files: int, tmp_path: Path, quadratic: Make) -> None:
     scenario = sections(name, quadratic(n=N, d=3).section(), participation={"mode": "synchronous"})
