@@ -17,6 +17,7 @@ from fedsim.clients.store import ClientStore
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
+from fedsim.core.global_draws import GlobalDraws
 from fedsim.core.job import RunFacts
 from fedsim.core.limits import check_room
 from fedsim.core.modules import beside
@@ -150,7 +151,7 @@ def assemble(scenario: Scenario, change: Change | None = None, held: Held | None
 
 def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly:
     device, dtype = choose_device(s.run.device), getattr(torch, s.run.dtype)
-    with _section("data"):
+    with _section("data", s):
         data = load_data(s) if held is None else held.data
     check_data(s, data)
     counts, layout, about = None, {}, None
@@ -166,7 +167,7 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
     network: Network | None = None
     mixings = 1
     if s.topology is not None and isinstance(s.algorithm, GossipAlgorithm):
-        with _section("topology"):
+        with _section("topology", s):
             topology, weights = topology_of(s.topology, s.mixing, task.num_clients, s.seed, s.base, s.names["topology"])
             network = build_network(topology, weights, type(s.algorithm).__name__, s.algorithm.needs.symmetric)
             mixings = s.algorithm.mixings()
@@ -242,9 +243,9 @@ def _supervised(
     change: Change | None,
     held: Held | None,
 ) -> tuple[Task, Any, dict[str, str], dict[str, Any]]:
-    with _section("data"):
+    with _section("data", s):
         division = divided(s.partition, data, s.clients, s.seed) if held is None else Division(held.rows)
-    with _section("model"):
+    with _section("model", s):
         assert s.model is not None
         targets = int(data.train_y.shape[1]) if data.train_y.dim() > 1 else 1
         tried = typical_rows(data.train_x, data.test_x)
@@ -305,10 +306,11 @@ def choose_device(name: str) -> torch.device:
 
 
 class _section:
-    """Puts the section's name before the keys of problems raised inside."""
+    """Puts the section's name before the keys of problems raised inside; given the scenario, watches its own parts."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, scenario: Scenario | None = None) -> None:
+        asked = {} if scenario is None else scenario.names
+        self.name, self.draws = name, GlobalDraws(asked[path] for path in asked if path.partition(".")[0] == name)
 
     def __enter__(self) -> None:
         return None
@@ -316,3 +318,4 @@ class _section:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, InputError):
             raise error.under(self.name) from None
+        self.draws.look()

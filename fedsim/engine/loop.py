@@ -10,6 +10,7 @@ from pathlib import Path
 from fedsim.backends.base import Backend
 from fedsim.clients.malloc import keep_freed_memory
 from fedsim.core.errors import RunError
+from fedsim.core.global_draws import GlobalDraws
 from fedsim.core.types import State
 from fedsim.engine.assembly import Assembly
 from fedsim.engine.checkpoint import Checkpoint
@@ -53,6 +54,7 @@ class Simulation:
 
     def __post_init__(self) -> None:
         self.scenario = self.assembly.settled(self.scenario)
+        self.draws = GlobalDraws([*self.scenario.names.values(), *(m.name for m in self.scenario.metrics)])
         self.evaluation, self.loggers = Evaluation(self.scenario, self.assembly), loggers_of(self.scenario)
         self.records = Records(self.folder, self.scenario, self.assembly)
         if self.assembly.device.type == "cpu":
@@ -107,8 +109,9 @@ class Simulation:
             remark = self.totals.remark(self.round)
             if remark is not None:
                 LOG.warning("%s", remark)
+            remarks = [said for said in (remark, self.draws.look()) if said is not None]
             self.watch.ended(watched)
-        return Run(self.folder, watched.resumed_at, [] if remark is None else [remark])
+        return Run(self.folder, watched.resumed_at, remarks)
 
     def _to_the_end(self) -> Ended | None:
         """All rounds that are left, their evaluations, and the last checkpoint."""
@@ -207,6 +210,7 @@ class Simulation:
 
     def _evaluate(self) -> None:
         moment = self._moment()
+        self.draws.look()
         row = self.evaluation.row(moment)
         self.watch.round(self.round, row)
         self.records.report(always=self.round == 0)

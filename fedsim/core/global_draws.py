@@ -1,0 +1,50 @@
+"""Draws of somebody's own parts from global random generators, which the seed of a scenario does not reach.
+
+A run that is made again or resumed may get other numbers then. Parts are not refused for it: one may seed such a
+generator itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+LOG = logging.getLogger("fedsim")
+
+
+class GlobalDraws:
+    """Looks whether the global generators have moved since it was made, for the sake of `parts` (names as asked for).
+
+    Where none of them is somebody's own (``pkg.mod:Name``) it does not look.
+    """
+
+    def __init__(self, parts: Iterable[str]) -> None:
+        self.own = sorted({name for name in parts if ":" in name})
+        self.said: str | None = None
+        self._before = _states() if self.own else {}
+
+    def look(self) -> str | None:
+        """Say once, in a warning too, whose draws they may be; None where there are none."""
+        if not self.own or self.said is not None:
+            return self.said
+        moved = [name for name, state in _states().items() if state != self._before[name]]
+        if moved:
+            self.said = (
+                f"{' or '.join(self.own)} drew from the global generator of {' and '.join(moved)}, which the scenario's "
+                "seed does not reach: made again or resumed, a run may get other numbers; draw from fedsim.rng instead"
+            )
+            LOG.warning("%s", self.said)
+        return self.said
+
+
+def _states() -> dict[str, Any]:
+    import numpy as np
+
+    kind, words, *rest = np.random.get_state()  # noqa: NPY002 - what a user's code may use
+    found: dict[str, Any] = {"random": random.getstate(), "numpy.random": (kind, words.tobytes(), *rest)}  # type: ignore[attr-defined]
+    torch = sys.modules.get("torch")
+    found["torch"] = None if torch is None else torch.get_rng_state().numpy().tobytes()
+    return found
