@@ -135,7 +135,6 @@ class Dadao(GossipAlgorithm):
         "lr": _STEPS,
         "lr_decay": _STEPS,
         "momentum": "DADAO has its own acceleration: remove it",
-        "solver": "DADAO takes its steps by a rule of its own: remove it",
         "clip": "a clipped gradient is none of a smooth and strongly convex function's: remove it",
     }
     mu: NonNegative | Auto = "auto"
@@ -146,7 +145,6 @@ class Dadao(GossipAlgorithm):
     lr: Positive = field(default=1.0, init=False)
     lr_decay: LrDecay = field(default=LrDecay.model_validate(1.0), init=False)
     momentum: Decay = field(default=0.0, init=False)
-    solver: None = field(default=None, init=False)
     clip: None = field(default=None, init=False)
 
     def check(self, num_clients: int) -> None:

@@ -44,7 +44,7 @@ def sections(name: str, data: dict[str, Any], rounds: int = 5, **more: Any) -> d
 def fits(name: str) -> bool:
     """Whether the algorithm runs in synchronous rounds of some clients; others have tests of their own."""
     needs = lookup("algorithm", name)().needs
-    return (needs.modes is None or "synchronous" in needs.modes) and needs.everyone is None
+    return (needs.modes is None or "synchronous" in needs.modes) and needs.everyone is None and not needs.flows
 
 
 @pytest.mark.parametrize("name", [n for n in names("algorithm") if fits(n)])

@@ -18,7 +18,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 Make = Callable[..., Any]
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dadao": ({"name": "dadao"}, {}),
-    "acid": ({"name": "acid", "lr": 0.05, "momentum": 0.9}, {"links": 0.5, "merge": {"every": 4}}),
+    "acid": ({"name": "acid", "lr": 0.05, "momentum": 0.9}, {"links": 0.5}),
+    "acid, merged": ({"name": "acid", "lr": 0.05, "momentum": 0.9}, {"links": 0.5, "merge": {"every": 4}}),
 }
 
 
@@ -38,12 +39,12 @@ def kept(run: Any) -> dict[str, torch.Tensor]:
     return {name: file[name] for name in file}
 
 
-def same(alone: Any, other: Any) -> None:
-    assert torch.equal(alone.params, other.params)
+def same(alone: Any, other: Any, tolerance: float) -> None:
+    assert (alone.params - other.params).abs().max() <= tolerance
     assert alone.trace == other.trace
     states = kept(alone), kept(other)
     assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(rows, states[1][name]) for name, rows in states[0].items())
+    assert all((rows - states[1][name]).abs().max() <= tolerance for name, rows in states[0].items())
     assert not torch.equal(alone.params, states[0]["x"])  # what is reported has flowed to the window's end
     for name in alone.metrics:
         if name != "wall":
@@ -55,10 +56,11 @@ def test_shards_change_nothing(quadratic: Make, tmp_path: Path, ray_cluster: Any
     from test_ray_faults import run_and_kill
 
     settings = scenario(quadratic(n=9), case)
+    off = 1e-13 if "merged" in case else 0.0  # a mean of shards' sums is another one's by rounding
     alone = fedsim.run(settings, tmp_path / "alone")
     for actors in (2, 3):
-        same(alone, fedsim.run({**settings, "backend": ray_backend(actors)}, tmp_path / str(actors)))
+        same(alone, fedsim.run({**settings, "backend": ray_backend(actors)}, tmp_path / str(actors)), off)
     on_ray = {**settings, "backend": ray_backend(2)}
-    same(alone, run_and_kill(ray_cluster, on_ray, tmp_path / "killed", (3,)))
+    same(alone, run_and_kill(ray_cluster, on_ray, tmp_path / "killed", (3,)), off)
     fedsim.run({**on_ray, "run": {**settings["run"], "rounds": 5}}, tmp_path / "parts")
-    same(alone, fedsim.run({**settings, "backend": ray_backend(3)}, tmp_path / "parts", resume=True))
+    same(alone, fedsim.run({**settings, "backend": ray_backend(3)}, tmp_path / "parts", resume=True), off)

@@ -11,6 +11,7 @@ import pytest
 
 import fedsim
 from fedsim.core.errors import InputError
+from fedsim.core.fields import keys_of
 from fedsim.core.registry import lookup, names
 from fedsim.engine.assembly import assemble
 from fedsim.scenario.load import parse
@@ -26,13 +27,17 @@ ROUNDS = 8
 def sections(name: str, problem: Any) -> dict[str, Any]:
     """A scenario that asks much of the algorithm: noise, unequal work, changing cohorts or links, idle nodes."""
     kind = lookup("algorithm", name)
-    algorithm: dict[str, Any] = {"name": name, "lr": 0.02, "local_steps": {"uniform": [1, 3]}}
+    rate = {"lr": 0.02} if "lr" in keys_of(kind) else {}
+    algorithm: dict[str, Any] = {"name": name, **rate, "local_steps": {"uniform": [1, 3]}}
     try:
-        kind(lr=0.02, local_steps=_uniform()).check(problem.n)
+        kind(**rate, local_steps=_uniform()).check(problem.n)
     except InputError:
         del algorithm["local_steps"]  # it takes one step per round, say
     scenario = {"data": problem.section(noise=0.1), "algorithm": algorithm}
-    if kind.setting == "gossip":
+    if kind.setting == "gossip" and kind().needs.flows:
+        scenario["topology"] = {"graph": "random_geometric", "radius": 0.6}
+        scenario["participation"] = {"mode": "poisson", "compute": 0.7, "window": 0.5}
+    elif kind.setting == "gossip":
         scenario["topology"] = {"graph": "random_geometric", "radius": 0.6}
         scenario["participation"] = {"mode": "gossip", "compute": 0.7, "links": 0.6}
     elif kind().needs.modes == ("asynchronous",):
