@@ -33,8 +33,8 @@ class GlobalDraws:
         moved = [name for name, state in _states().items() if state != self._before[name]]
         if moved:
             self.said = (
-                f"{' or '.join(self.own)} drew from the global generator of {' and '.join(moved)}, which the scenario's "
-                "seed does not reach: made again or resumed, a run may get other numbers; draw from fedsim.rng instead"
+                f"{' or '.join(self.own)} drew from the global generator of {' and '.join(moved)}, which the seed of "
+                "the scenario does not reach: made again or resumed, a run may get other numbers; draw from fedsim.rng instead"
             )
             LOG.warning("%s", self.said)
         return self.said
@@ -44,7 +44,8 @@ def _states() -> dict[str, Any]:
     import numpy as np
 
     kind, words, *rest = np.random.get_state()  # noqa: NPY002 - what a user's code may use
-    found: dict[str, Any] = {"random": random.getstate(), "numpy.random": (kind, words.tobytes(), *rest)}  # type: ignore[attr-defined]
+    found: dict[str, Any] = {"random": random.getstate()}
+    found["numpy.random"] = (kind, words.tobytes(), *rest)  # type: ignore[attr-defined]
     torch = sys.modules.get("torch")
     found["torch"] = None if torch is None else torch.get_rng_state().numpy().tobytes()
     return found

@@ -233,7 +233,7 @@ def chi_2(graph: nx.Graph[Any], rates: npt.ArrayLike | None = None) -> float:
         The graph is directed, not connected, or has one node.
     """
     links = _links(graph, "chi_2")
-    if rates is None and nx.has_bridges(graph):
+    if rates is None and has_bridge(graph):
         return 0.5  # all current between a bridge's ends crosses it: resistance 1, and no edge has more
     return chi_2_of(laplacian(graph.number_of_nodes(), links, rates), links)
 
@@ -288,6 +288,16 @@ def adjacency(graph: nx.Graph[Any]) -> Matrix:
     return sparse.csr_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(n, n))
 
 
+def has_bridge(graph: nx.Graph[Any]) -> bool:
+    """Whether an undirected graph has a link without which it would fall apart; at once where degrees tell."""
+    degrees = {degree for _, degree in graph.degree()}
+    if 1 in degrees:
+        return True
+    if all(degree % 2 == 0 for degree in degrees):  # then every cut has an even number of links
+        return False
+    return bool(nx.has_bridges(graph))
+
+
 def summary(graph: nx.Graph[Any], W: Matrix) -> dict[str, Any]:
     """What a graph and its mixing matrix promise, as plain numbers; None where something is not defined or too costly.
 
@@ -340,7 +350,7 @@ def summary(graph: nx.Graph[Any], W: Matrix) -> dict[str, Any]:
         result["chi_1"], exact = chi_1_found(graph)
         if not exact:
             notes.append("chi_1: an estimate, at least that (the iteration did not converge)")
-        if n <= EXACT_CHI_2 or nx.has_bridges(graph):
+        if n <= EXACT_CHI_2 or has_bridge(graph):
             result["chi_2"] = chi_2(graph)
         else:
             notes.append(f"chi_2: not computed above {EXACT_CHI_2} nodes")

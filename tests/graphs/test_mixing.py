@@ -23,6 +23,7 @@ from fedsim.graphs.mixing import (
     chi_1,
     chi_2,
     expected_mixing,
+    has_bridge,
     is_doubly_stochastic,
     is_symmetric,
     mixing_matrix,
@@ -311,3 +312,13 @@ def test_own_weights_stay_on_the_links(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="no link from 2 to 0"):
         mixing_matrix(nx.cycle_graph(5), "spread:everywhere")
     assert mixing_matrix(nx.complete_graph(5), "spread:everywhere").nnz == 25
+
+
+@pytest.mark.parametrize("graph", [
+    nx.cycle_graph(7), nx.path_graph(4), nx.star_graph(5), nx.barbell_graph(4, 0), nx.barbell_graph(5, 0),
+    nx.complete_graph(5), nx.petersen_graph(), nx.disjoint_union(nx.cycle_graph(3), nx.cycle_graph(5)),
+    nx.grid_2d_graph(4, 4, periodic=True), nx.lollipop_graph(4, 2), nx.empty_graph(3), nx.wheel_graph(6),
+    *(nx.gnp_random_graph(9, 0.3, seed=s) for s in range(40)),
+], ids=str)  # fmt: skip
+def test_bridges_are_those_of_networkx(graph: nx.Graph[Any]) -> None:
+    assert has_bridge(graph) == nx.has_bridges(graph)
