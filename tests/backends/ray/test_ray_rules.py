@@ -24,13 +24,13 @@ RULES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("rule", RULES)
 def test_any_number_of_actors(quadratic: Make, run_scenario: Make, rule: str) -> None:
-    quorum = rule in ("nna", "bridge")
+    quorum = rule == "nna"
     scenario = {
         "data": quadratic(n=11, d=4).section(noise=0.2),
         "algorithm": {"name": "monna", "lr": 0.1, "beta": 0.7, "exchanges": 2, "wait": "quorum" if quorum else "all"},
         "topology": {"graph": "random_geometric", "radius": 0.6},
         "aggregator": RULES[rule],
-        "attack": {"name": "dissensus", "attackers": [3, 7]},
+        "attack": {"name": "dissensus", "eps": 1.0, "attackers": [3, 7]},
         "seed": 4,
     }
     alone = run_scenario(**scenario, run={"rounds": 8, "eval_every": 4})
