@@ -175,6 +175,8 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
         s.seed, task.num_clients, attackers_of(s, task.num_clients, network), s.participation.clocked,
         None if network is None else network.mixings[0].links,
     )  # fmt: skip
+    with _section("aggregator"):
+        s.aggregator.check_run(facts)
     task = attacked(s, task, facts)
     if network is not None:
         _check_rule(s, network, facts)

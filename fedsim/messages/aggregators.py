@@ -43,6 +43,9 @@ class Aggregator(Part):
     def check_clients(self, clients: int) -> None:
         """Raise InputError where keys do not fit the number of clients."""
 
+    def check_run(self, run: RunFacts) -> None:
+        """Raise InputError where keys do not fit the run, whose attackers are known."""
+
     def needs(self, m: int) -> str | None:
         """Why it cannot combine m messages, which are too few for it (None: it can)."""
         return None

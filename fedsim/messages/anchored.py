@@ -144,6 +144,10 @@ class FLTrust(RobustRule):
         if self.root >= clients:
             raise InputError(f"found client {self.root}, allowed: 0 to {clients - 1}", key="root")
 
+    def check_run(self, run: RunFacts) -> None:
+        if self.root in (run.attackers or ()):
+            raise InputError(f"found client {self.root}, which attacks; allowed: an honest client", key="root")
+
     def withstands(self, m: int) -> int:
         return m - 1
 
