@@ -47,6 +47,10 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dspodfl": (GOSSIP, {}),
     "monna": (ATTACKED, {"beta": 0.9, "exchanges": 2, "wait": "quorum"}),
     "gradient_tracking": ({**GOSSIP, "participation": {"compute": 0.5}}, {}),
+    "ef21": ({**SERVER, "compression": {"name": "qsgd", "levels": 3}}, {}),
+    "choco": ({**GOSSIP, "participation": {"compute": 0.5}, "compression": {"name": "rand_k", "k": 60}}, {}),
+    "deepsqueeze": ({**GOSSIP, "compression": {"name": "top_k", "k": 60}}, {}),
+    "beer": ({**GOSSIP, "participation": {}, "compression": {"name": "natural"}}, {}),
 }
 
 

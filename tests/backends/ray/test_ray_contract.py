@@ -102,6 +102,29 @@ def test_peers_at_random_that_merge(quadratic: Make, run_scenario: Make, algorit
         same(alone, run_scenario(**scenario, run=run, backend=ray_backend(actors)))
 
 
+COMPRESSED: dict[str, dict[str, Any]] = {
+    "ef21": {"participation": {"mode": "synchronous", "fraction": 0.6}},
+    "ef21_w": {"participation": {"mode": "synchronous"}},
+    "choco": {"topology": {"graph": "ring"}, "participation": {"mode": "gossip", "compute": 0.6}},
+    "deepsqueeze": {"topology": {"graph": "ring"}, "participation": {"mode": "gossip", "compute": 0.6, "links": 0.7}},
+    "beer": {"topology": {"graph": "ring"}},
+}
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_compressed_messages_over_any_number_of_actors(quadratic: Make, run_scenario: Make, name: str) -> None:
+    """What clients remember of what they sent lies with the actors; draws follow from keys."""
+    compression = {"name": "qsgd", "levels": 3} if name != "deepsqueeze" else {"name": "rand_k", "k": 2}
+    scenario = {
+        "data": quadratic(n=7, d=5).section(noise=0.1), "algorithm": {"name": name, "lr": 0.02},
+        "compression": compression, **COMPRESSED[name],
+    }  # fmt: skip
+    run = {"rounds": ROUNDS, "eval_every": 4}
+    alone = run_scenario(**scenario, run=run)
+    for actors in ACTORS:
+        same(alone, run_scenario(**scenario, run=run, backend=ray_backend(actors)))
+
+
 CLOCKED: dict[str, dict[str, Any]] = {
     "asynchronous": {"mode": "asynchronous"},
     "fixed_interval": {"mode": "fixed_interval", "window": 0.8},
