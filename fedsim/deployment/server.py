@@ -142,7 +142,7 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
         grid, roster, worker, _one_message(scenario, assembly, worker), config.policy,
         patient=scenario.participation.clocked, graph=assembly.network is not None,
     )  # fmt: skip
-    clock = RealTime(scenario.participation, backend, complete=_needs_everybody(assembly, backend))
+    clock = RealTime(assembly.settled(scenario).participation, backend, complete=_needs_everybody(assembly, backend))
     clock.secret = sampling_secret(assembly.privacy)
     simulation = Simulation(scenario, assembly, folder, config.resume, backend, clock.events)
     if simulation.fresh:

@@ -60,6 +60,18 @@ def test_every_algorithm_deploys(name: str, tmp_path: Path, quadratic: Make) -> 
     assert deployed.metrics.drop(columns=clocks).equals(simulated.metrics.drop(columns=clocks))
 
 
+@pytest.mark.parametrize("algorithm", [{"name": "dadao"}, {"name": "acid", "lr": 0.05, "momentum": 0.5}], ids=str)
+def test_nodes_that_flow_deploy(algorithm: dict[str, Any], tmp_path: Path, quadratic: Make) -> None:
+    scenario = {
+        **sections("dspodfl", quadratic(n=N, d=3).section(noise=0.2)),
+        "algorithm": algorithm, "participation": {"mode": "poisson"},
+    }  # fmt: skip
+    simulated = fedsim.run(scenario, out=tmp_path / "simulated")
+    deployed = Deployment(tmp_path / "app", scenario, N).run()
+    assert torch.equal(deployed.params, simulated.params)
+    assert [row["events"] for row in deployed.trace] == [row["events"] for row in simulated.trace]
+
+
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "feddyn", "dspodfl"])
 def test_on_data_each_client_reads_its_own_share(name: str, tmp_path: Path) -> None:
     scenario = sections(name, DIGITS)
