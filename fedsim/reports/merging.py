@@ -28,8 +28,8 @@ def merging(groups: Sequence[Group], save: Callable[[str, Figure], bytes]) -> li
     save("merging", figure)
     lead = (
         "The nodes' own models (mean accuracy) and their mean model, of each group's first run. The area between them "
-        "is what a merge would bring. Grey: windows of the schedule with links of their own. Upright lines: merges; the "
-        "diamond is what merge: final made."
+        "is what a merge would bring. Grey: windows of the schedule with links of their own. Upright lines: merges; "
+        "the diamond is what merge: final made."
     )
     return [
         heading(2, "Merging"),
