@@ -35,6 +35,7 @@ PROMISES = {
     "attack": _Promise("fedsim.contract.attack_laws:laws_of_transforms"),
     "privacy": _Promise("fedsim.contract.mechanism_laws:mechanism_laws"),
     "dataset": _Promise("fedsim.contract.dataset_laws:dataset_laws"),
+    "partition": _Promise("fedsim.contract.partition_laws:partition_laws"),
     "backend": _Promise("fedsim.contract.backend_laws:backend_laws", made=False),
 }
 """Kinds of parts whose laws are known."""

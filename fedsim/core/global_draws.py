@@ -32,9 +32,10 @@ class GlobalDraws:
             return self.said
         moved = [name for name, state in _states().items() if state != self._before[name]]
         if moved:
+            whose, which = " or ".join(self.own), " and ".join(moved)
             self.said = (
-                f"{' or '.join(self.own)} drew from the global generator of {' and '.join(moved)}, which the seed of "
-                "the scenario does not reach: made again or resumed, a run may get other numbers; draw from fedsim.rng instead"
+                f"{whose} drew from the global generator of {which}, which the seed of the scenario does not reach: "
+                "made again or resumed, a run may get other numbers; draw from fedsim.rng instead"
             )
             LOG.warning("%s", self.said)
         return self.said

@@ -72,7 +72,7 @@ def assign_partition(scheme: Partition | None, dataset: Dataset, clients: int, s
     if not 1 <= clients <= rows:
         raise InputError(f"found {clients} clients for {rows} training rows; allowed: 1 to {rows}", key="clients")
     try:
-        return _verified((scheme or Iid()).assign(dataset.train_y.numpy(), clients, seed), rows, clients)
+        return verified((scheme or Iid()).assign(dataset.train_y.numpy(), clients, seed), rows, clients)
     except InputError as error:
         raise error.under("partition") from error
 
@@ -349,7 +349,7 @@ class LabelsPerNode(Partition):
         return [np.concatenate(part) for part in parts]
 
 
-def _verified(rows: list[Array], total: int, clients: int) -> list[Array]:
+def verified(rows: list[Array], total: int, clients: int) -> list[Array]:
     """The law of partitions, also for users' own schemes."""
     if not isinstance(rows, (list, tuple)) or not all(isinstance(r, (list, np.ndarray)) for r in rows):
         raise InputError(f"the scheme gave {type(rows).__name__}, allowed: a list of rows per client", key="scheme")
