@@ -41,8 +41,11 @@ class Global(Partition):
     def assign(self, labels, clients, seed):
         return np.array_split(np.random.permutation(len(labels)), clients)
 """
-BUILT_IN = {
-    "iid": [], "dirichlet": ["alpha=1.0"], "shard": ["num_shards_per_partition=2"],
+BUILT_IN = {  # those by a column or by float targets have none here
+    "iid": [], "linear": [], "square": [], "exponential": [], "dirichlet": ["alpha=1.0"],
+    "shard": ["num_shards_per_partition=2"], "pathological": ["num_classes_per_partition=3"],
+    "labels_per_node": ["labels=3"],
+    "inner_dirichlet": ["alpha=1.0"], "size": ["partition_sizes=[60, 60, 60, 60]"],
 }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ SETTINGS = {
        "dp_sgd": ["clip_norm=1.0", "sampling_rate=0.3"], "dp_fedavg": ["clip_norm=0.5"], "dp_ftrl": ["clip_norm=1.0"],
     "local_dp": ["clip_norm=1.0"], "decor": ["clip_norm=1.0"], "muffliato": ["clip_norm=1.0"],
 }  # fmt: skip
-OWN_TESTS = ("algorithm", "participation", "backend", "dataset")
+OWN_TESTS = ("algorithm", "participation", "backend", "dataset", "partition")
 BUILT_IN = [(kind, name) for kind in PROMISES if kind not in OWN_TESTS for name in names(kind)]
 
 
