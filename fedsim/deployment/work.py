@@ -47,7 +47,8 @@ class Client:
         self.secret = 0
         with working(scenario.run.threads):
             self.assembly = self._assemble()
-        self.assembly = dataclasses.replace(self.assembly, pipeline=wired(self.assembly.pipeline))
+        if self.assembly.network is None:
+            self.assembly = dataclasses.replace(self.assembly, pipeline=wired(self.assembly.pipeline))
         self.worker = self.assembly.worker(scenario)
         self.answers = self._answers()
         self._fresh = self.worker.store.gather(np.array([node.client])) if node.client < node.clients else {}

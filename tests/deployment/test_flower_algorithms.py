@@ -33,6 +33,8 @@ def sections(name: str, data: dict[str, Any], rounds: int = 5, **more: Any) -> d
         "participation": {"mode": "synchronous", "clients_per_round": 3},
         "run": {"rounds": rounds, "dtype": "float64", "eval_every": 2, "trace": True, "device": "cpu"},
     }
+    if name == "ef21_w":  # a client does not know the data of the others
+        made["algorithm"]["smoothness"] = [1.0, 2.0, 0.5, 1.5]
     if gossip:
         links = 1.0 if kind.needs.compression == "copies" else 0.7  # copies that neighbours keep need every message
         made |= {"topology": {"graph": "ring"}, "participation": {"mode": "gossip", "compute": 0.6, "links": links}}

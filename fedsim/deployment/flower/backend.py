@@ -287,7 +287,7 @@ class Flower(BackendDefaults):
         if (receipt.client, receipt.number) != (flight.order.client, flight.order.number):
             raise BadRecord(f"it answers job {receipt.number} of client {receipt.client}")
         message = to_tensors(unpack_arrays(content.get("arrays") or {}), self.worker.initial.device)
-        if packs(self.worker.pipeline):
+        if not self.graph and packs(self.worker.pipeline):  # nodes of a graph send whole models
             message = self._unpacked(flight.order, message)
         if self.graph:  # nodes leave out what they were sent and did not change
             message = {k: v for k, v in flight.received.items() if k in self.expected} | message
