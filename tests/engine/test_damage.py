@@ -214,3 +214,43 @@ def test_a_run_whose_folder_is_removed_ends_at_its_next_row(again: bool, tmp_pat
         fedsim.run(scenario, out=tmp_path / "run", progress=remove)
     assert seen[-1] == 3
     assert not (tmp_path / "run").exists()
+
+
+GOSSIP: dict[str, Any] = {"algorithm": {"name": "dspodfl", "lr": 0.05}, "topology": {"graph": "ring"}}
+SERVER: dict[str, Any] = {
+    "algorithm": {"name": "fedavg", "lr": 0.05, "local_steps": 2},
+    "system": {"compute": {"model": "uniform", "low": 0.5, "high": 2.0}},
+}
+MODES: dict[str, dict[str, Any]] = {
+    "asynchronous": {**SERVER, "participation": {"mode": "asynchronous"}},
+    "fedbuff": {**SERVER, "participation": {"mode": "fedbuff", "buffer": 2, "concurrency": 4}},
+    "fixed_interval": {**SERVER, "participation": {"mode": "fixed_interval", "window": 0.4}},
+    "gossip": {**GOSSIP, "participation": {"mode": "gossip", "links": 0.5, "compute": 0.5}},
+    "gossip, merged": {**GOSSIP, "participation": {"mode": "gossip", "links": 0.5, "merge": "final"}},
+    "poisson": {**GOSSIP, "participation": {"mode": "poisson", "links": 0.5, "window": 0.7}},
+    "poisson, merged": {**GOSSIP, "participation": {"mode": "poisson", "links": 0.5, "merge": "final"}},
+    "poisson, windows without a tick": {
+        **GOSSIP, "participation": {"mode": "poisson", "links": 0.01, "compute": 0.02, "window": 1.0},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_are_whole_in_every_mode(mode: str, tmp_path: Path) -> None:
+    few = {**SCENARIO, **MODES[mode]}
+    many = {**few, "run": {**few["run"], "rounds": 16}}
+    whole = fedsim.run(many, out=tmp_path / "whole")
+    recorded = fedsim.run(few, out=tmp_path / "run").dir
+    for name in ("metrics.jsonl", "trace.jsonl"):
+        kept = (recorded / name).read_bytes()
+        for change in (lambda ls: ls[:1], lambda ls: [*ls[:2], *ls[3:]], lambda ls: [*ls[:3], *ls[2:]]):
+            lines(recorded / name, change)
+            before = content(recorded)
+            with pytest.raises(RunError, match=f"run/{name}.*the checkpoint of round 12 implies"):
+                fedsim.run(many, out=recorded, resume=True)
+            assert content(recorded) == before
+            (recorded / name).write_bytes(kept)
+    resumed = fedsim.run(many, out=recorded, resume=True)
+    assert resumed.params.equal(whole.params)
+    assert resumed.trace == whole.trace
+    assert resumed.metrics.drop(columns="wall").equals(whole.metrics.drop(columns="wall"))
