@@ -20,6 +20,10 @@ Precision = Literal["full", "bf16"]
 """``bf16``: training runs the model under bfloat16 autocast; parameters, losses and gradients stay as they are."""
 
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_AT_MANY_PLACES = 8
+
+
 class Kernel(ABC):
     """How one model family is evaluated for `m` parameter rows at once."""
 
@@ -28,6 +32,8 @@ class Kernel(ABC):
         self.own = Own(module, _blank(module))  # its parameters are replaced while it computes
         self.loss = loss
         self.precision = precision
+        self.uses = _AT_MANY_PLACES if any(isinstance(layer, CONVOLUTIONS) for layer in module.modules()) else 1
+        """How often one sample uses each parameter, about."""
         self.layout: Layout = layout(module)
 
     @abstractmethod

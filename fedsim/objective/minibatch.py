@@ -15,12 +15,12 @@ from fedsim.core import crew
 from fedsim.objective.kernel import Kernel
 
 _SAMPLES = 16  # of a portion at least: matrix products of fewer are slow
-_PRODUCTS = 16 * 10**6  # of a portion at least, one for each sample and parameter: some milliseconds
+_PRODUCTS = 16 * 10**6  # of a portion at least, one for each use of a parameter by a sample: some milliseconds
 
 
 def grad(kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
     """`Kernel.grad`, by all threads where x is one row of work enough."""
-    parts = _portions(x, inputs)
+    parts = _portions(kernel, x, inputs)
     if len(parts) == 1:
         return kernel.grad(x, inputs, targets, weights)
     several = isinstance(weights, Tensor)
@@ -35,14 +35,14 @@ def grad(kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor, weights: Te
 
 def descend(kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
     """`Kernel.descend`, by all threads where x is one row of work enough."""
-    if len(_portions(x, inputs)) == 1:
+    if len(_portions(kernel, x, inputs)) == 1:
         kernel.descend(x, inputs, targets, weights, lr)
     else:
         x.addcmul_(grad(kernel, x, inputs, targets, weights), lr, value=-1.0)
 
 
-def _portions(x: Tensor, inputs: Tensor) -> list[slice]:
+def _portions(kernel: Kernel, x: Tensor, inputs: Tensor) -> list[slice]:
     b = inputs.shape[1]
     if len(x) > 1 or x.device.type != "cpu" or not crew.free():
         return [slice(0, b)]
-    return crew.even(b, max(1, min(b // _SAMPLES, b * x.shape[-1] // _PRODUCTS)))
+    return crew.even(b, max(1, min(b // _SAMPLES, b * x.shape[-1] * kernel.uses // _PRODUCTS)))

@@ -27,7 +27,7 @@ from fedsim.core.errors import InputError
 from fedsim.models.build import views
 from fedsim.models.losses import Loss
 from fedsim.objective.chain import ChainKernel
-from fedsim.objective.kernel import Kernel, Precision
+from fedsim.objective.kernel import CONVOLUTIONS, Kernel, Precision
 
 _POINTWISE = (
     nn.ReLU,
@@ -42,7 +42,6 @@ _POINTWISE = (
     nn.Hardtanh,
 )
 _ROW_NUMBERS = 2**13  # in a row's minibatch, from which on threads share the rows
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 Way = Literal["auto", "stacked", "rows"]
 
@@ -146,7 +145,7 @@ def build_kernel(
     if precision == "full" and _is_chain(module, sample.dim()):
         assert isinstance(module, nn.Sequential)
         return ChainKernel(module, loss)
-    if way == "auto" and device.type == "cpu" and any(isinstance(layer, _CONVOLUTIONS) for layer in module.modules()):
+    if way == "auto" and device.type == "cpu" and any(isinstance(layer, CONVOLUTIONS) for layer in module.modules()):
         return rows_only
     kernel = VmapKernel(module, loss, precision)
     rows = torch.cat([p.detach().flatten() for p in module.parameters()]).expand(2, -1)
