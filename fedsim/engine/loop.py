@@ -20,7 +20,7 @@ from fedsim.engine.recorder import Recorder
 from fedsim.engine.records import Records, note_empty
 from fedsim.engine.run_directory import Run, find_checkpoint, open_directory, save_params
 from fedsim.engine.signals import stop_requested
-from fedsim.engine.states import run_state
+from fedsim.engine.states import merge_bytes, run_state
 from fedsim.engine.totals import Totals
 from fedsim.engine.wall import WallClock
 from fedsim.engine.watch import All, Progress, Watched, Watcher, listening, loggers_of
@@ -193,9 +193,8 @@ class Simulation:
 
     def _merge(self) -> None:
         """Every node of a graph sends every other one all that it mixes, and takes the mean."""
-        nodes = self.assembly.task.num_clients
         self.home.merge()
-        self.totals.bytes_sent += nodes * (nodes - 1) * self.assembly.pipeline.row_bytes(self.home.form)
+        self.totals.bytes_sent += merge_bytes(self.scenario.algorithm, self.assembly.task)
 
     def _merge_at_end(self) -> None:
         """What is reported and saved is the nodes' mean; the last checkpoint, of which a run goes on, is not."""

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import one_message
+from fedsim.algorithms.base import Algorithm, one_message
 from fedsim.backends.base import Backend, NodeBackend, Saved
 from fedsim.clients.round import begin, column, describe, finish, flowed
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import RunError
 from fedsim.core.job import Job
+from fedsim.core.oracle import Task
 from fedsim.core.row_files import RowStream
 from fedsim.core.types import Message, State, agree, message_bytes
 from fedsim.engine.assembly import Assembly
@@ -49,6 +50,12 @@ class NodeFacts:
     distance: float
     accuracy: float | None
     lowest: float | None
+
+
+def merge_bytes(algorithm: Algorithm, task: Task) -> int:
+    """Bytes of a merge of all nodes: every node sends every other one all that it mixes, uncompressed."""
+    n, state = task.num_clients, algorithm.init(task.initial().unsqueeze(0))
+    return n * (n - 1) * message_bytes({k: v for k, v in state.items() if v.shape[-1] == task.dim})
 
 
 class RunState(ABC):

@@ -264,6 +264,10 @@ class Participation(Part, ABC):
         """The key that has nodes of a graph take the mean of all models, at the end or before; None: none does."""
         return None
 
+    def merges_in(self, rounds: int) -> int:
+        """How often nodes of a graph take the mean of all models in a run of `rounds` rounds, its end included."""
+        return 0
+
     @property
     def merges_at_end(self) -> bool:
         """Whether what is reported and saved at the end of a run on a graph is the mean of its nodes' models."""

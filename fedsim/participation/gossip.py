@@ -60,6 +60,10 @@ class Gossip(Participation):
         windows = "participation.schedule" if any(window.merge for window in self.schedule or ()) else None
         return "participation.merge" if self.merge is not None and self.merge.ever else windows
 
+    def merges_in(self, rounds: int) -> int:
+        schedule, merge = Schedule(self.schedule or (), rounds), self.merge or NEVER
+        return merge.final + sum(schedule.merges(k) or merge.due(k) for k in range(1, rounds + 1))
+
     @property
     def merges_at_end(self) -> bool:
         return self.merge is not None and self.merge.final
@@ -72,7 +76,7 @@ class Gossip(Participation):
 
     def check_run(self, setting: Setting) -> None:
         check_laws(self, setting)
-        check_merges(self, setting)
+        check_merges(self, self.merge, setting)
         check_pulls(setting)
         self._scheduled(setting)
 
@@ -216,11 +220,12 @@ def check_laws(mode: Laws, setting: Setting) -> None:
         raise InputError(f"{_DRIFTS}; allowed: 1, or an undirected graph", key="participation.links")
 
 
-def check_merges(mode: Participation, setting: Setting) -> None:
-    """Raise InputError where nodes are to merge and cannot."""
+def check_merges(mode: Participation, merge: Merge | None, setting: Setting) -> None:
+    """Raise InputError where nodes are to merge and cannot, or never would."""
     why = setting.gossip[0].needs.no_merge
     if mode.merging is not None and why is not None:
         raise InputError(f"found a merge, but {why}; allowed: never, and windows without merge", key=mode.merging)
+    (merge or NEVER).check(setting.rounds)
 
 
 def check_pulls(setting: Setting) -> None:

@@ -81,6 +81,10 @@ class PoissonGossip(Participation):
     def merging(self) -> str | None:
         return "participation.merge" if self.merge is not None and self.merge.ever else None
 
+    def merges_in(self, rounds: int) -> int:
+        merge = self.merge or NEVER
+        return merge.final + sum(merge.due(k) for k in range(1, rounds + 1))
+
     @property
     def merges_at_end(self) -> bool:
         return self.merge is not None and self.merge.final
@@ -126,7 +130,7 @@ class PoissonGossip(Participation):
                 key="topology",
             )
         check_laws(self, setting)
-        check_merges(self, setting)
+        check_merges(self, self.merge, setting)
         last = setting.rounds * self._window()
         if last >= _FAR:
             raise InputError(

@@ -142,9 +142,14 @@ class Window(BaseModel):
 
     def span(self, rounds: int) -> tuple[int, int]:
         """Its first and its last round of a run of `rounds`; the last is below the first where there is none."""
+        first, last = self.written(rounds)
+        return first, min(last, rounds)
+
+    def written(self, rounds: int) -> tuple[int, int]:
+        """`span` where the run does not end before: ramps go over all of it, so that longer runs are the same."""
         first = self.begins if isinstance(self.begins, int) else math.floor(_decimal(self.begins) * rounds) + 1
         last = self.until - 1 if isinstance(self.until, int) else math.floor(_decimal(self.until) * rounds)
-        return first, min(last, rounds)
+        return first, last
 
 
 def _decimal(value: float) -> Fraction:
@@ -194,7 +199,7 @@ class ListedMerge(_Merges):
     older = ("rounds",)
     older_name = "rounds"
     model: Literal["listed"]
-    rounds: list[Count]
+    rounds: Annotated[list[Count], Field(min_length=1)]
 
     def due(self, number: int) -> bool:
         return number in self.rounds
@@ -229,6 +234,12 @@ class Merge(
         """Whether it is at the end of round `number`."""
         return self.root.due(number)
 
+    def check(self, rounds: int) -> None:
+        """Raise InputError where nodes would merge, but not in any of a run's `rounds` rounds."""
+        if self.ever and not self.final and not any(self.due(k) for k in range(1, rounds + 1)):
+            message = f"found {self.model_dump()}, which is in none of the run's {rounds} rounds; allowed: one of them"
+            raise InputError(message, key="participation.merge")
+
     @property
     def ever(self) -> bool:
         """Whether there is a merge at all."""
@@ -262,7 +273,8 @@ class Schedule:
             first, last = window.span(self.rounds)
             if last < first:
                 found = f"found a window from {window.begins} until {window.until}, which selects none of the run's"
-                message = f"{found} {self.rounds} rounds; allowed: at least one (until is the first round after it)"
+                message = f"{found} {self.rounds} rounds; allowed: at least one "
+                message += "(until is the first round after it; 1 is a round, 1.0 the end)"
                 raise InputError(message, key=f"{i}.until")
             spans.append((first, last, i))
         for (_, last, i), (first, _, j) in pairwise(sorted(spans)):
@@ -275,7 +287,7 @@ class Schedule:
     def links(self, number: int) -> float | None:
         """The probability of all links in round `number` (None: that of the mode)."""
         for window in self.windows:
-            first, last = window.span(self.rounds)
+            first, last = window.written(self.rounds)
             if first <= number <= last and window.links is not None:
                 return window.links.root.at(number - first, last - first + 1)
         return None

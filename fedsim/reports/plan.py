@@ -19,6 +19,7 @@ from fedsim.core.types import message_bytes
 from fedsim.data.labels import shown
 from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.place import ACTORS, client_load, shards_mix
+from fedsim.engine.states import merge_bytes
 from fedsim.graphs.mixing import expected_mixing, spectral_gap, summary
 from fedsim.graphs.topology import Topology, build_topology
 from fedsim.participation.base import Arrival, Ended
@@ -259,6 +260,11 @@ def _messages(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:
     traffic = [len(e.clients) * down + e.sends * up for e in rounds]
     more = rounds[0].sends * (a.pipeline.row_bytes(sent, first=True) - a.pipeline.row_bytes(sent))  # once
     rows: Rows = {"one message": _size(a.pipeline.row_bytes(sent)), "sent in the first round": _size(traffic[0] + more)}
+    merges = s.participation.merges_in(s.run.rounds)
+    if merges:
+        each = merge_bytes(s.algorithm, a.task)
+        rows["merges of all nodes"] = f"{merges}, {_size(each)} each"
+        more += merges * each
     rows["sent in all"] = f"about {_size(_in_all(s, traffic) + more)}"
     facts = {k: v for link in a.pipeline.links for k, v in link.facts(sent).items()}
     if facts and down:

@@ -120,7 +120,12 @@ def _rule_of_graph(s: Scenario) -> Iterator[Problem]:
 
 def _merges(s: Scenario) -> Iterator[Problem]:
     """Nodes that take the plain mean of all models, where that is what was asked for."""
-    asked = s.participation.merging
+    asked, scheduled = s.participation.merging, getattr(s.participation, "schedule", None) or ()
+    if s.privacy is not None and s.privacy.linear_mixing is not None and any(w.links is not None for w in scheduled):
+        message = (
+            f"'{s.names['privacy']}' accounts for links that are used in every round; allowed: windows without links"
+        )
+        yield Problem(message, "participation.schedule")
     if asked is None:
         return
     rule, message = s.names["aggregator"], "allowed: merge never, and windows without merge"

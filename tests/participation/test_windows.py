@@ -72,6 +72,12 @@ def test_levels_go_from_the_first_round_to_the_last() -> None:
     assert cosine[2:7] == pytest.approx([1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0])
 
 
+def test_a_ramp_goes_over_the_window_as_it_is_written() -> None:
+    """A run that ends before its window does begins the ramp that a longer run finishes."""
+    ramp = [Window.model_validate({"from": 1, "until": 7, "links": {"linear": [0, 1]}})]
+    assert [Schedule(ramp, 3).links(k) for k in (1, 2, 3)] == [Schedule(ramp, 6).links(k) for k in (1, 2, 3)]
+
+
 def test_when_a_merge_is_due() -> None:
     def rounds(merge: Any) -> list[int]:
         return [k for k in range(1, 11) if Merge.model_validate(merge).due(k)]
@@ -225,6 +231,30 @@ def test_a_run_that_was_merged_at_its_end_goes_on_unmerged(go: Make, stop: int) 
         assert parts.metrics.drop(columns="wall").equals(whole.metrics.drop(columns="wall"))
 
 
+def test_a_run_in_the_middle_of_a_ramp_goes_on_up_it(go: Make) -> None:
+    keys = {"schedule": [{"from": 3, "until": 15, "links": {"cosine": [0, 1]}}]}
+    whole = go("whole", **keys)
+    go("parts", **keys, more={"run": {"rounds": 8}})
+    parts = go("parts", resume=True, **keys)
+    assert torch.equal(parts.params, whole.params)
+    assert parts.trace == whole.trace
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "vectors"), [("dfedavg", 1), ("gradient_tracking", 2), ("choco", 1), ("deepsqueeze", 1), ("beer", 2)]
+)
+def test_a_merge_sends_whole_models_and_is_planned(go: Make, algorithm: str, vectors: int) -> None:
+    more: dict[str, Any] = {"algorithm": {"name": algorithm, "local_steps": 1}, "run": {"rounds": 5}}
+    if algorithm in ("choco", "deepsqueeze", "beer"):
+        more["compression"] = {"name": "top_k", "k": 1}
+    sent = [
+        go(f"{k}", links=1, more=more, **keys).metrics["bytes_sent"].iloc[-1]
+        for k, keys in enumerate([{}, {"merge": {"rounds": [3]}}, {"merge": "final"}])
+    ]
+    assert sent[1] - sent[0] == sent[2] - sent[0] == N * (N - 1) * vectors * 4 * 8
+    assert Merge.model_validate({"rounds": [3]}).due(3)
+
+
 def test_windows_that_are_fractions_tie_a_run_to_its_rounds(go: Make) -> None:
     keys = {"schedule": [{"from": 0.5, "until": 0.6, "links": 1}]}
     go(**keys)
@@ -241,6 +271,11 @@ def test_windows_that_are_fractions_tie_a_run_to_its_rounds(go: Make) -> None:
         ({}, {"schedule": [{"from": 2, "until": 4, "links": 1.5}]}, "participation.schedule.0.links", "less than"),
         ({}, {"schedule": [{"from": 0.2, "until": 2.5, "merge": True}]}, "participation.schedule.0.until", "allowed"),
         ({}, {"schedule": [{"from": 2, "til": 4, "merge": True}]}, "participation.schedule.0.til", "until"),
+        ({}, {"merge": {"rounds": []}}, "participation.merge", "at least 1"),
+        ({}, {"merge": {"rounds": [99]}}, "participation.merge", "in none of the run's 20 rounds"),
+        ({}, {"merge": {"every": 21}}, "participation.merge", "in none of the run's 20 rounds"),
+        ({"privacy": {"mechanism": "muffliato", "noise_multiplier": 1.0, "clip_norm": 1.0}},
+         {"links": 1, "schedule": [{"from": 2, "until": 7, "links": 0}]}, "participation.schedule", "every round"),
         ({}, {"merge": "sometimes"}, "participation.merge", "allowed: never, final"),
         ({}, {"merge": {"every": 0}}, "participation.merge", "greater than"),
         ({"algorithm": {"name": "dgd", "local_steps": 1}}, {"schedule": [{"from": 2, "until": 4, "links": 1}]},
