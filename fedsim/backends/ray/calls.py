@@ -148,15 +148,18 @@ class Shards:
             try:
                 return list(self._ray.get(references, timeout=_PATIENCE))
             except exceptions.GetTimeoutError:
+                self.cluster.check_alive()
                 self._bury_the_silent()
             except exceptions.RayTaskError as error:
                 cause = error.cause
                 if isinstance(cause, ClientError):
                     raise RunError(_named(cause)) from None
                 if isinstance(cause, exceptions.RayError):
+                    self.cluster.check_alive()
                     raise LostError(str(cause)) from None
                 raise RunError(f"in an actor: {type(cause).__name__}: {cause}") from error
             except exceptions.RayError as error:
+                self.cluster.check_alive()
                 raise LostError(str(error)) from None
 
     def _bury_the_silent(self) -> None:

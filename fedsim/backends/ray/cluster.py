@@ -27,6 +27,7 @@ log = logging.getLogger("fedsim")
 _START_SECONDS = 120.0
 _CONNECT_SECONDS = 10.0
 _SMALLEST_STORE = 2**28
+_LOOK_SECONDS = 0.5
 
 
 class Cluster:
@@ -54,6 +55,7 @@ class Cluster:
             raise InputError("found 'ray', which is not installed: pip install 'fedsim[ray]'", key="name") from None
         self.ray: Any = ray
         self.mine = not ray.is_initialized()
+        self.broken, self.closing = False, threading.Event()
         if not self.mine:
             return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": uuid.uuid4().hex}
@@ -72,6 +74,7 @@ class Cluster:
             except Exception as error:  # of a kind of its own for nothing that may go wrong
                 ray.shutdown()
                 raise RunError(f"Ray did not start on this machine: {str(error).strip().splitlines()[0]}") from error
+            threading.Thread(target=self._watch, name="fedsim-ray", daemon=True).start()
             return
         _reachable(address)
         check_token(address)
@@ -81,6 +84,22 @@ class Cluster:
             first = str(error).strip().splitlines()[0]
             raise InputError(f"found {address}, where no Ray cluster answers: {first}", key="address") from None
 
+    def _watch(self) -> None:
+        """Say so when a process of the cluster ends by itself: Ray may end this one before anybody else can."""
+        node = self.ray._private.worker._global_node
+        while not self.closing.wait(_LOOK_SECONDS):
+            dead = [f"{kind} (process {process.pid})" for kind, process in node.dead_processes()]
+            if dead and not self.closing.is_set():
+                self.broken = True
+                what = " and ".join(dead)
+                log.error("Ray's own %s on this machine ended while the run went on (killed, or out of memory?)", what)
+                return
+
+    def check_alive(self) -> None:
+        """Raise RunError where one of the processes of a cluster that was started here has ended by itself."""
+        if self.broken:
+            raise RunError("the Ray cluster of this run is gone; --resume goes on from the last checkpoint")
+
     def end(self, hosts: list[Any]) -> None:
         """End actors."""
         for host in hosts:
@@ -88,7 +107,10 @@ class Cluster:
 
     def close(self) -> None:
         """End the cluster where it was started here; leave any other."""
-        if self.mine and self.ray.is_initialized():
+        self.closing.set()
+        if self.broken:  # a shutdown would wait for what is dead, and Ray would end this process before it says why
+            self.ray._private.worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)
+        elif self.mine and self.ray.is_initialized():
             self.ray.shutdown()
 
     def here(self) -> str:

@@ -126,3 +126,24 @@ def test_a_killed_run_takes_its_cluster_along(tmp_path: Path) -> None:
     process.kill()
     process.wait(timeout=30)
     assert gone_within(mark, 180) == []
+
+
+@pytest.mark.parametrize("kind", ["server", "nodes"])
+def test_a_killed_raylet_ends_the_run_with_a_sentence(tmp_path: Path, kind: str) -> None:
+    process, mark = begin(tmp_path, **(NODES if kind == "nodes" else {}))
+    try:
+        evaluated(tmp_path, process, 3)
+        raylet = next(
+            int(place.name)
+            for place in Path("/proc").glob("[0-9]*")
+            if (place / "cmdline").exists() and b"raylet/raylet\0" in (place / "cmdline").read_bytes()
+            and f"{MARK}={mark}".encode() in (place / "environ").read_bytes()
+        )  # fmt: skip
+        os.kill(raylet, signal.SIGKILL)
+        said, _ = process.communicate(timeout=180)
+    finally:
+        process.kill()
+    assert process.returncode == 1, said
+    assert f"Ray's own raylet (process {raylet}) on this machine ended while the run went on" in said
+    assert "Traceback" not in said
+    assert gone_within(mark, 90) == []
