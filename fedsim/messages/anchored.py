@@ -15,7 +15,7 @@ from fedsim.core.job import RunFacts
 from fedsim.core.registry import register
 from fedsim.core.types import Aggregate, Count, Message, Positive, State
 from fedsim.messages.base import Arrived
-from fedsim.messages.distances import Table, by_columns, moved, norms, products
+from fedsim.messages.distances import Table, by_columns, cosines, moved, norms
 from fedsim.messages.robust import Combine, RobustRule, Turn, massed, median, vectors
 
 
@@ -160,9 +160,9 @@ class FLTrust(RobustRule):
         at = torch.nonzero(clients == self.root).flatten().tolist()
         if not at:
             raise RunError(f"aggregator: client {self.root}, which is trusted, sent nothing finite in this round")
-        size, along = norms(rows), products(rows, at[0])
+        size = norms(rows)
         length = size[at[0]]
-        trust = torch.where(size * length > 0, along / (size * length), 0.0).clamp_min(0.0)
+        trust = cosines(rows, at[0], size).clamp_min(0.0)
         trust[at[0]] = 0.0
         if float(trust.sum()) == 0.0:
             trust[at[0]] = 1.0

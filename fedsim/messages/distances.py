@@ -19,8 +19,14 @@ _PART = 2**22
 """Numbers of a tensor that is worked on as a whole; of a larger one it is columns of that many."""
 _LARGE = 1e15
 """Beyond it squares are not taken in float32."""
-_INFINITE = 1e150
+_SQUARABLE = 1e150
 """From it on squares are not finite in float64 either."""
+_SUMMABLE = 2.0**1000
+"""Up to it sums of some numbers, and Euclidean norms, are finite in float64."""
+_SMALL = 1e-140
+"""Below it squares in float64 lose digits."""
+_ROUNDING = 2.0**-40
+"""Relative difference up to which distances are equal but for rounding."""
 
 RowMap = Callable[[Tensor, bool], Tensor]
 """``[m, w] -> [m', w]``, the same for all columns; it is told whether they are a vector's, not a number per client."""
@@ -84,9 +90,50 @@ def largest(tensors: Sequence[Tensor]) -> Tensor:
     return found
 
 
-def finite(tensors: Sequence[Tensor]) -> Tensor:
-    """Which rows ``[m]`` have nothing but finite numbers, none so large that its square is not."""
-    return largest(tensors) < _INFINITE
+def finite(tensors: Sequence[Tensor], squared: bool) -> Tensor:
+    """Which rows ``[m]`` have finite numbers alone, and a finite norm; where it is `squared`, a finite square of it."""
+    return largest(tensors) < (_SQUARABLE if squared else _SUMMABLE)
+
+
+def subtractable(values: Tensor) -> Tensor:
+    """Which rows of ``[k, d]`` have nothing but finite numbers, so small that a difference of differences is finite
+    and has a norm that is: up to an eighth of what the type can hold, and to 2^1000."""
+    largest: Tensor = torch.linalg.vector_norm(values, torch.inf, dim=-1)
+    return largest <= min(torch.finfo(values.dtype).max / 8, _SUMMABLE)
+
+
+def lengths(vectors: Tensor) -> Tensor:
+    """Euclidean norms over the last axis, summed in float64; right also where squares overflow or underflow."""
+    found: Tensor = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
+    extreme = (found < _SMALL) | found.isinf()
+    if vectors.dtype == torch.float64 and bool(extreme.any()):
+        rows = vectors[extreme]
+        unit = exponents(rows)
+        found[extreme] = torch.linalg.vector_norm(rows / unit, dim=-1) * unit.squeeze(-1)
+    return found
+
+
+def ranks(distances: Tensor) -> Tensor:
+    """The places of the distances ``[r, n]`` of a row in their order, in float64: those that differ by rounding alone
+    have one place.
+
+    They are compared with the next one in the order. A tolerance that grows with the largest would let whoever sends
+    something huge make ties of all others.
+    """
+    ordered, at = distances.sort(dim=1, stable=True)
+    apart = ordered[:, :-1] < ordered[:, 1:] * (1.0 - _ROUNDING)
+    places = torch.zeros_like(ordered)
+    places[:, 1:] = apart.cumsum(1)
+    return torch.empty_like(places).scatter_(1, at, places)
+
+
+def exponents(values: Tensor) -> Tensor:
+    """The powers of two up to the largest absolute values over the last axis: ``[..., d] -> [..., 1]`` in float64.
+
+    Dividing by them rounds nothing and leaves numbers below 2, whose squares are finite.
+    """
+    largest = torch.linalg.vector_norm(values, torch.inf, dim=-1, keepdim=True).double()
+    return torch.exp2((torch.frexp(largest).exponent - 1).double())
 
 
 def _split(values: Tensor, numbers: int, rows: int | None = None) -> Sequence[Tensor]:
@@ -108,19 +155,31 @@ def square_distances(rows: Table) -> Tensor:
 
 def norms(rows: Table, centre: Sequence[Tensor] | None = None) -> Tensor:
     """Euclidean norms of the rows ``[m]`` in float64, or of their differences from `centre`, a ``[d_k]`` per tensor."""
+
+    def blocks() -> Iterator[Tensor]:
+        at = None if centre is None else _blocks_of(rows, centre)
+        for block in rows.blocks():
+            yield block if at is None else block - next(at)
+
     found = torch.zeros(len(rows), dtype=torch.float64, device=rows.tensors[0].device)
-    at = None if centre is None else _blocks_of(rows, centre)
-    for block in rows.blocks():
-        found += (block.square() if at is None else (block - next(at)).square_()).sum(1)
-    return found.sqrt()
+    for block in blocks():
+        found += block.square().sum(1)
+    if not bool(found.isinf().any()):
+        return found.sqrt()
+    unit, found = exponents(torch.stack([block.abs().amax(1) for block in blocks()], dim=1)), torch.zeros_like(found)
+    for block in blocks():
+        found += (block / unit).square().sum(1)
+    return found.sqrt() * unit.squeeze(1)
 
 
-def products(rows: Table, other: int) -> Tensor:
-    """Inner products of the rows with row `other`, ``[m]`` in float64."""
-    found = torch.zeros(len(rows), dtype=torch.float64, device=rows.tensors[0].device)
+def cosines(rows: Table, other: int, size: Tensor) -> Tensor:
+    """Cosines of the angles between the rows, whose norms are `size`, and row `other`, ``[m]`` in float64; 0 with 0."""
+    unit = exponents(size.unsqueeze(1))  # products of the rows themselves may be infinite
+    found, part = torch.zeros_like(size), size / unit.squeeze(1)
     for block in rows.blocks():
-        found += (block * block[other]).sum(1)
-    return found
+        scaled = block / unit.to(block.dtype)
+        found += (scaled * scaled[other]).sum(1)
+    return torch.where(part * part[other] > 0, found / (part * part[other]), 0.0)
 
 
 def combination(rows: Table, shares: Tensor) -> list[Tensor]:

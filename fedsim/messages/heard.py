@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedsim.core.arrays import Ints
 from fedsim.core.job import RunFacts
+from fedsim.messages.distances import lengths, ranks, subtractable
 
 PART_BYTES = 2**25
 """Bytes of neighbours' messages that are gathered at a time."""
@@ -89,12 +90,12 @@ class Heard:
     def neighbourhoods(self) -> Iterator[tuple[Ints, Near]]:
         """Receivers that hear equally many, a bounded number at a time, and what they hear.
 
-        Messages with entries that are not finite are dropped; `Near.lost` says how many. A receiver that hears nobody
-        else is in none of them.
+        Messages with entries that are not finite, or too large for differences to be, are dropped; `Near.lost` says how
+        many. A receiver that hears nobody else is in none of them.
         """
         links = self.senders != self.receivers[self.rows]
         lost = np.zeros(len(self.own), dtype=np.int64)
-        sound = self.values.isfinite().all(-1).cpu().numpy()
+        sound = subtractable(self.values).cpu().numpy()
         if not sound.all():
             dropped = links & ~sound[self.matrix.indices]
             lost = np.bincount(self.rows[dropped], minlength=len(self.own))
@@ -163,7 +164,7 @@ class Near:
     @cached_property
     def order(self) -> Tensor:
         """The neighbours of each, the nearest first and of equally near ones that with the lower number, ``[r, n]``."""
-        return comparable(self.distances).argsort(dim=1, stable=True)
+        return ranks(self.distances).argsort(dim=1, stable=True)
 
     @cached_property
     def weights(self) -> Tensor:
@@ -191,14 +192,3 @@ class Near:
         values = self.heard.values
         taken = values.index_select(0, torch.as_tensor(rows.reshape(-1), device=values.device))
         return taken.reshape(*rows.shape, values.shape[-1])
-
-
-def lengths(vectors: Tensor) -> Tensor:
-    """Euclidean norms over the last axis, summed in float64."""
-    result: Tensor = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
-    return result
-
-
-def comparable(distances: Tensor) -> Tensor:
-    """Distances ``[r, n]`` in multiples of 2^-40 of a row's largest: those that differ by rounding alone are equal."""
-    return (distances * (2.0**40 / distances.amax(1, keepdim=True).clamp_min(1e-300))).round()

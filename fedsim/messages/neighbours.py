@@ -16,10 +16,12 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim.core.registry import register
+from fedsim.messages.distances import exponents, lengths, ranks
 from fedsim.messages.graph_rules import GraphRule
-from fedsim.messages.heard import Near, comparable, lengths
+from fedsim.messages.heard import Near
 
 Tolerated = Annotated[int, Field(ge=0)]
+_FAINT = 2.0**-100
 _SLACK = 1e-12  # sums of weights that are equal but for rounding
 
 
@@ -31,8 +33,11 @@ class Weighing(GraphRule):
         """a_ij of every receiver and neighbour, ``[r, n]`` in float64."""
 
     def combine(self, near: Near) -> Tensor:
-        a = self.factors(near).to(near.differences.dtype)
-        return near.own + torch.bmm(a.unsqueeze(1), near.differences).squeeze(1)
+        a, differences = self.factors(near), near.differences
+        if bool(((a > 0) & (a < _FAINT)).any()):  # float32 cannot hold what shortens so long a difference
+            differences = differences.double()
+        a = a.to(differences.dtype)
+        return near.own + torch.bmm(a.unsqueeze(1), differences).squeeze(1)
 
 
 @register.aggregator("nna")
@@ -121,8 +126,10 @@ class ClippedSumHe(ByWeight):
         b = self.budget(near)
         w, distances, sums = self.nearest(near)
         within = sums <= sums[:, -1:] - b + _SLACK
-        squares = (within * w * distances.square()).sum(1, keepdim=True)
-        return torch.where(b > 0, (squares / b).sqrt(), torch.inf).squeeze(1)
+        distances = torch.where(within, distances, 0.0)
+        unit = exponents(distances)  # squares of the distances themselves may be infinite
+        squares = (w * (distances / unit).square()).sum(1, keepdim=True)
+        return torch.where(b > 0, (squares / b).sqrt() * unit, torch.inf).squeeze(1)
 
 
 @register.aggregator("cs_plus")
@@ -151,7 +158,8 @@ class GossipTrimmedSum(ByWeight):
     def factors(self, near: Near) -> Tensor:
         w, _, sums = self.nearest(near)
         left = sums[:, -1:] - self.budget(near) - (sums - w)
-        return torch.zeros_like(w).scatter_(1, near.order, torch.minimum(left.clamp(min=0.0), w))
+        left = torch.where(left > _SLACK, left, 0.0)  # what rounding leaves would count, of a huge message
+        return torch.zeros_like(w).scatter_(1, near.order, torch.minimum(left, w))
 
 
 @register.aggregator("ios")
@@ -179,7 +187,7 @@ class IterativeOutlierScissor(Weighing):
             a = scaled().to(near.differences.dtype)
             centre = torch.bmm(a.unsqueeze(1), near.differences)
             distances = torch.where(kept, lengths(near.differences - centre), 0.0)
-            far = torch.where(kept, comparable(distances), -1.0).argmax(1, keepdim=True)
+            far = torch.where(kept, ranks(distances), -1.0).argmax(1, keepdim=True)
             left.scatter_(1, far, 0.0)
             kept.scatter_(1, far, False)
         return scaled()

@@ -169,7 +169,7 @@ class RobustRule(Aggregator):
         why = self.needs(m)
         if why is not None:
             raise RunError(f"aggregator: {why}")
-        good = finite(wide)
+        good = finite(wide, squared=self.pairs > 0 or any(part.pairs for part in self.pre or ()))
         left = torch.nonzero(good).squeeze(1)
         lost = m - len(left)
         if lost == m:

@@ -6,6 +6,7 @@ number to w_ij). Where distances are equal, the lower number comes first. `b` is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ Weights = dict[int, float]
 
 
 def far(u: Array, v: Array) -> float:
-    return float(np.sqrt(np.sum((u - v) ** 2)))
+    return math.dist(u, v)  # right where squares overflow, too
 
 
 def by_distance(own: Array, heard: Heard) -> list[int]:

@@ -42,7 +42,7 @@ def meamed(V: Rows, f: int) -> Row:
 
 
 def square(a: Row, b: Row) -> float:
-    return sum((x - y) ** 2 for x, y in zip(a, b, strict=True))
+    return math.dist(a, b) * math.dist(a, b)  # infinite where it overflows
 
 
 def krum_scores(V: Rows, f: int, others: int = 2) -> list[float]:
@@ -73,7 +73,7 @@ def bulyan(V: Rows, f: int) -> Row:
 def geometric_median(V: Rows, nu: float = 1e-6, steps: int = 1000, tol: float = 1e-12, zero: bool = False) -> Row:
     z = [0.0] * len(V[0]) if zero else mean(V)
     for _ in range(steps):
-        weights = [1 / max(math.sqrt(square(v, z)), nu) for v in V]
+        weights = [1 / max(math.dist(v, z), nu) for v in V]
         new = [sum(w * v[j] for w, v in zip(weights, V, strict=True)) / sum(weights) for j in range(len(z))]
         done = max(abs(a - b) for a, b in zip(new, z, strict=True)) <= tol * max(1.0, *(abs(a) for a in z))
         z = new
@@ -83,7 +83,7 @@ def geometric_median(V: Rows, nu: float = 1e-6, steps: int = 1000, tol: float = 
 
 
 def clipped(v: Row, tau: float) -> Row:
-    size = math.sqrt(sum(x * x for x in v))
+    size = math.hypot(*v)
     return v if size <= tau else [x * tau / size for x in v]
 
 
@@ -95,10 +95,10 @@ def centered_clipping(V: Rows, v: Row, tau: float, iters: int = 1) -> Row:
 
 
 def fltrust(V: Rows, g: Row) -> Row:
-    length = math.sqrt(sum(x * x for x in g))
+    length = math.hypot(*g)
     trust, scaled = [], []
     for v in V:
-        size = math.sqrt(sum(x * x for x in v))
+        size = math.hypot(*v)
         trust.append(max(0.0, sum(x * y for x, y in zip(g, v, strict=True)) / (length * size)))
         scaled.append([x * length / size for x in v])
     return [sum(t * v[j] for t, v in zip(trust, scaled, strict=True)) / sum(trust) for j in range(len(g))]
@@ -118,5 +118,5 @@ def bucketing(V: Rows, s: int, order: list[int]) -> Rows:
 
 def arc(V: Rows, f: int) -> Rows:
     count = int(2 * f / len(V) * (len(V) - f))
-    sizes = sorted(math.sqrt(sum(x * x for x in v)) for v in V)
+    sizes = sorted(math.hypot(*v) for v in V)
     return [clipped(v, sizes[len(V) - count - 1]) for v in V]
