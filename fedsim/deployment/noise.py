@@ -15,7 +15,7 @@ from fedsim.core.errors import InputError
 from fedsim.messages.compressor import Compressor
 from fedsim.messages.compressors import Whole
 from fedsim.privacy.base import Bound
-from fedsim.scenario.message_checks import changes_messages
+from fedsim.scenario.message_checks import attack_by, changes_messages
 from fedsim.scenario.sections import Scenario
 
 
@@ -23,8 +23,9 @@ def check_trust(scenario: Scenario) -> None:
     """Raise InputError where the scenario relies on something that a deployment does not do."""
     _check_wire(scenario)
     if changes_messages(scenario.attack):
-        message = "clients of a deployment send what they send; allowed: poisoned data (label_flip, backdoor), or none"
-        raise InputError(message, key="attack")
+        why = "clients of a deployment send what they send"
+        message, key = attack_by(scenario, why, "poisoned data alone (label_flip, backdoor), or none")
+        raise InputError(message, key=key)
     if scenario.privacy is None:
         return
     if scenario.privacy.shares_noise:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -19,6 +19,9 @@ from fedsim.messages.poison import Poison
 from fedsim.participation.synchronous import Synchronous
 from fedsim.scenario.sections import Scenario
 
+if TYPE_CHECKING:
+    import networkx as nx
+
 FILE = "attack.json"
 
 
@@ -28,19 +31,31 @@ def attackers_of(s: Scenario, clients: int, network: Network | None) -> tuple[in
     Raises
     ------
     InputError
-        There are no such clients, or without them the graph's honest nodes are not connected.
+        There are no such clients, a placement on the graph means nothing, or without them the graph's honest nodes are
+        not connected.
     """
     if not isinstance(s.attack, Attackers):
         return None
     graph = None
     if network is not None and s.attack.placement != "random":
-        import networkx as nx
-
-        graph = nx.compose_all(network.topology.graphs)
+        if any(mixing.redrawn for mixing in network.mixings):
+            message = (
+                f"found '{s.attack.placement}', but with '{s.names['topology']}' everybody may meet everybody; "
+                "allowed: random, or the attackers' numbers"
+            )
+            raise InputError(message, key="attack.placement")
+        graph = everything(network)
     found = tuple(s.attack.placed(s.seed, clients, graph).tolist())
     if network is not None and found and not s.attack.allow_disconnected:
         check_connected(network, found)
     return found
+
+
+def everything(network: Network) -> nx.Graph[Any]:
+    """The graph that placements look at: where graphs take turns, all of their links."""
+    import networkx as nx
+
+    return nx.compose_all(network.topology.graphs)
 
 
 def attacked(s: Scenario, task: Task, run: RunFacts) -> Task:
@@ -129,8 +144,9 @@ def read_attackers(folder: Path) -> list[int]:
 
 
 def chances(s: Scenario, run: RunFacts) -> dict[str, Any]:
-    """How likely a cohort has more attackers than the rule tolerates, or half of its members where it has no such
-    number; nothing where cohorts are not drawn evenly."""
+    """How likely a cohort has more attackers than the rule tolerates, where it has no such number as many as half of
+    its members, and with a rule that one attacker can move anywhere (``mean``) any; nothing where cohorts are not drawn
+    evenly."""
     from scipy.stats import binom, hypergeom
 
     mode, n, b = s.participation, run.num_clients, len(run.attackers or ())
@@ -138,11 +154,16 @@ def chances(s: Scenario, run: RunFacts) -> dict[str, Any]:
         return {}
     m = mode.cohort_size(n)
     f = tolerated(s)
-    most = (m - 1) // 2 if f is None else f
+    if f is not None:
+        most, said = f, f"chance of more than {f} attackers in a cohort"
+    elif s.aggregator.is_linear:
+        most, said = 0, "chance of an attacker in a cohort"
+    else:
+        most, said = (m - 1) // 2, f"chance that half of a cohort of {m} or more attack"
     if mode.sampling == "uniform":
         chance = float(hypergeom.sf(most, n, b, m))
     elif mode.sampling in ("bernoulli", "poisson"):
         chance = float(binom.sf(most, b, m / n if mode.fraction is None else mode.fraction))
     else:
         return {}
-    return {f"chance of more than {most} attackers in a cohort": chance}
+    return {said: chance}

@@ -49,6 +49,11 @@ class Attackers(MessageTransform):
         """Whether it changes messages; otherwise it changes attackers' data alone, and they follow the protocol."""
         return True
 
+    @property
+    def changes_by(self) -> str | None:
+        """The key that makes an attack on data one on messages, too; its default would leave them as they are."""
+        return None
+
     def attacking(self, run: RunFacts) -> Ints:
         """The attackers' numbers, ascending."""
         if run.attackers is not None:
@@ -101,19 +106,27 @@ class Attackers(MessageTransform):
 
 def placed_on(graph: nx.Graph[Any], placement: Placement, count: int) -> Ints:
     """The `count` nodes of `graph` that come first by `placement`: ``degree``, ``betweenness`` or ``cut``."""
-    degree = np.array([graph.degree[i] for i in range(graph.number_of_nodes())], dtype=np.float64)
-    if placement == "degree":
-        return _highest(degree)[:count]
+    _, values = centrality(graph, placement)
+    order = _highest(values)
+    if placement == "cut":
+        import networkx as nx
+
+        cut = np.zeros(len(values), dtype=bool)
+        cut[list(nx.minimum_node_cut(graph))] = True
+        order = np.concatenate([order[cut[order]], order[~cut[order]]])
+    return order[:count]
+
+
+def centrality(graph: nx.Graph[Any], placement: Placement) -> tuple[str, Floats]:
+    """What `placement` goes by, ``betweenness`` or (also for ``cut``) ``degree``, and its value at every node."""
+    nodes = range(graph.number_of_nodes())
+    if placement != "betweenness":
+        return "degree", np.array([graph.degree[i] for i in nodes], dtype=np.float64)
     import networkx as nx
 
-    if placement == "betweenness":
-        found = nx.betweenness_centrality(graph)
-        # equal nodes differ in the last bits by the order in which their paths were added up
-        return _highest(np.array([found[i] for i in range(len(degree))]).round(12))[:count]
-    cut = np.zeros(len(degree), dtype=bool)
-    cut[list(nx.minimum_node_cut(graph))] = True
-    order = _highest(degree)
-    return np.concatenate([order[cut[order]], order[~cut[order]]])[:count]
+    found = nx.betweenness_centrality(graph)
+    # equal nodes differ in the last bits by the order in which their paths were added up
+    return "betweenness", np.array([found[i] for i in nodes]).round(12)
 
 
 def _highest(values: Floats) -> Ints:

@@ -107,6 +107,10 @@ class Backdoor(Poison):
     def on_messages(self) -> bool:
         return self.boost != 1
 
+    @property
+    def changes_by(self) -> str | None:
+        return "boost" if self.on_messages else None
+
     def send(self, message: Message, kept: State, job: Job, run: RunFacts) -> tuple[Message, State]:
         evil = np.isin(job.clients, self.attacking(run))
         if self.boost == 1 or run.links is not None or not evil.any():

@@ -12,6 +12,7 @@ from fedsim.algorithms.base import Algorithm, GossipAlgorithm, ServerAlgorithm, 
 from fedsim.backends.placement import cut_edges, place, place_graph, split
 from fedsim.clients.store import FILE, state_bytes, state_place
 from fedsim.clients.worker import default_chunk_rows, fresh_rows
+from fedsim.core.arrays import Floats
 from fedsim.core.documents import Document, override, read_yaml
 from fedsim.core.errors import InputError
 from fedsim.core.registry import names
@@ -220,7 +221,10 @@ def _network(s: Scenario, a: Assembly) -> Rows:
     """Facts of the graph, and the expected mixing matrix under the scenario's link probabilities."""
     assert a.network is not None
     topology, base = a.network.topology, a.network.mixings[0]
-    facts: Rows = {"graph": s.names["topology"], **_named(topology), **summary(topology.graphs[0], base.matrix)}
+    found = summary(topology.graphs[0], base.matrix)
+    if not found["notes"]:
+        del found["notes"]
+    facts: Rows = {"graph": s.names["topology"], **_named(topology), **found}
     if len(topology.graphs) > 1:
         facts["sequence"] = (
             f"{len(topology.graphs)} graphs, {topology.every} rounds each; these are the facts of the first"
@@ -233,15 +237,19 @@ def _network(s: Scenario, a: Assembly) -> Rows:
     if isinstance(s.participation, Gossip) and isinstance(s.algorithm, GossipAlgorithm):
         d = s.participation.compute.draw(a.task.num_clients, s.seed, "node", 1)
         b = s.participation.links.draw(len(base.links), s.seed, "link", 1)
-        facts["compute probability"] = (
-            f"{d.min():.3g} to {d.max():.3g}, mean {d.mean():.3g} ({s.algorithm.needs.compute})"
-        )
-        facts["link probability"] = f"{b.min():.3g} to {b.max():.3g}, mean {b.mean():.3g} ({s.algorithm.needs.links})"
+        facts["compute probability"] = f"{_range(d)} ({s.algorithm.needs.compute})"
+        facts["link probability"] = f"{_range(b)} ({s.algorithm.needs.links})"
         if s.algorithm.needs.links == "sporadic" and not topology.directed and (b < 1).any():
             facts["expected spectral gap"] = spectral_gap(expected_mixing(base.matrix, base.links, b))
         if s.algorithm.period(d) > 1:
             facts["links used"] = f"in every {s.algorithm.period(d)}th round"
     return facts
+
+
+def _range(values: Floats) -> str:
+    """The smallest, the largest and the mean, or the one value that all have."""
+    low, high = f"{values.min():.3g}", f"{values.max():.3g}"
+    return low if low == high else f"{low} to {high}, mean {values.mean():.3g}"
 
 
 def _named(topology: Topology) -> Rows:

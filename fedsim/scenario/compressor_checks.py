@@ -9,8 +9,8 @@ from fedsim.messages.compressor import Compressor
 from fedsim.scenario.sections import Scenario
 
 
-def own_compressor_problems(s: Scenario, attacked: bool) -> Iterator[Problem]:
-    """Rules about such an algorithm; `attacked` says whether attackers change messages."""
+def own_compressor_problems(s: Scenario) -> Iterator[Problem]:
+    """Rules about such an algorithm."""
     name, part, remembers = s.names["algorithm"], s.compression, s.algorithm.needs.compression
     if remembers is None:
         return
@@ -22,9 +22,6 @@ def own_compressor_problems(s: Scenario, attacked: bool) -> Iterator[Problem]:
             yield Problem(f"{found}; allowed: no such key", "compression.feedback")
         if part.keys is not None:
             yield Problem(f"'{name}' compresses all vectors that it sends; allowed: no such key", "compression.keys")
-    if attacked:
-        message = f"with '{name}' every message changes what others know of its sender for good"
-        yield Problem(f"{message}; allowed: another algorithm, or attackers that change data alone", "attack")
     if remembers == "copies" and s.backend.client_errors == "drop":
         message = f"found 'drop', but with '{name}' neighbours keep copies of each other, which would differ"
         yield Problem(f"{message}; allowed: fail", "backend.client_errors")

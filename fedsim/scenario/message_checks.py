@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 
 from fedsim.core.errors import Problem
 from fedsim.messages.attack import Attack
@@ -17,7 +18,10 @@ def message_problems(s: Scenario) -> Iterator[Problem]:
     """Rules about the sections ``compression`` and ``attack`` that need neither data nor graph."""
     attack = s.attack if changes_messages(s.attack) else None
     name = s.names["algorithm"]
-    yield from own_compressor_problems(s, attack is not None)
+    yield from own_compressor_problems(s)
+    if attack is not None and s.algorithm.needs.compression is not None:
+        why = f"with '{name}' every message changes what others know of its sender for good"
+        yield _refused(s, "attack", why, "another algorithm, or attackers that change data alone")
     for section, part in (("compression", s.compression), ("attack", attack)):
         if part is None or s.algorithm.needs.compression is not None:
             continue
@@ -28,11 +32,9 @@ def message_problems(s: Scenario) -> Iterator[Problem]:
             message = "it acts on what clients send to a server, and here nodes send models to each other"
             yield Problem(f"{message}; allowed on a graph: remove the section", section)
         elif s.algorithm.setting == "server" and not s.algorithm.needs.through_aggregate:
-            message = (
-                f"'{name}' moves client and server along the same messages, which this would make differ; allowed: an "
-                "algorithm that moves its state through the aggregator alone, such as fedavg, fedprox or fedadam"
-            )
-            yield Problem(message, section)
+            why = f"'{name}' moves client and server along the same messages, which this would make differ"
+            such = "an algorithm that moves its state through the aggregator alone, such as fedavg, fedprox or fedadam"
+            yield _refused(s, section, why, such)
         if part.everyone is not None and s.participation.clocked:
             yield Problem(f"{part.everyone}; allowed: mode synchronous with all clients", "participation.mode")
         if part.everyone is not None and s.backend.client_errors == "drop":
@@ -51,7 +53,7 @@ def message_problems(s: Scenario) -> Iterator[Problem]:
             if part is not None:
                 found = "found it" if section in s.given else f"'{name}' compresses what is sent"
                 at = section if section in s.given else "algorithm.name"
-                yield Problem(f"{found} beside '{s.names['privacy']}': {why}; allowed: dp_sgd, local_dp", at)
+                yield _refused(s, at, f"{found} beside '{s.names['privacy']}': {why}", "dp_sgd, local_dp")
     if s.attack is not None and s.audits:
         yield Problem("an audit asks what an honest run gives away; allowed: one of the two sections", "attack")
     if isinstance(s.attack, Attack):
@@ -61,6 +63,25 @@ def message_problems(s: Scenario) -> Iterator[Problem]:
 def changes_messages(part: MessageTransform | None) -> bool:
     """Whether a section ``attack`` changes messages, and not the attackers' data alone."""
     return part is not None and (not isinstance(part, Attackers) or part.on_messages)
+
+
+def attack_by(s: Scenario, why: str, allowed: str) -> tuple[str, str]:
+    """Message and key of what speaks against a section ``attack`` that changes messages.
+
+    Where one key makes an attack on data change them, the message names it, and is about that key.
+    """
+    attack = s.attack
+    if not isinstance(attack, Attackers) or (key := attack.changes_by) is None:
+        return f"{why}; allowed: {allowed}", "attack"
+    found, default = getattr(attack, key), next(f.default for f in fields(attack) if f.name == key)
+    cause = f"'{s.names['attack']}' with {key} {found:g} changes messages"
+    return f"{cause}: {why}; allowed: {key} {default:g}, {allowed}", f"attack.{key}"
+
+
+def _refused(s: Scenario, at: str, why: str, allowed: str) -> Problem:
+    """What speaks against the part at key `at`."""
+    message, key = attack_by(s, why, allowed) if at == "attack" else (f"{why}; allowed: {allowed}", at)
+    return Problem(message, key)
 
 
 def _attack(s: Scenario, attack: Attack) -> Iterator[Problem]:

@@ -417,6 +417,76 @@ def test_what_is_refused_on_a_graph(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"algorithm": {"name": "scaffold", "lr": 0.1}},
+        {"algorithm": {"name": "ef21", "lr": 0.1}, "compression": {"name": "top_k", "k": 10}},
+        {"participation": {"sampling": "poisson", "fraction": 0.5},
+         "privacy": {"mechanism": "dp_fedavg", "epsilon": 2.0, "clip_norm": 1.0}},
+    ],
+    ids=["scaffold", "ef21", "dp_fedavg"],
+)  # fmt: skip
+def test_what_boost_does_not_go_with_names_it(sections: dict[str, Any], tmp_path: Path) -> None:
+    attack = {"name": "backdoor", "attackers": 2, "target": 1, "boost": 5.0}
+    with pytest.raises(InputError) as caught:
+        fedsim.run({**DIGITS, **sections, "attack": attack}, out=tmp_path / "run")
+    (found,) = [p for p in caught.value.problems if p.key == "attack.boost"]
+    assert "'backdoor' with boost 5 changes messages" in found.message
+    assert "allowed: boost 1, " in found.message
+    assert not (tmp_path / "run").exists()
+    fedsim.plan({**DIGITS, **sections, "attack": {**attack, "boost": 1.0}})
+
+
+def test_a_deployment_names_boost() -> None:
+    attack = {"name": "backdoor", "attackers": 2, "target": 1, "boost": 5.0}
+    with pytest.raises(InputError, match=r"attack\.boost: .*boost 5 changes messages.*allowed: boost 1, poisoned data"):
+        check_trust(parse({**DIGITS, "attack": attack}))
+    check_trust(parse({**DIGITS, "attack": {**attack, "boost": 1.0}}))
+
+
+@pytest.mark.parametrize("placement", ["degree", "betweenness", "cut"])
+def test_places_on_a_graph_where_everybody_may_meet_everybody(placement: str, tmp_path: Path) -> None:
+    scenario = {**DIGITS, "algorithm": {"name": "dfedavg", "lr": 0.1}, "topology": {"graph": "random_peers"}}
+    attack = {"name": "zero", "attackers": 2}
+    message = refused({**scenario, "attack": {**attack, "placement": placement}}, tmp_path / "run")
+    assert f"attack.placement: found '{placement}'" in message
+    assert "allowed: random, or the attackers' numbers" in message
+    facts = fedsim.plan({**scenario, "attack": attack})
+    assert "notes" not in facts["network"]
+    assert facts["network"]["link probability"] == "1 (sporadic)"
+
+
+def test_plan_says_what_attackers_were_placed_by(tmp_path: Path) -> None:
+    graph = nx.empty_graph(8)
+    graph.add_edges_from(EDGES)
+    nx.write_graphml(graph, tmp_path / "g.graphml")
+    scenario = {
+        **DIGITS, "data": {**DIGITS["data"], "clients": 8}, "algorithm": {"name": "dfedavg", "lr": 0.1},
+        "topology": {"graph": "file", "path": str(tmp_path / "g.graphml")},
+    }  # fmt: skip
+    between = nx.betweenness_centrality(graph)
+    for placement, said in (
+        ("degree", "2 (degree 4), 3 (degree 4)"),
+        ("betweenness", f"2 (betweenness {between[2]:.4g}), 3 (betweenness {between[3]:.4g})"),
+    ):
+        attack = {"name": "zero", "attackers": 2, "placement": placement, "allow_disconnected": True}
+        assert fedsim.plan({**scenario, "attack": attack})["attack"]["their numbers"] == said
+
+
+def test_plan_says_where_the_rule_has_no_f_what_too_many_are() -> None:
+    attack = {"name": "zero", "attackers": 2}
+    some = {**DIGITS, "participation": {"clients_per_round": 3}, "attack": attack}
+    facts = fedsim.plan(some)["attack"]
+    assert facts["the rule tolerates"] == "none: one attacker moves 'mean' anywhere"
+    assert facts["chance of an attacker in a cohort"] == f"{reference.more_than(0, 6, 2, 3):.5f}"
+    facts = fedsim.plan({**some, "aggregator": {"name": "median"}})["attack"]
+    assert facts["the rule tolerates"] == "'median' is told no number f"
+    assert facts["chance that half of a cohort of 3 or more attack"] == f"{reference.more_than(1, 6, 2, 3):.5f}"
+    facts = fedsim.plan({**some, "aggregator": {"name": "trimmed_mean", "f": 1}})["attack"]
+    assert facts["never more than it tolerates (within_bound)"] == "no"
+
+
 @pytest.mark.parametrize("name", ["label_flip", "backdoor"])
 def test_data_without_classes(quadratic: dict[str, Any], tmp_path: Path, name: str) -> None:
     attack = {"name": name, "attackers": 2, **({"target": 1} if name == "backdoor" else {})}
