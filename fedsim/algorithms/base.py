@@ -25,6 +25,7 @@ from fedsim.algorithms.round import Effort, Report, Round, Surroundings
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.oracle import Oracle, Task
+from fedsim.core.returned import by_row
 from fedsim.core.types import Aggregate, Count, Decay, Message, NonNegative, Positive, State
 
 _LAST = "last"  # what a client keeps for `relaxed_init`: its parameters at the end of its last round
@@ -272,8 +273,14 @@ def one_message(algorithm: Algorithm, task: Task, gossip: bool) -> tuple[Message
     """What one client receives and what crosses the network from it (of zero work, which has the same form): rows."""
     x = task.initial()
     state = algorithm.init(x.unsqueeze(0) if gossip else x)
-    received = {k: v.reshape(1, -1) for k, v in algorithm.broadcast(state).items()}
+    by_row(state, None, 1, x, algorithm, "init")
+    sent = by_row(algorithm.broadcast(state), None, 1, x, algorithm, "broadcast")
+    received = {k: v.reshape(1, -1) for k, v in sent.items()}
     client = algorithm.init_client(x.unsqueeze(0))
+    by_row(client, None, 1, x, algorithm, "init_client")
     one = x.new_ones((1, 1))
-    travels, _, _ = algorithm.message(algorithm.start(received, client), received, client, Effort(one, one))
+    start = algorithm.start(received, client)
+    by_row(start, None, 1, x, algorithm, "start")
+    travels, _, _ = algorithm.message(start, received, client, Effort(one, one))
+    by_row(travels, None, 1, x, algorithm, "message")
     return received, travels

@@ -16,6 +16,7 @@ from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.oracle import Oracle
 from fedsim.core.registry import Part
+from fedsim.core.returned import like, same_form
 from fedsim.core.types import BatchSize, Decay, Message, NonNegative, Positive, State, clip_norm
 
 _ONE_STEP = Work.model_validate(1)
@@ -87,8 +88,11 @@ class ClientHalf(Part, ABC):
     def step(self, oracle: Oracle, local: State, v: Tensor) -> State:
         """One step of the local solver along the direction `v`; what the solver remembers lies apart in `local`."""
         x, solver = local["x"], self.local_solver
-        x, state = solver.step(x, v, oracle.lr, of_solver(local) or solver.start(x))
-        return {**local, "x": x, **for_solver(state)}
+        v = like(v, x, self, "direction", "local_step")
+        before = of_solver(local) or solver.start(x)
+        after, state = solver.step(x, v, oracle.lr, before)
+        same_form(state, before, solver, "step")
+        return {**local, "x": like(after, x, solver, "step"), **for_solver(state)}
 
     @abstractmethod
     def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:

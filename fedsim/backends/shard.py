@@ -26,6 +26,7 @@ from fedsim.core.blame import blamed
 from fedsim.core.errors import FedsimError, RunError
 from fedsim.core.job import Contribution, Job
 from fedsim.core.oracle import Task
+from fedsim.core.returned import WrongFormError
 from fedsim.core.row_files import Place, Stored
 from fedsim.core.types import Message, State, agree
 from fedsim.graphs.mixing_matrix import MixingMatrix
@@ -95,9 +96,9 @@ class Guard:
         before = self.worker.store.gather(job.clients)
         try:
             return self.worker.run(job)
-        except Exception:
+        except Exception as error:
             self.worker.store.scatter(job.clients, before)
-            guilty = self._guilty(job, before)
+            guilty = {} if isinstance(error, WrongFormError) else self._guilty(job, before)  # that is no client's fault
             if not guilty:
                 raise  # only all together: out of memory, say
             if not self.drop:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedsim.core import rng
 from fedsim.core.arrays import Ints
+from fedsim.core.returned import formed
 from fedsim.core.types import Aggregate
 from fedsim.graphs.mixing_matrix import MixingMatrix, repeated
 from fedsim.messages.base import Arrived, Pipeline
@@ -84,7 +85,8 @@ class _Exchange:
             heard = heard.without(self._late(heard))
         if rule is None:
             return MixingMatrix(heard.matrix, self.matrix.device)(heard.values)
-        return rule.mix(heard)
+        values = heard.values
+        return formed(rule.mix(heard), (len(heard.own), values.shape[-1]), values.dtype, rule, "mix")
 
     def _late(self, heard: Heard) -> Ints:
         """Entries of those who come too late: of every receiver the same number, the attackers last."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Round
 from fedsim.core.arrays import Floats, Ints
+from fedsim.core.returned import same_form
 from fedsim.core.types import Aggregate, Message, State
 from fedsim.messages.base import Arrived
 
@@ -102,8 +103,13 @@ def finish(
     be many others.
     """
     if rows is None:
-        return algorithm.combine(state, messages, round, aggregate)
-    for k, v in algorithm.combine(some(state, rows), messages, round, aggregate).items():
+        after = algorithm.combine(state, messages, round, aggregate)
+        same_form(after, state, algorithm, "combine")
+        return after
+    before = some(state, rows)
+    after = algorithm.combine(before, messages, round, aggregate)
+    same_form(after, before, algorithm, "combine")
+    for k, v in after.items():
         state[k].index_copy_(0, rows, v)
     return state
 

@@ -19,6 +19,7 @@ from fedsim.clients.store import ClientStore
 from fedsim.core.arrays import Ints
 from fedsim.core.job import Job
 from fedsim.core.oracle import Plan, Task
+from fedsim.core.returned import by_row, same_form
 from fedsim.core.types import BatchSize, Message, State
 from fedsim.messages.base import SEPARATOR, Pipeline, check_names, own_rows
 
@@ -87,7 +88,8 @@ class Worker:
         job = replace(job, received=algorithm.receive(job.received, client))
         lr = self._column(algorithm.lr_at(job.rounds))
         m, most = len(job.clients), int(job.steps.max(initial=0))
-        local = {k: v.expand(m, -1) for k, v in algorithm.begin(job.received, client).items()}
+        local = by_row(algorithm.begin(job.received, client), None, m, self.initial, algorithm, "start")
+        local = {k: v.expand(m, -1) for k, v in local.items()}
         plan: Plan | None = None
         if most > 0:
             busy = int((job.steps > 0).sum())
@@ -107,7 +109,9 @@ class Worker:
                     local = {"x": local["x"].clone(memory_format=torch.contiguous_format)} if step == 0 else local
                     oracle.descend(local["x"])
                 else:
-                    local = algorithm.local_step(oracle, local, received, kept)
+                    stepped = algorithm.local_step(oracle, local, received, kept)
+                    same_form(stepped, local, algorithm, "local_step", "step", "direction")
+                    local = stepped
         return finished[0] if len(finished) == 1 else {k: torch.cat([f[k] for f in finished]) for k in finished[0]}
 
     def _finish(
@@ -127,6 +131,10 @@ class Worker:
         received = {k: v[rows] if v.dim() > 1 else v for k, v in job.received.items()}
         kept = {k: v[rows] for k, v in client.items()}
         travels, stays, after = algorithm.report({k: v[rows] for k, v in local.items()}, received, kept, effort)
+        m = len(steps)
+        by_row(travels, self.form, m, self.initial, algorithm, "message")
+        by_row(stays, None, m, self.initial, algorithm, "message")
+        by_row(after, client, m, self.initial, algorithm, "message")
         if self.pipeline.links:
             sent = Job(clients, job.rounds[rows], steps, received)
             travels = {k: v.expand(len(steps), -1) for k, v in travels.items()}

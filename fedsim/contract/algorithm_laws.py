@@ -12,6 +12,7 @@ from torch import Tensor
 from fedsim.algorithms.round import Effort, Report
 from fedsim.contract.bench import CLIENTS, DIMENSION, EVERYBODY, Bench, ExactOracle
 from fedsim.contract.tools import (
+    UNSEEDED,
     LawBrokenError,
     compare,
     copied,
@@ -63,9 +64,7 @@ def same_seed(bench: Bench) -> str:
     for seed in (1, 2):
         with global_seed(seed):
             runs.append(list(bench.simulate(EVERYBODY, ROUNDS, bench.noise)))
-    hint = (
-        "it draws from a global generator or keeps something between runs; draw from keys (fedsim.rng) and keep nothing"
-    )
+    hint = f"{UNSEEDED}, or keeps something between runs; draw from keys (fedsim.rng) and keep nothing"
     for (what, one), (_, other) in zip(*runs, strict=True):
         compare(f"two runs of the same seed: {what}", one, other, 0.0, hint)
     return "bit for bit"

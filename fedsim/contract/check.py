@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedsim.contract.tools import CheckResult, checked, part_of
+from fedsim.contract.tools import CheckResult, checked, explained, part_of
 from fedsim.core.errors import InputError, unknown
 from fedsim.core.registry import KINDS, load_object, names
 
@@ -61,8 +61,8 @@ def check(name: str, settings: Sequence[str] = (), kind: str | None = None) -> l
     module, _, function = promise.laws.partition(":")
     find = getattr(importlib.import_module(module), function)
     if promise.whole:
-        results: list[CheckResult] = find(name, list(settings))
-        return results
+        found: list[CheckResult] = find(name, list(settings))
+        return explained(found)
     part = part_of(kind, name, settings) if promise.made else load_object(name)
     laws: Laws = find(part)
     results = []
@@ -70,7 +70,7 @@ def check(name: str, settings: Sequence[str] = (), kind: str | None = None) -> l
         results.append(checked(law, test, type(part) if promise.made else None))
         if not results[0].passed:  # the others would say the same
             break
-    return results
+    return explained(results)
 
 
 def kind_of(name: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.contract.tools import LawBrokenError, compare, global_seed, same_from_yaml
+from fedsim.contract.tools import UNSEEDED, LawBrokenError, compare, global_seed, same_from_yaml
 from fedsim.core.types import State
 from fedsim.data.sets import Dataset, DatasetPart, Quadratic
 
@@ -84,7 +84,7 @@ def _seed(part: DatasetPart) -> str:
     for seed in (1, 2):
         with global_seed(seed):
             found.append(_tensors(_load(part)))
-    hint = "it draws from a global generator; draw from keys (fedsim.rng) and the seed that load gets"
+    hint = f"{UNSEEDED}; draw from keys (fedsim.rng) and the seed that load gets"
     compare("loaded twice with one seed: ", found[0], found[1], 0.0, hint)
     return "bit for bit"
 

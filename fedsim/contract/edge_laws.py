@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.contract.graph_rule_laws import N, heard_of, part_of
-from fedsim.contract.tools import LawBrokenError, compare, global_seed, unchanged
+from fedsim.contract.tools import UNSEEDED, LawBrokenError, compare, global_seed, unchanged
 from fedsim.core.arrays import Ints
 from fedsim.core.job import Contribution, RunFacts
 from fedsim.messages.attack import Attack
@@ -81,7 +81,7 @@ def _seed(part: Attackers) -> str:
     for seed in (1, 2):
         with global_seed(seed):
             found.append({"x": _messages(_told(part, 3)[1])})
-    hint = "it draws from a global generator; draw from keys (fedsim.rng)"
+    hint = f"{UNSEEDED}; draw from keys (fedsim.rng)"
     compare("two calls with the same messages", found[0], found[1], 0.0, hint)
     return "bit for bit"
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.contract.tools import LawBrokenError, compare, global_seed, same_from_yaml, unchanged
+from fedsim.contract.tools import UNSEEDED, LawBrokenError, compare, global_seed, same_from_yaml, unchanged
 from fedsim.core import rng
 from fedsim.core.arrays import Ints
 from fedsim.graphs.mixing import mixing_matrix
@@ -109,6 +109,6 @@ def _seed(rule: GraphRule) -> str:
     for seed in (1, 2):
         with global_seed(seed):
             found.append({"x": rule.mix(heard_of(6))})
-    hint = "it draws from a global generator; draw from keys (fedsim.rng)"
+    hint = f"{UNSEEDED}; draw from keys (fedsim.rng)"
     compare("two calls with the same messages", found[0], found[1], 0.0, hint)
     return "bit for bit"

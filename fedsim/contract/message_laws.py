@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from fedsim.contract.tools import LawBrokenError, compare, copied, global_seed, same_from_yaml, unchanged
+from fedsim.contract.tools import UNSEEDED, LawBrokenError, compare, copied, global_seed, same_from_yaml, unchanged
 from fedsim.core import rng
 from fedsim.core.job import Contribution, Job, RunFacts
 from fedsim.core.types import Message, State
@@ -20,7 +20,7 @@ M, D, ROUNDS, DRAWS = 13, 7, 3, 4000
 TOLERANCE = 1e-12
 RUN = RunFacts(5, M)
 ROWS_HINT = "a client's row depends on other rows, on their number or on their order; work row by row (dim=-1)"
-GLOBAL_HINT = "it draws from a global generator; draw from keys (fedsim.rng)"
+GLOBAL_HINT = f"{UNSEEDED}; draw from keys (fedsim.rng)"
 
 
 def transform_laws(part: MessageTransform) -> Mapping[str, Callable[[], str]]:

@@ -22,8 +22,13 @@ from fedsim.core.documents import Document, override
 from fedsim.core.errors import InputError, Problem
 from fedsim.core.fields import dump_part, keys_of, make_part
 from fedsim.core.registry import KINDS, load_object, lookup
+from fedsim.core.returned import WrongFormError
 from fedsim.core.types import State
 
+UNSEEDED = "it draws from a generator that the seed does not reach (a global one, or one of its own without a seed)"
+"""What a part does that gives other numbers in a second call, if it keeps nothing."""
+_SEEDED = "same seed"
+"""How the names of laws begin on which comparisons of two calls depend."""
 _SETTINGS = {"algorithm": " (inherit ServerAlgorithm or GossipAlgorithm)", "participation": ""}
 """Kinds of parts that are for a server or for a graph, and how one says it."""
 
@@ -35,10 +40,29 @@ class CheckResult:
     name: str
     passed: bool
     detail: str
+    differs: str | None = None
+    """Where two calls gave other numbers: what differs, without advice."""
 
 
 class LawBrokenError(Exception):
     """A law does not hold; the message says where and by how much."""
+
+
+class DiffersError(LawBrokenError):
+    """Two calls that should agree do not; `what` is the message without the advice."""
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(f"{what}; {advice}")
+        self.what = what
+
+
+def explained(results: Sequence[CheckResult]) -> list[CheckResult]:
+    """The same, where parts that give other numbers in every call get no other advice than to mend that."""
+    broken = next((r for r in results if r.name.startswith(_SEEDED) and not r.passed), None)
+    if broken is None:
+        return list(results)
+    follows = f"may follow from '{broken.name}', which has to hold first"
+    return [r if r is broken or r.differs is None else replace(r, detail=f"{r.differs}; {follows}") for r in results]
 
 
 def part_of(kind: str, name: str, settings: Sequence[str]) -> Any:
@@ -90,7 +114,9 @@ def checked(name: str, test: Callable[[], str], part: type[Any] | None = None) -
         if str(advised) != str(error):
             raise advised from None
         return CheckResult(name, False, f"{type(error).__name__}: {error} ({_where(error)})")
-    except LawBrokenError as broken:
+    except DiffersError as broken:
+        return CheckResult(name, False, str(broken), broken.what)
+    except (LawBrokenError, WrongFormError) as broken:
         return CheckResult(name, False, str(broken))
     except Exception as error:  # somebody's own code may fail in any way
         return CheckResult(name, False, f"{type(error).__name__}: {error} ({_where(error)})")
@@ -121,7 +147,7 @@ def compare(where: str, one: State, other: State, tolerance: float, hint: str) -
         largest = float(difference.max()) if difference.numel() else 0.0
         if largest > tolerance * max(float(v.abs().max()), max(START)):
             row = f" of client {int(difference.amax(-1).argmax())}" if v.dim() == 2 and len(v) == CLIENTS else ""
-            raise LawBrokenError(f"{where} '{key}'{row} differs by {largest:.1e}, allowed: {tolerance:g}; {hint}")
+            raise DiffersError(f"{where} '{key}'{row} differs by {largest:.1e}, allowed: {tolerance:g}", hint)
         worst = max(worst, largest)
     return worst
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import core_schema
 
 from fedsim.core.errors import InputError, Problem, nearest, unknown
@@ -240,7 +241,7 @@ _ALLOWED = {  # pydantic's error types in the words of a scenario
 def _allowed(item: Any, part: type[Any]) -> str:
     """``allowed: ...``, or a sentence that says all there is to say."""
     if item["type"] == "missing":
-        return "missing; this key is required"
+        return f"missing; this key is required{_wanted(part, item['loc'])}"
     if item["type"] == "extra_forbidden":
         return _unknown_key(item["loc"][-1], _nested_keys(part, item["loc"][0]))
     if item["type"] in _ALLOWED:
@@ -253,6 +254,45 @@ def _allowed(item: Any, part: type[Any]) -> str:
         options = re.findall(r"'([^']*)'", item["ctx"]["expected_tags"])
         return unknown(item["ctx"]["discriminator"].strip("'"), item["ctx"]["tag"], options)
     return str(item["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+
+
+def _wanted(part: type[Any], loc: tuple[Any, ...]) -> str:
+    """``; allowed: ...`` of a key of the part that is missing, or nothing where its type says nothing."""
+    try:
+        schema = fields_model(part).model_json_schema()
+    except PydanticInvalidForJsonSchema:
+        return ""
+    found = schema.get("properties", {}).get(loc[0]) if len(loc) == 1 else None
+    words = _in_words(found, schema.get("$defs", {})) if found else ""
+    return f"; allowed: {words}" if words else ""
+
+
+_KINDS = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
+_RANGES = {
+    "exclusiveMinimum": "greater than",
+    "minimum": "greater than or equal to",
+    "exclusiveMaximum": "less than",
+    "maximum": "less than or equal to",
+}
+
+
+def _in_words(schema: Mapping[str, Any], named: Mapping[str, Any]) -> str:
+    """The values that a JSON schema allows, in a few words; nothing where there are none for it."""
+    if "$ref" in schema:
+        return _in_words(named.get(str(schema["$ref"]).rpartition("/")[2], {}), named)
+    one_of = schema.get("anyOf") or schema.get("oneOf")
+    if one_of:
+        return " or ".join(dict.fromkeys(words for member in one_of if (words := _in_words(member, named))))
+    if "enum" in schema or "const" in schema:
+        return ", ".join(map(str, schema.get("enum", [schema.get("const")])))
+    kind = schema.get("type")
+    if kind == "array":
+        items = _in_words(schema.get("items", {}), named)
+        return f"a list (each {items})" if items else "a list"
+    if kind == "object":
+        return "a mapping"
+    ranges = " and ".join(f"{words} {schema[name]:g}" for name, words in _RANGES.items() if name in schema)
+    return f"{_KINDS.get(str(kind), '')} {ranges}".strip()
 
 
 def _sentence(found: Any, messages: list[str]) -> str:

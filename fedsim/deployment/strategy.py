@@ -20,7 +20,9 @@ from fedsim.core.arrays import Floats
 from fedsim.core.errors import InputError
 from fedsim.core.fields import part_from
 from fedsim.core.job import Contribution, RunFacts
+from fedsim.core.returned import aggregating
 from fedsim.core.types import State
+from fedsim.messages.aggregators import COMBINES
 
 _CLIENT_HALF = ("init_client", "broadcast", "start", "local_step", "direction", "gradient", "message")
 
@@ -90,6 +92,7 @@ def make_strategy(algorithm: Mapping[str, Any], aggregator: Mapping[str, Any] | 
                 return ArrayRecord({k: Array(v) for k, v in self.received.items()}), metrics
             info, facts = describe(part, cohort, event), RunFacts(cohort.seed, len(contents))
             aggregate, self.rule = combine_with.bind_in(messages, weights, self.rule, event, facts)
+            aggregate = aggregating(aggregate, None, combine_with, *COMBINES)
             self.state = finish(part, self.state, messages, info, aggregate)
             made = _parted(self.state["x"], self.received, names)
             for k in set(self.received) - set(names):

@@ -234,7 +234,9 @@ def _check_rule(s: Scenario, network: Network, run: RunFacts) -> None:
             except InputError as error:
                 (problem,) = error.problems
                 found = f"node {node} has its own message and hears {hears}: {problem.message}"
-                raise InputError(f"{found}; allowed: a smaller number, or more neighbours", problem.key) from None
+                most = rule.most(int(mixing.hears[node]), late=late > 0)
+                fewer = "another rule" if most is None else f"at most {most}"
+                raise InputError(f"{found}; allowed: {fewer}, or more neighbours", problem.key) from None
 
 
 def _supervised(

@@ -20,9 +20,11 @@ from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import RunError
 from fedsim.core.job import Job
 from fedsim.core.oracle import Task
+from fedsim.core.returned import aggregating, same_form
 from fedsim.core.row_files import RowStream
 from fedsim.core.types import Message, State, agree, message_bytes
 from fedsim.engine.assembly import Assembly
+from fedsim.messages.aggregators import COMBINES
 from fedsim.messages.base import SEPARATOR
 from fedsim.participation.base import Arrival, Dispatch
 from fedsim.scenario.sections import Scenario
@@ -116,7 +118,10 @@ class RunState(ABC):
     def _start(self, event: Dispatch, received: Message) -> Message:
         """Write down what will be released, and have the clients start."""
         if len(event.clients):
-            received = self.assembly.privacy.enter(event.clients, event.rounds, event.steps, received)
+            private = self.assembly.privacy
+            sent = private.enter(event.clients, event.rounds, event.steps, received)
+            same_form(sent, received, private, "broadcast")
+            received = sent
             self.backend.dispatch(Job(event.clients, event.rounds, event.steps, received, event.jobs, event.elapsed))
         return received
 
@@ -180,7 +185,11 @@ class ServerState(RunState):
         assert info.weights is not None
         weights = info.weights.squeeze(-1)
         aggregate, self.rule = self.aggregator.bind_in(messages, weights, self.rule, event, pipeline.run)
-        aggregate = self.assembly.privacy.aggregate(info, self.values, messages, aggregate)
+        aggregate = aggregating(aggregate, None, self.aggregator, *COMBINES)
+        private = self.assembly.privacy
+        if private.claims:
+            aggregate = private.aggregate(info, self.values, messages, aggregate)
+            aggregate = aggregating(aggregate, None, private, "aggregate")
         self.values = finish(self.algorithm, self.values, messages, info, aggregate)
         return Combined(everything, size)
 
@@ -240,7 +249,11 @@ class GraphState(RunState):
         info = describe(self.algorithm, self.task, event)
         size = self._bytes(messages, event.number == 1)
         mixed = self.mixing.round(event.mixing, event.clients, self.assembly.pipeline, event)
-        aggregate = self.assembly.privacy.aggregate(info, self.values, messages, mixed)
+        aggregate, private = mixed, self.assembly.privacy
+        if private.claims:
+            aggregate = private.aggregate(info, self.values, messages, mixed)
+            if aggregate is not mixed:
+                aggregate = aggregating(aggregate, len(event.clients), private, "aggregate")
         self.values = finish(self.algorithm, self.values, messages, info, aggregate, self._rows(event.clients))
         return Combined(event, size)
 

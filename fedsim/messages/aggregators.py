@@ -13,6 +13,9 @@ from fedsim.core.registry import Part, register
 from fedsim.core.types import Aggregate, Message, State
 from fedsim.messages.base import Arrived
 
+COMBINES = ("__call__", "bind", "bind_in", "decide")
+"""Methods of a rule one of which makes what it hands back."""
+
 
 class Aggregator(Part):
     """What a server does with the cohort's messages.

@@ -17,6 +17,7 @@ from torch import Tensor
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
 from fedsim.core.job import Job, RunFacts
+from fedsim.core.returned import formed, like
 from fedsim.core.types import Count, Message, State
 from fedsim.messages.attackers import Attackers
 from fedsim.messages.base import Arrived
@@ -96,7 +97,9 @@ class Attack(Attackers):
             if v.shape[-1] > 1:
                 whole = v[torch.arange(len(evil), device=v.device)]
                 own, honest = (torch.as_tensor(i, device=v.device) for i in (rows, others))
-                arrives[k] = whole.index_copy(0, own, self.messages(whole[honest], whole[own], k, arrived, run))
+                mine = whole[own]
+                sent = like(self.messages(whole[honest], mine, k, arrived, run), mine, self, "messages")
+                arrives[k] = whole.index_copy(0, own, sent)
         return arrives
 
     def _at_clients(self, run: RunFacts) -> bool:
@@ -111,7 +114,8 @@ class Attack(Attackers):
             if v.shape[-1] > 1:
                 whole = v[torch.arange(len(of.clients), device=v.device)]
                 index = torch.as_tensor(rows, device=v.device)
-                sent = self.alone(whole[index], k, of.clients[rows], of.rounds[rows], run)
+                own = whole[index]
+                sent = like(self.alone(own, k, of.clients[rows], of.rounds[rows], run), own, self, "alone")
                 changed[k] = whole.index_copy(0, index, sent)
         return changed
 
@@ -123,7 +127,9 @@ class Attack(Attackers):
         entries = np.flatnonzero(np.isin(heard.senders, attackers))
         if arrived.number < self.start or not len(entries):
             return heard
-        return heard.told(entries, self.said(heard, entries, arrived, run))
+        values, told = heard.values, self.said(heard, entries, arrived, run)
+        shape = (len(entries), values.shape[-1])
+        return heard.told(entries, formed(told, shape, values.dtype, self, "said", "alone", "messages"))
 
     def said(self, heard: Heard, entries: Ints, arrived: Arrived, run: RunFacts) -> Tensor:
         """What is heard over the links that are `entries` of the matrix, all of attackers, ``[p, d]``."""
@@ -133,7 +139,8 @@ class Attack(Attackers):
             return self.alone(taken(heard, heard.matrix.indices[entries]), key, who, rounds, run)
         if self.knowledge == "all":
             honest, evil = present(heard, self.attacking(run))
-            told = self.messages(taken(heard, honest), taken(heard, evil), key, arrived, run)
+            own = taken(heard, evil)
+            told = like(self.messages(taken(heard, honest), own, key, arrived, run), own, self, "messages")
             place = np.searchsorted(heard.nodes[evil], heard.senders[entries])
             return told[torch.as_tensor(place, device=told.device)]
         said = heard.values.new_empty((len(entries), heard.values.shape[-1]))
@@ -141,7 +148,8 @@ class Attack(Attackers):
         for row in np.unique(rows).tolist():
             mine = np.flatnonzero(rows == row)
             target = Target.of(heard, row, entries[mine], self.attacking(run))
-            said[torch.as_tensor(mine, device=said.device)] = self.tell(target, key, arrived, run)
+            told = like(self.tell(target, key, arrived, run), target.evil, self, "tell", "messages")
+            said[torch.as_tensor(mine, device=said.device)] = told
         return said
 
     def tell(self, target: Target, key: str, arrived: Arrived, run: RunFacts) -> Tensor:

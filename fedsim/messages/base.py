@@ -19,6 +19,7 @@ from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
 from fedsim.core.job import Job, RunFacts
 from fedsim.core.registry import Part
+from fedsim.core.returned import same_form
 from fedsim.core.types import Message, State, message_bytes
 from fedsim.messages.heard import Heard
 
@@ -46,6 +47,8 @@ class MessageTransform(Part, ABC):
     ``run.seed``, the client and the round, and works row by row: then shards, chunks and resumed runs agree.
     """
 
+    keeps_form: ClassVar[bool] = True
+    """Whether `send` gives vectors of the form that it got; not where it gives the bytes that travel."""
     keeps_idle: ClassVar[bool] = False
     """Whether a node of a graph that did no local work remembers what it sent all the same."""
 
@@ -124,8 +127,11 @@ class Pipeline:
         for i, link in enumerate(self.links):
             prefix = f"{i}{SEPARATOR}"
             mine = {k.removeprefix(prefix): v for k, v in kept.items() if k.startswith(prefix)}
-            message, mine = link.send(message, mine, job, self.run)
-            after |= {prefix + k: v for k, v in mine.items()}
+            sent, now = link.send(message, mine, job, self.run)
+            if link.keeps_form:
+                same_form(sent, message, link, "send")
+            message = sent
+            after |= {prefix + k: v for k, v in same_form(now, mine, link, "send").items()}
         return message, after
 
     def idle(self, kept: State) -> State:
@@ -136,7 +142,9 @@ class Pipeline:
     def receive(self, message: Message, arrived: Arrived) -> Message:
         """What a server combines."""
         for link in self.links:
-            message = link.receive(message, arrived, self.run)
+            combined = link.receive(message, arrived, self.run)
+            same_form(combined, message, link, "receive")
+            message = combined
         return message
 
     def attackers(self) -> Ints:

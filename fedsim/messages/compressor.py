@@ -25,6 +25,7 @@ from torch import Tensor
 from fedsim.core import rng
 from fedsim.core.errors import InputError
 from fedsim.core.job import Job, RunFacts
+from fedsim.core.returned import like
 from fedsim.core.types import Message, State
 from fedsim.messages.wire import Packing
 
@@ -154,7 +155,7 @@ class Compressor(Packing):
 
     def _seen(self, v: Tensor, u: Tensor, seen: list[Tensor]) -> Tensor:
         seen.append(v)
-        return self(v, u)
+        return like(self(v, u), v, self, "__call__")
 
     def vector_bytes(self, v: Tensor, round: int) -> int:
         return -(-self.bits(v.shape[-1], 8 * v.element_size()) // 8)

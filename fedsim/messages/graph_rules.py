@@ -15,8 +15,9 @@ from fedsim.core.arrays import Ints
 from fedsim.core.crew import each
 from fedsim.core.errors import InputError
 from fedsim.core.job import Contribution
+from fedsim.core.returned import formed
 from fedsim.core.types import Aggregate, Message, State
-from fedsim.messages.aggregators import Aggregator
+from fedsim.messages.aggregators import COMBINES, Aggregator
 from fedsim.messages.heard import Heard, Near
 
 
@@ -53,6 +54,24 @@ class GraphRule(Aggregator):
         found = getattr(self, "f", None)
         return found if isinstance(found, int) else None
 
+    def most(self, degree: int, late: bool = False) -> int | None:
+        """The largest f with which it can do something at a node with so many neighbours; None: there is none.
+
+        With `late` it does not wait for f of them.
+        """
+        for f in range(self.tolerated or 0, -1, -1):
+            try:
+                self.tolerating(f).check(max(degree - (f if late else 0), 0))
+            except InputError:
+                continue
+            return f if self.tolerated is not None else None
+        return None
+
+    def tolerating(self, f: int) -> GraphRule:
+        """The rule that is to tolerate that many, where it has such a number."""
+        changed: Any = self
+        return cast(GraphRule, replace(changed, f=f)) if self.tolerated is not None else self
+
     def mix(self, heard: Heard) -> Tensor:
         """What every receiver makes of what it hears, ``[m, d]``: a new tensor."""
         values = heard.values
@@ -61,7 +80,8 @@ class GraphRule(Aggregator):
 
         def some(part: tuple[Ints, Near]) -> None:
             rows, near = part
-            result[torch.as_tensor(rows, device=values.device)] = self.combine(near).to(values.dtype)
+            made = formed(self.combine(near), (len(rows), values.shape[-1]), None, self, "combine")
+            result[torch.as_tensor(rows, device=values.device)] = made.to(values.dtype)
 
         if values.device.type == "cpu":
             each([lambda part=part: some(part) for part in parts])  # type: ignore[misc]
@@ -87,6 +107,10 @@ class EachNode(GraphRule):
         found = getattr(self.rule, "f", None)
         return found if isinstance(found, int) else None
 
+    def tolerating(self, f: int) -> GraphRule:
+        changed: Any = self.rule
+        return self if self.tolerated is None else EachNode(cast(Aggregator, replace(changed, f=f)))
+
     def check(self, degree: int) -> None:
         why = self.rule.needs(degree + 1)
         if why is not None:
@@ -103,7 +127,8 @@ class EachNode(GraphRule):
             arrived = Contribution(heard.round, near.numbers[row], heard.round * one, one)
             seed = int(rng.key(heard.run.seed, "at node", node, heard.exchange)[0]) >> 1
             found, _ = rule.bind_in({"values": values[row]}, weights, {}, arrived, replace(heard.run, seed=seed))
-            result[row] = found(values[row])
+            made = found(values[row])
+            result[row] = formed(made, result.shape[1:], None, rule, *COMBINES)
         return result
 
     def _without(self, lost: int) -> Aggregator:

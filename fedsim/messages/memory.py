@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.job import Job, RunFacts
+from fedsim.core.returned import like as as_given
 from fedsim.core.types import Message, State
 from fedsim.messages.compressor import Compressor, Remembers, fed_back
 from fedsim.messages.compressors import Whole
@@ -70,7 +71,11 @@ class OwnCompressor(Packing):
 
             def compress(change: Tensor, u: Tensor = u, seen: list[Tensor] = seen) -> Tensor:
                 seen.append(change)
-                return self._first_whole(change, self._divided(self.compressor(change, u)), job)
+                return self._first_whole(
+                    change,
+                    self._divided(as_given(self.compressor(change, u), change, self.compressor, "__call__")),
+                    job,
+                )
 
             if self._exact:
                 seen.append(v)

@@ -23,11 +23,12 @@ from torch import Tensor
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.job import Contribution, RunFacts
 from fedsim.core.registry import register
+from fedsim.core.returned import formed
 from fedsim.core.types import Aggregate, Message, State
 from fedsim.messages.aggregators import Aggregator
 from fedsim.messages.base import Arrived
 from fedsim.messages.distances import RowMap, Table, by_columns, finite, table
-from fedsim.messages.pre import PreAggregations
+from fedsim.messages.pre import PreAggregation, PreAggregations
 
 Attackers = Annotated[int, Field(ge=0)]
 """How many of a round's messages a rule is told to tolerate; it is not how many attackers there are."""
@@ -177,9 +178,14 @@ class RobustRule(Aggregator):
         rows = table(wide if not lost else [v[left] for v in wide])
         f, maps = max(self.faults(m) - lost, 0), list[RowMap]()
         for part in self.pre or ():
-            change = part.change(rows, part.faults(f, lost), arrived, run)
+            change = _looked_at(part, part.rows(len(rows)), part.change(rows, part.faults(f, lost), arrived, run))
             rows, maps = rows.mapped(change), [*maps, change]
         return Ready(rows, f, Turn(arrived, run, left), lost > 0, tuple(maps))
+
+
+def _looked_at(part: PreAggregation, m: int, change: RowMap) -> RowMap:
+    """The `change` of a part that makes m rows, whose results are looked at."""
+    return lambda values, vector: formed(change(values, vector), (m, values.shape[-1]), values.dtype, part, "change")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -64,6 +65,7 @@ class Packing(MessageTransform):
 class Wired(MessageTransform):
     """A compressing link at a client of a deployment: what it gives is what travels."""
 
+    keeps_form: ClassVar[bool] = False
     link: Packing
 
     def check(self, form: Message, run: RunFacts) -> None:

@@ -36,6 +36,7 @@ from fedsim.core.job import Job, RunFacts
 from fedsim.core.metrics import Metric, metric
 from fedsim.core.oracle import Answers, Plan, Task
 from fedsim.core.registry import Part
+from fedsim.core.returned import same_form
 from fedsim.core.types import Aggregate, BatchSize, Message, NonNegative, Positive, State
 from fedsim.messages.base import MessageTransform
 from fedsim.participation.base import Setting
@@ -342,7 +343,7 @@ class _Outgoing(MessageTransform):
     bound: Bound
 
     def send(self, message: Message, kept: State, job: Job, run: RunFacts) -> tuple[Message, State]:
-        return self.bound.outgoing(message, job), kept
+        return dict(same_form(self.bound.outgoing(message, job), message, self.bound, "outgoing")), kept
 
     def draw_from(self, word: int) -> None:
         self.bound.draw_from(word)

@@ -132,7 +132,8 @@ def _merges(s: Scenario) -> Iterator[Problem]:
     if rule_of(s.aggregator) is not None:
         yield Problem(f"a merge is a plain mean, which '{rule}' would not protect; {message}", asked)
     if s.attack is not None:
-        yield Problem(f"a merge would average attackers' models, too; {message}", asked)
+        found = f"found beside the attack '{s.names['attack']}'"
+        yield Problem(f"{found}, but a merge would average attackers' models, too; {message}", asked)
     if s.privacy is not None:
         yield Problem(
             f"a merge shows models to all nodes, which '{s.names['privacy']}' does not count; {message}", asked

@@ -171,8 +171,14 @@ def test_every_kind_with_a_base_is_told_apart() -> None:
     "name,words",
     [
         ("top_k", "k: found neither 'k' nor 'fraction', allowed: one of the two; give --set k=..."),
-        ("sign_flip", "attackers: missing; this key is required; give --set attackers=..."),
-        ("fedbuff", "buffer: missing; this key is required; give --set buffer=..."),
+        (
+            "sign_flip",
+            "attackers: missing; this key is required; allowed: a whole number greater than or equal to 0 or a number",
+        ),
+        (
+            "fedbuff",
+            "buffer: missing; this key is required; allowed: a whole number greater than 0; give --set buffer=",
+        ),
     ],
 )
 def test_a_part_that_lacks_keys_says_how_to_give_them(name: str, words: str) -> None:

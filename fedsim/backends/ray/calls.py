@@ -26,6 +26,7 @@ from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import RunError
 from fedsim.core.oracle import Task
+from fedsim.core.returned import WrongFormError
 from fedsim.core.row_files import Stored, TensorFile
 
 _LOG_BYTES = 2**27
@@ -154,6 +155,8 @@ class Shards:
                 cause = error.cause
                 if isinstance(cause, ClientError):
                     raise RunError(_named(cause)) from None
+                if isinstance(cause, WrongFormError):
+                    raise cause from None
                 if isinstance(cause, exceptions.RayError):
                     self.cluster.check_alive()
                     raise LostError(str(cause)) from None
