@@ -177,7 +177,7 @@ def test_every_kind_with_a_base_is_told_apart() -> None:
         ),
         (
             "fedbuff",
-            "buffer: missing; this key is required; allowed: a whole number greater than 0; give --set buffer=",
+            "buffer: missing; this key is required; allowed: a whole number greater than 0",
         ),
     ],
 )
