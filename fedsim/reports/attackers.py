@@ -13,12 +13,13 @@ import numpy as np
 from fedsim.core.metrics import Metric
 from fedsim.engine.attackers import FILE
 from fedsim.figures.curves import INK, style
-from fedsim.figures.html import heading, inline_svg, paragraph
+from fedsim.figures.html import heading, inline_svg, paragraph, table
 from fedsim.reports.groups import Group, Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_FACTS = ("f", "delta_max", "honest_gap", "connected", "within_bound")
 _FEWEST = 2  # different gaps
 _COLUMNS = 3
 _MARKERS = "os^DvP"
@@ -37,7 +38,13 @@ class _Point:
 
 
 def attackers(groups: Sequence[Group], shown: Sequence[Metric], save: Callable[[str, Figure], bytes]) -> list[object]:
-    """A section of a page: a panel per attack, a colour per rule, a marker per placement; none without attackers."""
+    """A section of a page: who attacks, then a panel per attack, a colour per rule, a marker per placement; nothing
+    without attackers."""
+    who = _table(groups)
+    return [heading(2, "Attackers"), *who, *_figure(groups, shown, save)] if who else []
+
+
+def _figure(groups: Sequence[Group], shown: Sequence[Metric], save: Callable[[str, Figure], bytes]) -> list[object]:
     quality = next((m for m in shown if m.figure == "gossip" and m.larger_is_better), None)
     if quality is None:
         return []
@@ -52,7 +59,37 @@ def attackers(groups: Sequence[Group], shown: Sequence[Metric], save: Callable[[
         "home, the mean over the seeds; 0 where the honest nodes are not connected."
     )
     said = f"{quality.words} of honest nodes against the honest gap, {len({p.attack for p in points})} attacks"
-    return [heading(2, "Attackers"), paragraph(lead, soft=True), inline_svg(figure, "attackers", said)]
+    return [paragraph(lead, soft=True), inline_svg(figure, "attackers", said)]
+
+
+def _table(groups: Sequence[Group]) -> list[object]:
+    """Who attacks in a group's first run and what its rule is up against; nothing where nobody does."""
+    rows = []
+    for group in groups:
+        run = group.runs[0]
+        found = _record(run)
+        if found is None or not found.get("attackers"):
+            continue
+        rule = run.value("aggregator.name") or "mean"
+        rows.append(
+            [group.label, ", ".join(map(str, found["attackers"])), str(found.get("name")), str(rule)]
+            + [_said(found.get(key)) for key in _FACTS]
+        )
+    if not rows:
+        return []
+    lead = (
+        "Losses, accuracies and distances of these runs are over honest clients and nodes alone; costs count "
+        "everybody. "
+        "A group's attackers are those of its first run. A dash: the rule has no number f, or there is no graph."
+    )
+    header = ["group", "attackers", "attack", "rule", *(key.replace("_", " ") for key in _FACTS)]
+    return [table(header, rows, text=(0, 1, 2, 3)), paragraph(lead, soft=True)]
+
+
+def _said(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "\N{EN DASH}" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _point(group: Group, quality: str) -> _Point | None:

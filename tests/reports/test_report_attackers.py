@@ -52,6 +52,15 @@ def test_its_numbers_are_those_of_the_files(runs: list[Path]) -> None:
         assert (point.rule, point.placement) == ("mean", "given")
 
 
+def test_a_single_run_says_who_attacks(runs: list[Path], tmp_path: Path) -> None:
+    text = Path(fedsim.report(runs[:1], out=tmp_path / "report.html")).read_text(encoding="utf-8")
+    found = json.loads((runs[0] / "attack.json").read_text())
+    assert "Attackers</h2>" in text
+    for cell in ("dissensus", "mean", f"{found['delta_max']:.4g}", f"{found['honest_gap']:.4g}", "yes"):
+        assert f">{cell}</td>" in text
+    assert "over honest clients and nodes alone" in text
+
+
 def test_no_figure_without_attackers(tmp_path: Path) -> None:
     found = []
     for graph in ("ring", "complete"):
