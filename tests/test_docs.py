@@ -223,7 +223,7 @@ _GOOD: dict[str, list[tuple[str, list[str]]]] = {
     "compressor": [("top_k", ["k=2"])], "attack": [("sign_flip", ["attackers=2"])],
     "participation": [("synchronous", [])], "privacy": [("local_dp", ["clip_norm=1.0"])],
     "dataset": [("synthetic", ["alpha=0.5", "beta=0.5"])],
-    "backend": [("fedsim.backends.in_process:Vectorized", [])],
+    "partition": [("iid", [])], "backend": [("fedsim.backends.in_process:Vectorized", [])],
 }  # fmt: skip
 """A part of each kind that has laws."""
 
