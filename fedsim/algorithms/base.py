@@ -271,7 +271,22 @@ __all__ = [
 
 def one_message(algorithm: Algorithm, task: Task, gossip: bool) -> tuple[Message, Message]:
     """What one client receives and what crosses the network from it (of zero work, which has the same form): rows."""
+    received, travels, _ = _of_model(algorithm, task.initial(), gossip)
+    return received, travels
+
+
+def numbers_of(algorithm: Algorithm, task: Task, gossip: bool) -> tuple[str, ...]:
+    """Names of what is one number per client in a message, and in what stays with the server of it.
+
+    The form for a model of one parameter does not tell, so that a model of two takes its place.
+    """
     x = task.initial()
+    _, travels, stays = _of_model(algorithm, x.repeat(2) if len(x) == 1 else x, gossip)
+    return tuple(k for k, v in {**stays, **travels}.items() if v.shape[-1] == 1)
+
+
+def _of_model(algorithm: Algorithm, x: Tensor, gossip: bool) -> tuple[Message, Message, Message]:
+    """What is received, what travels, and what else is said of the work, of one client with the model `x`."""
     state = algorithm.init(x.unsqueeze(0) if gossip else x)
     by_row(state, None, 1, x, algorithm, "init")
     sent = by_row(algorithm.broadcast(state), None, 1, x, algorithm, "broadcast")
@@ -281,6 +296,6 @@ def one_message(algorithm: Algorithm, task: Task, gossip: bool) -> tuple[Message
     one = x.new_ones((1, 1))
     start = algorithm.start(received, client)
     by_row(start, None, 1, x, algorithm, "start")
-    travels, _, _ = algorithm.message(start, received, client, Effort(one, one))
+    travels, stays, _ = algorithm.message(start, received, client, Effort(one, one))
     by_row(travels, None, 1, x, algorithm, "message")
-    return received, travels
+    return received, travels, stays

@@ -17,6 +17,7 @@ from fedsim.core.job import Contribution, RunFacts
 from fedsim.core.types import Message, State
 from fedsim.messages.aggregators import Aggregator
 from fedsim.messages.graph_rules import GraphRule
+from fedsim.messages.vectors import vectors
 
 _MOST, _SETTLED, _FAR = 500, 1000, 1e6
 
@@ -130,9 +131,8 @@ def _attackers(bench: _Bench) -> str:
     evil = bench.spared()[:count]
     messages = bench.messages(6)
     largest = max(float(v.abs().max()) for v in messages.values())
-    for v in messages.values():
-        if v.shape[-1] > 1:
-            v[evil] = _FAR * torch.arange(1.0, v.shape[-1] + 1, dtype=v.dtype)
+    for v in (messages[k] for k in vectors(messages)):
+        v[evil] = _FAR * torch.arange(1.0, v.shape[-1] + 1, dtype=v.dtype)
     aggregate, _ = bench.bound(messages)
     worst = max(float(aggregate(v).abs().max()) for v in messages.values())
     if count and worst > 10 * largest:

@@ -59,6 +59,8 @@ class RunFacts:
     """Whether clients' rounds are counts of their own jobs, not those of the server."""
     links: Ints | None = field(default=None, compare=False)
     """Of a graph the links ``[E, 2]`` (of graphs that take turns those of the first); None: there is a server."""
+    numbers: tuple[str, ...] = ()
+    """Names in a message of what is one number per client, however many parameters the model has."""
 
     @property
     def honest(self) -> Ints | None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedsim.algorithms.base import Algorithm, GossipAlgorithm, one_message
+from fedsim.algorithms.base import Algorithm, GossipAlgorithm, numbers_of, one_message
 from fedsim.clients.mixing import Mixing
 from fedsim.clients.store import ClientStore
 from fedsim.clients.worker import Worker
@@ -182,6 +182,7 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
         _check_rule(s, network, facts)
     durations = None
     sent = one_message(s.algorithm, task, gossip=network is not None)[1]
+    facts = replace(facts, numbers=numbers_of(s.algorithm, task, gossip=network is not None))
     transforms = Pipeline(s.transforms, facts)
     transforms.check(sent)
     if network is not None:

@@ -14,6 +14,7 @@ from fedsim.core.job import RunFacts
 from fedsim.core.oracle import Task
 from fedsim.graphs.honest import HonestGraph, check_connected, honest_graph
 from fedsim.graphs.network import Network
+from fedsim.messages.attack import Attack
 from fedsim.messages.attackers import Attackers
 from fedsim.messages.poison import Poison
 from fedsim.participation.synchronous import Synchronous
@@ -107,6 +108,7 @@ def record(s: Scenario, run: RunFacts, network: Network | None) -> dict[str, Any
     return {
         "attackers": attackers,
         "name": s.names["attack"],
+        "start": s.attack.start if isinstance(s.attack, Attack) else 1,
         "f": f,
         "delta_max": None if honest is None else honest.delta_max,
         "honest_gap": None if honest is None else honest.gap,

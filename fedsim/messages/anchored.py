@@ -16,7 +16,8 @@ from fedsim.core.registry import register
 from fedsim.core.types import Aggregate, Count, Message, Positive, State
 from fedsim.messages.base import Arrived
 from fedsim.messages.distances import Table, by_columns, cosines, moved, norms
-from fedsim.messages.robust import Combine, RobustRule, Turn, massed, median, vectors
+from fedsim.messages.robust import Combine, RobustRule, Turn, compared, massed, median
+from fedsim.messages.vectors import is_vector, vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class CenteredClipping(RobustRule):
         return (m - 1) // 2
 
     def fresh(self, form: Message) -> State:
-        return {k: torch.zeros_like(form[k]) for k in vectors(form)}
+        return {k: torch.zeros_like(form[k]) for k in vectors(form) or form}
 
     def decide(self, rows: Table, f: int, turn: Turn) -> Combine:
         """Without a past: from 0."""
@@ -72,7 +73,7 @@ class CenteredClipping(RobustRule):
     def bind_in(
         self, messages: Message, weights: Tensor, state: State, arrived: Arrived, run: RunFacts
     ) -> tuple[Aggregate, State]:
-        names = vectors(messages)
+        names = compared(messages, run)
         ready = self.ready([messages[k][:] for k in names], arrived, run)
         if ready is None:
             return super().bind_in(messages, weights, state, arrived, run)
@@ -84,7 +85,7 @@ class CenteredClipping(RobustRule):
             name = next((k for k in names if messages[k] is values), None)
             if name is not None:
                 return massed(mass, found[name])
-            vector = values.shape[-1] > 1 or len(names) == len(messages)
+            vector = is_vector(values, messages, names)
             rows, _ = ready.kept(values[:], None)
 
             def combine(part: Tensor) -> Tensor:
@@ -93,7 +94,7 @@ class CenteredClipping(RobustRule):
 
             return massed(mass, by_columns(combine, rows))
 
-        return aggregate, {k: v.unsqueeze(0) for k, v in found.items()}
+        return aggregate, {**state, **{k: v.unsqueeze(0) for k, v in found.items()}}
 
     def _steps(self, rows: Table, v: list[Tensor]) -> tuple[_Clipped, list[Tensor]]:
         """All steps of a round from `v`, a ``[d_k]`` per tensor, and where they lead."""

@@ -23,6 +23,7 @@ from fedsim.messages.attackers import Attackers
 from fedsim.messages.base import Arrived
 from fedsim.messages.heard import Heard
 from fedsim.messages.target import Target, present, taken
+from fedsim.messages.vectors import vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +94,13 @@ class Attack(Attackers):
             return message  # where no honest message has come, attackers send their own
         others = others[np.argsort(arrived.clients[others], kind="stable")]
         arrives = dict(message)
-        for k, v in message.items():
-            if v.shape[-1] > 1:
-                whole = v[torch.arange(len(evil), device=v.device)]
-                own, honest = (torch.as_tensor(i, device=v.device) for i in (rows, others))
-                mine = whole[own]
-                sent = like(self.messages(whole[honest], mine, k, arrived, run), mine, self, "messages")
-                arrives[k] = whole.index_copy(0, own, sent)
+        for k in vectors(message, run.numbers):
+            v = message[k]
+            whole = v[torch.arange(len(evil), device=v.device)]
+            own, honest = (torch.as_tensor(i, device=v.device) for i in (rows, others))
+            mine = whole[own]
+            sent = like(self.messages(whole[honest], mine, k, arrived, run), mine, self, "messages")
+            arrives[k] = whole.index_copy(0, own, sent)
         return arrives
 
     def _at_clients(self, run: RunFacts) -> bool:
@@ -110,13 +111,13 @@ class Attack(Attackers):
         if not len(rows):
             return message
         changed = dict(message)
-        for k, v in message.items():
-            if v.shape[-1] > 1:
-                whole = v[torch.arange(len(of.clients), device=v.device)]
-                index = torch.as_tensor(rows, device=v.device)
-                own = whole[index]
-                sent = like(self.alone(own, k, of.clients[rows], of.rounds[rows], run), own, self, "alone")
-                changed[k] = whole.index_copy(0, index, sent)
+        for k in vectors(message, run.numbers):
+            v = message[k]
+            whole = v[torch.arange(len(of.clients), device=v.device)]
+            index = torch.as_tensor(rows, device=v.device)
+            own = whole[index]
+            sent = like(self.alone(own, k, of.clients[rows], of.rounds[rows], run), own, self, "alone")
+            changed[k] = whole.index_copy(0, index, sent)
         return changed
 
     # --- on a graph ---------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ tolerate is a key of the rule, and neither is derived from the other.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -39,6 +39,8 @@ class Attackers(MessageTransform):
         up by degree.
     allow_disconnected : run although the honest nodes of the graph are not connected without the attackers.
     """
+
+    vectors_only: ClassVar[bool] = True
 
     attackers: Number | Share | list[int]
     placement: Placement = "random"

@@ -22,9 +22,7 @@ from fedsim.core.registry import Part
 from fedsim.core.returned import same_form
 from fedsim.core.types import Message, State, message_bytes
 from fedsim.messages.heard import Heard
-
-SEPARATOR = "."
-"""Between a link's number and the name of a row that it keeps at a client: algorithms' own names have none."""
+from fedsim.messages.vectors import SEPARATOR
 
 
 class Arrived(Protocol):
@@ -51,6 +49,8 @@ class MessageTransform(Part, ABC):
     """Whether `send` gives vectors of the form that it got; not where it gives the bytes that travel."""
     keeps_idle: ClassVar[bool] = False
     """Whether a node of a graph that did no local work remembers what it sent all the same."""
+    vectors_only: ClassVar[bool] = False
+    """Whether it gets messages without what is one number per client, which stays as it is."""
 
     @property
     def everyone(self) -> str | None:
@@ -113,12 +113,22 @@ class Pipeline:
     def check(self, form: Message) -> None:
         """Raise InputError where a link does not fit what clients send."""
         for link in self.links:
-            link.check(form, self.run)
+            link.check(self.given(link, form), self.run)
 
     def fresh(self, form: Message) -> State:
         """What a client keeps for all links before its first round."""
         return {
-            f"{i}{SEPARATOR}{name}": row for i, link in enumerate(self.links) for name, row in link.fresh(form).items()
+            f"{i}{SEPARATOR}{name}": row
+            for i, link in enumerate(self.links)
+            for name, row in link.fresh(self.given(link, form)).items()
+        }
+
+    def given(self, link: MessageTransform, message: Message) -> Message:
+        """The part of a message that `link` gets."""
+        if not link.vectors_only:
+            return message
+        return {
+            k: v for k, v in message.items() if v.shape[-1] > 1 or (k not in self.run.numbers and SEPARATOR not in k)
         }
 
     def send(self, message: Message, kept: State, job: Job) -> tuple[Message, State]:
@@ -127,10 +137,11 @@ class Pipeline:
         for i, link in enumerate(self.links):
             prefix = f"{i}{SEPARATOR}"
             mine = {k.removeprefix(prefix): v for k, v in kept.items() if k.startswith(prefix)}
-            sent, now = link.send(message, mine, job, self.run)
+            given = self.given(link, message)
+            sent, now = link.send(given, mine, job, self.run)
             if link.keeps_form:
-                same_form(sent, message, link, "send")
-            message = sent
+                same_form(sent, given, link, "send")
+            message = {**message, **sent} if link.vectors_only else sent
             after |= {prefix + k: v for k, v in same_form(now, mine, link, "send").items()}
         return message, after
 
@@ -142,10 +153,15 @@ class Pipeline:
     def receive(self, message: Message, arrived: Arrived) -> Message:
         """What a server combines."""
         for link in self.links:
-            combined = link.receive(message, arrived, self.run)
-            same_form(combined, message, link, "receive")
-            message = combined
+            given = self.given(link, message)
+            combined = link.receive(given, arrived, self.run)
+            same_form(combined, given, link, "receive")
+            message = {**message, **combined} if link.vectors_only else combined
         return message
+
+    def facts(self, form: Message) -> Mapping[str, str]:
+        """What `fedsim plan` says of all links."""
+        return {k: v for link in self.links for k, v in link.facts(self.given(link, form)).items()}
 
     def attackers(self) -> Ints:
         """The numbers of all clients that do not send what they should."""
@@ -163,9 +179,11 @@ class Pipeline:
         """Bytes of one client's message as it travels, in the first round or in another."""
         size = message_bytes(form)
         for link in self.links:
-            changed = link.first_bytes(form) if first else None
-            changed = link.row_bytes(form) if changed is None else changed
-            size = size if changed is None else changed
+            given = self.given(link, form)
+            changed = link.first_bytes(given) if first else None
+            changed = link.row_bytes(given) if changed is None else changed
+            rest = message_bytes(form) - message_bytes(given)
+            size = size if changed is None else changed + rest
         return size
 
 
@@ -181,4 +199,14 @@ def check_names(names: Iterable[str], who: str) -> None:
             raise InputError(f"{who} keeps '{name}' at a client, allowed: names without '{SEPARATOR}'")
 
 
-__all__ = ["Arrived", "Job", "MessageTransform", "Pipeline", "RunFacts", "Tensor", "check_names", "own_rows"]
+__all__ = [
+    "SEPARATOR",
+    "Arrived",
+    "Job",
+    "MessageTransform",
+    "Pipeline",
+    "RunFacts",
+    "Tensor",
+    "check_names",
+    "own_rows",
+]

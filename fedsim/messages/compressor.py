@@ -16,6 +16,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.job import Job, RunFacts
 from fedsim.core.returned import like
 from fedsim.core.types import Message, State
+from fedsim.messages.vectors import vectors
 from fedsim.messages.wire import Packing
 
 Remembers = Literal["differences", "copies", "errors"]
@@ -109,9 +111,15 @@ class Compressor(Packing):
     # --- the transform ------------------------------------------------------------------------------------------------
 
     def check(self, form: Message, run: RunFacts) -> None:
-        unknown = [k for k in self.keys or () if k not in form]
+        allowed = ", ".join(vectors(form))
+        if self.keys is not None and not self.keys:
+            message = f"found [], which compresses nothing; allowed: {allowed}, or no key for all of them"
+            raise InputError(message, key="compression.keys")
+        unknown = [k for k in self.keys or () if k not in vectors(form)]
         if unknown:
-            raise InputError(f"found '{unknown[0]}', allowed: {', '.join(form)}", key="compression.keys")
+            raise InputError(f"found '{unknown[0]}', allowed: {allowed}", key="compression.keys")
+        for k in self.vectors(form):
+            self._counted(form[k])
         if self.feedback != "none" and not all(self._contracts(form[k].shape[-1]) for k in self.vectors(form)):
             raise InputError(
                 f"found '{self.feedback}' with a compressor whose error may be larger than what it compresses, so that "
@@ -158,7 +166,17 @@ class Compressor(Packing):
         return like(self(v, u), v, self, "__call__")
 
     def vector_bytes(self, v: Tensor, round: int) -> int:
-        return -(-self.bits(v.shape[-1], 8 * v.element_size()) // 8)
+        return -(-self._counted(v) // 8)
+
+    def _counted(self, v: Tensor) -> int:
+        """`bits` of a vector of the form of `v`, refused where they are no number of bits."""
+        d, found = v.shape[-1], self.bits(v.shape[-1], 8 * v.element_size())
+        if not isinstance(found, Integral) or found < 0:
+            message = (
+                f"{type(self).__name__} says that {d} numbers take {found} bits; allowed: a whole number, 0 or more"
+            )
+            raise InputError(message, key="compression.name")
+        return int(found)
 
     def facts(self, form: Message) -> Mapping[str, str]:
         said = {f"compressed '{k}'": self._said(form[k]) for k in self.vectors(form)}
@@ -169,12 +187,12 @@ class Compressor(Packing):
     def _said(self, v: Tensor) -> str:
         """How many bits of how many, and how well: alpha of a contractive compressor, omega of an unbiased one."""
         d, number = v.shape[-1], 8 * v.element_size()
-        bits = f"{self.bits(d, number):,} of {d * number:,} bits"
+        bits = f"{self._counted(v):,} of {d * number:,} bits"
         known = {"alpha": self.alpha(d), "omega": self.omega(d)}
         return ", ".join([bits, *(f"{k} {value:.4g}" for k, value in known.items() if value is not None)])
 
     def vectors(self, form: Message) -> list[str]:
-        return [k for k, v in form.items() if v.shape[-1] > 1 and (self.keys is None or k in self.keys)]
+        return [k for k in vectors(form) if self.keys is None or k in self.keys]
 
     def draws_for(self, v: Tensor, job: Job, run: RunFacts, place: int) -> Tensor:
         """Uniform numbers in [0, 1) by client, round, vector and coordinate, shaped as `v`."""

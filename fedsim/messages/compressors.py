@@ -221,7 +221,7 @@ class QSGD(Compressor):
 
     Parameters
     ----------
-    levels : s.
+    levels : s; at most 2^24 with numbers of 32 bits, above which these cannot hold every level.
     contractive : divided by 1 + omega, which makes it contractive with alpha = 1 / (1 + omega).
     """
 
@@ -230,19 +230,37 @@ class QSGD(Compressor):
     levels: Annotated[int, Field(ge=1, lt=2**31)]
     contractive: bool = False
 
+    def check(self, form: Message, run: RunFacts) -> None:
+        for name in self.vectors(form):
+            most = int(2 / torch.finfo(form[name].dtype).eps)
+            if self.levels > most:
+                message = (
+                    f"found {self.levels}, but {form[name].dtype} does not hold every level; allowed: at most {most}"
+                )
+                raise InputError(message, key="compression.levels")
+        super().check(form, run)
+
     def __call__(self, v: Tensor, u: Tensor) -> Tensor:
         size, level = self._levels(v, u)
         return self._value(size, torch.sign(v), level)
 
     def _levels(self, v: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """The norm ``[m, 1]``, and the levels ``[m, d]``, whole numbers up to `levels`."""
+        v, exponent = _in_range(v)
         size = norm(v)
         a = self.levels * v.abs() / torch.where(size > 0, size, torch.ones_like(size))
         low = a.floor()
-        return size, (low + (u < a - low).to(v.dtype)).clamp(max=self.levels)
+        level = (low + (u < a - low).to(v.dtype)).clamp(max=self.levels)
+        if exponent is None:
+            return size, level
+        largest = torch.full_like(size, torch.finfo(v.dtype).max)
+        return torch.where(size.isfinite(), _times_power(size, exponent).minimum(largest), size), level
 
     def _value(self, size: Tensor, sign: Tensor, level: Tensor) -> Tensor:
         out = size * sign * level / self.levels
+        large = ~(size * self.levels).isfinite()  # too large a product, where what comes of it is not
+        if bool(large.any()):
+            out = torch.where(large, size * sign * (level / self.levels), out)
         return out / (1 + self._omega(level.shape[-1])) if self.contractive else out
 
     def bits(self, d: int, number: int) -> int:
@@ -316,6 +334,27 @@ class Natural(Compressor):
 
     def omega(self, d: int) -> float:
         return 1 / 8
+
+
+def _in_range(v: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Rows whose squares neither overflow nor vanish, and the powers of two ``[m, 1]`` by which they were divided.
+
+    None where no row is divided. A row that is not finite stays as it is.
+    """
+    most = v.abs().amax(-1, keepdim=True)
+    limits = torch.finfo(v.dtype)
+    fits = (most == 0) | ~most.isfinite() | ((most > limits.tiny**0.25) & (most < limits.max**0.25))
+    if bool(fits.all()):
+        return v, None
+    exponent = torch.frexp(most).exponent
+    exponent = torch.where(fits, torch.zeros_like(exponent), exponent)
+    return _times_power(v, -exponent), exponent
+
+
+def _times_power(v: Tensor, exponent: Tensor) -> Tensor:
+    """v times 2^exponent, in two steps, each of which is a number of v's type."""
+    half = exponent // 2
+    return torch.ldexp(torch.ldexp(v, half), exponent - half)
 
 
 def _width(v: Tensor) -> int:

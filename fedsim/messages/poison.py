@@ -24,6 +24,7 @@ from fedsim.messages.attackers import Attackers
 from fedsim.messages.base import Arrived
 from fedsim.messages.heard import Heard
 from fedsim.messages.target import taken
+from fedsim.messages.vectors import vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +117,9 @@ class Backdoor(Poison):
         if self.boost == 1 or run.links is not None or not evil.any():
             return message, kept
         factor = torch.as_tensor(np.where(evil, self.boost, 1.0))[:, None]
-        return {
-            k: v if v.shape[-1] == 1 else v * factor.to(dtype=v.dtype, device=v.device) for k, v in message.items()
-        }, kept
+        boosted = {k: message[k] for k in vectors(message, run.numbers)}
+        boosted = {k: v * factor.to(dtype=v.dtype, device=v.device) for k, v in boosted.items()}
+        return {**message, **boosted}, kept
 
     def edges(self, heard: Heard, arrived: Arrived, run: RunFacts) -> Heard:
         entries = np.flatnonzero(np.isin(heard.senders, self.attacking(run)))

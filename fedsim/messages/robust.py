@@ -29,6 +29,7 @@ from fedsim.messages.aggregators import Aggregator
 from fedsim.messages.base import Arrived
 from fedsim.messages.distances import RowMap, Table, by_columns, finite, table
 from fedsim.messages.pre import PreAggregation, PreAggregations
+from fedsim.messages.vectors import is_vector, vectors
 
 Attackers = Annotated[int, Field(ge=0)]
 """How many of a round's messages a rule is told to tolerate; it is not how many attackers there are."""
@@ -142,12 +143,11 @@ class RobustRule(Aggregator):
     def bind_in(
         self, messages: Message, weights: Tensor, state: State, arrived: Arrived, run: RunFacts
     ) -> tuple[Aggregate, State]:
-        names = vectors(messages)
+        names = compared(messages, run)
         combine = self.combined([messages[k][:] for k in names], arrived, run)
 
         def aggregate(values: Tensor, given: Tensor | None = None) -> Tensor:
-            vector = values.shape[-1] > 1 or len(names) == len(messages)
-            return combine(values[:], weights if given is None else given, vector)
+            return combine(values[:], weights if given is None else given, is_vector(values, messages, names))
 
         return aggregate, state
 
@@ -216,9 +216,9 @@ class Ready:
         return part
 
 
-def vectors(messages: Message) -> list[str]:
+def compared(messages: Message, run: RunFacts) -> list[str]:
     """The names of what messages are compared by: their vectors, where there are any; not numbers, one per client."""
-    return [k for k, v in messages.items() if v.shape[-1] > 1] or list(messages)
+    return vectors(messages, run.numbers) or list(messages)
 
 
 def _nothing(values: Tensor, weights: Tensor | None, vector: bool) -> Tensor:  # noqa: ARG001

@@ -21,6 +21,8 @@ from fedsim.messages.base import MessageTransform, Pipeline
 class Packing(MessageTransform):
     """A link that compresses: what arrives, and what travels for it."""
 
+    vectors_only: ClassVar[bool] = True
+
     @abstractmethod
     def transmitted(
         self, message: Message, kept: State, job: Job, run: RunFacts, pack: bool = False
@@ -66,6 +68,8 @@ class Wired(MessageTransform):
     """A compressing link at a client of a deployment: what it gives is what travels."""
 
     keeps_form: ClassVar[bool] = False
+    vectors_only: ClassVar[bool] = True
+
     link: Packing
 
     def check(self, form: Message, run: RunFacts) -> None:
@@ -89,7 +93,7 @@ def travelling(pipeline: Pipeline, form: Message, round: int) -> Message:
     """The form of one client's message in that round as it travels."""
     message = dict(form)
     for link in _packing(pipeline):
-        for name in link.vectors(form):
+        for name in link.vectors(pipeline.given(link, form)):
             message[name] = torch.zeros((1, link.vector_bytes(form[name], round)), dtype=torch.uint8)
     return message
 
@@ -103,7 +107,7 @@ def opened(pipeline: Pipeline, packed: Message, form: Message, job: Job) -> Mess
         No compressor makes such bytes.
     """
     for link in _packing(pipeline):
-        packed = link.arrived(packed, form, job, pipeline.run)
+        packed = link.arrived(packed, pipeline.given(link, form), job, pipeline.run)
     return packed
 
 

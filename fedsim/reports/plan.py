@@ -274,7 +274,7 @@ def _messages(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:
         rows["merges of all nodes"] = f"{merges}, {_size(each)} each"
         more += merges * each
     rows["sent in all"] = f"about {_size(_in_all(s, traffic) + more)}"
-    facts = {k: v for link in a.pipeline.links for k, v in link.facts(sent).items()}
+    facts = dict(a.pipeline.facts(sent))
     if facts and down:
         facts["to clients"] = f"{_size(down)}: the broadcast counts in full"
     return {**rows, **facts}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fedsim.algorithms.base import numbers_of
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import FedsimError, InputError, RunError
 from fedsim.core.job import RunFacts
@@ -98,12 +99,9 @@ def _assembly(scenario: Scenario, folder: Path) -> Assembly:
         return assemble(scenario)
     samples, _ = read_partition(folder / FILE)
     task = _Population(samples, _dimension(folder / "params.safetensors"), getattr(torch, scenario.run.dtype))
-    durations = durations_of(
-        scenario.system,
-        scenario.algorithm,
-        task,
-        Pipeline(scenario.transforms, RunFacts(scenario.seed, task.num_clients)),
-    )
+    numbers = numbers_of(scenario.algorithm, task, gossip=scenario.algorithm.setting == "gossip")
+    facts = RunFacts(scenario.seed, task.num_clients, numbers=numbers)
+    durations = durations_of(scenario.system, scenario.algorithm, task, Pipeline(scenario.transforms, facts))
     return Assembly(task, None, task.device, task.dtype, None, {}, durations)
 
 

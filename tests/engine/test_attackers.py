@@ -111,7 +111,7 @@ def test_what_is_written_down(quadratic: dict[str, Any], tmp_path: Path) -> None
     run = fedsim.run(scenario, out=tmp_path / "run")
     found = json.loads((run.dir / "attack.json").read_text())
     assert found == {
-        "attackers": found["attackers"], "name": "ipm", "f": None, "delta_max": None, "honest_gap": None,
+        "attackers": found["attackers"], "name": "ipm", "start": 1, "f": None, "delta_max": None, "honest_gap": None,
         "connected": None, "within_bound": None,
     }  # fmt: skip
     assert len(found["attackers"]) == 2
