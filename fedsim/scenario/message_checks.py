@@ -58,8 +58,6 @@ def message_problems(s: Scenario) -> Iterator[Problem]:
         yield Problem("an audit asks what an honest run gives away; allowed: one of the two sections", "attack")
     if isinstance(s.attack, Attack):
         yield from _attack(s, s.attack)
-    elif isinstance(attack, Attackers) and s.names["participation"] == "poisson":
-        yield _refused(s, "attack", "it acts on the messages of a round, and Poisson clocks know none", "mode gossip")
 
 
 def changes_messages(part: MessageTransform | None) -> bool:

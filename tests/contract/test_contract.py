@@ -158,8 +158,8 @@ def test_the_global_generators_are_left_alone() -> None:
     [
         ("fedavgg", [], "did you mean 'fedavg'"),
         ("broken_algorithms:Missing", [], "unknown attribute"),
-        ("broken_algorithms:NotAnAlgorithm", [], "inherits fedsim.algorithms.base.Algorithm"),
-        ("broken_algorithms:CALLS", [], "inherits fedsim.algorithms.base.Algorithm"),
+        ("broken_algorithms:NotAnAlgorithm", [], "inherits fedsim.Algorithm"),
+        ("broken_algorithms:CALLS", [], "inherits fedsim.Algorithm"),
         ("broken_algorithms:Unfinished", [], "does not define combine"),
         ("no_such_module:X", [], "cannot import 'no_such_module'"),
         ("fedprox", ["muu=1"], "did you mean 'mu'"),

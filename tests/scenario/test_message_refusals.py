@@ -55,13 +55,6 @@ def test_levels_that_fit() -> None:
     QSGD(levels=2**31 - 1).check({"delta": FORM["delta"].double()}, RunFacts(0, 3))
 
 
-def test_a_boost_without_rounds(tmp_path: Path) -> None:
-    graph = {"algorithm": {"name": "dfedavg", "lr": 0.1}, "topology": {"graph": "ring"}}
-    attack = {"name": "backdoor", "attackers": 1, "target": 0, "boost": 2.0}
-    found = _refused(tmp_path, "attack.boost", **graph, participation={"mode": "poisson"}, attack=attack)
-    assert "Poisson clocks know none" in found
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Miscounting(Compressor):
     found: Any = -5
