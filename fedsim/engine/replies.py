@@ -13,6 +13,9 @@ import yaml
 Reply = Mapping[str, Any]
 
 
+_MOST_CLIENTS = 1_000_000
+
+
 @dataclass(frozen=True)
 class Account:
     """One client's answers.
@@ -29,7 +32,15 @@ class Account:
 
 
 def accounts(replies: Sequence[Reply], clients: int) -> list[Account]:
-    """What happened, client by client."""
+    """What happened, client by client.
+
+    Raises
+    ------
+    ValueError
+        More clients than a deployment can have.
+    """
+    if not 0 <= clients <= _MOST_CLIENTS:
+        raise ValueError(f"more than {_MOST_CLIENTS:,} clients")
     found = []
     for client in range(clients):
         mine = [r for r in replies if r["client"] == client]

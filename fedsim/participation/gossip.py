@@ -61,8 +61,7 @@ class Gossip(Participation):
         return "participation.merge" if self.merge is not None and self.merge.ever else windows
 
     def merges_in(self, rounds: int) -> int:
-        schedule, merge = Schedule(self.schedule or (), rounds), self.merge or NEVER
-        return merge.final + sum(schedule.merges(k) or merge.due(k) for k in range(1, rounds + 1))
+        return Schedule(self.schedule or (), rounds).merges_in(self.merge or NEVER)
 
     @property
     def merges_at_end(self) -> bool:

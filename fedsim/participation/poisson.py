@@ -28,7 +28,7 @@ from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
 from fedsim.participation.base import Arrival, Dispatch, Event, Participation, Setting, Tick
 from fedsim.participation.gossip import check_laws, check_merges, normalised_delays
 from fedsim.participation.laws import LinkRateLaw, RateLaw
-from fedsim.participation.windows import NEVER, Merge
+from fedsim.participation.windows import NEVER, Merge, Schedule
 
 _ONE, _LINK_ONE = RateLaw.model_validate(1.0), LinkRateLaw.model_validate(1.0)
 _FAR = 2.0**62
@@ -82,8 +82,7 @@ class PoissonGossip(Participation):
         return "participation.merge" if self.merge is not None and self.merge.ever else None
 
     def merges_in(self, rounds: int) -> int:
-        merge = self.merge or NEVER
-        return merge.final + sum(merge.due(k) for k in range(1, rounds + 1))
+        return Schedule((), rounds).merges_in(self.merge or NEVER)
 
     @property
     def merges_at_end(self) -> bool:

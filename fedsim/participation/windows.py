@@ -234,9 +234,15 @@ class Merge(
         """Whether it is at the end of round `number`."""
         return self.root.due(number)
 
+    def count(self, first: int, last: int) -> int:
+        """How often it is in rounds `first` to `last`."""
+        if isinstance(self.root, PeriodicMerge):
+            return max(last // self.root.every - (first - 1) // self.root.every, 0)
+        return sum(first <= k <= last for k in set(self.root.rounds)) if isinstance(self.root, ListedMerge) else 0
+
     def check(self, rounds: int) -> None:
         """Raise InputError where nodes would merge, but not in any of a run's `rounds` rounds."""
-        if self.ever and not self.final and not any(self.due(k) for k in range(1, rounds + 1)):
+        if self.ever and not self.final and not self.count(1, rounds):
             message = f"found {self.model_dump()}, which is in none of the run's {rounds} rounds; allowed: one of them"
             raise InputError(message, key="participation.merge")
 
@@ -295,3 +301,9 @@ class Schedule:
     def merges(self, number: int) -> bool:
         """Whether nodes merge at the end of round `number`."""
         return any(w.merge and (s := w.span(self.rounds))[0] <= number <= s[1] for w in self.windows)
+
+    def merges_in(self, merge: Merge) -> int:
+        """How often nodes merge in the run, by its windows or by `merge`, its end included."""
+        spans = [w.span(self.rounds) for w in self.windows if w.merge]
+        inside = sum(b - a + 1 - merge.count(a, b) for a, b in spans)
+        return inside + merge.count(1, self.rounds) + merge.final

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _COLUMNS, _MOST = 3, 12
 _MANY_LINES = 40
+_MOST_ROUNDS = 10_000_000
 _OWN, _MEAN = "node_accuracy", "test_accuracy"
 
 
@@ -55,6 +56,8 @@ def _times(run: Record) -> tuple[list[tuple[int, int]], list[int]]:
     windows = [Window.model_validate(w) for w in run.value("participation.schedule") or ()]
     schedule, merge = Schedule(windows, rounds), Merge.model_validate(run.value("participation.merge") or NEVER)
     spans = [w.span(rounds) for w in windows if w.links is not None]
+    if rounds > _MOST_ROUNDS:
+        return spans, []
     return spans, [k for k in range(1, rounds + 1) if schedule.merges(k) or merge.due(k)]
 
 

@@ -87,6 +87,15 @@ def test_when_a_merge_is_due() -> None:
     assert rounds({"rounds": [9, 2]}) == [2, 9]
 
 
+@pytest.mark.parametrize("merge", ["never", "final", {"every": 4}, {"rounds": [9, 2, 2, 30]}])
+def test_merges_are_counted_without_going_through_the_rounds(merge: Any) -> None:
+    windows = [window(**{"from": 3, "until": 6}), window(**{"from": 0.8, "until": 1.0})]
+    schedule, made = Schedule(windows, 20), Merge.model_validate(merge)
+    one_by_one = sum(schedule.merges(k) or made.due(k) for k in range(1, 21)) + made.final
+    assert schedule.merges_in(made) == one_by_one
+    assert Schedule([], 10**18).merges_in(Merge.model_validate({"every": 2})) == 5 * 10**17
+
+
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
