@@ -142,6 +142,8 @@ class Desk:
         if reason := self._needs(arguments):
             if "--out" in arguments:
                 self.missing.add(arguments[arguments.index("--out") + 1])
+            elif arguments[0] == "sweep":
+                self.missing.add(f"sweeps/{Path(arguments[1]).stem}")
             return reason
         result = CliRunner().invoke(app, arguments)
         if result.exception is not None and not isinstance(result.exception, SystemExit):

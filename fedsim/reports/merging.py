@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from fedsim.core.metrics import TABLE
 from fedsim.figures.curves import INK, style
 from fedsim.figures.html import heading, inline_svg, paragraph
 from fedsim.participation.windows import NEVER, Merge, Schedule, Window
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 _COLUMNS, _MOST = 3, 12
 _MANY_LINES = 40
 _MOST_ROUNDS = 10_000_000
-_OWN, _MEAN = "node_accuracy", "test_accuracy"
+_OWN, _MEAN = (
+    next(m.name for m in TABLE.values() if m.figure == figure and m.larger_is_better)
+    for figure in ("gossip", "progress")
+)
 
 
 def merging(groups: Sequence[Group], save: Callable[[str, Figure], bytes]) -> list[object]:

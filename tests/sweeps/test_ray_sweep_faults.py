@@ -193,7 +193,8 @@ def test_what_somebodys_own_part_raises_fails_its_run_only(
     fine, broken = fedsim.sweep(file, out=tmp_path / "out", together=together)
     assert fine.status == "finished", fine.error
     assert isinstance(broken.error, RunError)
-    assert str(broken.error) == "KeyError: 'no such thing' (traceback in error.txt of its directory)"
+    assert "your own sulky:Sulky.combine" in str(broken.error)
+    assert str(broken.error).endswith("raised KeyError: 'no such thing' (traceback in error.txt of its directory)")
     assert "in combine" in (broken.dir / "error.txt").read_text()
 
 
