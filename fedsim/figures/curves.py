@@ -25,6 +25,8 @@ OPEN_END = "dotted, ends in \N{MULTIPLICATION SIGN}: unfinished run"
 _COLOURS = ("#2f7ebc", "#e07b00", "#0f9d76", "#cf4b7d", "#8a6fd1", "#a5822f", "#3fb0d6", "#8a8f96")
 _STYLES: tuple[Dashes, ...] = ("-", "--", "-.")
 _MOST_POINTS = 1500
+_LARGEST = 1e300
+"""Beyond it an axis has no ticks: what they are computed from overflows. A run that diverged so far is off it."""
 _LEGEND_ROWS = 30
 
 
@@ -162,11 +164,17 @@ def _entries(rows: Sequence[Sequence[Panel]], labels: Sequence[str]) -> list[Any
 
 
 def _thin(line: Line) -> tuple[Floats, Floats, Floats | None, Floats | None]:
-    """Every k-th point and the last one, so that a long run does not make a page of megabytes."""
+    """Every k-th point and the last one, so that a long run does not make a page of megabytes; none past `_LARGEST`."""
     count = len(line.x)
     keep = np.unique(np.append(np.arange(0, count, max(1, -(-count // _MOST_POINTS))), count - 1))
-    low, high = (None if v is None else v[keep] for v in (line.low, line.high))
-    return line.x[keep], line.y[keep], low, high
+    x, y, low, high = (None if v is None else _drawable(v[keep]) for v in (line.x, line.y, line.low, line.high))
+    assert x is not None
+    assert y is not None
+    return x, y, low, high
+
+
+def _drawable(values: Floats) -> Floats:
+    return np.where(np.abs(values) < _LARGEST, values, np.nan)
 
 
 def _plain(text: str) -> str:
