@@ -87,6 +87,9 @@ def _refused(s: Scenario, at: str, why: str, allowed: str) -> Problem:
 def _attack(s: Scenario, attack: Attack) -> Iterator[Problem]:
     """What an attack on messages needs of the round that it happens in."""
     name = s.names["attack"]
+    if attack.start > max(1, s.run.rounds):
+        message = f"found {attack.start}, but the run has {s.run.rounds} rounds: nobody would attack"
+        yield Problem(f"{message}; allowed: 1 to {s.run.rounds}, or attackers: 0", "attack.start")
     if not attack.finite and s.aggregator.is_linear:
         message = (
             f"'{name}' sends what is no number, and '{s.names['aggregator']}' weighs every message, so that nothing "

@@ -256,5 +256,5 @@ def test_attackers_are_replaced_as_they_arrive(tmp_path: Path) -> None:
     assert mean.params.tolist() == pytest.approx([-0.2, -0.4])  # (3 - 2 * 2) / 5
     median = fedsim.run({**base, "attack": attack, "aggregator": {"name": "median"}}, out=tmp_path / "median")
     assert median.params.tolist() == pytest.approx([1.0, 2.0])
-    late = fedsim.run({**base, "attack": {**attack, "start": 2}}, out=tmp_path / "late")
-    assert late.params.tolist() == pytest.approx([1.0, 2.0])
+    nobody = fedsim.run({**base, "attack": {**attack, "attackers": 0}}, out=tmp_path / "nobody")
+    assert nobody.params.tolist() == pytest.approx([1.0, 2.0])
