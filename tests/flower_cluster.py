@@ -40,15 +40,20 @@ def wait_for(condition: Callable[[], bool], seconds: float = 200.0) -> None:
 
 
 class Cluster:
-    """Processes, their logs and Flower's configuration in `folder`; nothing outside it is touched."""
+    """Processes, their logs and Flower's configuration in `folder`; nothing outside it is touched.
 
-    def __init__(self, folder: Path, simulation: bool = False) -> None:
-        self.folder, self.port, self.name = folder, free_port(), "loopback"
+    With `names` of key pairs it speaks TLS and lets in SuperNodes with these keys alone; they are made by the commands
+    of docs/deploy.md, into `folder` as well.
+    """
+
+    def __init__(self, folder: Path, simulation: bool = False, names: Sequence[str] = ()) -> None:
+        self.folder, self.port, self.name, self.locked = folder, free_port(), "loopback", bool(names)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.logs: dict[str, Path] = {}
         home = folder / "flwr"
         home.mkdir(parents=True)
-        address = f'[superlink.{self.name}]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
+        safety = f'root-certificates = "{folder / "ca.pem"}"' if self.locked else "insecure = true"
+        address = f'[superlink.{self.name}]\naddress = "127.0.0.1:{self.port}"\n{safety}\n'
         (home / "config.toml").write_text(address)
         self.environment = {
             **os.environ, "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -58,10 +63,26 @@ class Cluster:
             "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
         }  # fmt: skip
         more = ["--simulation"] if simulation else []
-        self.start(
-            "superlink", ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(self.port), *more]
-        )
+        more += self.make_keys(names) if self.locked else ["--insecure"]
+        self.start("superlink", ["flower-superlink", "--host", "127.0.0.1", "--port", str(self.port), *more])
         self.wait_for_port()
+        for name in names:
+            self.flwr("supernode", "register", f"{name}.pub", self.name)
+
+    def make_keys(self, names: Sequence[str]) -> list[str]:
+        """Make certificates, and key pairs with these names; the SuperLink's options for them."""
+        lines = (ROOT / "docs" / "deploy.md").read_text().splitlines()
+        makes = [line for line in lines if line.startswith(("openssl ", "printf ", "ssh-keygen "))]
+        (pair,) = (line for line in makes if line.endswith(" -f client-0"))
+        makes += [pair.removesuffix("client-0") + name for name in names if name != "client-0"]
+        subprocess.run(["bash", "-ec", "\n".join(makes)], cwd=self.folder, check=True, timeout=120, capture_output=True)
+        (begin,) = (
+            line for line in lines if line.startswith("flower-superlink ") and "--enable-supernode-auth" in line
+        )
+        words = begin.split()[1:]
+        for option in ("--host", "--port", "--database"):  # of this cluster's own, and in memory
+            del words[(at := words.index(option)) : at + 2]
+        return words
 
     def start(self, name: str, command: Sequence[str]) -> None:
         self.logs[name] = self.folder / f"{name}-{len(self.logs)}.log"
@@ -71,23 +92,20 @@ class Cluster:
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
-    def supernode(self, client: int, clients: int, **config: Any) -> None:
-        """Start client `client`'s SuperNode; `config` are further keys of its node config, ``_`` for ``-``."""
+    def supernode(self, client: int, clients: int, name: str = "", **config: Any) -> None:
+        """Start client `client`'s SuperNode; `config` are further keys of its node config, ``_`` for ``-``.
+
+        `name` is that of its key where it needs one; default: the client's.
+        """
+        name = name or f"client-{client}"
         keys = {"partition-id": client, "num-partitions": clients, "state-dir": str(self.folder / f"disk-{client}")}
         keys |= {k.replace("_", "-"): v for k, v in config.items()}
         text = " ".join(f'{k}="{v}"' if isinstance(v, str) else f"{k}={v}" for k, v in keys.items())
-        link = f"127.0.0.1:{self.port}"
-        command = [
-            "flower-supernode",
-            "--insecure",
-            "--superlink",
-            link,
-            "--port",
-            str(free_port()),
-            "--node-config",
-            text,
-        ]
-        self.start(f"node-{client}", command)
+        safety = ["--insecure"]
+        if self.locked:
+            safety = ["--root-certificates", "ca.pem", "--auth-supernode-private-key", name]
+        link = ["--superlink", f"127.0.0.1:{self.port}", "--port", str(free_port())]
+        self.start(name, ["flower-supernode", *safety, *link, "--node-config", text])
 
     def end(self, name: str, how: signal.Signals = signal.SIGTERM) -> None:
         """End one process and what it started; they are a process group of their own."""
@@ -116,6 +134,14 @@ class Cluster:
 
     def log(self, name: str) -> str:
         return self.logs[name].read_text(errors="replace") if name in self.logs else ""
+
+    def flwr_log(self, run: str) -> str:
+        """What a run's ServerApp has logged."""
+        command = [str(BIN / "flwr"), "log", run, self.name, "--show"]
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=120, check=True
+        )
+        return done.stdout + done.stderr
 
     def flwr(self, *arguments: str, seconds: float = 120.0) -> Any:
         """A ``flwr`` command with JSON output."""

@@ -1,13 +1,15 @@
 """One SuperLink and three SuperNodes as real processes on loopback: the bars of a deployment.
 
-All runs share the processes, and those that only have to equal a simulation go on side by side: a message costs seconds
-of polling, a SuperNode does one at a time.
+They speak TLS, and the SuperLink lets in SuperNodes with registered keys alone, as docs/deploy.md has it. All runs
+share the processes, and those that only have to equal a simulation go on side by side: a message costs seconds of
+polling, a SuperNode does one at a time.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from flower_cluster import Cluster, is_gone, wait_for
 
 import fedsim
 from fedsim.deployment.app import deploy
+from fedsim.deployment.keys import fingerprint, read_keys
 from fedsim.engine.run_directory import Run, read_jsonl
 from fedsim.scenario.load import parse
 
@@ -26,12 +29,13 @@ pytestmark = [pytest.mark.flower, pytest.mark.slow]
 
 Make = Callable[..., Any]
 N, SECONDS = 3, 400.0
+NAMES = [*(f"client-{c}" for c in range(N)), "spare"]
 LINES = {"timeout": SECONDS / 2, "wait_seconds": SECONDS / 2}
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("cluster"))
+    made = Cluster(tmp_path_factory.mktemp("cluster"), names=NAMES)
     try:
         for client in range(N):
             made.supernode(client, N, delay=0.5 if client == 2 else 0.0)
@@ -80,12 +84,16 @@ EQUAL = [
 
 @pytest.fixture(scope="module")
 def finished(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[tuple[str, str], Run]]:
-    """How each of `EQUAL` ended, and its run directory."""
+    """How each of `EQUAL` ended, and its run directory; in the first, somebody else says that it is client 1."""
     runs = {}
+    cluster.supernode(1, N, name="spare")
     for sections in EQUAL:
         folder = tmp_path_factory.mktemp("apps") / "app"
         deploy(parse(sections), folder)
-        runs[sections["name"]] = folder, cluster.begin(folder, **LINES)
+        runs[sections["name"]] = folder, cluster.begin(folder, **LINES, client_keys=str(cluster.folder))
+        if "spare" in cluster.processes:
+            wait_for(lambda: "Sent successfully" in cluster.log("spare"))  # its answer to the greeting
+            cluster.end("spare")
     return {n: (cluster.finish(run, SECONDS), Run(folder / "results")) for n, (folder, run) in runs.items()}
 
 
@@ -97,6 +105,17 @@ def test_a_deployment_equals_the_simulation(sections: dict[str, Any], finished: 
     assert float((deployed.params - simulated.params).abs().max()) < 1e-6
     for row, other in zip(deployed.trace, simulated.trace, strict=True):
         assert {k: v for k, v in row.items() if k != "time"} == {k: v for k, v in other.items() if k != "time"}
+
+
+@pytest.mark.parametrize("sections", EQUAL, ids=lambda s: s["algorithm"]["name"])
+def test_a_place_belongs_to_a_key(sections: dict[str, Any], finished: Any, cluster: Cluster) -> None:
+    deployed = finished[sections["name"]][1]
+    facts = json.loads((deployed.dir / "deployment.json").read_text())
+    keys = read_keys(cluster.folder, N)
+    assert {c["client"]: c["key"] for c in facts["clients"]} == {c: fingerprint(keys[c]) for c in range(N)}
+    if sections is EQUAL[0]:
+        said = cluster.flwr_log(facts["run"])
+        assert re.search(r"SuperNode \d+ is not used: its key is not that of client 1 \(client-keys\)", said)
 
 
 def test_fedfix_takes_what_has_arrived(cluster: Cluster, tmp_path: Path) -> None:
@@ -124,12 +143,12 @@ def test_a_killed_supernode_and_a_killed_worker_come_back(cluster: Cluster, tmp_
 
     wait_for(lambda: replies.exists() and len(read_jsonl(replies)) >= N)  # until the first round is through
     beside = worker(1)
-    cluster.end("node-1", signal.SIGKILL)
+    cluster.end("client-1", signal.SIGKILL)
     wait_for(lambda: is_gone(beside), 10.0)
     wait_for((places[2] / "round-2.safetensors").exists)  # its job waits for the node's `delay` now
     killed = worker(2)
     os.kill(killed, signal.SIGKILL)
-    cluster.supernode(1, N)
+    cluster.supernode(1, N, name="spare")  # a killed one's key is in use until Flower notices, after about a minute
     assert cluster.finish(run, SECONDS) == ("finished:completed", "N/A")
     deployed = Run(tmp_path / "app" / "results")
     assert float((deployed.params - simulated.params).abs().max()) < 1e-6
