@@ -45,6 +45,12 @@ def until(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
+def read_progress(folder: Path) -> int:
+    """The round of the folder's checkpoint."""
+    found: int = json.loads((folder / "checkpoint" / "progress.json").read_text())["round"]
+    return found
+
+
 def write(folder: Path, scenario: Mapping[str, Any]) -> str:
     (folder / "s.yaml").write_text(yaml.safe_dump(dict(scenario)))
     (folder / "sweep.yaml").write_text("{scenario: s.yaml, name: two, grid: {seed: [1, 2]}}")
@@ -59,6 +65,8 @@ def test_the_second_of_two_is_refused_and_the_first_is_as_it_would_be_alone(how:
     first = command(*argv[how], "--out", str(out))
     try:
         until(lambda: (inner / "checkpoint" / "progress.json").exists(), first)
+        stopped = read_progress(inner)
+        first.send_signal(signal.SIGSTOP)  # it is the owner all the same, and leaves the processor to the others
         kept = {name: (inner / name).read_bytes() for name in ("scenario.yaml", "environment.json", "partition.csv")}
         refused = [command(*argv[how], "--out", str(out)), command("run", file, "--out", str(inner), "--resume")]
         for second in refused:
@@ -73,7 +81,10 @@ def test_the_second_of_two_is_refused_and_the_first_is_as_it_would_be_alone(how:
         assert first.poll() is None
         looked = command("report", str(inner), "--out", str(tmp_path / "report.html"))
         assert looked.wait(timeout=240) == 0, looked.communicate()
+        first.send_signal(signal.SIGCONT)
+        until(lambda: read_progress(inner) > stopped, first)
     finally:
+        first.send_signal(signal.SIGCONT)
         first.send_signal(signal.SIGINT)
         first.communicate(timeout=240)
     assert first.returncode == 130
