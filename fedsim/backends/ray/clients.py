@@ -110,9 +110,10 @@ class RayBackend(Shards):
             raise RunError("this run keeps clients' state on disk: continue it with the backend vectorized")
         self._forget(saved)
         for k, part in self._parts().items():
-            self._where |= dict.fromkeys([*part.get("pending.numbers", []), *part.get("done.numbers", [])], k)
-            if "pending.numbers" in part:
-                self._pending[k] = set(part["pending.numbers"].tolist())
+            pending, done = ((part[n].tolist() if n in part else []) for n in ("pending.numbers", "done.numbers"))
+            self._where |= dict.fromkeys([*pending, *done], k)
+            if pending:
+                self._pending[k] = set(pending)
         self._reset(self.shards)
 
     def kept(self, name: str, clients: Ints) -> Tensor:

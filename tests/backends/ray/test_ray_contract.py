@@ -193,13 +193,22 @@ def test_supervised_data_in_shards(run_scenario: Make, algorithm: str) -> None:
     same(alone, run_scenario(**scenario, run=run, backend=ray_backend(3)), 1e-10)
 
 
-@pytest.mark.parametrize("algorithm", ["scaffold", "gradient_tracking"])
+SETTINGS: dict[str, dict[str, Any]] = {
+    "scaffold": {},
+    "gradient_tracking": {"topology": {"graph": "ring"}},
+    "asynchronous fedavg": {"participation": {"mode": "asynchronous"}},  # jobs are under way at every checkpoint
+    "fedbuff fedavg": {"participation": {"mode": "fedbuff", "buffer": 3}},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("first,then", [(2, 0), (0, 3), (5, 2)], ids=["leaves ray", "enters ray", "fewer actors"])
-def test_a_run_goes_on_elsewhere(quadratic: Make, tmp_path: Path, algorithm: str, first: int, then: int) -> None:
+def test_a_run_goes_on_elsewhere(quadratic: Make, tmp_path: Path, name: str, first: int, then: int) -> None:
     """What one backend checkpointed, another continues."""
-    problem = quadratic(n=8)
-    setting = {"topology": {"graph": "ring"}} if algorithm == "gradient_tracking" else {}
-    common = {"data": problem.section(), "algorithm": {"name": algorithm, "lr": 0.02}, **setting}
+    problem, algorithm = quadratic(n=8), name.rpartition(" ")[2]
+    common = {"data": problem.section(noise=0.1), "algorithm": {"name": algorithm, "lr": 0.02}, **SETTINGS[name]}
+    if algorithm == "fedavg":
+        common["system"] = {"compute": {"model": "linear", "slowest": 1.0, "fastest": 0.2}}
 
     def go(actors: int, rounds: int, out: str, resume: bool = False) -> fedsim.Run:
         run = {"rounds": rounds, "dtype": "float64", "device": "cpu", "eval_every": 3}

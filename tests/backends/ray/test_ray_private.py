@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from killed_runs import ROUNDS, killed, move, rows, scenario
 from test_ray_contract import ACTORS, ray_backend, same
 
 import fedsim
@@ -124,3 +128,32 @@ def test_private_nodes_stay_in_their_shards(tmp_path: Path, case: str) -> None:
         assert simulation.state == {}  # all nodes' models are in the actors
     finally:
         simulation.backend.close()
+
+
+@pytest.mark.parametrize("case", ["local_dp-async", "muffliato"])
+def test_a_resumed_run_that_goes_another_way_draws_other_noise(tmp_path: Path, case: str, ray_cluster: Any) -> None:
+    """Every actor draws from the new keys, and one that takes a killed one's place, too: as one process does."""
+    sections = scenario(case, noise=1.0)
+    sections["run"] |= {"dtype": "float64", "trace": True}
+    killed(sections, tmp_path / "alone")
+    move(tmp_path / "alone")
+    shutil.copytree(tmp_path / "alone", tmp_path / "actors")
+    alone = fedsim.run(sections, tmp_path / "alone", resume=True)
+    assert any("word" in row for row in rows(alone.dir))
+
+    checked = parse({**sections, "backend": ray_backend(2)})
+    simulation = Simulation(checked, assemble(checked), tmp_path / "actors", resume=True)
+    backend: Any = simulation.backend
+
+    def kill(number: int, _row: object) -> None:
+        if number == ROUNDS - 2:
+            os.kill(ray_cluster.get(backend.host[1].ready.remote(), timeout=60), signal.SIGKILL)
+
+    try:
+        other = simulation.run(kill)
+    finally:
+        backend.close()
+    same(alone, other)
+    words = [[(row.get("word"), row["charged"]) for row in rows(run.dir)] for run in (alone, other)]
+    assert words[0] == words[1]
+    assert (alone.dir / "privacy.json").read_text() == (other.dir / "privacy.json").read_text()
