@@ -31,6 +31,7 @@ from fedsim.algorithms.needs import Needs
 from fedsim.algorithms.settling import Auto, found_chi, number
 from fedsim.algorithms.solvers import SGD, LocalSolver
 from fedsim.algorithms.work import Work
+from fedsim.core.arrays import Floats
 from fedsim.core.errors import InputError
 from fedsim.core.registry import register
 from fedsim.core.types import Fraction
@@ -77,6 +78,13 @@ class Acid(DSpodFL):
     @cached_property
     def local_solver(self) -> LocalSolver:
         return self.solver or SGD(momentum=self.momentum, weight_decay=self.weight_decay, state="kept")
+
+    def other_rates(self, ends: tuple[float, float], usual: Floats) -> str | None:
+        slowest, most = min(ends), float(usual.max(initial=0.0))
+        if self.eta == 0 or ends == (0.0, 0.0) or slowest >= most:
+            return None
+        found = f"found rates from {slowest:g} on, but eta follows from the links' own rates"
+        return f"{found}: at lower ones nodes may drift apart; allowed: 0, at least {most:g}, or algorithm.eta: 0"
 
     def placed(self, run: Surroundings) -> Self:
         eta, alpha_tilde = self.eta, self.alpha_tilde

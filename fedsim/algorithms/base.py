@@ -250,6 +250,13 @@ class GossipAlgorithm(Algorithm):
         """In continuous time: the least rate of every link, on a graph with these constants; None: it needs none."""
         return None
 
+    def other_rates(self, ends: tuple[float, float], usual: Floats) -> str | None:
+        """In continuous time: why links that tick at the rates `usual` cannot all have another one for some time.
+
+        It goes from the first to the second of `ends`. None: they can.
+        """
+        return None
+
     def period(self, compute_probability: Floats) -> int:
         """Links are used in every `period`-th round only."""
         return 1

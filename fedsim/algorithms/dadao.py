@@ -164,6 +164,10 @@ class Dadao(GossipAlgorithm):
         """``sqrt(2 chi_1 chi_2)``"""
         return math.sqrt(2 * chi_1 * chi_2)
 
+    def other_rates(self, ends: tuple[float, float], usual: Floats) -> str | None:
+        found = "found other rates for some time, but DADAO's steps follow from the usual ones, and it may diverge"
+        return f"{found}; allowed: no such window"
+
     def placed(self, run: Surroundings) -> Self:
         mu, L = self.mu, self.L
         if mu == "auto" or L == "auto":

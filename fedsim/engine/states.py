@@ -37,7 +37,7 @@ _RULE = f"aggregator{SEPARATOR}"
 class Combined:
     """What a round did: the event without the clients that were left out, and the bytes of each of its messages.
 
-    None where nobody's results came, so that there is nothing to count.
+    None where a server got nobody's results, so that there is nothing to count.
     """
 
     event: Arrival
@@ -245,7 +245,7 @@ class GraphState(RunState):
         if len(event.clients):
             event, messages = self._collect(event)
         if not len(event.clients):
-            return Combined(event, None)
+            return Combined(event, 0)
         info = describe(self.algorithm, self.task, event)
         size = self._bytes(messages, event.number == 1)
         mixed = self.mixing.round(event.mixing, event.clients, self.assembly.pipeline, event)
@@ -314,7 +314,7 @@ class RemoteState(RunState):
         if event.closes:
             self.rest(event.elapsed)
         if not len(event.clients):
-            return Combined(event, None)
+            return Combined(event, 0)
         self.remote.mix(event.number, event.mixing)
         return Combined(event, self.size)
 

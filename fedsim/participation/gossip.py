@@ -107,7 +107,7 @@ class Gossip(Participation):
         (algorithm, network), task, seed, durations = setting.gossip, setting.task, setting.seed, setting.durations
         n = task.num_clients
         nodes, stale = np.arange(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
-        schedule, complete = self._scheduled(setting), _all_pairs(network)
+        schedule, complete = self._scheduled(setting), all_pairs(network)
         whole = [MixingMatrix(m.matrix, task.device) for m in network.mixings]
         draws: dict[Any, Floats] = {}
 
@@ -236,7 +236,7 @@ def check_pulls(setting: Setting) -> None:
         raise InputError(message, key="topology.symmetric")
 
 
-def _all_pairs(network: Network) -> float:
+def all_pairs(network: Network) -> float:
     """What a merge adds to the normalised transmission delay: 1 where the graph has a link for every pair of nodes."""
     n = network.topology.num_nodes
     pairs = n * (n - 1) // (1 if network.topology.directed else 2)

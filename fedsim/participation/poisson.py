@@ -26,13 +26,12 @@ from fedsim.core.registry import register
 from fedsim.core.types import Seconds
 from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
 from fedsim.participation.base import Arrival, Dispatch, Event, Participation, Setting, Tick
-from fedsim.participation.gossip import check_laws, check_merges, normalised_delays
+from fedsim.participation.gossip import all_pairs, check_laws, check_merges, normalised_delays
 from fedsim.participation.laws import LinkRateLaw, RateLaw
-from fedsim.participation.windows import NEVER, Merge, Schedule
+from fedsim.participation.stretches import FAR, Stretch, Timetable, until_tick
+from fedsim.participation.windows import NEVER, Merge
 
 _ONE, _LINK_ONE = RateLaw.model_validate(1.0), LinkRateLaw.model_validate(1.0)
-_FAR = 2.0**62
-"""No clock rings from that tick (after seven months) on, nor does a run last so long: sums stay 64-bit integers."""
 _MOST_RINGS = 10_000_000
 """Ticks of all clocks together that a round may have on average: they are kept in memory."""
 _NOBODY = np.empty(0, dtype=np.int64)
@@ -66,6 +65,7 @@ class PoissonGossip(Participation):
     window : virtual seconds per round: what is recorded and evaluated; the ticks do not depend on it.
     pair_weight : r is the link's entry of the mixing ``matrix``, or ``half``: the two ends average (Boyd et al.).
         Algorithms that mix pairs in a way of their own have ``own``, by themselves.
+    schedule : windows of virtual time in which all links have another rate, or nodes merge; see `Stretch`.
     merge : rounds at the end of whose window all nodes take the mean of all models; see `Merge`.
     """
 
@@ -75,18 +75,39 @@ class PoissonGossip(Participation):
     links: LinkRateLaw = _LINK_ONE
     window: Seconds = 1.0
     pair_weight: Literal["matrix", "half", "own"] = "matrix"
+    schedule: list[Stretch] | None = None
     merge: Merge | None = None
 
     @property
     def merging(self) -> str | None:
-        return "participation.merge" if self.merge is not None and self.merge.ever else None
+        windows = "participation.schedule" if any(window.merge for window in self.schedule or ()) else None
+        return "participation.merge" if self.merge is not None and self.merge.ever else windows
 
     def merges_in(self, rounds: int) -> int:
-        return Schedule((), rounds).merges_in(self.merge or NEVER)
+        return self.timetable(rounds).merges_in(self.merge or NEVER)
 
     @property
     def merges_at_end(self) -> bool:
         return self.merge is not None and self.merge.final
+
+    @property
+    def fixed_rounds(self) -> str | None:
+        if not any(window.moves for window in self.schedule or ()):
+            return None
+        return "windows of participation.schedule that are fractions of the run would move; virtual seconds would not"
+
+    def timetable(self, rounds: int) -> Timetable:
+        """The windows of a run of so many rounds.
+
+        Raises
+        ------
+        InputError
+            They do not fit it.
+        """
+        try:
+            return Timetable(self.schedule or (), rounds, self._window())
+        except InputError as error:
+            raise error.under("participation.schedule") from None
 
     def settled(self, setting: Setting) -> tuple[Participation, Algorithm]:
         """With ``links: auto`` resolved, and the algorithm told the constants of the links at their rates."""
@@ -131,20 +152,31 @@ class PoissonGossip(Participation):
         check_laws(self, setting)
         check_merges(self, self.merge, setting)
         last = setting.rounds * self._window()
-        if last >= _FAR:
+        if last >= FAR:
             raise InputError(
                 f"{setting.rounds:,} rounds of {self.window:g} seconds are {seconds(last):.4g} virtual seconds, "
-                f"allowed: fewer than {seconds(int(_FAR)):.4g}, with shorter windows or fewer rounds",
+                f"allowed: fewer than {seconds(int(FAR)):.4g}, with shorter windows or fewer rounds",
                 key="participation.window",
             )
+        timetable = self._timed(setting)
         nodes, links = self._rates(setting)
-        rings = (float(nodes.sum()) + float(links.sum())) * self.window
+        most = max(float(links.sum()), timetable.most() * len(links))
+        rings = (float(nodes.sum()) + most) * self.window
         if not rings <= _MOST_RINGS:
             raise InputError(
                 f"its clocks tick some {rings:.3g} times in a round of {self.window:g} seconds, allowed: at most "
                 f"{_MOST_RINGS:,}, with a shorter window or lower rates in compute and links",
                 key="participation.window",
             )
+
+    def _timed(self, setting: Setting) -> Timetable:
+        """The windows of a run, checked for its algorithm."""
+        timetable, (algorithm, _) = self.timetable(setting.rounds), setting.gossip
+        for i, window in enumerate(self.schedule or ()):
+            why = None if window.links is None else algorithm.other_rates(window.links.ends, self._rates(setting)[1])
+            if why is not None:
+                raise InputError(why, key=f"participation.schedule.{i}.links")
+        return timetable
 
     def _window(self) -> int:
         """Ticks of a round."""
@@ -161,7 +193,8 @@ class PoissonGossip(Participation):
         base, n = network.mixings[0], task.num_clients
         d, b = self._rates(setting)
         slow_nodes, slow_links = np.maximum(d, self.compute.floor), np.maximum(b, self.links.floor)
-        clocks = _Clocks(d, b, base, seed)
+        timetable, complete = self.timetable(setting.rounds), all_pairs(network)
+        clocks = _Clocks(d, b, base, seed, timetable)
         window = self._window()
         touched = self._touched(clocks, base, after)  # a resumed run lets its clocks tick again
         for number in count(after + 1):
@@ -175,10 +208,13 @@ class PoissonGossip(Participation):
                 base, np.bincount(nodes, units, minlength=n), np.bincount(links, minlength=len(base.links)),
                 slow_nodes, slow_links,
             )  # fmt: skip
+            merge = self._merges(timetable, number)
+            if merge:
+                delays = (delays[0], delays[1] + complete)
             ends = [base.links[t.link].tolist() if t.node < 0 else [t.node] for t in found]
             last = Arrival(
                 number, seconds(number * window), _NOBODY, _NOBODY, _NOBODY, _NOBODY, 0, mixing=_IDLE, delays=delays,
-                compute=_NOBODY, edges=_NO_LINKS, ticks=(), merge=(self.merge or NEVER).due(number),
+                compute=_NOBODY, edges=_NO_LINKS, ticks=(), merge=merge,
             )  # fmt: skip
             order = iter(zip(rounds.tolist(), steps.tolist(), strict=True))
             jobs = [(t, end, next(order) if t.node >= 0 else (1, 0)) for t, end in zip(found, ends, strict=True)]
@@ -193,7 +229,8 @@ class PoissonGossip(Participation):
 
     def idle(self, setting: Setting, number: int) -> Floats | None:
         base = setting.gossip[1].mixings[0]
-        touched = self._touched(_Clocks(*self._rates(setting), base, setting.seed), base, number)
+        clocks = _Clocks(*self._rates(setting), base, setting.seed, self.timetable(setting.rounds))
+        touched = self._touched(clocks, base, number)
         return _since(touched, number * self._window())
 
     def _touched(self, clocks: _Clocks, base: BaseMixing, number: int) -> Ints:
@@ -201,8 +238,12 @@ class PoissonGossip(Participation):
         touched = np.zeros(base.n, dtype=np.int64)
         for ring in clocks.until(number * self._window()):
             touched[base.links[ring.link] if ring.node < 0 else ring.node] = ring.time
-        merged = next((k for k in range(number, 0, -1) if (self.merge or NEVER).due(k)), 0)
+        merged = next((k for k in range(number, 0, -1) if self._merges(clocks.timetable, k)), 0)
         return np.maximum(touched, merged * self._window())
+
+    def _merges(self, timetable: Timetable, number: int) -> bool:
+        """Whether nodes merge at the end of round `number`."""
+        return timetable.merges(number) or (self.merge or NEVER).due(number)
 
     def _level(self, level: list[Any], setting: Setting, last: Arrival, touched: Ints, closes: bool) -> Iterator[Event]:
         """The work and the mixing of ticks no two of which share a node, as one event on the rows they touch.
@@ -256,8 +297,8 @@ def _since(touched: Ints, now: Ints | int) -> Floats:
 class _Clocks:
     """The next tick of every node's and every link's clock: gaps are exponential, keyed by (clock, number)."""
 
-    def __init__(self, compute: Floats, links: Floats, base: BaseMixing, seed: int) -> None:
-        self.n = len(compute)
+    def __init__(self, compute: Floats, links: Floats, base: BaseMixing, seed: int, timetable: Timetable) -> None:
+        self.n, self.timetable = len(compute), timetable
         nodes = rng.key(seed, "node_clock", np.arange(self.n))
         self.keys = np.concatenate([nodes, rng.key(seed, "link_clock", *base.links.T)])
         with np.errstate(divide="ignore", over="ignore"):
@@ -283,9 +324,12 @@ class _Clocks:
     def _wind(self, clocks: Ints) -> None:
         """Draw the next gaps of `clocks`; a clock of rate 0 never ticks."""
         gap = -np.log1p(-rng.uniform(rng.fold(self.keys[clocks], self.number[clocks])))
-        with np.errstate(invalid="ignore"):
-            far = np.nan_to_num(gap * self.mean[clocks], nan=_FAR, posinf=_FAR)
-        self.next[clocks] = np.minimum(self.next[clocks] + np.clip(far, 1.0, _FAR).astype(np.int64), int(_FAR))
+        last, mean = self.next[clocks], self.mean[clocks]
+        after = until_tick(last, gap, mean)
+        if self.timetable.windows:
+            links = np.flatnonzero(clocks >= self.n)
+            after[links] = self.timetable.after(last[links], gap[links], mean[links])
+        self.next[clocks] = np.minimum(after, int(FAR))
 
 
 def _levels(jobs: list[Any], n: int) -> list[list[Any]]:

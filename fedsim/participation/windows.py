@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, model_serializer, model_validator
 
+from fedsim.core.arrays import Floats
 from fedsim.core.errors import InputError
 from fedsim.core.one_of import Chosen, Form, OneOf
 from fedsim.core.types import Count, Probability
@@ -34,6 +36,10 @@ class _Ramp(Form):
     @abstractmethod
     def share(self, progress: float) -> float:
         """How much of the way from `first` to `last` is done at `progress` (0 to 1)."""
+
+    @abstractmethod
+    def area(self, progress: Floats) -> Floats:
+        """The integral of `share` from 0 to `progress`."""
 
     def at(self, place: int, places: int) -> float:
         """The value in round `place` (0, 1, ...) of `places`."""
@@ -62,6 +68,9 @@ class LinearRamp(_Ramp):
     def share(self, progress: float) -> float:
         return progress
 
+    def area(self, progress: Floats) -> Floats:
+        return progress * progress / 2
+
 
 class CosineRamp(_Ramp):
     """From `first` in the first round to `last` in the last one, along half a cosine."""
@@ -71,8 +80,11 @@ class CosineRamp(_Ramp):
     def share(self, progress: float) -> float:
         return (1.0 - math.cos(math.pi * progress)) / 2.0
 
+    def area(self, progress: Floats) -> Floats:
+        return np.asarray(progress - np.sin(np.pi * progress) / np.pi) / 2
 
-def _level(value: Any) -> dict[str, Any] | None:
+
+def plain_level(value: Any) -> dict[str, Any] | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return {"model": "fixed", "value": value}
     name, ends = _only(value)
@@ -91,7 +103,7 @@ _Levels = Annotated[
     Discriminator("model"),
     OneOf(
         allowed="allowed: a probability, {linear: [first, last]} or {cosine: [first, last]}",
-        plain=_level,
+        plain=plain_level,
         plain_type=float | dict[Literal["linear", "cosine"], list[float]],
         what="level",
     ),
@@ -147,12 +159,12 @@ class Window(BaseModel):
 
     def written(self, rounds: int) -> tuple[int, int]:
         """`span` where the run does not end before: ramps go over all of it, so that longer runs are the same."""
-        first = self.begins if isinstance(self.begins, int) else math.floor(_decimal(self.begins) * rounds) + 1
-        last = self.until - 1 if isinstance(self.until, int) else math.floor(_decimal(self.until) * rounds)
+        first = self.begins if isinstance(self.begins, int) else math.floor(decimal(self.begins) * rounds) + 1
+        last = self.until - 1 if isinstance(self.until, int) else math.floor(decimal(self.until) * rounds)
         return first, last
 
 
-def _decimal(value: float) -> Fraction:
+def decimal(value: float) -> Fraction:
     """The decimal number that somebody wrote."""
     return Fraction(repr(value))
 
@@ -274,21 +286,14 @@ class Schedule:
     rounds: int
 
     def __post_init__(self) -> None:
-        spans = []
-        for i, window in enumerate(self.windows):
-            first, last = window.span(self.rounds)
-            if last < first:
-                found = f"found a window from {window.begins} until {window.until}, which selects none of the run's"
-                message = f"{found} {self.rounds} rounds; allowed: at least one "
-                message += "(until is the first round after it; 1 is a round, 1.0 the end)"
-                raise InputError(message, key=f"{i}.until")
-            spans.append((first, last, i))
-        for (_, last, i), (first, _, j) in pairwise(sorted(spans)):
-            if first <= last:
-                message = (
-                    f"found windows {i} and {j} that both have round {first}, allowed: windows that do not overlap"
-                )
-                raise InputError(message, key=f"{j}.from")
+        def empty(window: Window) -> str:
+            return (
+                f"found a window from {window.begins} until {window.until}, which selects none of the run's "
+                f"{self.rounds} rounds; allowed: at least one (until is the first round after it; 1 is a round, 1.0 "
+                "the end)"
+            )
+
+        check_apart(self.windows, [w.span(self.rounds) for w in self.windows], empty, lambda k: f"round {k}")
 
     def links(self, number: int) -> float | None:
         """The probability of all links in round `number` (None: that of the mode)."""
@@ -304,6 +309,30 @@ class Schedule:
 
     def merges_in(self, merge: Merge) -> int:
         """How often nodes merge in the run, by its windows or by `merge`, its end included."""
-        spans = [w.span(self.rounds) for w in self.windows if w.merge]
-        inside = sum(b - a + 1 - merge.count(a, b) for a, b in spans)
-        return inside + merge.count(1, self.rounds) + merge.final
+        return merges_of([w.span(self.rounds) for w in self.windows if w.merge], merge, self.rounds)
+
+
+def check_apart(
+    windows: Sequence[Window],
+    spans: Sequence[tuple[int, int]],
+    empty: Callable[[Window], str],
+    shared: Callable[[int], str],
+) -> None:
+    """Raise InputError where the first and last moments of a window are none, or where two windows share one.
+
+    `empty` says the former, and `shared` what they share.
+    """
+    for i, (window, (first, last)) in enumerate(zip(windows, spans, strict=True)):
+        if last < first:
+            raise InputError(empty(window), key=f"{i}.until")
+    ordered = sorted((first, last, i) for i, (first, last) in enumerate(spans))
+    for (_, last, i), (first, _, j) in pairwise(ordered):
+        if first <= last:
+            message = f"found windows {i} and {j} that both have {shared(first)}, allowed: windows that do not overlap"
+            raise InputError(message, key=f"{j}.from")
+
+
+def merges_of(spans: Sequence[tuple[int, int]], merge: Merge, rounds: int) -> int:
+    """How often nodes merge in `rounds` rounds: in all rounds of `spans`, and by `merge`, the end included."""
+    inside = sum(b - a + 1 - merge.count(a, b) for a, b in spans)
+    return inside + merge.count(1, rounds) + merge.final

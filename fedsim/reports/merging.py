@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from fedsim.core.clock import ticks
 from fedsim.core.metrics import TABLE
 from fedsim.figures.curves import INK, style
 from fedsim.figures.html import heading, inline_svg, paragraph
+from fedsim.participation.stretches import Stretch, Timetable
 from fedsim.participation.windows import NEVER, Merge, Schedule, Window
 from fedsim.reports.groups import Group, Record
 
@@ -54,12 +56,19 @@ def _curve(run: Record) -> list[tuple[int, float, float]]:
     return [(k, own, mean) for k, own, mean in wanted if k is not None and own is not None and mean is not None]
 
 
-def _times(run: Record) -> tuple[list[tuple[int, int]], list[int]]:
-    """Windows with links of their own (first and last round), and the rounds at whose end nodes merge."""
-    rounds = int(run.value("run.rounds"))
-    windows = [Window.model_validate(w) for w in run.value("participation.schedule") or ()]
-    schedule, merge = Schedule(windows, rounds), Merge.model_validate(run.value("participation.merge") or NEVER)
-    spans = [w.span(rounds) for w in windows if w.links is not None]
+def _times(run: Record) -> tuple[list[tuple[float, float]], list[int]]:
+    """Windows with links of their own (from and until, in rounds), and the rounds at whose end nodes merge."""
+    rounds, given = int(run.value("run.rounds")), run.value("participation.schedule") or ()
+    merge = Merge.model_validate(run.value("participation.merge") or NEVER)
+    schedule: Schedule | Timetable
+    if run.value("participation.mode") == "poisson":
+        length = max(ticks(float(run.value("participation.window"))), 1)
+        schedule = Timetable([Stretch.model_validate(w) for w in given], rounds, length)
+        spans = schedule.spans()
+    else:
+        windows = [Window.model_validate(w) for w in given]
+        schedule = Schedule(windows, rounds)
+        spans = [(first - 0.5, last + 0.5) for first, last in (w.span(rounds) for w in windows if w.links is not None)]
     if rounds > _MOST_ROUNDS:
         return spans, []
     return spans, [k for k in range(1, rounds + 1) if schedule.merges(k) or merge.due(k)]
@@ -94,7 +103,7 @@ def _panel(axes: Any, group: Group, own: str, mean: str) -> None:
     x, alone, together = zip(*_curve(run), strict=True)
     spans, merges = _times(run)
     for first, last in spans:
-        axes.axvspan(first - 0.5, last + 0.5, color=INK, alpha=0.12, linewidth=0)
+        axes.axvspan(first, last, color=INK, alpha=0.12, linewidth=0)
     if len(merges) <= _MANY_LINES:
         for k in merges:
             axes.axvline(k, color=INK, linewidth=0.7, alpha=0.6)

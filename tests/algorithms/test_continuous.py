@@ -48,7 +48,7 @@ class Listed:
 
     events: ClassVar[list[Any]] = []
 
-    def __init__(self, compute: Any, links: Any, base: Any, seed: int) -> None:
+    def __init__(self, compute: Any, links: Any, base: Any, seed: int, timetable: Any) -> None:
         self.links = base.links.tolist()
 
     def until(self, end: int) -> list[Any]:

@@ -1,6 +1,7 @@
 """DADAO and ACiD the obvious way: one event after the other, every node's vectors through a matrix exponential.
 
-Events are ``[seconds, node]`` (a gradient) or ``[seconds, node, node]`` (two nodes communicate), as in a trace.
+Events are ``[seconds, node]`` (a gradient) or ``[seconds, node, node]`` (two nodes communicate), as in a trace, or
+``[seconds]`` (all nodes take the mean).
 `grad(i, x)` is node i's exact gradient. Written from the papers' equations, apart from the package.
 """
 
@@ -40,6 +41,11 @@ class _Lazy:
         self.state[i] = expm(self.A * (t - self.last[i])) @ self.state[i]
         self.last[i] = t
         return self.state[i]
+
+    def merge(self, t: float) -> None:
+        for i in range(len(self.state)):
+            self.reach(i, t)
+        self.state[:] = self.state.mean(0)
 
     def at(self, t: float) -> Array:
         return np.stack([expm(self.A * (t - u)) @ s for s, u in zip(self.state, self.last, strict=True)])
@@ -84,7 +90,9 @@ def acid(
     """x and x~ ``[n, 2, d]`` of all nodes at `end`. `x0` ``[n, d]``."""
     nodes, v = _Lazy(eta * np.array([[-1.0, 1.0], [1.0, -1.0]]), np.stack([x0, x0], axis=1)), np.zeros_like(x0)
     for t, *ends in events:
-        if len(ends) == 1:
+        if not ends:
+            nodes.merge(t)
+        elif len(ends) == 1:
             i = int(ends[0])
             s = nodes.reach(i, t)
             v[i] = momentum * v[i] + grad(i, s[0]) + weight_decay * s[0]

@@ -55,13 +55,23 @@ def weights(n: int, edges: Edges, directed: bool) -> Array:
     return uniform_directed(n, edges) if directed else metropolis(n, edges)
 
 
+def meeting(n: int, fired: Edges, directed: bool) -> Array:
+    """Peers that are drawn in every round: a node takes the plain mean of its own and those that it hears."""
+    r = np.zeros((n, n))
+    for v in range(n):
+        heard = [e[0] for e in fired if e[1] == v] + ([] if directed else [e[1] for e in fired if e[0] == v])
+        r[v, heard] = 1 / (1 + len(heard))
+    return r
+
+
 def gossip(
-    problem: Any, trace: Trace, graph: Callable[[int], Edges], lr: Callable[[int], float], adapt_first: bool,
+    problem: Any, trace: Trace, graph: Callable[[int], Edges] | None, lr: Callable[[int], float], adapt_first: bool,
     directed: bool = False, momentum: float = 0.0, weight_decay: float = 0.0,
 ) -> Array:  # fmt: skip
     """DSpodFL's Eq. 2, ``theta_i + sum_j r_ij vhat_ij (theta_j - theta_i) - lr v_i g_i(theta_i)``.
 
-    With `adapt_first` the local steps come first and the mixing after them (DFedAvg).
+    With `adapt_first` the local steps come first and the mixing after them (DFedAvg). Without a graph nodes meet
+    peers. At the end of a row that merges all nodes take the mean.
     """
     x = np.tile(problem.x0, (problem.n, 1))
     for row in trace:
@@ -69,8 +79,11 @@ def gossip(
         after = x.copy()
         for i in row["compute"]:
             after[i] = local(problem, i, x[i], row["steps"][i], lr(k), momentum, weight_decay)
-        r, fired = weights(problem.n, graph(k), directed), [(e[0], e[1]) for e in row["edges"]]
+        fired = [(e[0], e[1]) for e in row["edges"]]
+        r = meeting(problem.n, fired, directed) if graph is None else weights(problem.n, graph(k), directed)
         x = mix(r, fired, after, directed) if adapt_first else mix(r, fired, x, directed) + (after - x)
+        if row.get("merge"):
+            x = np.tile(x.mean(0), (problem.n, 1))
     return x
 
 
@@ -90,4 +103,6 @@ def gradient_tracking(
         for i in range(problem.n):
             y[i] += problem.grad(i, new[i]) - problem.grad(i, x[i])
         x = new
+        if row.get("merge"):
+            x, y = np.tile(x.mean(0), (problem.n, 1)), np.tile(y.mean(0), (problem.n, 1))
     return x

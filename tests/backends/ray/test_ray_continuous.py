@@ -19,7 +19,10 @@ Make = Callable[..., Any]
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dadao": ({"name": "dadao"}, {}),
     "acid": ({"name": "acid", "lr": 0.05, "momentum": 0.9}, {"links": 0.5}),
-    "acid, merged": ({"name": "acid", "lr": 0.05, "momentum": 0.9}, {"links": 0.5, "merge": {"every": 4}}),
+    "acid, merged": (
+        {"name": "acid", "lr": 0.05, "momentum": 0.9},
+        {"links": 0.5, "merge": {"every": 4}, "schedule": [{"from": 2, "until": 5, "links": 2.5}]},
+    ),
 }
 
 
