@@ -36,9 +36,13 @@ PROMISES = {
     "privacy": _Promise("fedsim.contract.mechanism_laws:mechanism_laws"),
     "dataset": _Promise("fedsim.contract.dataset_laws:dataset_laws"),
     "partition": _Promise("fedsim.contract.partition_laws:partition_laws"),
+    "graph": _Promise("fedsim.contract.graph_laws:graph_laws"),
+    "metric": _Promise("fedsim.engine.measure_laws:measure_laws"),
+    "logger": _Promise("fedsim.engine.logger_laws:logger_laws"),
+    "section": _Promise("fedsim.reports.section_laws:section_laws"),
     "backend": _Promise("fedsim.contract.backend_laws:backend_laws", made=False),
 }
-"""Kinds of parts whose laws are known."""
+"""Kinds of parts whose laws are known; the laws of parts of higher packages are there, beside what they inherit."""
 
 
 def check(name: str, settings: Sequence[str] = (), kind: str | None = None) -> list[CheckResult]:
@@ -84,14 +88,14 @@ def kind_of(name: str) -> str:
     kinds = [k for k in PROMISES if k in KINDS]
     if ":" in name:
         part = load_object(name)
-        found = [k for k in kinds if isinstance(part, type) and issubclass(part, load_object(KINDS[k].base or ""))]
-        found = found[:1]  # compressors and attacks are transforms alike, and have the same laws
-        if not found:
-            raise InputError(
-                f"'{name}' is {part!r}, which inherits nothing that promises anything; allowed: a subclass of "
-                f"{', '.join(sorted({(KINDS[k].base or '').rpartition(':')[2] for k in kinds}))}, or --kind backend"
-            )
-        return found[0]
+        for kind in kinds:  # the first: compressors and attacks are transforms alike, and have the same laws
+            if isinstance(part, type) and issubclass(part, load_object(KINDS[kind].base or "")):
+                return kind
+        raise InputError(
+            f"'{name}' is {part!r}, which inherits nothing that promises anything; allowed: a subclass of "
+            f"{', '.join(sorted({(KINDS[k].base or '').rpartition(':')[2] for k in kinds}))}, --kind graph for a "
+            f"function that makes a graph, or --kind backend"
+        )
     found = [k for k in kinds if name in names(k)]
     if len(found) > 1:
         raise InputError(f"'{name}' is the name of several parts; allowed: --kind {' or --kind '.join(found)}")

@@ -74,6 +74,9 @@ def part_of(kind: str, name: str, settings: Sequence[str]) -> Any:
         There is no such part, it is of another kind or lacks methods, or the settings are wrong or do not suffice.
     """
     part, base = lookup(kind, name), load_object(KINDS[kind].base or "")
+    values = override(Document({}), list(settings)).values
+    if hasattr(base, "from_function") and not isinstance(part, type):
+        return base.from_function(name, part, values)
     if not (isinstance(part, type) and issubclass(part, base) and dataclasses.is_dataclass(part)):
         raise InputError(f"'{name}' is {part!r}, allowed: a frozen dataclass that inherits fedsim.{base.__name__}")
     missing = sorted(getattr(part, "__abstractmethods__", ()))
@@ -82,7 +85,7 @@ def part_of(kind: str, name: str, settings: Sequence[str]) -> Any:
     if kind in _SETTINGS and getattr(part, "setting", None) not in ("server", "gossip"):
         raise InputError(f"'{name}' does not say its setting; allowed: server, gossip{_SETTINGS[kind]}")
     try:
-        return make_part(part, override(Document({}), list(settings)).values)
+        return make_part(part, values)
     except InputError as error:
         raise with_advice(error, part) from None
 

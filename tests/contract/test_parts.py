@@ -27,11 +27,14 @@ SETTINGS = {
     "trimmed_mean": ["trim=0.2"], **{n: ["f=1"] for n in ("nna", "cs_he", "cs_plus", "gts", "ios", "bridge")},
     "centered_clipping": ["tau=100.0"], "fltrust": ["root=3"],
     "meamed": ["f=2"], "krum": ["f=2"], "multi_krum": ["f=2"], "bulyan": ["f=2"],
+    "barabasi_albert": ["m=2"], "erdos_renyi": ["p=0.6"], "expander": ["degree=3"], "k_regular": ["degree=4"],
+    "random_geometric": ["radius=0.5"], "watts_strogatz": ["k=4", "p=0.2"],
+    "sequence": ["graphs=[{graph: ring}, {graph: star}]", "every=2"],
        "dp_sgd": ["clip_norm=1.0", "sampling_rate=0.3"], "dp_fedavg": ["clip_norm=0.5"], "dp_ftrl": ["clip_norm=1.0"],
     "local_dp": ["clip_norm=1.0"], "decor": ["clip_norm=1.0"], "muffliato": ["clip_norm=1.0"],
 }  # fmt: skip
 OWN_TESTS = ("algorithm", "participation", "backend", "dataset", "partition")
-BUILT_IN = [(kind, name) for kind in PROMISES if kind not in OWN_TESTS for name in names(kind)]
+BUILT_IN = [(k, name) for k in PROMISES if k not in OWN_TESTS for name in names(k) if (k, name) != ("graph", "file")]
 
 
 def failed(name: str, settings: list[str] | None = None, kind: str | None = None) -> dict[str, str]:
@@ -109,6 +112,31 @@ def test_the_backend_in_this_process() -> None:
         ("SharedRow", "dataset", "clients have rows of their own"),
         ("Shuffled", "dataset", "same seed, same numbers"),
         ("SeededSplit", "dataset", "files do not depend on the seed"),
+        ("broken_results:chance", "graph", "same seed, same graph"),
+        ("broken_results:TooMany", "graph", "a connected graph, a node per client"),
+        ("broken_results:LosesWeight", "graph", "rows of its mixing sum to 1"),
+        ("broken_results:ForgetsItsLength", "graph", "YAML round trip"),
+        ("broken_results:Misnames", "metric", "columns as it declares"),
+        ("broken_results:TakesAName", "metric", "columns as it declares"),
+        ("broken_results:GivesATensor", "metric", "columns as it declares"),
+        ("broken_results:Noisy", "metric", "same model, same numbers"),
+        ("broken_results:Normalises", "metric", "it changes nothing"),
+        ("broken_results:TellsTheTrainingLoss", "metric", "what is public needs no protected data"),
+        ("broken_results:TellsOfAClient", "metric", "what is public needs no protected data"),
+        ("broken_results:Shared", "logger", "a watcher for every run"),
+        ("broken_results:NoWatcher", "logger", "a watcher for every run"),
+        ("broken_results:NeedsAccuracy", "logger", "a run is told to its end"),
+        ("broken_results:Meddles", "logger", "the run is as it is without it"),
+        ("broken_results:Renames", "logger", "the run is as it is without it"),
+        ("broken_results:OpensANewFile", "logger", "a resumed run is told again"),
+        ("broken_results:ClosesItsFile", "logger", "it can be closed at any time"),
+        ("broken_results:Untitled", "section", "a title and blocks"),
+        ("broken_results:Raw", "section", "a title and blocks"),
+        ("broken_results:NeedsRows", "section", "runs that recorded nothing"),
+        ("broken_results:Unescaped", "section", "a name is text, not HTML"),
+        ("broken_results:Draws", "section", "same runs, same blocks"),
+        ("broken_results:Writes", "section", "runs are as they were"),
+        ("broken_results:Sorts", "section", "runs are as they were"),
         ("Halves", "backend", "it gives the worker's messages"),
         ("Unordered", "backend", "jobs are told apart by their numbers"),
         ("Amnesiac", "backend", "a client's jobs build on each other"),
@@ -134,8 +162,16 @@ def test_rules_with_other_keys(name: str, settings: list[str]) -> None:
     assert failed(name, settings, "aggregator") == {}
 
 
-def test_a_good_one_passes() -> None:
-    assert failed("broken_parts:Good") == {}
+@pytest.mark.parametrize(
+    "name", ["broken_parts:Good", *(f"broken_results:{name}" for name in ("wheel", "Size", "Counts", "Lengths"))]
+)
+def test_a_good_one_passes(name: str) -> None:
+    assert failed(name, kind="graph" if name.endswith("wheel") else None) == {}
+
+
+def test_what_no_run_here_has_is_said() -> None:
+    with pytest.raises(fedsim.InputError, match=r"clients keep no 'personal' between rounds.*try it in a run of your"):
+        fedsim.check("broken_results:AsksForPersonalModels")
 
 
 @pytest.mark.parametrize(
