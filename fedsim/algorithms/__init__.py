@@ -25,11 +25,13 @@ from fedsim.algorithms import (
     fedspeed,
     gradient_tracking,
     monna,
+    powersgd,
     sam,
     scaffold,
 )
 
 __all__ = [
     "acid", "beer", "choco", "dadao", "diff2", "diff2_bvr", "dspodfl", "ef21", "fedamd", "fedasync", "fedavg", "fedcm",
-    "feddyn", "fednova", "fedopt", "fedprox", "fedspeed", "gradient_tracking", "monna", "sam", "scaffold",
+    "feddyn", "fednova", "fedopt", "fedprox", "fedspeed", "gradient_tracking", "monna", "powersgd", "sam",
+    "scaffold",
 ]  # fmt: skip

@@ -92,6 +92,10 @@ class Algorithm(ClientHalf):
         """Further keys of its own compressor; see `fedsim.messages.memory.OwnCompressor`."""
         return {}
 
+    def message_size(self, form: Message) -> int | None:
+        """Bytes of one client's message in all exchanges of a round, where its tensors take more; see `needs`."""
+        return None
+
     # --- what a client's round looks like to the engine ---------------------------------------------------------------
 
     def fresh_client(self, params: Tensor) -> State:

@@ -35,6 +35,7 @@ class Needs:
     compression : what clients remember of what they sent, where the scenario's ``compression`` is the algorithm's own
         compressor: ``differences``, they send C(v - h) and the server adds it up; ``copies``, neighbours know
         h + C(v - h) of each other; ``errors``, they send C(e + v) and keep the rest. None: it has no compressor.
+    own_size : whether its messages travel in less than their tensors take (`Algorithm.message_size`).
     continuous_time : whether a node's work and a link's mixing make sense one at a time, without a round (``mode:
         poisson``).
     flows : whether a node's state changes between its events, too (`Algorithm.flow`), which takes ``mode: poisson``.
@@ -53,5 +54,6 @@ class Needs:
     no_merge: str | None = None
     symmetric: bool = False
     compression: Memory | None = None
+    own_size: bool = False
     continuous_time: bool = False
     flows: bool = False

@@ -93,6 +93,8 @@ class Task(ABC):
     dtype: torch.dtype
     metrics: tuple[str, ...]
     """Names that `evaluate` returns."""
+    shapes: tuple[tuple[int, ...], ...] | None = None
+    """Of the model's parameters, in their order in the flat vector; None where it is just a vector."""
 
     @abstractmethod
     def initial(self) -> Tensor:

@@ -87,7 +87,8 @@ class Assembly:
 
     def worker(self, scenario: Scenario, store: ClientStore | None = None) -> Worker:
         """The local work of any of the run's clients, in whatever process; what leaves it has passed `pipeline`."""
-        return Worker(self.task, self.settled(scenario).algorithm, scenario.run.chunk_rows, store, self.pipeline)
+        algorithm = self.algorithm or self.settled(scenario).algorithm
+        return Worker(self.task, algorithm, scenario.run.chunk_rows, store, self.pipeline)
 
     def mixing(self, scenario: Scenario) -> Mixing:
         """How the nodes of a graph mix."""

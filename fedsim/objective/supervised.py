@@ -66,7 +66,7 @@ class SupervisedTask(Task):
         self._engine: tuple[Precision, Way] = (precision, way)
         self.kernel: Kernel = build_kernel(module.to(device), loss, device, self.inputs[0], *self._engine)
         self._initial = flatten(module).to(device=device, dtype=dtype)
-        self.dim = len(self._initial)
+        self.dim, self.shapes = len(self._initial), self.kernel.layout.shapes
         self.metrics = ("train_loss", "test_loss", *(("test_accuracy",) if self.is_classification else ()))
         self._eval_samples = eval_samples
         self._train_rows = _subset(self.indices, eval_samples, seed, "train")

@@ -50,7 +50,7 @@ def plan(scenario: Scenario | str | Path | Mapping[str, Any]) -> dict[str, Rows]
     named, scenario = _scenario(scenario), a.settled(scenario)
     rounds = _rounds(scenario, a)
     sections = {"scenario": named, "data": _data(a), "work": _work(scenario, a, rounds)}
-    if facts := scenario.algorithm.facts():
+    if facts := (a.algorithm or scenario.algorithm).facts():
         sections["algorithm"] = dict(facts)
     if a.network is not None:
         sections["network"] = _network(scenario, a) | rule_facts(scenario, a)

@@ -45,7 +45,7 @@ def message_problems(s: Scenario) -> Iterator[Problem]:
         for section, part, why in (
             (
                 "compression",
-                s.own_compressor or s.compression,
+                s.own_compressor or s.compression or s.sized,
                 "noise and sensitivity are made for messages as they are clipped",
             ),
             ("attack", attack, "noise is made for the sum of clipped messages, which attackers do not keep to"),

@@ -30,6 +30,7 @@ from fedsim.messages.base import MessageTransform
 from fedsim.messages.compressor import Compressor
 from fedsim.messages.compressors import Whole
 from fedsim.messages.memory import OwnCompressor
+from fedsim.messages.sized import Sized
 from fedsim.models.build import Model
 from fedsim.objective.kernel import Precision
 from fedsim.objective.stacked import Way
@@ -193,7 +194,12 @@ class Scenario:
     def transforms(self) -> tuple[MessageTransform, ...]:
         """What happens to messages after privacy, in its order: compression at clients, attacks as they arrive."""
         compression = self.own_compressor or self.compression
-        return tuple(part for part in (compression, self.attack) if part is not None)
+        return tuple(part for part in (self.sized, compression, self.attack) if part is not None)
+
+    @property
+    def sized(self) -> Sized | None:
+        """What counts the messages of an algorithm that sends less than its tensors; None where it sends them."""
+        return Sized(size=self.algorithm.message_size) if self.algorithm.needs.own_size else None
 
     @property
     def own_compressor(self) -> OwnCompressor | None:

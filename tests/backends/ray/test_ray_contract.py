@@ -125,6 +125,15 @@ def test_compressed_messages_over_any_number_of_actors(quadratic: Make, run_scen
         same(alone, run_scenario(**scenario, run=run, backend=ray_backend(actors)))
 
 
+def test_low_rank_over_any_number_of_actors(quadratic: Make, run_scenario: Make) -> None:
+    algorithm = {"name": "powersgd", "lr": 0.05, "rank": 1, "shapes": [[5, 6], [4]]}
+    scenario = {"data": quadratic(n=7, d=34).section(noise=0.1), "algorithm": algorithm}
+    run = {"rounds": ROUNDS, "eval_every": 4}
+    alone = run_scenario(**scenario, run=run)
+    for actors in ACTORS:
+        same(alone, run_scenario(**scenario, run=run, backend=ray_backend(actors)))
+
+
 CLOCKED: dict[str, dict[str, Any]] = {
     "asynchronous": {"mode": "asynchronous"},
     "fixed_interval": {"mode": "fixed_interval", "window": 0.8},
