@@ -82,10 +82,7 @@ class PowerSGD(ServerAlgorithm):
                 message = f"found shapes of {found} numbers, the model has {task.dim}; allowed: auto, or all its shapes"
                 raise InputError(message, key="shapes")
             return self
-        if task.shapes is None:
-            message = "found 'auto', but a quadratic problem has no matrices; allowed: a list of shapes"
-            raise InputError(message, key="shapes")
-        return replace(self, shapes=[list(shape) for shape in task.shapes])
+        return replace(self, shapes=[list(shape) for shape in task.shapes or [(task.dim,)]])
 
     def check_deployed(self) -> None:
         message = "a round has two exchanges, and a SuperNode would send its whole matrix; allowed: a simulation"
@@ -93,6 +90,8 @@ class PowerSGD(ServerAlgorithm):
 
     def facts(self) -> Mapping[str, Any]:
         low = list(self._low())
+        if not low:
+            return {"low rank": "nothing: factors would be no smaller, so all is sent whole, as with fedavg"}
         return {"low rank": f"{len(low)} matrices of {sum(m.a * m.b for m in low)} parameters in rank {self.rank}"}
 
     def message_size(self, form: Message) -> int | None:

@@ -124,9 +124,13 @@ def test_what_it_does_not_go_with(sections: dict[str, Any], key: str, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
-def test_it_needs_matrices_and_one_machine(quadratic: Make, tmp_path: Path) -> None:
-    vector = {"data": quadratic(n=3).section(), "algorithm": {"name": "powersgd"}, "run": {"rounds": 1}}
-    with pytest.raises(InputError, match=r"algorithm\.shapes: found 'auto', but a quadratic problem has no matrices"):
-        fedsim.run(vector, out=tmp_path / "run")
+def test_it_needs_one_machine(quadratic: Make) -> None:
     with pytest.raises(InputError, match="a SuperNode would send its whole matrix"):
         check_trust(parse(DIGITS))
+    vector = {"data": quadratic(n=3).section(), "algorithm": {"name": "powersgd"}, "run": {"rounds": 1}}
+    assert "all is sent whole" in fedsim.plan(vector)["algorithm"]["low rank"]
+
+
+def test_local_noise_comes_before_the_factors(tmp_path: Path) -> None:
+    run = fedsim.run({**DIGITS, "privacy": {"mechanism": "local_dp", "epsilon": 50.0, "clip_norm": 1.0}}, out=tmp_path)
+    assert run.metrics["bytes_sent"].iloc[-1] == 4 * 4 * 8 * (910 + 2 * 98 + 22)
