@@ -225,7 +225,8 @@ _GOOD: dict[str, list[tuple[str, list[str]]]] = {
     "compressor": [("top_k", ["k=2"])], "attack": [("sign_flip", ["attackers=2"])],
     "participation": [("synchronous", [])], "privacy": [("local_dp", ["clip_norm=1.0"])],
     "dataset": [("synthetic", ["alpha=0.5", "beta=0.5"])],
-    "partition": [("iid", [])], "backend": [("fedsim.backends.in_process:Vectorized", [])],
+    "partition": [("iid", [])], "graph": [("ring", [])], "metric": [("macro_f1", [])], "logger": [("csv", [])],
+    "section": [("contract.broken_results:Lengths", [])], "backend": [("fedsim.backends.in_process:Vectorized", [])],
 }  # fmt: skip
 """A part of each kind that has laws."""
 
