@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from fedsim.core.errors import InputError
@@ -65,10 +66,16 @@ def epsilon_closed_form(profile: Profile, delta: float) -> float:
 
 def epsilon_pld(profile: Profile, delta: float, interval: float = _FINE) -> float:
     """Epsilon from the composed privacy loss distribution, an upper bound: tight to 1e-4 for `interval` 1e-4."""
+    return _pld(tuple(profile.items()), delta, interval)
+
+
+@lru_cache(maxsize=1024)
+def _pld(spent: tuple[tuple[Release, int], ...], delta: float, interval: float) -> float:
+    """It takes up to seconds, and runs of one scenario, a resumed one for example, ask the same again."""
     from dp_accounting import pld
 
     accountant = pld.PLDAccountant(value_discretization_interval=interval)
-    return float(accountant.compose(_event(profile)).get_epsilon(delta))
+    return float(accountant.compose(_event(dict(spent))).get_epsilon(delta))
 
 
 def quick_pld(profile: Profile, delta: float) -> float:
