@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from fedsim.data.tables import Wanted, table_split
 
 if TYPE_CHECKING:
     import pyarrow
+    from PIL import Image
 
 _CACHE_VERSION = 2
 
@@ -226,49 +228,69 @@ def read_images(source: Source, image: str, wanted: Wanted) -> Split:
     return Split(arrays["x"], arrays["y"], labels=known, ids=arrays.get("ids"), target=tuple(wanted.targets))
 
 
-def decode_images(encoded: Iterable[bytes | None], name: str, count: int) -> Array:
-    """Bytes of `count` equal-sized images (PNG, ...) -> uint8 ``[N, C, H, W]``, C 1 (grey) or 3 as the first has."""
-    from PIL import Image
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
+"""What images of data sets are written in. Others that Pillow reads hold pictures whose size shows only when they are
+decoded (ICO), or run other programs (EPS)."""
 
+
+def decode_images(encoded: Iterable[bytes | None], name: str, count: int) -> Array:
+    """Bytes of `count` equal-sized images (PNG, ...) -> uint8 ``[N, C, H, W]``, C 1 (grey) or 3 as the first has.
+
+    What an image says of its size is looked at before any of its pixels are decoded.
+    """
     rows: list[Array] = []
-    mode = ""
-    for number, data in enumerate(encoded):
-        if not data:
-            raise InputError(f"{name}: image of row {number} is missing", key="path")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                picture = Image.open(io.BytesIO(data))
-            if picture.width * picture.height > MOST_PIXELS:
-                raise Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels")
-            if picture.mode.startswith(("I", "F")):
-                raise InputError(
-                    f"{name}: row {number} has more than 8 bits per pixel; allowed: 8-bit images", key="path"
-                )
-            if not mode:
-                mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
-                bytes_each = picture.width * picture.height * len(mode)
-                size = f"{count:,} images of {picture.width} x {picture.height} pixels in {name}"
-                check_room(4 * count * bytes_each, f"{size}, as 4-byte numbers,", "path")
-            rows.append(np.asarray(picture if picture.mode == mode else picture.convert(mode)))
-        except Image.DecompressionBombError as error:
-            raise InputError(
-                f"{name}: the image of row {number} claims to be too large ({error}); allowed: {MOST_PIXELS:,} pixels",
-                key="path",
-            ) from error
-        except InputError:
-            raise
-        except Exception as error:  # each of PIL's formats fails in its own ways on damaged bytes
-            raise InputError(f"{name}: cannot decode the image of row {number} ({error})", key="path") from error
-        if rows[-1].shape != rows[0].shape:
-            found, first = rows[-1].shape, rows[0].shape
-            raise InputError(
-                f"{name}: image of row {number} has shape {found}, row 0 has {first}; one size is needed", key="path"
-            )
+    first: tuple[int, int, str] | None = None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # of what is refused here, or makes no difference
+        for number, data in enumerate(encoded):
+            if not data:
+                raise InputError(f"{name}: image of row {number} is missing", key="path")
+            with _opened(data, name, number) as picture:
+                size = (picture.height, picture.width)
+                if first is None:
+                    first = (*size, "L" if picture.mode in ("1", "L", "LA") else "RGB")
+                    what = f"{count:,} images of {picture.width} x {picture.height} pixels in {name}"
+                    bytes_each = picture.width * picture.height * len(first[2])
+                    check_room(4 * count * bytes_each, f"{what}, as 4-byte numbers,", "path")
+                if size != first[:2]:
+                    raise InputError(
+                        f"{name}: image of row {number} has shape {size}, row 0 has {first[:2]}; one size is needed",
+                        key="path",
+                    )
+                rows.append(np.asarray(picture if picture.mode == first[2] else picture.convert(first[2])))
     if not rows:
         raise InputError(f"{name}: no images", key="path")
     stacked = np.stack(rows)
     return stacked[:, None] if stacked.ndim == 3 else np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
+
+
+@contextmanager
+def _opened(data: bytes, name: str, number: int) -> Iterator[Image.Image]:
+    """One image, of a size and depth that may be decoded; what goes wrong meanwhile is an InputError."""
+    from PIL import Image, UnidentifiedImageError
+
+    Image.init()
+    formats = [f for f in _FORMATS if f in Image.OPEN]
+    try:
+        picture = Image.open(io.BytesIO(data), formats=formats)
+        if picture.width * picture.height > MOST_PIXELS:
+            raise Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels")
+        if picture.mode.startswith(("I", "F")):
+            raise InputError(f"{name}: row {number} has more than 8 bits per pixel; allowed: 8-bit images", key="path")
+        yield picture
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{name}: the image of row {number} claims to be too large ({error}); allowed: {MOST_PIXELS:,} pixels",
+            key="path",
+        ) from error
+    except InputError:
+        raise
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{name}: cannot decode the image of row {number}; allowed: {', '.join(formats)}", key="path"
+        ) from error
+    except Exception as error:  # each of PIL's formats fails in its own ways on damaged bytes
+        raise InputError(f"{name}: cannot decode the image of row {number} ({error})", key="path") from error
 
 
 def _labels(source: Source, table: pyarrow.Table, wanted: Wanted) -> tuple[Array, Array | None]:

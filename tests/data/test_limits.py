@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from data_makers import idx_folder_in, load, write_images
+from PIL import Image
 
 from fedsim.core import limits
 from fedsim.core.errors import InputError
@@ -87,6 +88,44 @@ def png_header(width: int, height: int) -> bytes:
 def test_decompression_bombs(tmp_path: Path, side: int) -> None:
     write_images(tmp_path / "train.parquet", [png_header(side, side)] * 2, [0, 1])
     with pytest.raises(InputError, match=r"image of row 0 claims to be too large .* allowed: 67,108,864 pixels"):
+        load(tmp_path, dataset="parquet", path=".", target="label")
+
+
+def made(form: str, size: tuple[int, int], **keys: Any) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", size).save(file, form, **keys)
+    return file.getvalue()
+
+
+def claiming(form: str, marker: bytes, order: str) -> bytes:
+    """A picture that says after `marker` that it is 65,000 x 65,000 pixels."""
+    data = bytearray(made(form, (8, 8)))
+    at = data.index(marker) + len(marker)
+    data[at : at + 4] = struct.pack(order, 65_000, 65_000)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "picture, says",
+    [
+        (claiming("GIF", b"GIF87a", "<2H"), "claims to be too large"),
+        (claiming("GIF", b",\0\0\0\0", "<2H"), "claims to be too large"),
+        (claiming("JPEG", b"\xff\xc0\0\x0b\x08", ">2H"), "claims to be too large"),
+        (b"P5 60000 60000 255\n", "claims to be too large"),
+        (made("ICO", (32, 32)), "allowed: PNG, JPEG, GIF"),
+        (made("EPS", (8, 8)), "allowed: PNG, JPEG, GIF"),
+    ],
+    ids=["gif", "frame", "jpeg", "ppm", "ico", "eps"],
+)
+def test_pictures_of_other_formats(picture: bytes, says: str, tmp_path: Path) -> None:
+    write_images(tmp_path / "train.parquet", [picture] * 2, [0, 1])
+    with pytest.raises(InputError, match=f"image of row 0.* {says}"):
+        load(tmp_path, dataset="parquet", path=".", target="label")
+
+
+def test_a_later_picture_is_looked_at_before_it_is_decoded(tmp_path: Path) -> None:
+    write_images(tmp_path / "train.parquet", [made("PNG", (8, 8)), png_header(8000, 8000)], [0, 1])
+    with pytest.raises(InputError, match=r"image of row 1 has shape \(8000, 8000\), row 0 has \(8, 8\)"):
         load(tmp_path, dataset="parquet", path=".", target="label")
 
 

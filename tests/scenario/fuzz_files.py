@@ -8,7 +8,9 @@ import json
 import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from data_makers import idx_bytes, pictures, write_images
 from fuzz_makers import DATA, RUN
+from PIL import Image
 
 LEARNING = {"model": {"name": "linear"}, "algorithm": {"name": "fedavg", "lr": 0.01}, "run": RUN}
 NUMBERS = np.random.default_rng(0)
@@ -145,6 +148,53 @@ def claims(shape: str, dtype: str = "<f8", name: str = "x", body: bytes = b"\0" 
         np.save(other, np.arange(8) % 2)
         archive.writestr(f"{'y' if name == 'x' else 'x'}.npy", other.getvalue())
     return file.getvalue()
+
+
+def _png(width: int, height: int, packed: bytes) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">2I5B", width % 2**32, height % 2**32, 8, 0, 0, 0, 0)
+    text = chunk(b"zTXt", b"about\0\0" + packed)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + text + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def _tiff(width: int, height: int, packed: bytes) -> bytes:
+    sizes = [(256, width), (257, height), (258, 8), (259, 8), (262, 1), (273, 8), (277, 1), (278, height)]
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, v % 2**32) for tag, v in [*sizes, (279, len(packed))])
+    return b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + struct.pack("<H", len(sizes) + 1) + tags + b"\0" * 4
+
+
+def _with_size(form: str, marker: bytes, order: str, width: int, height: int, packed: bytes) -> bytes:
+    """A picture that Pillow writes, whose size is written over after `marker`."""
+    file = io.BytesIO()
+    Image.new("L", (8, 8)).save(file, form)
+    data, at = bytearray(file.getvalue()), file.getvalue().index(marker) + len(marker)
+    length = struct.calcsize(order)
+    data[at : at + length] = struct.pack(order, *(v % 2 ** (4 * length) for v in (width, height)))
+    return bytes(data) + packed[:1000]
+
+
+PICTURES: dict[str, Callable[[int, int, bytes], bytes]] = {
+    "png": _png,
+    "tiff": _tiff,
+    "gif": partial(_with_size, "GIF", b"GIF87a", "<2H"),
+    "gif, its first frame": partial(_with_size, "GIF", b",\0\0\0\0", "<2H"),
+    "jpeg": lambda w, h, packed: _with_size("JPEG", b"\xff\xc0\0\x0b\x08", ">2H", h, w, packed),
+    "bmp": partial(_with_size, "BMP", b"(\0\0\0", "<2I"),
+    "ico": lambda w, h, packed: struct.pack("<3H4B2H2I", 0, 1, 1, 8, 8, 0, 0, 1, 8, len(_png(w, h, packed)), 22)
+    + _png(w, h, packed),
+    "ppm": lambda w, h, packed: f"P5 {w} {h} 255\n".encode() + packed,
+    "eps": lambda w, h, _: f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 {w} {h}\n%%EndComments\n".encode(),
+}  # fmt: skip
+"""Makers of pictures that claim a size, and hold `packed` data."""
+
+
+def shown_in(pictures: list[bytes]) -> bytes:
+    """A parquet file of these pictures, with labels 0 and 1."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(Path(folder) / "d.parquet", list(pictures), [i % 2 for i in range(len(pictures))])
+        return (Path(folder) / "d.parquet").read_bytes()
 
 
 def put(files: dict[str, bytes]) -> None:

@@ -12,12 +12,24 @@ import resource
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzz_files import DATA_FILES, GRAPH_FILES, TRACES, claims, on_graph, on_trace, put, reading
+from fuzz_files import (
+    DATA_FILES,
+    GRAPH_FILES,
+    PICTURES,
+    TRACES,
+    claims,
+    on_graph,
+    on_trace,
+    put,
+    reading,
+    shown_in,
+)
 from fuzz_makers import (
     BYTES,
     SCENARIOS,
@@ -138,6 +150,27 @@ TYPES = ["<f8", ">f8", "<f2", "<i8", ">i2", "|b1", "<c16", "|O", "<M8[s]", "<U4"
 def test_npz_headers_that_lie(shape: str, dtype: str, name: str) -> None:
     put({"d.npz": claims(shape, dtype, name)})
     keeps_the_law(run(reading("npz", path="d.npz")), "d.npz")
+
+
+SIDES = [-1, 0, 1, 8, 8191, 8193, 30_000, 2**16 - 1, 2**31 - 1]
+PACKED = {"nothing": b"", "8 x 8": zlib.compress(b"\0" * 72), "much": zlib.compress(b"\0" * 2**27)}
+
+
+@fuzz(30)
+@given(
+    kind=st.sampled_from(sorted(PICTURES)),
+    sides=st.tuples(st.sampled_from(SIDES), st.sampled_from(SIDES)),
+    packed=st.sampled_from(sorted(PACKED)),
+    done=damages(),
+    whole=st.booleans(),
+)
+def test_pictures_that_claim_much(
+    kind: str, sides: tuple[int, int], packed: str, done: list[Damage], whole: bool
+) -> None:
+    picture = PICTURES[kind](*sides, PACKED[packed])
+    picture = picture if whole else damaged(picture, done)
+    put({"d.parquet": shown_in([picture] * 4)})
+    keeps_the_law(run(reading("parquet", path="d.parquet", target="label")), "d.parquet")
 
 
 LARGE: dict[str, tuple[str, dict[str, bytes]]] = {
