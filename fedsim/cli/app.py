@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from fedsim.cli.ending import Commands, interruptible, own_fault, say_interrupted
+from fedsim.cli.ending import Commands, interruptible, out_of_memory, own_fault, say_interrupted
 from fedsim.cli.export import export
 from fedsim.cli.json_output import AsJson, emit
 from fedsim.cli.progress import run_progress, told_steps
@@ -314,7 +314,7 @@ def _main() -> None:
         print(error, file=sys.stderr)
         sys.exit(1)
     except Exception as error:  # a part of somebody's own may raise anything; OSError: a full disk, say
-        said = own_fault(error) or (str(error) if isinstance(error, OSError) else None)
+        said = own_fault(error) or out_of_memory(error) or (str(error) if isinstance(error, OSError) else None)
         if said is None:
             raise
         print(said, file=sys.stderr)

@@ -6,6 +6,7 @@ Ctrl-C and SIGTERM give exit code 130.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -97,3 +98,15 @@ def own_fault(error: BaseException) -> str | None:
     if Commands.tracebacks:
         return f"{''.join(traceback.format_exception(error))}{said}"
     return f"{said} (fedsim --traceback COMMAND ... shows the way there)"
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """What to say where numpy or PyTorch got no memory; None of anything else."""
+    words = ("can't allocate memory", "out of memory")
+    if not (
+        isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
+    ):
+        return None
+    asked = re.search(r"[\d.]+ [KMGTPE]iB|\d+ bytes", str(error))
+    wanted = f", which was asked for {asked[0]} more" if asked else ""
+    return f"this does not fit the memory{wanted}; fedsim plan says what a run needs. What was recorded is on the disk"

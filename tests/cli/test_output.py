@@ -10,12 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 import fedsim
 from fedsim.cli import progress
 from fedsim.cli.app import main
+from fedsim.cli.ending import out_of_memory
 from fedsim.cli.terminal import table
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -139,3 +142,21 @@ def test_a_run_into_a_log_file(tmp_path: Path) -> None:
     assert re.fullmatch(r"output: round 0 of 2, test_accuracy .* passed", lines[0])
     assert sum("round 2 of 2" in line for line in lines) == 1
     assert lines[-1].startswith("r: round 2  test_accuracy")
+
+
+@pytest.mark.parametrize(
+    "asks,wanted",
+    [
+        (lambda: np.empty(2**50), "8.00 PiB"), (lambda: torch.empty(2**50), "4503599627370496 bytes"),
+        (lambda: bytearray(2**62), None),
+    ],
+    ids=["numpy", "torch", "python"],
+)  # fmt: skip
+def test_too_little_memory_is_a_sentence(asks: Callable[[], Any], wanted: str | None) -> None:
+    with pytest.raises((MemoryError, RuntimeError)) as refused:
+        asks()
+    said = out_of_memory(refused.value)
+    assert said is not None
+    assert said.startswith("this does not fit the memory")
+    assert (f"asked for {wanted} more" in said) == (wanted is not None)
+    assert out_of_memory(RuntimeError("something else")) is None
