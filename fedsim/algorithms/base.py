@@ -176,7 +176,7 @@ class Algorithm(ClientHalf):
     def evaluated(self, task: Task, clients: Ints, steps: Ints) -> Ints:
         """Sample gradients that ``steps[i]`` local steps of ``clients[i]`` evaluate, ``[m]``."""
         _, epochs = self.work()
-        return self.calls_per_step * task.samples_per_step(clients, steps, self.batch_size, epochs)
+        return self.calls_per_step * task.passes * task.samples_per_step(clients, steps, self.batch_size, epochs)
 
     def gradients(self, task: Task, clients: Ints, rounds: Ints, steps: Ints) -> int:
         """Sample gradients that a round evaluates in all, whatever its clients' roles."""

@@ -87,7 +87,7 @@ class Diff2Bvr(Diff2):
         """In a walk what is expected: b at two points in every step but the first."""
         if not self.walks(int(rounds[0])):
             return super().gradients(task, clients, rounds, np.ones_like(steps))
-        return 2 * self.inner_batch * (self.inner_steps - 1)
+        return 2 * task.passes * self.inner_batch * (self.inner_steps - 1)
 
     @staticmethod
     def walks(number: int) -> bool:

@@ -1,6 +1,6 @@
 """FedAvg (McMahan et al. 2017, arXiv 1602.05629, Algorithm 1), with server learning rate and momentum.
 
-The momentum is FedAvgM's (arXiv 1909.06335).
+The momentum is FedAvgM's (arXiv 1909.06335). FAL (arXiv 2208.03635) is FedAvg on inputs that are attacked.
 
 Deltas are averaged instead of models, which is the same for ``server_lr: 1`` and no server momentum.
 """
@@ -8,10 +8,12 @@ Deltas are averaged instead of models, which is the same for ``server_lr: 1`` an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from fedsim.algorithms.base import Aggregate, Decay, Message, Round, ServerAlgorithm, State
+from fedsim.algorithms.needs import Needs
 from fedsim.core.registry import register
 
 
@@ -37,3 +39,15 @@ class FedAvg(ServerAlgorithm):
             return {**state, "x": torch.add(state["x"], mean_delta, alpha=self.server_lr)}
         v = torch.add(mean_delta, state["v"], alpha=self.server_momentum)
         return {**state, "x": torch.add(state["x"], v, alpha=self.server_lr), "v": v}
+
+
+@register.algorithm("fal")
+@dataclass(frozen=True, kw_only=True)
+class FAL(FedAvg):
+    """Federated Adversarial Learning (arXiv 2208.03635): FedAvg on inputs that the section ``adversary`` attacks.
+
+    The paper's mean over clients is ``weighting: uniform``. Its body could not be read: whether it attacks the model of
+    each local step or the received one is not known to us; ``adversary.attack_on`` says which.
+    """
+
+    needs: ClassVar[Needs] = Needs(adversary=True)

@@ -38,6 +38,7 @@ class Needs:
     own_size : whether its messages travel in less than their tensors take (`Algorithm.message_size`).
     continuous_time : whether a node's work and a link's mixing make sense one at a time, without a round (``mode:
         poisson``).
+    adversary : whether clients train on inputs that are attacked, so that a section ``adversary`` has to be there.
     flows : whether a node's state changes between its events, too (`Algorithm.flow`), which takes ``mode: poisson``.
     """
 
@@ -56,4 +57,5 @@ class Needs:
     compression: Memory | None = None
     own_size: bool = False
     continuous_time: bool = False
+    adversary: bool = False
     flows: bool = False

@@ -53,6 +53,8 @@ def _asked(sections: Values, deployed: bool) -> str | None:
     values: Values = {"data": _DATA, "model": {"name": "linear"}, **{k: dict(v) for k, v in sections.items()}}
     if setting_of("algorithm", values["algorithm"]["name"]) == "gossip":
         values["topology"] = {"graph": "complete"}
+    if lookup("algorithm", values["algorithm"]["name"])().needs.adversary:
+        values |= {"data": {"dataset": "digits", "clients": 8, "limit": 80}, "adversary": {"eps": 0.1}}
     given: set[str] = set()
     while True:
         try:

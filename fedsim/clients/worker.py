@@ -94,6 +94,7 @@ class Worker:
         if most > 0:
             busy = int((job.steps > 0).sum())
             plan = self.task.plan(job.clients[:busy], job.rounds[:busy], job.steps[:busy], algorithm.batch_size, epochs)
+            plan.begin({k: v[:busy] if v.dim() > 1 else v for k, v in job.received.items()})
         plain = algorithm.is_plain_sgd
         finished: list[Message] = []
         working = (job.steps[None, :] > np.arange(most + 1)[:, None]).sum(1).tolist()  # rows that take step 0, 1, ...

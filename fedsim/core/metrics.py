@@ -83,6 +83,7 @@ TABLE: Mapping[str, Metric] = {
     for m in (  # in the order in which they are shown
         _cost("round", "rounds", axis="round", brief="line"),
         Metric("test_accuracy", unit="share", larger_is_better=True, public=True),
+        Metric("robust_accuracy", unit="share", larger_is_better=True, public=True),
         Metric("node_accuracy", unit="share", larger_is_better=True, public=True, figure="gossip"),
         Metric(
             "node_accuracy_min",
@@ -95,6 +96,7 @@ TABLE: Mapping[str, Metric] = {
         ),
         Metric("attack_success", unit="share", larger_is_better=False, public=True, figure="other"),
         Metric("test_loss", larger_is_better=False, public=True),
+        Metric("robust_loss", larger_is_better=False, public=True),
         Metric("train_loss", larger_is_better=False),
         Metric("optimum_distance", "distance to the optimum", larger_is_better=False, log=True, figure="optimum"),
         Metric("consensus_distance", public=True, log=True, figure="gossip", brief="", starts=1),

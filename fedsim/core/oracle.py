@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
-from fedsim.core.types import BatchSize, clip_norm
+from fedsim.core.types import BatchSize, Message, clip_norm
 
 
 class Oracle(ABC):
@@ -68,6 +68,9 @@ class Plan(ABC):
     def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
         """The oracle of local step `step` for the first `count` rows."""
 
+    def begin(self, received: Message) -> None:  # noqa: B027 - few plans need to know
+        """What the plan's clients received is `received`, rows ``[m, ...]`` or one for all; before the first oracle."""
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -95,6 +98,8 @@ class Task(ABC):
     """Names that `evaluate` returns."""
     shapes: tuple[tuple[int, ...], ...] | None = None
     """Of the model's parameters, in their order in the flat vector; None where it is just a vector."""
+    passes: int = 1
+    """Gradients that one sample of a minibatch costs: more than its own where its inputs are attacked first."""
 
     @abstractmethod
     def initial(self) -> Tensor:

@@ -26,6 +26,7 @@ from fedsim.core.types import Count, NonNegative
 from fedsim.data import files, synthetic
 from fedsim.data.labels import FOUND, MOST_CLASSES, Classes
 from fedsim.data.parquet import read_splits, sources
+from fedsim.data.pixels import PixelRange, pixel_range
 from fedsim.data.splits import (
     Action,
     Normalize,
@@ -69,6 +70,8 @@ class Dataset:
         :func:`about`.
     notes
         What people should know about how the data were read.
+    pixels
+        What black and white are in the inputs, where they are images of a known range, else None.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Dataset:
     test_ids: Array | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    pixels: PixelRange | None = None
 
     @property
     def class_names(self) -> list[str] | None:
@@ -356,6 +360,7 @@ def made(
     return Dataset(
         name, torch.from_numpy(np.ascontiguousarray(train_x)), train_y, torch.from_numpy(np.ascontiguousarray(test_x)),
         test_y, train.classes, ids=train.ids, test_ids=test.ids, about=about, notes=tuple(notes),
+        pixels=None if top is None or whole else pixel_range(scaling, top),
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from fedsim.core.errors import InputError, RunError
 from fedsim.core.job import Job
 from fedsim.core.types import State
 from fedsim.data.labels import FOUND, shown
+from fedsim.data.pixels import PixelRange
 from fedsim.data.sets import Dataset
 from fedsim.deployment.answers import FILE, Answers, digest
 from fedsim.deployment.flower.arrays import changed, to_arrays, to_tensors
@@ -183,7 +184,7 @@ def _share(task: SupervisedTask, client: int) -> Held:
     """The rows of one client."""
     rows = torch.as_tensor(task.indices[task.offsets[client] : task.offsets[client + 1]], device=task.device)
     x, y = task.inputs[rows].cpu(), task.targets[rows].cpu()
-    data = Dataset("share", x, y, x[:0], y[:0], task.num_classes)
+    data = Dataset("share", x, y, x[:0], y[:0], task.num_classes, pixels=task.pixels)
     return Held(data, client, task.sizes)
 
 
@@ -199,7 +200,7 @@ def _own(scenario: Scenario, node: NodeConfig) -> Held:
     sizes = np.zeros(node.clients, dtype=np.int64)
     sizes[node.client] = len(data.train_x)
     x, y = data.train_x, data.train_y
-    return Held(Dataset("own", x, y, x[:0], y[:0], data.num_classes), node.client, sizes)
+    return Held(Dataset("own", x, y, x[:0], y[:0], data.num_classes, pixels=data.pixels), node.client, sizes)
 
 
 def _same_everywhere(data: Dataset) -> None:
@@ -223,6 +224,8 @@ def _same_everywhere(data: Dataset) -> None:
 def _write_held(file: Path, held: Held) -> None:
     about = json.dumps({"classes": held.data.num_classes})
     tensors = {"x": held.data.train_x, "y": held.data.train_y, "sizes": torch.as_tensor(held.sizes)}
+    if held.data.pixels is not None:
+        tensors |= {"low": held.data.pixels.low, "high": held.data.pixels.high}
     _write(file, tensors, {"about": about})
 
 
@@ -230,7 +233,9 @@ def _read_held(file: Path, client: int) -> Held:
     with safe_open(file, framework="pt") as opened:
         classes = json.loads(opened.metadata()["about"])["classes"]
         x, y, sizes = (opened.get_tensor(k) for k in ("x", "y", "sizes"))
-    return Held(Dataset("share", x, y, x[:0], y[:0], classes), client, sizes.numpy())
+        known = "low" in opened.keys()  # noqa: SIM118 - it is no mapping
+        pixels = PixelRange(opened.get_tensor("low"), opened.get_tensor("high")) if known else None
+    return Held(Dataset("share", x, y, x[:0], y[:0], classes, pixels=pixels), client, sizes.numpy())
 
 
 def _write(file: Path, tensors: State, metadata: dict[str, str] | None = None) -> None:

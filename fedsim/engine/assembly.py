@@ -182,7 +182,12 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
     if network is not None:
         _check_rule(s, network, facts)
     durations = None
-    sent = one_message(s.algorithm, task, gossip=network is not None)[1]
+    received, sent = one_message(s.algorithm, task, gossip=network is not None)
+    if s.adversary is not None and s.adversary.attack_on == "received" and "x" not in received:
+        message = (
+            f"found received, but with '{s.names['algorithm']}' clients receive {', '.join(received)} and no model x"
+        )
+        raise InputError(f"{message}; allowed: local", key="adversary.attack_on")
     facts = replace(facts, numbers=numbers_of(s.algorithm, task, gossip=network is not None))
     transforms = Pipeline(s.transforms, facts)
     transforms.check(sent)
@@ -269,7 +274,10 @@ def _supervised(
         task = SupervisedTask(
             data, rows, made.module, loss_name, made.loss, s.seed, device, dtype,
             how.eval_samples, s.augment, how.precision, how.kernel,
+            None if s.adversary is None or data.pixels is None else s.adversary.on(data.pixels),
         )  # fmt: skip
+    with _section("adversary"):
+        task.seen.check(task.kernel, task.initial(), task.inputs[:1], task.targets[:1])
     if held is not None:
         task.sizes, task.importance = held.sizes, held.sizes / held.sizes.sum()
     if data.num_classes is not None:

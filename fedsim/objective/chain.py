@@ -59,6 +59,10 @@ class ChainKernel(Kernel):
         scaled = -lr * weights if isinstance(weights, Tensor) else (-lr * weights).expand(-1, inputs.shape[1])
         self._passes(x, inputs, targets, scaled, step)
 
+    def input_grad(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return self._passes(x, inputs.detach(), targets, 1.0, None).view_as(inputs)
+
     def clipped_sum(
         self, x: Tensor, inputs: Tensor, targets: Tensor, valid: Tensor | None, bound: Tensor, minus: Tensor | None
     ) -> Tensor:
@@ -107,9 +111,14 @@ class ChainKernel(Kernel):
         self._passes(x, inputs, targets, 1.0, note)
         return found
 
-    def _passes(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, take: _Take) -> None:
+    def _passes(
+        self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, take: _Take | None
+    ) -> Tensor:
         """Forward and backward; each Linear layer hands ``(index of its weight, dy, its inputs, has it a bias)`` to
-        `take` once nothing below needs its weight any more, so that `take` may change it."""
+        `take` once nothing below needs its weight any more, so that `take` may change it.
+
+        Without `take` it goes down to the gradient of the inputs, which is what comes back.
+        """
         if len(x) == 1:
             x, h, targets = x[0], inputs[0].flatten(1), targets[0]
             weights = weights[0] if isinstance(weights, Tensor) else weights
@@ -137,9 +146,11 @@ class ChainKernel(Kernel):
                 dy = _backward(layer, dy, before, after)
             else:
                 at -= 1 if layer.bias is None else 2
-                below = product(dy, params[at]) if i > 0 else dy  # nobody needs the gradient of the inputs
-                take(at, dy, before.detach(), layer.bias is not None)
+                below = product(dy, params[at]) if i > 0 or take is None else dy  # few need the inputs' gradient
+                if take is not None:
+                    take(at, dy, before.detach(), layer.bias is not None)
                 dy = below
+        return dy
 
     def _loss_grad(self, out: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
         flat = out.view(-1, out.shape[-1])

@@ -49,6 +49,13 @@ class Kernel(ABC):
         x.addcmul_(self.grad(x, inputs, targets, weights), lr, value=-1.0)
 
     @abstractmethod
+    def input_grad(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Each sample's gradient of its own loss by its inputs: x ``[m, d]``, inputs ``[m, b, *sample]`` -> the same.
+
+        It leaves the inputs as they are, and is cast as a training forward is.
+        """
+
+    @abstractmethod
     def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
         """Outputs of `m` models on the same inputs: x ``[m, d]``, inputs ``[N, ...]`` -> ``[m, N, k]``, no gradient."""
 

@@ -7,8 +7,10 @@ added up in their order, so that numbers are the same bit for bit with any numbe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from fedsim.core import crew
@@ -39,6 +41,12 @@ def descend(kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor, weights:
         kernel.descend(x, inputs, targets, weights, lr)
     else:
         x.addcmul_(grad(kernel, x, inputs, targets, weights), lr, value=-1.0)
+
+
+def changed(kernel: Kernel, x: Tensor, inputs: Tensor, change: Callable[[slice], Tensor]) -> Tensor:
+    """What `change` makes of the samples ``inputs[:, part]``, each by itself, by all threads as `grad` would."""
+    parts = _portions(kernel, x, inputs)
+    return change(parts[0]) if len(parts) == 1 else torch.cat(crew.each([partial(change, p) for p in parts]), dim=1)
 
 
 def _portions(kernel: Kernel, x: Tensor, inputs: Tensor) -> list[slice]:

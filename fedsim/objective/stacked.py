@@ -81,17 +81,35 @@ class RowKernel(Kernel):
             one(i)
 
     def _row(self, i: int, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> tuple[Tensor, ...]:
-        # The module's own parameters become views of the row: a functional call would cost a small model 5 %.
-        module = self.own.get()
-        parameters = list(module.parameters())
-        for parameter, view in zip(parameters, views(x[i], self.layout).values(), strict=True):
-            parameter.data = view
+        module = self._at(x[i])
         batch = inputs[i].contiguous(memory_format=torch.channels_last) if self.channels_last else inputs[i]
         with self._casting(x):
             out = module(batch)
         losses = self.loss(out.to(x.dtype), targets[i])
         scale = weights[i] if isinstance(weights, Tensor) else torch.full_like(losses, weights)
-        return torch.autograd.grad(losses, parameters, scale)
+        return torch.autograd.grad(losses, list(module.parameters()), scale)
+
+    def input_grad(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        result = torch.empty_like(inputs)
+
+        def one(i: int) -> None:
+            module = self._at(x[i])
+            leaf = inputs[i].detach()
+            if self.channels_last:
+                leaf = leaf.contiguous(memory_format=torch.channels_last)
+            with torch.enable_grad(), self._casting(x):
+                out = module(leaf.requires_grad_())
+                result[i] = torch.autograd.grad(self.loss(out.to(x.dtype), targets[i]).sum(), leaf)[0]
+
+        self._rows(one, inputs)
+        return result
+
+    def _at(self, row: Tensor) -> nn.Module:
+        """The module with the parameters of a row: a functional call would cost a small model 5 %."""
+        module = self.own.get()
+        for parameter, view in zip(module.parameters(), views(row, self.layout).values(), strict=True):
+            parameter.data = view
+        return module
 
     @torch.no_grad()
     def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
@@ -111,6 +129,12 @@ class VmapKernel(Kernel):
         result = torch.empty_like(x)
         self._scatter(result, torch.autograd.grad(self._total(out, targets, weights), list(leaves.values())))
         return result
+
+    def input_grad(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        leaf, params = inputs.detach(), {name: v.detach() for name, v in views(x, self.layout).items()}
+        with torch.enable_grad(), self._casting(x):
+            out = self.forward(params, leaf.requires_grad_())
+            return torch.autograd.grad(self._total(out.to(x.dtype), targets, 1.0), leaf)[0]
 
     @torch.no_grad()
     def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import pairwise
 from typing import Self, TypeVar
 
@@ -16,15 +15,14 @@ from torch import Tensor, nn
 from fedsim.core import crew, rng
 from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.errors import InputError
-from fedsim.core.oracle import Answers, Oracle, Plan, Task
+from fedsim.core.oracle import Answers, Plan, Task
 from fedsim.core.types import BatchSize
 from fedsim.data.augment import Augment, moved
 from fedsim.data.sets import Dataset
 from fedsim.models.build import flatten, predictions, widest
 from fedsim.models.losses import Loss
-from fedsim.objective import minibatch
+from fedsim.objective.batches import Batches, Change, Inputs, SupervisedPlan
 from fedsim.objective.kernel import Kernel, Precision
-from fedsim.objective.persample import budget, parts
 from fedsim.objective.smoothness import convexity_of_linear, of_linear
 from fedsim.objective.stacked import Way, build_kernel
 
@@ -53,6 +51,7 @@ class SupervisedTask(Task):
         augment: Augment | None = None,
         precision: Precision = "full",
         way: Way = "auto",
+        seen: Inputs | None = None,
     ) -> None:
         self.device, self.dtype, self.seed, self.augment = device, dtype, seed, augment
         self.inputs, self.targets = self._place(dataset.train_x, dataset.train_y)
@@ -67,7 +66,10 @@ class SupervisedTask(Task):
         self.kernel: Kernel = build_kernel(module.to(device), loss, device, self.inputs[0], *self._engine)
         self._initial = flatten(module).to(device=device, dtype=dtype)
         self.dim, self.shapes = len(self._initial), self.kernel.layout.shapes
-        self.metrics = ("train_loss", "test_loss", *(("test_accuracy",) if self.is_classification else ()))
+        self.pixels, self.seen = dataset.pixels, (seen or Inputs()).to(device)
+        self.passes = self.seen.passes
+        names = ("train_loss", "test_loss", "test_accuracy", *self.seen.metrics)
+        self.metrics = tuple(n for n in names if self.is_classification or not n.endswith("_accuracy"))
         self._eval_samples = eval_samples
         self._train_rows = _subset(self.indices, eval_samples, seed, "train")
         test_rows = _subset(np.arange(len(test_inputs)), eval_samples, seed, "test")
@@ -91,6 +93,7 @@ class SupervisedTask(Task):
 
     def to(self, device: torch.device) -> Self:
         part = super().to(device)
+        part.seen = self.seen.to(device)
         if device != self.device:
             part.kernel = build_kernel(self.kernel.module.to(device), self.loss, device, part.inputs[0], *self._engine)
         return part
@@ -122,6 +125,8 @@ class SupervisedTask(Task):
         result["test_loss"], accuracy = self._score(params, self.test_inputs, self.test_targets, None)
         if self.is_classification:
             result["test_accuracy"] = accuracy
+        seen = self.seen.evaluate(partial(self._score, params, self.test_inputs, self.test_targets, None))
+        result |= {k: v for k, v in zip(self.seen.metrics, seen, strict=True) if k in self.metrics}
         return result
 
     def poisoned(self, clients: Ints, change: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]) -> Self:
@@ -147,18 +152,23 @@ class SupervisedTask(Task):
         return part
 
     def smoothness(self, weights: Floats) -> tuple[Floats, float] | None:
-        """Of a linear model; of other models none is known."""
-        if not self.sees_training_data or self.augment is not None:
+        """Of a linear model on the samples as they are; of others none is known."""
+        if not self._plain:
             return None
         rows = [self.indices[a:b] for a, b in pairwise(self.offsets.tolist())]
         return of_linear(self.kernel.module, self.loss_name, self.inputs, rows, weights)
 
     def convexity(self) -> Floats | None:
-        """Of a linear model; of other models none is known."""
-        if not self.sees_training_data or self.augment is not None:
+        """Of a linear model on the samples as they are; of others none is known."""
+        if not self._plain:
             return None
         rows = [self.indices[a:b] for a, b in pairwise(self.offsets.tolist())]
         return convexity_of_linear(self.kernel.module, self.loss_name, self.inputs, rows)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether gradients are taken of the samples as they are, and these are known."""
+        return self.sees_training_data and self.augment is None and self.seen.plain
 
     def answers(
         self, params: Tensor, client: int | None = None, change: Callable[[Tensor], Tensor] | None = None
@@ -230,7 +240,9 @@ class SupervisedTask(Task):
         if self.augment is not None:
             drawn = self.augment.draw(self.seed, clients, rounds, *index.shape[1:])
             moves = torch.as_tensor(drawn, device=self.device)
-        return SupervisedPlan(self, Batches(rows, self.targets[rows], valid.sum(-1), weights, moves))
+        positions = np.broadcast_to(positions, index.shape)
+        batches = Batches(rows, self.targets[rows], valid.sum(-1), weights, moves, positions)
+        return self.seen.plan(self, batches, clients, rounds)
 
     def gather(self, index: Tensor, moves: Tensor | None) -> Tensor:
         """Training inputs ``[..., *sample]`` of rows `index`, augmented as `moves` says."""
@@ -277,8 +289,10 @@ class SupervisedTask(Task):
         counts = np.maximum(valid.sum(-1, keepdims=True), 1)
         return torch.as_tensor(valid / counts, dtype=self.dtype, device=self.device)
 
-    def _score(self, params: Tensor, inputs: Tensor, targets: Tensor, rows: Ints | None) -> tuple[float, float]:
-        """Mean loss and accuracy of one model over `rows` of the inputs (all of them for None)."""
+    def _score(
+        self, params: Tensor, inputs: Tensor, targets: Tensor, rows: Ints | None, change: Change | None = None
+    ) -> tuple[float, float]:
+        """Mean loss and accuracy of one model over `rows` of the inputs (all for None), as they are or changed."""
         index = None if rows is None else torch.as_tensor(rows, device=self.device)
         count = len(inputs) if index is None else len(index)
 
@@ -286,6 +300,7 @@ class SupervisedTask(Task):
             part = slice(start, start + _EVAL_SAMPLES)
             x = inputs[part] if index is None else inputs.index_select(0, index[part])
             y = targets[part] if index is None else targets.index_select(0, index[part])
+            x = x if change is None else change(self.kernel, params, x, y, start)
             out = self.kernel.outputs(params.unsqueeze(0), x)[0]
             right = predictions(out, self.loss_name) == y if self.is_classification else torch.zeros_like(y)
             return self.loss(out, y).sum(dtype=torch.float64), right.sum()
@@ -301,77 +316,6 @@ class SupervisedTask(Task):
     def _each(self, parts: Sequence[Callable[[], _T]]) -> list[_T]:
         """What the parts of an evaluation give: on a CPU threads share them, on a GPU one follows the other."""
         return crew.each(parts) if self.device.type == "cpu" else [part() for part in parts]
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Minibatches ``[m, steps, b]`` of m clients, or of one step ``[m, b]``.
-
-    `index` are rows of the data, of which the first `counts` ``[m, steps]`` of a minibatch count; `weights` are 0 for
-    the rest, or one number where every minibatch is whole; `moves` augment the samples.
-    """
-
-    index: Tensor
-    targets: Tensor
-    counts: Ints
-    weights: Tensor | float
-    moves: Tensor | None
-
-    def at(self, step: int, count: int) -> Batches:
-        """Those of the first `count` clients in one step."""
-        taken = (slice(0, count), step)
-        weights = self.weights[taken] if isinstance(self.weights, Tensor) else self.weights
-        moves = None if self.moves is None else self.moves[taken]
-        return Batches(self.index[taken], self.targets[taken], self.counts[taken], weights, moves)
-
-
-class SupervisedPlan(Plan):
-    def __init__(self, task: SupervisedTask, batches: Batches) -> None:
-        self.task, self.batches = task, batches
-
-    def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
-        return _SupervisedOracle(self.task, self.batches.at(step, count), lr)
-
-
-class _SupervisedOracle(Oracle):
-    def __init__(self, task: SupervisedTask, batch: Batches, lr: Tensor) -> None:
-        super().__init__(lr)
-        self.task, self.batch = task, batch
-
-    @cached_property
-    def inputs(self) -> Tensor:
-        return self.task.gather(self.batch.index, self.batch.moves)
-
-    def grad(self, x: Tensor) -> Tensor:
-        return minibatch.grad(self.task.kernel, x, self.inputs, self.batch.targets, self.batch.weights)
-
-    def descend(self, x: Tensor) -> None:
-        minibatch.descend(self.task.kernel, x, self.inputs, self.batch.targets, self.batch.weights, self.lr)
-
-    def per_sample_grad(self, x: Tensor) -> Tensor:
-        grads, weights = self.task.kernel.per_sample_grad(x, self.inputs, self.batch.targets), self.batch.weights
-        return grads * (weights > 0).unsqueeze(-1) if isinstance(weights, Tensor) else grads
-
-    @property
-    def samples(self) -> Tensor:
-        return torch.as_tensor(self.batch.counts, dtype=self.lr.dtype, device=self.lr.device).unsqueeze(1)
-
-    def clipped_sum(
-        self, x: Tensor, bound: Tensor | float, minus: Tensor | None = None, dtype: torch.dtype | None = None
-    ) -> Tensor:
-        dtype, task, batch = dtype or x.dtype, self.task, self.batch
-        bounds = torch.as_tensor(bound, dtype=dtype, device=x.device).expand(len(x), 1)
-        result = torch.zeros(x.shape, dtype=dtype, device=x.device)
-        floats = task.kernel.floats_per_sample(minus is not None) + task.inputs[0].numel()
-        for rows, columns in parts(batch.counts, floats, budget(x.device, dtype)):
-            moves = None if batch.moves is None else batch.moves[rows, columns]
-            inputs, targets = task.gather(batch.index[rows, columns], moves), batch.targets[rows, columns]
-            inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
-            whole = int(batch.counts[rows].min()) >= columns.stop
-            valid = None if whole or not isinstance(batch.weights, Tensor) else batch.weights[rows, columns] > 0
-            before = None if minus is None else minus[rows].to(dtype)
-            result[rows] += task.kernel.clipped_sum(x[rows].to(dtype), inputs, targets, valid, bounds[rows], before)
-        return result.to(x.dtype)
 
 
 def _subset(rows: Ints, limit: int | None, seed: int, purpose: str) -> Ints:

@@ -22,7 +22,7 @@ def durations_of(section: SystemSection, algorithm: Algorithm, task: Task, pipel
         The section does not fit these clients; keys are its own.
     """
     everyone = np.arange(task.num_clients)
-    samples = task.samples_per_step(everyone, np.ones_like(everyone), algorithm.batch_size, epochs=False)
+    samples = task.passes * task.samples_per_step(everyone, np.ones_like(everyone), algorithm.batch_size, epochs=False)
     if algorithm.setting == "gossip":
         return Durations(section, task.num_clients, pipeline.run.seed, samples=samples)
     received, sent = one_message(algorithm, task, gossip=False)

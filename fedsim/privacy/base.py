@@ -356,7 +356,7 @@ class WrappedTask(Task):
         self.inner = inner
         self.dim, self.num_clients = inner.dim, inner.num_clients
         self.sizes, self.importance = inner.sizes, inner.importance
-        self.device, self.dtype, self.metrics = inner.device, inner.dtype, inner.metrics
+        self.device, self.dtype, self.metrics, self.passes = inner.device, inner.dtype, inner.metrics, inner.passes
 
     def initial(self) -> Tensor:
         return self.inner.initial()

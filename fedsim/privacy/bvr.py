@@ -186,6 +186,9 @@ class _Once(Plan):
     def __init__(self, inner: Plan) -> None:
         self.inner = inner
 
+    def begin(self, received: Message) -> None:
+        self.inner.begin(received)
+
     def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
         return self.inner.oracle(0, count, lr)
 
@@ -193,6 +196,9 @@ class _Once(Plan):
 class _Walk(Plan):
     def __init__(self, inner: Plan, bound: BoundBvr, clients: Ints, rounds: Ints, expected: Floats) -> None:
         self.inner, self.bound, self.clients, self.rounds, self.expected = inner, bound, clients, rounds, expected
+
+    def begin(self, received: Message) -> None:
+        self.inner.begin(received)
 
     def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
         return _WalkOracle(self.inner.oracle(step, count, lr), self, step, count)

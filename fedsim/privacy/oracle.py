@@ -18,7 +18,7 @@ from fedsim.algorithms.base import Algorithm
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.oracle import Oracle, Plan, Task
-from fedsim.core.types import BatchSize
+from fedsim.core.types import BatchSize, Message
 from fedsim.privacy.base import WrappedTask
 
 
@@ -61,6 +61,9 @@ class PrivateTask(WrappedTask):
 class _PrivatePlan(Plan):
     def __init__(self, task: PrivateTask, inner: Plan, clients: Ints, rounds: Ints) -> None:
         self.task, self.inner, self.clients, self.rounds = task, inner, clients, rounds
+
+    def begin(self, received: Message) -> None:
+        self.inner.begin(received)
 
     def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
         clean = self.inner.oracle(step, count, lr)

@@ -37,6 +37,8 @@ def check_data(s: Scenario, data: Dataset | Quadratic) -> None:
         for key, why in (("partition", "is already divided"), ("augment", "has no images")):
             if getattr(s, key) is not None:
                 problems.append(Problem(f"a quadratic problem {why}: remove the key", f"data.{key}"))
+        if s.adversary is not None:
+            problems.append(Problem("a quadratic problem has no inputs to change: remove the section", "adversary"))
         problems += _model_of_quadratic(s)
     else:
         if s.clients is None and data.clients is None and column_of(s.partition) is None:
@@ -48,6 +50,11 @@ def check_data(s: Scenario, data: Dataset | Quadratic) -> None:
                 s.augment.check(tuple(data.train_x.shape[1:]))
             except InputError as error:
                 problems += error.under("data.augment").problems
+        if s.adversary is not None:
+            try:
+                s.adversary.check(data)
+            except InputError as error:
+                problems += error.under("adversary").problems
     if problems:
         raise InputError(problems)
 
@@ -204,6 +211,19 @@ def _model(s: Scenario) -> Iterator[Problem]:
         yield _NO_MODEL
 
 
+def _adversary(s: Scenario) -> Iterator[Problem]:
+    """Inputs are attacked where the algorithm is about that."""
+    if not s.algorithm.needs.adversary:
+        return
+    if s.adversary is not None and s.adversary.steps == 0:
+        yield Problem(
+            f"found 0, but '{s.names['algorithm']}' trains on attacked inputs; allowed: 1 or more", "adversary.steps"
+        )
+    if s.adversary is None:
+        message = f"missing; '{s.names['algorithm']}' trains on inputs that are attacked"
+        yield Problem(f"{message}, e.g. adversary: {{eps: 0.1, step: 0.025, steps: 10}}", "adversary")
+
+
 def _columns(s: Scenario) -> Iterator[Problem]:
     """Measures add columns that nobody else has."""
     try:
@@ -215,7 +235,7 @@ def _columns(s: Scenario) -> Iterator[Problem]:
 _NO_MODEL = Problem("missing; e.g. model: {name: linear}", "model")
 _RULES: tuple[Callable[[Scenario], Iterable[Problem]], ...] = (
     _work, _server_or_graph, rule_problems, _rule_of_graph, _merges, _mode_of_server, _continuous_time,
-    _system_of_graph, _backend, _model, _columns, message_problems,
+    _system_of_graph, _backend, _model, _adversary, _columns, message_problems,
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from fedsim.core.modules import beside
 from fedsim.core.one_of import older_spellings
 from fedsim.scenario.checks import check_sections
 from fedsim.scenario.sections import INNER, SECTIONS, Scenario
-from fedsim.scenario.table import PartSection, PartsSection, Section, ValueSection
+from fedsim.scenario.table import FormSection, PartSection, PartsSection, Section, ValueSection
 
 LOG = logging.getLogger("fedsim")
 
@@ -97,7 +97,8 @@ def note(document: Document, older: Mapping[str, str]) -> None:
 
 def _may_be_absent(row: Section | None) -> bool:
     """Whether null stands for a part that is not there, as in ``--set compression=null``; forms always are."""
-    return isinstance(row, (PartSection, PartsSection)) and row.required is None
+    optional = isinstance(row, FormSection) and row.optional is not None
+    return optional or (isinstance(row, (PartSection, PartsSection)) and row.required is None)
 
 
 def _parse(document: Document) -> Scenario:

@@ -32,6 +32,7 @@ from fedsim.messages.compressors import Whole
 from fedsim.messages.memory import OwnCompressor
 from fedsim.messages.sized import Sized
 from fedsim.models.build import Model
+from fedsim.objective.adversary import Adversary
 from fedsim.objective.kernel import Precision
 from fedsim.objective.stacked import Way
 from fedsim.participation.base import Participation
@@ -175,6 +176,9 @@ class Scenario:
     privacy: Annotated[Mechanism | None, PartSection(path="privacy", kind="privacy", key="mechanism")]
     compression: Annotated[MessageTransform | None, PartSection(path="compression", kind="compressor")]
     attack: Annotated[MessageTransform | None, PartSection(path="attack", kind="attack")]
+    adversary: Annotated[
+        Adversary | None, FormSection(path="adversary", form=Adversary, optional="{eps: 0.1, step: 0.025, steps: 10}")
+    ]
     run: Annotated[RunSection, FormSection(path="run", form=RunSection)]
     metrics: Annotated[
         tuple[Named, ...],

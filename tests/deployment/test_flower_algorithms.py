@@ -35,10 +35,15 @@ def sections(name: str, data: dict[str, Any], rounds: int = 5, **more: Any) -> d
     }
     if name == "ef21_w":  # a client does not know the data of the others
         made["algorithm"]["smoothness"] = [1.0, 2.0, 0.5, 1.5]
+    if kind().needs.adversary:  # its inputs have to be images
+        made |= {
+            "data": {"dataset": "digits", "clients": N, "limit": 60},
+            "adversary": {"eps": 0.1, "steps": 2, "random_start": True, "attack_on": "received"},
+        }
     if gossip:
         links = 1.0 if kind.needs.compression == "copies" else 0.7  # copies that neighbours keep need every message
         made |= {"topology": {"graph": "ring"}, "participation": {"mode": "gossip", "compute": 0.6, "links": links}}
-    if "file" not in data:
+    if "file" not in made["data"]:
         made["model"] = {"name": "mlp", "hidden": [6]}
     return {**made, **more}
 

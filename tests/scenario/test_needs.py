@@ -21,6 +21,8 @@ def scenario(name: str, aggregator: dict[str, Any], **keys: Any) -> dict[str, An
         "algorithm": {"name": name, **keys},
         "aggregator": aggregator,
     }
+    if name == "fal":
+        made["adversary"] = {"eps": 0.1}
     if name == "fedasync":
         made["participation"] = {"mode": "asynchronous", "weights": "identical"}
     return made

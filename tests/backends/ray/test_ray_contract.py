@@ -22,6 +22,11 @@ Make = Callable[..., Any]
 ACTORS = (1, 2, 5)
 SAME = 1e-12
 ROUNDS = 8
+ADVERSARIAL: dict[str, Any] = {
+    "data": {"dataset": "digits", "clients": 8, "limit": 80},
+    "model": {"name": "linear"},
+    "adversary": {"eps": 0.1, "steps": 2, "random_start": True},
+}
 
 
 def sections(name: str, problem: Any) -> dict[str, Any]:
@@ -34,6 +39,8 @@ def sections(name: str, problem: Any) -> dict[str, Any]:
     except InputError:
         del algorithm["local_steps"]  # it takes one step per round, say
     scenario = {"data": problem.section(noise=0.1), "algorithm": algorithm}
+    if kind().needs.adversary:  # its inputs have to be images
+        scenario |= ADVERSARIAL
     if kind.setting == "gossip" and kind().needs.flows:
         scenario["topology"] = {"graph": "random_geometric", "radius": 0.6}
         scenario["participation"] = {"mode": "poisson", "compute": 0.7, "window": 0.5}

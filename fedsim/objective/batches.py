@@ -1,0 +1,166 @@
+"""Minibatches of clients' samples as an oracle, and the seam at which their inputs may be changed before gradients.
+
+`Inputs` says what gradients are taken of: the samples as they are, unless a subclass makes others of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from fedsim.core.arrays import Ints
+from fedsim.core.oracle import Oracle, Plan
+from fedsim.objective import minibatch
+from fedsim.objective.kernel import Kernel
+from fedsim.objective.persample import budget, parts
+
+Change = Callable[[Kernel, Tensor, Tensor, Tensor, int], Tensor]
+"""``change(kernel, params [d], inputs [N, ...], targets [N], first) -> [N, ...]`` of test rows `first` and on."""
+
+
+class Source(Protocol):
+    """What minibatches need of their task."""
+
+    kernel: Kernel
+    seed: int
+    inputs: Tensor
+
+    def gather(self, index: Tensor, moves: Tensor | None) -> Tensor:
+        """Training inputs ``[..., *sample]`` of rows `index`, augmented as `moves` says."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Minibatches ``[m, steps, b]`` of m clients, or of one step ``[m, b]``.
+
+    `index` are rows of the data, of which the first `counts` ``[m, steps]`` of a minibatch count; `weights` are 0 for
+    the rest, or one number where every minibatch is whole; `moves` augment the samples; `positions` are the samples'
+    places among those of their client.
+    """
+
+    index: Tensor
+    targets: Tensor
+    counts: Ints
+    weights: Tensor | float
+    moves: Tensor | None
+    positions: Ints
+
+    def at(self, step: int, count: int) -> Batches:
+        """Those of the first `count` clients in one step."""
+        taken = (slice(0, count), step)
+        weights = self.weights[taken] if isinstance(self.weights, Tensor) else self.weights
+        moves = None if self.moves is None else self.moves[taken]
+        return Batches(
+            self.index[taken], self.targets[taken], self.counts[taken], weights, moves, self.positions[taken]
+        )
+
+
+class SupervisedPlan(Plan):
+    """Gradients of the samples as they are."""
+
+    def __init__(self, task: Source, batches: Batches) -> None:
+        self.task, self.batches = task, batches
+
+    def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
+        return BatchOracle(self.task, self.batches.at(step, count), lr)
+
+
+class BatchOracle(Oracle):
+    """One minibatch per row; a subclass may take gradients of other inputs than the samples'."""
+
+    def __init__(self, task: Source, batch: Batches, lr: Tensor) -> None:
+        super().__init__(lr)
+        self.task, self.batch = task, batch
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """The samples, augmented, ``[m, b, *sample]``."""
+        return self.task.gather(self.batch.index, self.batch.moves)
+
+    def seen(self, x: Tensor) -> Tensor:
+        """The inputs that gradients at x ``[m, d]`` are taken of, ``[m, b, *sample]``."""
+        return self.inputs
+
+    def seen_part(self, x: Tensor, rows: slice, columns: slice, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The same of a part of the minibatches, of whose samples it is told."""
+        return inputs
+
+    def grad(self, x: Tensor) -> Tensor:
+        return minibatch.grad(self.task.kernel, x, self.seen(x), self.batch.targets, self.batch.weights)
+
+    def descend(self, x: Tensor) -> None:
+        minibatch.descend(self.task.kernel, x, self.seen(x), self.batch.targets, self.batch.weights, self.lr)
+
+    def per_sample_grad(self, x: Tensor) -> Tensor:
+        grads, weights = self.task.kernel.per_sample_grad(x, self.seen(x), self.batch.targets), self.batch.weights
+        return grads * (weights > 0).unsqueeze(-1) if isinstance(weights, Tensor) else grads
+
+    @property
+    def samples(self) -> Tensor:
+        return torch.as_tensor(self.batch.counts, dtype=self.lr.dtype, device=self.lr.device).unsqueeze(1)
+
+    def floats_per_sample(self, difference: bool) -> int:
+        """Numbers that `clipped_sum` holds for each sample, about."""
+        return self.task.kernel.floats_per_sample(difference) + self.task.inputs[0].numel()
+
+    def clipped_part(
+        self, x: Tensor, seen: Tensor, targets: Tensor, valid: Tensor | None, bound: Tensor, minus: Tensor | None,
+        at_minus: Callable[[], Tensor],
+    ) -> Tensor:  # fmt: skip
+        """`Kernel.clipped_sum` of a part; `at_minus` gives the inputs that gradients at `minus` are taken of."""
+        return self.task.kernel.clipped_sum(x, seen, targets, valid, bound, minus)
+
+    def clipped_sum(
+        self, x: Tensor, bound: Tensor | float, minus: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        dtype, task, batch = dtype or x.dtype, self.task, self.batch
+        bounds = torch.as_tensor(bound, dtype=dtype, device=x.device).expand(len(x), 1)
+        result = torch.zeros(x.shape, dtype=dtype, device=x.device)
+        floats = self.floats_per_sample(minus is not None)
+        for rows, columns in parts(batch.counts, floats, budget(x.device, dtype)):
+            moves = None if batch.moves is None else batch.moves[rows, columns]
+            inputs, targets = task.gather(batch.index[rows, columns], moves), batch.targets[rows, columns]
+            inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
+            whole = int(batch.counts[rows].min()) >= columns.stop
+            valid = None if whole or not isinstance(batch.weights, Tensor) else batch.weights[rows, columns] > 0
+            here, before = x[rows].to(dtype), None if minus is None else minus[rows].to(dtype)
+            part = (rows, columns, inputs, targets)
+
+            def at_minus(before: Tensor | None = before, part: tuple[slice, slice, Tensor, Tensor] = part) -> Tensor:
+                assert before is not None
+                return self.seen_part(before, *part)
+
+            seen = self.seen_part(here, *part)
+            result[rows] += self.clipped_part(here, seen, targets, valid, bounds[rows], before, at_minus)
+        return result.to(x.dtype)
+
+
+class Inputs:
+    """What gradients are taken of, and which columns an evaluation has besides: here the samples, and none."""
+
+    passes: int = 1
+    """Gradients that one sample costs."""
+    plain: bool = True
+    """Whether gradients are those of the samples as they are."""
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """The columns, of which those of an accuracy are of classes alone."""
+
+    def plan(self, task: Source, batches: Batches, clients: Ints, rounds: Ints) -> SupervisedPlan:
+        """The minibatches `batches` of `clients` in their `rounds` ``[m]``."""
+        return SupervisedPlan(task, batches)
+
+    def evaluate(self, score: Callable[[Change], tuple[float, float]]) -> tuple[float, ...]:
+        """Values of `metrics`; `score` gives loss and accuracy of a model on changed test inputs."""
+        return ()
+
+    def check(self, kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor) -> None:
+        """Raise InputError where the model ``[d]`` is none for it, tried on some samples."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same with its tensors on `device`."""
+        return self
