@@ -51,9 +51,11 @@ def interruptible() -> Iterator[None]:
             again = threading.Timer(_AGAIN, os.kill, (os.getpid(), ASKED[-1]))
             again.daemon = True
             again.start()
+            sent_again.append(again)
         else:
             others(what)
 
+    sent_again: list[threading.Timer] = []
     others, sys.unraisablehook = sys.unraisablehook, ignored
     before = {}
     try:
@@ -70,6 +72,8 @@ def interruptible() -> Iterator[None]:
             say_interrupted("nothing more is written")
         raise SystemExit(INTERRUPTED) from None
     finally:
+        for again in sent_again:  # none may meet Python when it no longer answers signals, at its end
+            again.cancel()
         sys.unraisablehook = others
         ASKED.clear()
         for number, handler in before.items():
