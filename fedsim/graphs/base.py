@@ -15,6 +15,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.registry import Part
 from fedsim.graphs.cleaning import tidy
 from fedsim.graphs.mixing_matrix import BaseMixing
+from fedsim.graphs.presence import Presence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,10 @@ class Graph(Part, ABC):
 
     def mixing(self, n: int) -> BaseMixing | None:
         """Who meets whom in a round of `n` nodes and how they mix, where no links and weights say so for all rounds."""
+        return None
+
+    def presence(self, graphs: list[nx.Graph[Any]]) -> Presence | None:
+        """When the links and nodes of what `build` gave are there (None: always); asked once."""
         return None
 
     def located(self, base: Path) -> Graph:

@@ -22,6 +22,7 @@ from scipy import sparse
 from fedsim.core.errors import InputError, Problem, nearest
 from fedsim.graphs.edge_values import Bandwidth, Latency, Weight, position
 from fedsim.graphs.readers import Attributes, Edge, RawGraph, check_size
+from fedsim.graphs.spells import SPELLS, Spells, hint, timed
 
 REMARKS = "remarks"
 """The graph attribute that keeps the remarks, one a line."""
@@ -46,6 +47,7 @@ class Cleaning:
     latency: Latency | None = None
     bandwidth: Bandwidth | None = None
     weight: Weight | None = None
+    spells: Spells | None = None
     from_file: bool = False
     """Whether messages may name keys, edges must have all values or none, and remarks are made."""
 
@@ -79,7 +81,9 @@ def clean(raw: RawGraph, how: Cleaning) -> nx.Graph[Any]:
     show = _Names(raw.nodes)
     directed, oriented = _direction(raw, how, remarks)
     unused = _unused(raw.edges, how) if how.from_file else []
-    edges = [_with_values(edge, how, show) for edge in _without_loops(raw.edges, how, show, remarks)]
+    single = _without_loops(raw.edges, how, show, remarks)
+    single, when = (single, None) if how.spells is None else timed(how.spells, single, raw.nodes, show, how, directed)
+    edges = [_with_values(edge, how, show) for edge in single]
     _check_named(raw.edges, how)
     merged = _merged(edges, directed, oriented, how, show, remarks)
     kept = _component(raw.nodes, merged, directed, how, remarks)
@@ -93,6 +97,9 @@ def clean(raw: RawGraph, how: Cleaning) -> nx.Graph[Any]:
             graph.add_edge(order[u], order[v], **data)
     if how.latency is not None and how.latency.from_positions:
         how.latency.place(graph)
+    if when is not None:
+        graph.graph[SPELLS], said = when.of(graph, order)
+        remarks += said
     if how.from_file:
         _complete(graph, how)
         graph.graph[REMARKS] = "\n".join([*remarks, *unused, *_no_clock(graph, unused)])
@@ -351,12 +358,13 @@ def _unused(edges: list[Edge], how: Cleaning) -> list[str]:
     """A remark that names the edge attributes that nothing uses, with the key that would."""
     sources = {"latency": how.latency, "bandwidth": how.bandwidth, "weight": how.weight}
     used = {s.attribute for s in sources.values() if s is not None} | set(VALUES) | {"key", "id", "Id"}
+    used |= set() if how.spells is None else how.spells.used
     found: dict[str, Any] = {}
     for _, _, data, _ in edges:
         for name, value in data.items():
             found.setdefault(str(name), value)
     left = [f"{name}{_meant(name, value, sources, found)}" for name, value in found.items() if name not in used]
-    return [f"edge attributes that nothing uses: {', '.join(left)}"] if left else []
+    return [f"edge attributes that nothing uses: {', '.join(left)}{hint(found, how.spells)}"] if left else []
 
 
 _LIKE = (

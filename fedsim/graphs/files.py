@@ -18,7 +18,9 @@ from fedsim.core.registry import register
 from fedsim.graphs.base import Graph
 from fedsim.graphs.cleaning import REMARKS, Cleaning, clean
 from fedsim.graphs.edge_values import Bandwidth, Latency, Weight
+from fedsim.graphs.presence import Presence
 from fedsim.graphs.readers import Columns, RawGraph, read_raw
+from fedsim.graphs.spells import SPELLS, Spells
 
 _MANY = 10_000
 
@@ -62,6 +64,7 @@ class GraphFile(Graph):
     parallel_edges, loops, component : what to do with edges between the same nodes, edges from a node to itself, and a
         graph in several components; the defaults refuse them.
     latency, bandwidth, weight : which attributes of an edge these are, and in what unit.
+    spells : which attributes say when edges and nodes are there; without it they always are.
     """
 
     path: str
@@ -75,6 +78,7 @@ class GraphFile(Graph):
     latency: Latency | None = None
     bandwidth: Bandwidth | None = None
     weight: Weight | None = None
+    spells: Spells | None = None
 
     def located(self, base: Path) -> GraphFile:
         return replace(self, path=str(base / self.path))
@@ -92,10 +96,14 @@ class GraphFile(Graph):
         self._check_nodes(graph.number_of_nodes(), n)
         return [graph]
 
+    def presence(self, graphs: list[nx.Graph[Any]]) -> Presence | None:
+        found = graphs[0].graph.pop(SPELLS, None)
+        return None if found is None else Presence.of(graphs[0], found)
+
     def _cleaning(self) -> Cleaning:
         return Cleaning(
             self.directed, self.parallel_edges, self.loops, self.component, self.latency, self.bandwidth, self.weight,
-            from_file=True,
+            self.spells, from_file=True,
         )  # fmt: skip
 
     def _check_nodes(self, found: int, n: int | None) -> None:

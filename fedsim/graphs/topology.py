@@ -29,6 +29,7 @@ from fedsim.graphs.files import GraphFile
 from fedsim.graphs.generators import Generated as Generated
 from fedsim.graphs.mixing import mixing_matrix
 from fedsim.graphs.mixing_matrix import BaseMixing
+from fedsim.graphs.presence import Presence
 
 OWN = "its own"
 """What the weights of nodes are called that meet anew in every round."""
@@ -46,6 +47,8 @@ class Topology:
 
     mixing: BaseMixing | None = None
     """Where nodes meet anew in every round: who, and how they mix."""
+    presence: Presence | None = None
+    """When links and nodes are there; None: always."""
 
     def matrix(self, weights: str) -> Any:
         """The mixing matrix ``[n, n]`` of the first graph; of nodes that meet anew in every round, on average."""
@@ -85,6 +88,7 @@ def topology_of(
     """
     kind = kind.located(base)
     graphs = (_weighing(kind) if weights == "file" else kind).build(n, seed)
+    presence = kind.presence(graphs)
     _check_connected(graphs, isinstance(kind, GraphFile))
     default = "uniform" if graphs[0].is_directed() else "metropolis"
     name = Path(kind.path).stem if isinstance(kind, GraphFile) else name
@@ -92,7 +96,7 @@ def topology_of(
     if mixing is not None and weights is not None:
         raise InputError(f"found '{weights}', but '{name}' has weights of its own; allowed: remove it", key="weights")
     rule = OWN if mixing is not None else weights or default
-    return Topology(tuple(graphs), getattr(kind, "every", 1), name, _names(kind, graphs), mixing), rule
+    return Topology(tuple(graphs), getattr(kind, "every", 1), name, _names(kind, graphs), mixing, presence), rule
 
 
 def build_topology(section: Mapping[str, Any], n: int | None, seed: int, base: Path) -> tuple[Topology, str]:
@@ -131,6 +135,9 @@ class Sequence(Graph):
                 if type(kinds[-1]).mixing is not Graph.mixing:
                     message = f"'{section['graph']}' draws peers in every round, and cannot take turns with others"
                     raise InputError(message, key="graph")
+                if getattr(kinds[-1], "spells", None) is not None:
+                    message = "found a graph whose links come and go in a sequence; allowed: one of the two"
+                    raise InputError(message, key="spells")
             except InputError as error:
                 raise error.under(f"graphs.{index}") from None
         object.__setattr__(self, "kinds", tuple(kinds))
