@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from fedsim.core.arrays import Floats, Ints
+from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.errors import RunError
 from fedsim.core.job import Job
 from fedsim.core.row_files import RowStream, TensorFile
@@ -108,11 +108,14 @@ class NodeBackend(Backend, Protocol):
     def merge(self, idle: Floats | None = None) -> None:
         """Give every node the mean of all nodes, of everything that they mix."""
 
-    def mean(self, name: str = "x", idle: Floats | None = None) -> Tensor:
-        """The mean model of the honest nodes, ``[d]``."""
+    def mean(self, name: str = "x", idle: Floats | None = None, among: Bools | None = None) -> Tensor:
+        """The mean model of the honest nodes (of those in `among` ``[n]``), ``[d]``."""
 
-    def facts(self, centre: Tensor, idle: Floats | None = None) -> tuple[float, float | None, float | None]:
-        """Of the honest nodes the mean squared distance to `centre`, and their own models' mean and lowest accuracy."""
+    def facts(
+        self, centre: Tensor, idle: Floats | None = None, among: Bools | None = None
+    ) -> tuple[float, float | None, float | None]:
+        """Of the honest nodes (of those in `among`) the mean squared distance to `centre`, and their own models' mean
+        and lowest accuracy."""
 
     def rows(self, name: str, nodes: Ints, idle: Floats | None = None) -> Tensor:
         """A state of some nodes, ``[m, width]``."""

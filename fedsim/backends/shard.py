@@ -21,7 +21,7 @@ from fedsim.clients.mixing import Mixing
 from fedsim.clients.round import begin, describe, finish, flowed
 from fedsim.clients.round import some as some_of
 from fedsim.clients.worker import Worker
-from fedsim.core.arrays import Array, Floats, Ints
+from fedsim.core.arrays import Array, Bools, Floats, Ints
 from fedsim.core.blame import blamed
 from fedsim.core.errors import FedsimError, RunError
 from fedsim.core.job import Contribution, Job
@@ -316,17 +316,18 @@ class Shard:
         send = [torch.as_tensor(rows, device=self.device) for rows in self._exchange.outgoing if len(rows)]
         return (*[as_array(self._values[rows]) for rows in send], (False, dropped))
 
-    def node_sum(self, name: str, idle: Floats | None = None) -> Array:
-        """Sum over the honest nodes, ``[d]``, after they have flowed for `idle` virtual seconds."""
-        return as_array(self._honest(name, idle).sum(0))
+    def node_sum(self, name: str, idle: Floats | None = None, among: Bools | None = None) -> Array:
+        """Sum over the honest nodes (of those in `among`), ``[d]``, after they have flowed for `idle` virtual
+        seconds."""
+        return as_array(self._honest(name, idle, among).sum(0))
 
     def fill(self, rows: Arrays) -> None:
         """Give every node these states, ``[d]`` by name."""
         self.state = {k: as_tensor(rows[k], self.device).expand(len(self.clients), -1).clone() for k in self.state}
 
-    def node_facts(self, centre: Array, idle: Floats | None = None) -> NodeSums:
-        """About the honest nodes."""
-        x = self._honest("x", idle)
+    def node_facts(self, centre: Array, idle: Floats | None = None, among: Bools | None = None) -> NodeSums:
+        """About the honest nodes, of those in `among`."""
+        x = self._honest("x", idle, among)
         if not len(x):
             return NodeSums()
         right, asked = self.task.correct(x), self.task.test_samples
@@ -337,13 +338,14 @@ class Shard:
         accuracy = float(right.sum()) / (len(x) * asked)
         return NodeSums(len(x), distance, common, accuracy * len(x), float(right.min()) / asked)
 
-    def _honest(self, name: str, idle: Floats | None) -> Tensor:
-        """A state of the nodes that do not attack."""
+    def _honest(self, name: str, idle: Floats | None, among: Bools | None) -> Tensor:
+        """A state of the nodes that do not attack, of those in `among` (None: of all)."""
         attackers = self.guard.worker.pipeline.run.attackers
         rows = flowed(self.algorithm, self.state, idle)[name]
-        if not attackers:
+        if not attackers and among is None:
             return rows
-        return rows[torch.as_tensor(~np.isin(self.clients, attackers), device=self.device)]
+        honest = ~np.isin(self.clients, attackers or ())
+        return rows[torch.as_tensor(honest if among is None else honest & among, device=self.device)]
 
     def node_widths(self) -> dict[str, int]:
         return {k: v.shape[-1] for k, v in self.state.items()}

@@ -100,6 +100,8 @@ TABLE: Mapping[str, Metric] = {
         Metric("train_loss", larger_is_better=False),
         Metric("optimum_distance", "distance to the optimum", larger_is_better=False, log=True, figure="optimum"),
         Metric("consensus_distance", public=True, log=True, figure="gossip", brief="", starts=1),
+        _cost("nodes_there", "nodes that are there", "count", figure="other"),
+        _cost("links_there", "links that are there", "count", figure="other"),
         _cost("time", "virtual time", "s", axis="virtual time", brief="table"),
         _cost("wall", "wall clock", "s"),
         _cost("bytes_sent", "bytes sent", "B", axis="bytes sent", brief="table"),

@@ -180,6 +180,7 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
         s.aggregator.check_run(facts)
     task = attacked(s, task, facts)
     if network is not None:
+        _check_coming(s, network)
         _check_rule(s, network, facts)
     durations = None
     received, sent = one_message(s.algorithm, task, gossip=network is not None)
@@ -223,6 +224,19 @@ def _settled(s: Scenario, task: Task) -> Scenario:
     own = s.own_compressor
     with _section("algorithm"):
         return replace(s, algorithm=s.algorithm.settled(task, None if own is None else own.alpha(task.dim)))
+
+
+def _check_coming(s: Scenario, network: Network) -> None:
+    """Raise InputError where a graph's links and nodes come and go, and the mode or the attack knows nothing of it."""
+    presence = network.topology.presence
+    if presence is None:
+        return
+    if not s.participation.comes_and_goes:
+        message = f"found '{s.names['participation']}', but links come and go; allowed: gossip, poisson"
+        raise InputError(message, key="participation.mode")
+    if s.attack is not None and presence.nodes.changes:
+        message = f"found '{s.names['attack']}', but nodes come and go; allowed: nodes that are always there"
+        raise InputError(message, key="attack.name")
 
 
 def _check_rule(s: Scenario, network: Network, run: RunFacts) -> None:

@@ -150,6 +150,7 @@ def _graph(moment: Moment) -> Columns:
         **({} if nodes.accuracy is None else {"node_accuracy": nodes.accuracy}),
         **({} if nodes.lowest is None or moment.home.honest is None else {"node_accuracy_min": nodes.lowest}),
         "consensus_distance": nodes.distance,
+        **({} if nodes.there is None else nodes.there.counts),
         "delay_processing": totals.delay_processing,
         "delay_transmission": totals.delay_transmission,
         "delay_total": totals.delay_processing + totals.delay_transmission,

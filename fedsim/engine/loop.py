@@ -89,6 +89,8 @@ class Simulation:
             self.home.load(saved)
             setting = self.assembly.setting(self.scenario)
             self.home.rest(self.scenario.participation.idle(setting, self.round))
+        if self.assembly.network is not None:
+            self.home.there = self.scenario.participation.there(self.assembly.setting(self.scenario), self.round)
         self.records.inputs()
 
     def run(self, *told: Watcher | Progress | None) -> Run:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsim.algorithms.base import Algorithm, one_message
 from fedsim.backends.base import Backend, NodeBackend, Saved
 from fedsim.clients.round import begin, column, describe, finish, flowed
-from fedsim.core.arrays import Floats, Ints
+from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.errors import RunError
 from fedsim.core.job import Job
 from fedsim.core.oracle import Task
@@ -24,6 +24,7 @@ from fedsim.core.returned import aggregating, same_form
 from fedsim.core.row_files import RowStream
 from fedsim.core.types import Message, State, agree, message_bytes
 from fedsim.engine.assembly import Assembly
+from fedsim.graphs.presence import There
 from fedsim.messages.aggregators import COMBINES
 from fedsim.messages.base import SEPARATOR
 from fedsim.participation.base import Arrival, Dispatch
@@ -52,6 +53,8 @@ class NodeFacts:
     distance: float
     accuracy: float | None
     lowest: float | None
+    there: There | None = None
+    """On a graph whose links and nodes come and go: who is there, and is measured."""
 
 
 def merge_bytes(algorithm: Algorithm, task: Task) -> int:
@@ -73,6 +76,8 @@ class RunState(ABC):
         """The tensors, where they are in this process; in continuous time each node's as after its last event."""
         self.idle: Floats | None = None
         """Virtual seconds that nodes' states have flowed for since their last events, ``[n]`` (None: none flows)."""
+        self.there: There | None = None
+        """On a graph whose links and nodes come and go: who was there in the last round."""
 
     def load(self, saved: Saved) -> None:
         """Continue from a checkpoint."""
@@ -85,6 +90,14 @@ class RunState(ABC):
     def rest(self, idle: Floats | None) -> None:
         """In continuous time: nothing has happened to nodes for `idle` ``[n]`` virtual seconds, up to now."""
         self.idle = idle if self.algorithm.needs.flows else None
+
+    @property
+    def measured(self) -> Bools | None:
+        """The nodes that are measured, ``[n]``: the honest ones that are there; None: all honest ones, also while
+        nobody is there."""
+        if self.there is None or self.there.everybody or not self.there.nodes.any():
+            return None
+        return self.there.nodes
 
     @property
     def params(self) -> Tensor | RowStream:
@@ -242,6 +255,7 @@ class GraphState(RunState):
     def combine(self, event: Arrival) -> Combined:
         if event.closes:
             self.rest(event.elapsed)
+            self.there = event.there
         if len(event.clients):
             event, messages = self._collect(event)
         if not len(event.clients):
@@ -269,11 +283,16 @@ class GraphState(RunState):
         right, asked = self.task.correct(x), self.task.test_samples
         distance = 0.0 if agree(x) else float((x - centre).pow_(2).sum(-1).mean())
         if right is None:
-            return NodeFacts(distance, None, None)
-        return NodeFacts(distance, float(right.sum()) / (len(x) * asked), float(right.min()) / asked)
+            return NodeFacts(distance, None, None, self.there)
+        accuracy, lowest = float(right.sum()) / (len(x) * asked), float(right.min()) / asked
+        return NodeFacts(distance, accuracy, lowest, self.there)
 
     def _honest(self) -> Tensor:
-        """Models of the nodes that do not attack: nothing that is measured looks at the others."""
+        """Models of the nodes that do not attack and are there: nothing that is measured looks at the others."""
+        there = self.measured
+        if there is not None:
+            who = np.flatnonzero(there)
+            return self.state("x", who if self.honest is None else np.intersect1d(who, self.honest))
         return self.now["x"] if self.honest is None else self.state("x", self.honest)
 
     def state(self, name: str, nodes: Ints | None = None) -> Tensor:
@@ -313,6 +332,7 @@ class RemoteState(RunState):
     def combine(self, event: Arrival) -> Combined:
         if event.closes:
             self.rest(event.elapsed)
+            self.there = event.there
         if not len(event.clients):
             return Combined(event, 0)
         self.remote.mix(event.number, event.mixing)
@@ -323,10 +343,10 @@ class RemoteState(RunState):
         self.rest(None if self.idle is None else np.zeros_like(self.idle))
 
     def centre(self) -> Tensor:
-        return self.remote.mean(idle=self.idle)
+        return self.remote.mean(idle=self.idle, among=self.measured)
 
     def nodes(self, centre: Tensor) -> NodeFacts | None:
-        return NodeFacts(*self.remote.facts(centre, self.idle))
+        return NodeFacts(*self.remote.facts(centre, self.idle, self.measured), self.there)
 
     def state(self, name: str, nodes: Ints | None = None) -> Tensor:
         return self.remote.rows(name, np.arange(self.task.num_clients) if nodes is None else nodes, self.idle)

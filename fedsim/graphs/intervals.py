@@ -70,7 +70,7 @@ class Intervals:
             return self
         moving = np.zeros(others.count, dtype=bool)
         moving[others.items] = True
-        touched = moving[ends].any(-1)
+        touched = moving[ends[:, 0]] | moving[ends[:, 1]]
         kept = ~touched[self.items]
         rows = [*zip(self.items[kept].tolist(), self.starts[kept].tolist(), self.ends[kept].tolist(), strict=True)]
         for item in np.flatnonzero(touched).tolist():

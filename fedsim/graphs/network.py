@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.clock import TICKS_PER_SECOND
 from fedsim.core.errors import InputError
 from fedsim.graphs.mixing import is_doubly_stochastic, is_symmetric, mixing_matrix
 from fedsim.graphs.mixing_matrix import BaseMixing
+from fedsim.graphs.presence import There
 from fedsim.graphs.rates import chi
 from fedsim.graphs.topology import Topology
 
+_COME_AND_GO = ("metropolis", "max_degree", "lazy", "file")
+"""Rules whose matrix is doubly stochastic whatever links there are."""
+_KEPT = 8
 _LONGEST = 3e7
 """Seconds of a message over a link (a year); ticks of links are 64-bit integers."""
 
@@ -26,11 +31,29 @@ class Network:
 
     topology: Topology
     mixings: tuple[BaseMixing, ...]
+    weights: str = ""
+    _kept: dict[bytes, BaseMixing] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def changes(self) -> bool:
         """Whether nodes do not have the same neighbours in all rounds."""
-        return len(self.mixings) > 1 or self.mixings[0].redrawn
+        return len(self.mixings) > 1 or self.mixings[0].redrawn or self.topology.presence is not None
+
+    def among(self, there: There) -> BaseMixing:
+        """The mixing matrix of the links that are there, by the rule of the weights; nodes that are away keep theirs.
+
+        Where every link is, it is that of the whole graph itself. Links are in the order of the whole graph's.
+        """
+        whole, presence = self.mixings[0], self.topology.presence
+        if presence is None or there.links.all():
+            return whole
+        key = np.packbits(there.links).tobytes()
+        if key not in self._kept:
+            if len(self._kept) >= _KEPT:
+                self._kept.pop(next(iter(self._kept)))
+            matrix = mixing_matrix(presence.subgraph(there.links), self.weights) if there.links.any() else None
+            self._kept[key] = BaseMixing(sparse.eye_array(whole.n, format="csr") if matrix is None else matrix, False)
+        return self._kept[key]
 
     def chi(self, rates: Floats) -> tuple[float, float]:
         """(chi_1, chi_2) of the first graph with its links weighted by their rates ``[links]``; see `rates.chi`."""
@@ -59,6 +82,9 @@ def build_network(topology: Topology, weights: str, name: str, needs_symmetric: 
             message = f"{name} needs links that work both ways, found pulls; allowed: symmetric: true"
             raise InputError(message, key="symmetric")
         return Network(topology, (topology.mixing,))
+    if topology.presence is not None and weights not in _COME_AND_GO:
+        message = f"found '{weights}', but links come and go, and its columns need not sum to 1 while some are away"
+        raise InputError(f"{message}; allowed: {', '.join(_COME_AND_GO)}", key="weights")
     mixings = []
     for graph in topology.graphs:
         matrix = mixing_matrix(graph, weights)
@@ -79,7 +105,7 @@ def build_network(topology: Topology, weights: str, name: str, needs_symmetric: 
                 key="weights",
             )
         mixings.append(BaseMixing(matrix, topology.directed))
-    return Network(topology, tuple(mixings))
+    return Network(topology, tuple(mixings), weights)
 
 
 def _link_ticks(edge: Mapping[str, Any], message_bytes: int) -> int:

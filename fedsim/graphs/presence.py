@@ -32,9 +32,9 @@ class There:
         return bool(self.nodes.all())
 
     @property
-    def everything(self) -> bool:
-        """Whether no node and no link is away."""
-        return self.everybody and bool(self.links.all())
+    def counts(self) -> dict[str, int]:
+        """How many nodes and links there are, under the names of their columns."""
+        return {"nodes_there": int(self.nodes.sum()), "links_there": int(self.links.sum())}
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,17 @@ class Presence:
         found.add_edges_from((i, j, self.graph.edges[i, j]) for i, j in self.ends[links].tolist())
         return found
 
-    def begun(self, edges: Ints) -> tuple[Intervals, Intervals]:
-        """Links and nodes in windows instead of instants: window k (from 1) lasts from ``edges[k - 1]`` up to, not
-        including, ``edges[k]``, and what is there at some instant of it is there in it."""
-        return _windows(self.links, edges), _windows(self.nodes, edges)
+
+def at_rounds(found: Intervals, begins: Ints) -> Intervals:
+    """By numbers of rounds (from 1), of which round k has who is there when it begins, at ``begins[k - 1]``."""
+    starts = np.searchsorted(begins, found.starts) + 1
+    ends = np.where(found.ends >= FOREVER, FOREVER, np.searchsorted(begins, found.ends) + 1)
+    return Intervals(found.count, found.items, starts, ends)
 
 
-def _windows(found: Intervals, edges: Ints) -> Intervals:
+def in_windows(found: Intervals, edges: Ints) -> Intervals:
+    """By numbers of windows (from 1), of which window k has who is there at some instant from ``edges[k - 1]`` up to,
+    not including, ``edges[k]``."""
     starts = np.searchsorted(edges, found.starts, side="right")
     ends = np.where(found.ends >= FOREVER, FOREVER, np.searchsorted(edges, found.ends, side="left") + 1)
     return Intervals(found.count, found.items, starts, np.where(found.ends > found.starts, ends, starts))

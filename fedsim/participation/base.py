@@ -21,6 +21,7 @@ from fedsim.core.oracle import Task
 from fedsim.core.registry import Part
 from fedsim.devices.system import Durations, SystemSection
 from fedsim.graphs.network import Network
+from fedsim.graphs.presence import There
 from fedsim.messages.aggregators import Aggregator
 
 _FIRST_EVENTS = 1000
@@ -119,6 +120,8 @@ class Arrival:
     """On a wall clock: how long each client's job took."""
     merge: bool = False
     """On a graph: afterwards all nodes take the mean of all models; `sends` has none of its messages."""
+    there: There | None = None
+    """On a graph whose links and nodes come and go, where the round ends: who is there in it."""
     missing: Ints | None = None
     """On a wall clock: who should have been in this round and did not answer."""
     superseded: Ints | None = None
@@ -258,6 +261,8 @@ class Participation(Part, ABC):
     """Whether the weights of a round whose clients were lost on the way are scaled to their sum before."""
     continuous: ClassVar[bool] = False
     """Whether nodes act one at a time, in continuous time: then what happened on links is counted."""
+    comes_and_goes: ClassVar[bool] = False
+    """Whether it runs on a graph whose links and nodes come and go: it then leaves out who is not there."""
 
     @property
     def merging(self) -> str | None:
@@ -302,6 +307,10 @@ class Participation(Part, ABC):
 
     def idle(self, setting: Setting, number: int) -> Floats | None:
         """In continuous time: virtual seconds since every node's last event at the end of round `number`, ``[n]``."""
+        return None
+
+    def there(self, setting: Setting, number: int) -> There | None:
+        """Who is there in round `number` (0: at the beginning) of a graph whose links and nodes come and go."""
         return None
 
     def check(self, task_clients: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from fedsim.core.registry import register
 from fedsim.graphs.mixing import is_symmetric
 from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
 from fedsim.graphs.network import Network
+from fedsim.graphs.presence import There
 from fedsim.participation.base import Arrival, Dispatch, Event, Participation, Setting
+from fedsim.participation.coming import among, check_coming, here, rounds_span
 from fedsim.participation.laws import Law
 from fedsim.participation.windows import NEVER, Merge, Schedule, Window
 
@@ -29,6 +31,21 @@ _DRIFTS = (
     "found link probabilities below 1 with asymmetric mixing weights (a directed graph): while a link is idle the "
     "columns do not sum to 1 and the network average drifts"
 )
+
+
+class _Round(NamedTuple):
+    """The graph in force, d ``[n]`` and b ``[links]``, who computes, which links fire, the local work of the nodes, who
+    is there (None: everybody) and who joins."""
+
+    which: int
+    d: Floats
+    b: Floats
+    computes: Bools
+    fires: Bools
+    units: Ints
+    steps: Ints
+    there: There | None
+    joins: Bools
 
 
 @register.participation("gossip")
@@ -50,6 +67,7 @@ class Gossip(Participation):
     """
 
     setting: ClassVar[Literal["server", "gossip"]] = "gossip"
+    comes_and_goes: ClassVar[bool] = True
     compute: Law = _ONE
     links: Law = _ONE
     schedule: list[Window] | None = None
@@ -77,6 +95,7 @@ class Gossip(Participation):
         check_laws(self, setting)
         check_merges(self, self.merge, setting)
         check_pulls(setting)
+        check_coming(self, setting, rounds_span(setting))
         self._scheduled(setting)
 
     def _scheduled(self, setting: Setting) -> Schedule:
@@ -111,8 +130,8 @@ class Gossip(Participation):
         whole = [MixingMatrix(m.matrix, task.device) for m in network.mixings]
         draws: dict[Any, Floats] = {}
 
-        def realise(number: int) -> tuple[int, Floats, Floats, Bools, Bools, Ints, Ints]:
-            """The graph, d, b, who computes, what fires, and the local work of a round."""
+        def realise(number: int, now: int, before: int) -> _Round:
+            """What a round is that begins at tick `now`, and the one before it at tick `before`."""
             which = network.topology.at(number - 1)
             links = network.mixings[which].links
             d, b = self._probabilities(draws, network.mixings[which], n, seed, number, which)
@@ -123,9 +142,13 @@ class Gossip(Participation):
             fires = mixing.fires(np.ones(len(links)) if algorithm.needs.links == "always" else chance, seed, number)
             if number % algorithm.period(d):
                 fires = np.zeros_like(fires)
+            there, joins = here(network, number, now, before)
+            if there is not None:
+                fires, computes = fires & there.links, computes & there.nodes & ~joins
+                fires &= ~joins[links].all(-1)  # two that join have nothing for each other
             units, per_unit = algorithm.steps_by_unit(task, nodes, np.full(n, number, dtype=np.int64), seed)
             units = computes * units
-            return which, d, b, computes, fires, units, units * per_unit
+            return _Round(which, d, b, computes, fires, units, units * per_unit, there, joins)
 
         def length(number: int, which: int, fires: Bools, steps: Ints) -> int:
             """Ticks of a round: the slowest computation, then the slowest link."""
@@ -140,18 +163,21 @@ class Gossip(Participation):
                 return [now + TICKS_PER_SECOND * (k > 0) for k in steps.tolist()]
             return [now + durations.of(i, number - 1, k) if k else now for i, k in enumerate(steps.tolist())]
 
-        now = 0
+        now, before = 0, -TICKS_PER_SECOND
         for number in range(1, after + 1) if durations is not None else ():
-            which, _, _, _, fires, _, steps = realise(number)
-            now += length(number, which, fires, steps)
-        now = now if durations is not None else after * TICKS_PER_SECOND
+            found = realise(number, now, before)
+            now, before = now + length(number, found.which, found.fires, found.steps), now
+        if durations is None:
+            now, before = after * TICKS_PER_SECOND, (after - 1) * TICKS_PER_SECOND
         for number in count(after + 1):
-            which, d, b, computes, fires, units, steps = realise(number)
+            which, d, b, computes, fires, units, steps, there, joins = realise(number, now, before)
             base, rounds = network.mixings[which], np.full(n, number, dtype=np.int64)
-            yield Dispatch(nodes, rounds, steps, ends(number, now, steps), start=now)
-            realised = base.realised(fires)
-            mixing = whole[which] if realised is base.matrix else MixingMatrix(realised, task.device)
-            now += length(number, which, fires, steps)
+            mixes = among(network, which, there, fires, joins)
+            who = nodes if there is None else nodes[there.nodes]
+            until = ends(number, now, steps)
+            yield Dispatch(who, rounds[who], steps[who], [until[i] for i in who.tolist()], start=now)
+            mixing = whole[which] if mixes.matrix is base.matrix else MixingMatrix(mixes.matrix, task.device)
+            now, before = now + length(number, which, fires, steps), now
             delays = normalised_delays(
                 base, units, fires, np.maximum(d, self.compute.floor), np.maximum(b, self.links.floor)
             )
@@ -159,9 +185,14 @@ class Gossip(Participation):
             if merge:
                 delays = (delays[0], delays[1] + complete)
             yield Arrival(
-                number, seconds(now), nodes, rounds, steps, stale, int(fires[base.entry_links].sum()),
-                mixing=mixing, delays=delays, compute=np.flatnonzero(computes), edges=base.links[fires], merge=merge,
+                number, seconds(now), who, rounds[who], steps[who], stale[who], mixes.sends, mixing=mixing,
+                delays=delays, compute=np.flatnonzero(computes), edges=base.links[fires], merge=merge, there=there,
             )  # fmt: skip
+
+    def there(self, setting: Setting, number: int) -> There | None:
+        if setting.gossip[1].topology.presence is None:
+            return None
+        return next(e.there for e in self.events(setting, max(number - 1, 0)) if isinstance(e, Arrival))
 
     def _probabilities(
         self, draws: dict[Any, Floats], base: BaseMixing, n: int, seed: int, number: int, which: int

@@ -25,7 +25,10 @@ from fedsim.core.errors import InputError
 from fedsim.core.registry import register
 from fedsim.core.types import Seconds
 from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
+from fedsim.graphs.network import Network
+from fedsim.graphs.presence import There
 from fedsim.participation.base import Arrival, Dispatch, Event, Participation, Setting, Tick
+from fedsim.participation.coming import check_clocks, check_coming
 from fedsim.participation.gossip import all_pairs, check_laws, check_merges, normalised_delays
 from fedsim.participation.laws import LinkRateLaw, RateLaw
 from fedsim.participation.stretches import FAR, Stretch, Timetable, until_tick
@@ -71,6 +74,7 @@ class PoissonGossip(Participation):
 
     setting: ClassVar[Literal["server", "gossip"]] = "gossip"
     continuous: ClassVar[bool] = True
+    comes_and_goes: ClassVar[bool] = True
     compute: RateLaw = _ONE
     links: LinkRateLaw = _LINK_ONE
     window: Seconds = 1.0
@@ -105,7 +109,7 @@ class PoissonGossip(Participation):
             They do not fit it.
         """
         try:
-            return Timetable(self.schedule or (), rounds, self._window())
+            return Timetable(self.schedule or (), rounds, self.window_ticks)
         except InputError as error:
             raise error.under("participation.schedule") from None
 
@@ -114,7 +118,7 @@ class PoissonGossip(Participation):
         algorithm, network = setting.gossip
         self._check_pairs(algorithm)
         if network.changes:
-            self.check_run(setting)  # says so
+            check_clocks(self.links.auto, setting)  # says so
         mode = self
         if self.links.auto:
             with _of_links():
@@ -143,15 +147,11 @@ class PoissonGossip(Participation):
         raise InputError(message, key="participation.pair_weight")
 
     def check_run(self, setting: Setting) -> None:
-        _, network = setting.gossip
-        if network.changes:
-            raise InputError(
-                "neighbours that change with the round, but Poisson clocks know none; allowed: one graph that stays",
-                key="topology",
-            )
+        check_clocks(self.links.auto, setting)
+        check_coming(self, setting, (0, setting.rounds * self.window_ticks - 1))
         check_laws(self, setting)
         check_merges(self, self.merge, setting)
-        last = setting.rounds * self._window()
+        last = setting.rounds * self.window_ticks
         if last >= FAR:
             raise InputError(
                 f"{setting.rounds:,} rounds of {self.window:g} seconds are {seconds(last):.4g} virtual seconds, "
@@ -178,7 +178,8 @@ class PoissonGossip(Participation):
                 raise InputError(why, key=f"participation.schedule.{i}.links")
         return timetable
 
-    def _window(self) -> int:
+    @property
+    def window_ticks(self) -> int:
         """Ticks of a round."""
         return max(ticks(exact(self.window)), 1)
 
@@ -195,10 +196,10 @@ class PoissonGossip(Participation):
         slow_nodes, slow_links = np.maximum(d, self.compute.floor), np.maximum(b, self.links.floor)
         timetable, complete = self.timetable(setting.rounds), all_pairs(network)
         clocks = _Clocks(d, b, base, seed, timetable)
-        window = self._window()
-        touched = self._touched(clocks, base, after)  # a resumed run lets its clocks tick again
+        window = self.window_ticks
+        touched = self._touched(clocks, network, after)  # a resumed run lets its clocks tick again
         for number in count(after + 1):
-            found = clocks.until(number * window)
+            found = _rung(clocks, number * window, network)
             nodes = np.array([t.node for t in found if t.node >= 0], dtype=np.int64)
             rounds = np.array([t.number + 1 for t in found if t.node >= 0], dtype=np.int64)
             links = np.array([t.link for t in found if t.node < 0], dtype=np.int64)
@@ -214,7 +215,7 @@ class PoissonGossip(Participation):
             ends = [base.links[t.link].tolist() if t.node < 0 else [t.node] for t in found]
             last = Arrival(
                 number, seconds(number * window), _NOBODY, _NOBODY, _NOBODY, _NOBODY, 0, mixing=_IDLE, delays=delays,
-                compute=_NOBODY, edges=_NO_LINKS, ticks=(), merge=merge,
+                compute=_NOBODY, edges=_NO_LINKS, ticks=(), merge=merge, there=self.there(setting, number),
             )  # fmt: skip
             order = iter(zip(rounds.tolist(), steps.tolist(), strict=True))
             jobs = [(t, end, next(order) if t.node >= 0 else (1, 0)) for t, end in zip(found, ends, strict=True)]
@@ -230,16 +231,22 @@ class PoissonGossip(Participation):
     def idle(self, setting: Setting, number: int) -> Floats | None:
         base = setting.gossip[1].mixings[0]
         clocks = _Clocks(*self._rates(setting), base, setting.seed, self.timetable(setting.rounds))
-        touched = self._touched(clocks, base, number)
-        return _since(touched, number * self._window())
+        touched = self._touched(clocks, setting.gossip[1], number)
+        return _since(touched, number * self.window_ticks)
 
-    def _touched(self, clocks: _Clocks, base: BaseMixing, number: int) -> Ints:
+    def there(self, setting: Setting, number: int) -> There | None:
+        """Who is there at the last tick of the round's window."""
+        presence = setting.gossip[1].topology.presence
+        return None if presence is None else presence.at(max(number * self.window_ticks - 1, 0))
+
+    def _touched(self, clocks: _Clocks, network: Network, number: int) -> Ints:
         """The tick of every node's last event up to the end of round `number`; 0 where it had none."""
+        base = network.mixings[0]
         touched = np.zeros(base.n, dtype=np.int64)
-        for ring in clocks.until(number * self._window()):
+        for ring in _rung(clocks, number * self.window_ticks, network):
             touched[base.links[ring.link] if ring.node < 0 else ring.node] = ring.time
         merged = next((k for k in range(number, 0, -1) if self._merges(clocks.timetable, k)), 0)
-        return np.maximum(touched, merged * self._window())
+        return np.maximum(touched, merged * self.window_ticks)
 
     def _merges(self, timetable: Timetable, number: int) -> bool:
         """Whether nodes merge at the end of round `number`."""
@@ -250,8 +257,8 @@ class PoissonGossip(Participation):
 
         `touched` ``[n]``, the tick of every node's last event, is brought up to date.
         """
-        (algorithm, network), until = setting.gossip, last.number * self._window()
-        base, now = network.mixings[0], until - self._window()
+        (algorithm, network), until = setting.gossip, last.number * self.window_ticks
+        base, now = network.mixings[0], until - self.window_ticks
         nodes = np.array([i for _, end, _ in level for i in end], dtype=np.int64)
         rounds, steps = (np.array([job[k] for _, end, job in level for _ in end], dtype=np.int64) for k in (0, 1))
         order = np.argsort(nodes)
@@ -276,7 +283,7 @@ class PoissonGossip(Participation):
                 Tick(t.time, t.node if t.node >= 0 else base.n + t.link, t.number, tuple(end), steps)
                 for t, end, (_, steps) in level
             ],
-            elapsed=_since(touched, until) if closes else None,
+            elapsed=_since(touched, until) if closes else None, there=last.there,
         )  # fmt: skip
 
 
@@ -330,6 +337,15 @@ class _Clocks:
             links = np.flatnonzero(clocks >= self.n)
             after[links] = self.timetable.after(last[links], gap[links], mean[links])
         self.next[clocks] = np.minimum(after, int(FAR))
+
+
+def _rung(clocks: _Clocks, end: int, network: Network) -> list[_Ring]:
+    """All ticks up to and including `end` of nodes and links that are there at them: the others do nothing."""
+    found, presence = clocks.until(end), network.topology.presence
+    if presence is None:
+        return found
+    nodes, links = presence.nodes, presence.links
+    return [r for r in found if (links.has(r.link, r.time) if r.node < 0 else nodes.has(r.node, r.time))]
 
 
 def _levels(jobs: list[Any], n: int) -> list[list[Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.core.arrays import Ints
 from fedsim.core.clock import seconds
 from fedsim.participation.base import Arrival
 
@@ -45,8 +46,10 @@ def trace_row(parts: Sequence[Arrival]) -> dict[str, Any]:
     event = whole(parts)
     row: dict[str, Any] = {"round": event.number, "time": event.time}
     if event.compute is not None:
-        steps = event.steps if event.ticks is None else [t.steps for t in event.ticks if len(t.nodes) == 1]
+        steps = _of_all(event) if event.ticks is None else [t.steps for t in event.ticks if len(t.nodes) == 1]
         row |= {"compute": event.compute, "edges": event.edges, "steps": steps}
+        if event.there is not None:
+            row |= event.there.counts
         if event.ticks is not None:
             row["events"] = [[seconds(t.time), *t.nodes] for t in event.ticks]
     else:
@@ -59,3 +62,12 @@ def trace_row(parts: Sequence[Arrival]) -> dict[str, Any]:
     if event.merge:
         row["merge"] = True
     return row if event.missing is None else {**row, "missing": event.missing}
+
+
+def _of_all(event: Arrival) -> Ints:
+    """Local steps of every node of a graph: none of those that are away."""
+    if event.there is None:
+        return event.steps
+    steps = np.zeros(len(event.there.nodes), dtype=np.int64)
+    steps[event.clients] = event.steps
+    return steps

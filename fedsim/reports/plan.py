@@ -29,6 +29,7 @@ from fedsim.participation.poisson import PoissonGossip
 from fedsim.participation.record import whole
 from fedsim.participation.synchronous import Synchronous
 from fedsim.reports.attack import attack_facts
+from fedsim.reports.coming import coming_facts
 from fedsim.reports.neighbourhoods import rule_facts
 from fedsim.reports.rules import server_rule_facts
 from fedsim.scenario.load import given, parse
@@ -53,7 +54,7 @@ def plan(scenario: Scenario | str | Path | Mapping[str, Any]) -> dict[str, Rows]
     if facts := (a.algorithm or scenario.algorithm).facts():
         sections["algorithm"] = dict(facts)
     if a.network is not None:
-        sections["network"] = _network(scenario, a) | rule_facts(scenario, a)
+        sections["network"] = _network(scenario, a) | coming_facts(scenario, a) | rule_facts(scenario, a)
     if rule := server_rule_facts(scenario, a):
         sections["aggregator"] = rule
     if attack := attack_facts(scenario, a):
@@ -229,6 +230,8 @@ def _network(s: Scenario, a: Assembly) -> Rows:
         facts["sequence"] = (
             f"{len(topology.graphs)} graphs, {topology.every} rounds each; these are the facts of the first"
         )
+    if topology.presence is not None:
+        facts["sequence"] = "links come and go; these are the facts of all links together"
     if isinstance(s.participation, PoissonGossip):
         d = s.participation.compute.draw(a.task.num_clients, s.seed, "node", 1)
         b = s.participation.links.draw(len(base.links), s.seed, "link", 1)
@@ -239,7 +242,8 @@ def _network(s: Scenario, a: Assembly) -> Rows:
         b = s.participation.links.draw(len(base.links), s.seed, "link", 1)
         facts["compute probability"] = f"{_range(d)} ({s.algorithm.needs.compute})"
         facts["link probability"] = f"{_range(b)} ({s.algorithm.needs.links})"
-        if s.algorithm.needs.links == "sporadic" and not topology.directed and (b < 1).any():
+        fixed = not topology.directed and topology.presence is None
+        if s.algorithm.needs.links == "sporadic" and fixed and (b < 1).any():
             facts["expected spectral gap"] = spectral_gap(expected_mixing(base.matrix, base.links, b))
         if s.algorithm.period(d) > 1:
             facts["links used"] = f"in every {s.algorithm.period(d)}th round"

@@ -21,7 +21,7 @@ from fedsim.backends.ray.cluster import Cluster, log
 from fedsim.backends.ray.transport import as_array
 from fedsim.backends.shard import NodeSums
 from fedsim.clients.worker import Worker
-from fedsim.core.arrays import Floats, Ints
+from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.job import Job
 from fedsim.core.oracle import Task
 from fedsim.core.row_files import RowStream, Stored
@@ -56,8 +56,9 @@ class RayNodes(RayBackend):
         self._flying: list[dict[int, Any]] = []
         self._aggregations: int | None = None
         self._job: Job | None = None
-        honest = build(task).pipeline.run.honest
-        self._honest = task.num_clients if honest is None else len(honest)
+        run = build(task).pipeline.run
+        self._attackers = list(run.attackers or ())
+        self._honest = task.num_clients if run.honest is None else len(run.honest)
         super().__init__(pool, cluster, task, build, load)
         self.nodes_here = self
         self._reset(self.shards)
@@ -184,20 +185,27 @@ class RayNodes(RayBackend):
 
     # --- state --------------------------------------------------------------------------------------------------------
 
-    def mean(self, name: str = "x", idle: Floats | None = None) -> Tensor:
-        """Mean over the honest nodes, ``[d]``."""
-        parts = self._ask("node_sum", name, idle=idle)
+    def mean(self, name: str = "x", idle: Floats | None = None, among: Bools | None = None) -> Tensor:
+        """Mean over the honest nodes (of those in `among`), ``[d]``."""
+        parts = self._ask("node_sum", name, idle=idle, among=among)
         total = self._tensor(parts[self.shards[0]]).clone()
         for k in self.shards[1:]:
             total += self._tensor(parts[k])
-        return total / self._honest
+        return total / self._count(among)
 
-    def facts(self, centre: Tensor, idle: Floats | None = None) -> tuple[float, float | None, float | None]:
-        """Of the honest nodes the mean squared distance to `centre`, and their own models' mean and lowest accuracy."""
+    def _count(self, among: Bools | None) -> int:
+        """How many honest nodes are measured."""
+        return self._honest if among is None else int((among & ~np.isin(np.arange(len(among)), self._attackers)).sum())
+
+    def facts(
+        self, centre: Tensor, idle: Floats | None = None, among: Bools | None = None
+    ) -> tuple[float, float | None, float | None]:
+        """Of the honest nodes (of those in `among`) the mean squared distance to `centre`, and their own models' mean
+        and lowest accuracy."""
         parts: list[NodeSums] = [
-            part for part in self._ask("node_facts", as_array(centre), idle=idle).values() if part.count
+            part for part in self._ask("node_facts", as_array(centre), idle=idle, among=among).values() if part.count
         ]
-        n, models = self._honest, {part.common for part in parts}
+        n, models = self._count(among), {part.common for part in parts}
         distance = 0.0 if len(models) == 1 and "" not in models else sum(part.distance for part in parts) / n
         accuracies = [part.accuracies for part in parts if part.accuracies is not None]
         if len(accuracies) < len(parts):
@@ -231,10 +239,16 @@ class RayNodes(RayBackend):
         self._settle()
         return super().save()
 
-    def _ask(self, method: str, *arguments: Any, idle: Floats | None = None) -> dict[int, Any]:
-        """What all shards say after all rounds that are on their way; each is told `idle` of its own nodes."""
+    def _ask(
+        self, method: str, *arguments: Any, idle: Floats | None = None, among: Bools | None = None
+    ) -> dict[int, Any]:
+        """What all shards say after all rounds that are on their way; each is told `idle` and `among` of its own
+        nodes."""
         self._settle()
-        mine = {k: () if idle is None else (idle[self.members[k]],) for k in self.shards}
+        told = [idle] if among is None else [idle, among]
+        if idle is None and among is None:
+            told = []
+        mine = {k: tuple(None if rows is None else rows[self.members[k]] for rows in told) for k in self.shards}
         return self._answers(method, {k: (*arguments, *mine[k]) for k in self.shards})
 
     def _reset(self, shards: list[int]) -> None:
