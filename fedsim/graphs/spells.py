@@ -104,7 +104,7 @@ class Spells(BaseModel):
         """
         places: dict[tuple[Any, Any], int] = {}
         kept: list[Edge] = []
-        written, used = Written(self, merge), self.used
+        written, used = Written(self, True, merge), self.used
         for u, v, data, line in edges:
             k = places.get((u, v))
             if k is None:
@@ -141,7 +141,8 @@ class Written:
     """Spells as a file has them: item, start and end (nan: none), and the line of each."""
 
     how: Spells
-    merge: bool
+    of_links: bool
+    merge: bool = False
     items: list[int] = field(default_factory=list)
     starts: list[Any] = field(default_factory=list)
     ends: list[Any] = field(default_factory=list)
@@ -177,15 +178,18 @@ class Written:
             raise InputError([Problem(f"{who(self.items[k])}: {message}", None, None, self.lines[k])])
         self._items = np.array(self.items, dtype=np.int64)
         self._starts, self._ends = self._instants(starts, 0), self._instants(ends, FOREVER)
-        order = np.lexsort((self._starts, starts, self._items))
-        items, starts, ends = self._items[order], np.nan_to_num(starts[order], nan=-np.inf), ends[order]
-        ends = np.nan_to_num(ends, nan=np.inf, posinf=np.inf)
+        starts, ends = np.where(np.isnan(starts), -np.inf, starts), np.where(np.isnan(ends), np.inf, ends)
+        order = np.lexsort((starts, self._items))
+        items, starts, ends = self._items[order], starts[order], ends[order]
         over = np.flatnonzero((items[1:] == items[:-1]) & (starts[1:] < ends[:-1]))
         if len(over) and not self.merge:
-            k, j = int(over[0]), int(order[over[0] + 1])
-            message = f"found two spells that overlap, one from {starts[k + 1]:g} and one up to {ends[k]:g}"
-            way = "; allowed: one after the other, or: parallel_edges: merge"
-            raise InputError([Problem(f"{who(self.items[j])}: {message}{way}", None, None, self.lines[j])])
+            k, j = int(over[0]), int(max(order[over[0]], order[over[0] + 1]))
+            start = "the beginning" if np.isinf(starts[k + 1]) else f"{starts[k + 1]:g}"
+            end = "the end" if np.isinf(ends[k]) else f"{ends[k]:g}"
+            message = f"{who(self.items[j])}: found two spells that overlap, one from {start} and one up to {end}"
+            way = ", or: parallel_edges: merge" if self.of_links else ""
+            problem = Problem(f"{message}; allowed: one after the other{way}", None, None, self.lines[j])
+            raise InputError([problem])
 
     def _number(self, value: Any, k: int, who: Any, usual: bool, what: str) -> float:
         if value is None:
@@ -196,7 +200,7 @@ class Written:
             number = math.nan
         if math.isfinite(number) and not (usual and number < 0):
             return number
-        allowed = "a finite number" + (" >= 0 (origin moves a file's times)" if usual and number < 0 else "")
+        allowed = "a finite number" + (" >= 0 (origin moves file times)" if usual and number < 0 else "")
         message = f"{who(self.items[k])}: found {what} {value!r}, allowed: {allowed}"
         raise InputError([Problem(message, None, None, self.lines[k])])
 
@@ -282,10 +286,8 @@ def timed(
         The graph is directed, the keys do not fit the file, or a spell is wrong.
     """
     if directed:
-        message = (
-            "found spells in a directed graph: while a link is away the columns of the mixing matrix do not sum to 1"
-        )
-        raise InputError(f"{message}; allowed: an undirected graph (directed: false reads a file so)", key="spells")
+        found = "found spells in a directed graph: while a link is away the mixing matrix's columns do not sum to 1"
+        raise InputError(f"{found}; allowed: an undirected graph (directed: false reads a file so)", key="spells")
     how.check(chain((data for _, _, data, _ in edges), nodes.values()))
     kept, links = how.sifted(edges, show, cleaning.parallel_edges == "merge")
     return kept, Sifted(how, [(u, v) for u, v, _, _ in kept], links, how.of_nodes(nodes, show), list(nodes))
