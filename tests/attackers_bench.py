@@ -27,7 +27,7 @@ DIGITS: dict[str, Any] = {
 
 
 @pytest.fixture
-def quadratic(tmp_path: Path) -> dict[str, Any]:
+def seven(tmp_path: Path) -> dict[str, Any]:
     """Seven clients, of whom 5 and 6 attack; client i pulls towards row i of V."""
     np.savez(tmp_path / "q.npz", A=np.ones((7, 3)), b=np.array(V))
     return {

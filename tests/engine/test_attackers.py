@@ -22,7 +22,7 @@ from fedsim.scenario.load import parse
 # --- under a server ---------------------------------------------------------------------------------------------------
 
 
-def test_a_round_of_attackers_and_honest_clients(quadratic: dict[str, Any], tmp_path: Path) -> None:
+def test_a_round_of_attackers_and_honest_clients(seven: dict[str, Any], tmp_path: Path) -> None:
     """A round moves to the mean of what arrives: five honest rows of V, and twice what the attackers send."""
     honest = np.array(V[:5])
     attacks = {
@@ -32,24 +32,24 @@ def test_a_round_of_attackers_and_honest_clients(quadratic: dict[str, Any], tmp_
         "zero": ({}, np.zeros(3)),
     }
     for name, (keys, sent) in attacks.items():
-        scenario = {**quadratic, "attack": {"name": name, "attackers": [5, 6], **keys}}
-        scenario["run"] = {**quadratic["run"], "rounds": 1}
+        scenario = {**seven, "attack": {"name": name, "attackers": [5, 6], **keys}}
+        scenario["run"] = {**seven["run"], "rounds": 1}
         run = fedsim.run(scenario, out=tmp_path / name)
         assert run.params.numpy() == pytest.approx((honest.sum(0) + 2 * sent) / 7, abs=1e-12)
 
 
-def test_measured_on_honest_clients(quadratic: dict[str, Any], tmp_path: Path) -> None:
+def test_measured_on_honest_clients(seven: dict[str, Any], tmp_path: Path) -> None:
     """Loss and optimum are those of the five honest clients; the attackers' own problem does not count."""
     honest = np.array(V[:5])
-    run = fedsim.run({**quadratic, "attack": {"name": "zero", "attackers": [5, 6]}}, out=tmp_path / "run")
+    run = fedsim.run({**seven, "attack": {"name": "zero", "attackers": [5, 6]}}, out=tmp_path / "run")
     x, last = run.params.numpy(), rows(run)[-1]
     assert last["train_loss"] == pytest.approx(0.5 * ((x - honest) ** 2).sum(1).mean(), abs=1e-12)
     assert last["optimum_distance"] == pytest.approx(np.linalg.norm(x - honest.mean(0)), abs=1e-12)
 
 
-def test_what_is_written_down(quadratic: dict[str, Any], tmp_path: Path) -> None:
+def test_what_is_written_down(seven: dict[str, Any], tmp_path: Path) -> None:
     cohorts = {"mode": "synchronous", "clients_per_round": 3}
-    scenario = {**quadratic, "participation": cohorts, "attack": {"name": "ipm", "attackers": 2}}
+    scenario = {**seven, "participation": cohorts, "attack": {"name": "ipm", "attackers": 2}}
     run = fedsim.run(scenario, out=tmp_path / "run")
     found = json.loads((run.dir / "attack.json").read_text())
     assert found == {
@@ -59,15 +59,15 @@ def test_what_is_written_down(quadratic: dict[str, Any], tmp_path: Path) -> None
     assert len(found["attackers"]) == 2
     for row in run.trace:
         assert row["attackers"] == sorted(set(row["clients"]) & set(found["attackers"]))
-    again = fedsim.run(quadratic, out=run.dir)
+    again = fedsim.run(seven, out=run.dir)
     assert not (run.dir / "attack.json").exists()
     assert "attackers" not in again.trace[0]
 
 
 @pytest.mark.parametrize("attackers", [0, []])
-def test_nobody_attacks(quadratic: dict[str, Any], tmp_path: Path, attackers: Any) -> None:
-    plain = fedsim.run(quadratic, out=tmp_path / "plain")
-    run = fedsim.run({**quadratic, "attack": {"name": "alie", "attackers": attackers}}, out=tmp_path / "run")
+def test_nobody_attacks(seven: dict[str, Any], tmp_path: Path, attackers: Any) -> None:
+    plain = fedsim.run(seven, out=tmp_path / "plain")
+    run = fedsim.run({**seven, "attack": {"name": "alie", "attackers": attackers}}, out=tmp_path / "run")
     assert torch.equal(run.params, plain.params)
     assert rows(run) == rows(plain)
     assert run.trace == plain.trace
@@ -83,14 +83,14 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, name: str, keys: dict
     assert rows(rest) == rows(whole)
 
 
-def test_start(quadratic: dict[str, Any], tmp_path: Path) -> None:
+def test_start(seven: dict[str, Any], tmp_path: Path) -> None:
     """On a clock `start` is a round of the server too, though clients count their own jobs."""
     clock = {"mode": "fedbuff", "buffer": 3, "weights": "identical"}
     honest = np.array(V[:5])
     for name, mode in (("synchronous", {}), ("fedbuff", {"participation": clock, "system": {"compute": 1.0}})):
         clean = []
         for rounds in range(1, 6):
-            plain = {**quadratic, **mode, "run": {**quadratic["run"], "rounds": rounds}}
+            plain = {**seven, **mode, "run": {**seven["run"], "rounds": rounds}}
             x = fedsim.run(plain, out=tmp_path / f"{name}-{rounds}").params.numpy()
             clean.append(float(0.5 * ((x - honest) ** 2).sum(1).mean()))
         for start in (3, 4):
@@ -102,8 +102,8 @@ def test_start(quadratic: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [{}, {"participation": {"mode": "fedbuff", "buffer": 3, "weights": "identical"}}])
-def test_a_start_after_the_end(quadratic: dict[str, Any], tmp_path: Path, mode: dict[str, Any]) -> None:
-    message = refused({**quadratic, **mode, "attack": {"name": "zero", "attackers": 2, "start": 4}}, tmp_path / "run")
+def test_a_start_after_the_end(seven: dict[str, Any], tmp_path: Path, mode: dict[str, Any]) -> None:
+    message = refused({**seven, **mode, "attack": {"name": "zero", "attackers": 2, "start": 4}}, tmp_path / "run")
     assert "attack.start: found 4, but the run has 3 rounds: nobody would attack; allowed: 1 to 3" in message
 
 

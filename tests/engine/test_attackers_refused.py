@@ -139,9 +139,9 @@ def test_plan_says_where_the_rule_has_no_f_what_too_many_are() -> None:
 
 
 @pytest.mark.parametrize("name", ["label_flip", "backdoor"])
-def test_data_without_classes(quadratic: dict[str, Any], tmp_path: Path, name: str) -> None:
+def test_data_without_classes(seven: dict[str, Any], tmp_path: Path, name: str) -> None:
     attack = {"name": name, "attackers": 2, **({"target": 1} if name == "backdoor" else {})}
-    assert "attack.name" in refused({**quadratic, "attack": attack}, tmp_path / "quadratic")
+    assert "attack.name" in refused({**seven, "attack": attack}, tmp_path / "quadratic")
     x = np.arange(40.0).reshape(20, 2)
     np.savez(tmp_path / "r.npz", x=x, y=x[:, 0] / 7)
     data = {"dataset": "npz", "path": str(tmp_path / "r.npz"), "clients": 4, "task": "regression"}
