@@ -23,6 +23,7 @@ from fedsim.algorithms import (
     fedopt,
     fedprox,
     fedspeed,
+    fsgld,
     gradient_tracking,
     monna,
     powersgd,
@@ -32,6 +33,6 @@ from fedsim.algorithms import (
 
 __all__ = [
     "acid", "beer", "choco", "dadao", "diff2", "diff2_bvr", "dspodfl", "ef21", "fedamd", "fedasync", "fedavg", "fedcm",
-    "feddyn", "fednova", "fedopt", "fedprox", "fedspeed", "gradient_tracking", "monna", "powersgd", "sam",
+    "feddyn", "fednova", "fedopt", "fedprox", "fedspeed", "fsgld", "gradient_tracking", "monna", "powersgd", "sam",
     "scaffold",
 ]  # fmt: skip

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedsim.algorithms.client import ClientHalf, for_solver, of_algorithm, of_solver
 from fedsim.algorithms.needs import Needs
-from fedsim.algorithms.round import Effort, Report, Round, Surroundings
+from fedsim.algorithms.round import Before, Effort, Report, Round, Sampling, Surroundings
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.oracle import Oracle, Task
@@ -83,6 +83,36 @@ class Algorithm(ClientHalf):
     def facts(self) -> Mapping[str, Any]:
         """What else there is to know about it once it is settled: constants, by name."""
         return {}
+
+    def objective(self, task: Task, picked: Floats) -> Task:
+        """The objectives as local steps see them; `picked` ``[n]`` is how likely each client is in a cohort of one.
+
+        It may wrap `task`. What takes work is done when a gradient is first asked for: ``fedsim plan`` trains nothing.
+
+        Raises
+        ------
+        InputError
+            Keys do not fit these objectives.
+        """
+        return task
+
+    def before(self, task: Task) -> Before:
+        """What is computed and sent before round 1; `task` is what `objective` gave."""
+        return Before()
+
+    def centre(self, state: State) -> Tensor:
+        """Under a server the model ``[d]`` that is evaluated."""
+        return state["x"]
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """Which states of a run are samples that are kept; None: none is."""
+        return None
+
+    @property
+    def tokens(self) -> int | None:
+        """How many models walk from client to client, each by itself; None: a cohort works from one model."""
+        return None
 
     def check_deployed(self) -> None:
         """Raise InputError where a client that has its own data alone cannot do its half."""
@@ -299,9 +329,10 @@ def numbers_of(algorithm: Algorithm, task: Task, gossip: bool) -> tuple[str, ...
 def _of_model(algorithm: Algorithm, x: Tensor, gossip: bool) -> tuple[Message, Message, Message]:
     """What is received, what travels, and what else is said of the work, of one client with the model `x`."""
     state = algorithm.init(x.unsqueeze(0) if gossip else x)
-    by_row(state, None, 1, x, algorithm, "init")
-    sent = by_row(algorithm.broadcast(state), None, 1, x, algorithm, "broadcast")
-    received = {k: v.reshape(1, -1) for k, v in sent.items()}
+    models = algorithm.tokens or 1
+    by_row(state, None, models, x, algorithm, "init")
+    sent = by_row(algorithm.broadcast(state), None, models, x, algorithm, "broadcast")
+    received = {k: v.reshape(-1, v.shape[-1])[:1] for k, v in sent.items()}
     client = algorithm.init_client(x.unsqueeze(0))
     by_row(client, None, 1, x, algorithm, "init_client")
     one = x.new_ones((1, 1))

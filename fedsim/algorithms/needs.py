@@ -36,6 +36,8 @@ class Needs:
         compressor: ``differences``, they send C(v - h) and the server adds it up; ``copies``, neighbours know
         h + C(v - h) of each other; ``errors``, they send C(e + v) and keep the rest. None: it has no compressor.
     own_size : whether its messages travel in less than their tensors take (`Algorithm.message_size`).
+    alone : why a message stands by itself, so that nothing may stand in its way and it can be compared with no other,
+        where it does: then privacy, compression, attackers and robust rules are refused.
     continuous_time : whether a node's work and a link's mixing make sense one at a time, without a round (``mode:
         poisson``).
     adversary : whether clients train on inputs that are attacked, so that a section ``adversary`` has to be there.
@@ -56,6 +58,7 @@ class Needs:
     symmetric: bool = False
     compression: Memory | None = None
     own_size: bool = False
+    alone: str | None = None
     continuous_time: bool = False
     adversary: bool = False
     flows: bool = False

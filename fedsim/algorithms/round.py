@@ -43,6 +43,30 @@ class Round:
 
 
 @dataclass(frozen=True)
+class Before:
+    """What all clients compute and what crosses the network before round 1."""
+
+    gradients: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """After which rounds an algorithm's state is a sample that is kept: every `thin`-th one after `burn_in`."""
+
+    burn_in: int
+    thin: int
+
+    def keeps(self, round: int) -> bool:
+        """Whether the state after `round` rounds is one."""
+        return round > self.burn_in and (round - self.burn_in) % self.thin == 0
+
+    def count(self, rounds: int) -> int:
+        """How many there are in that many rounds."""
+        return max(rounds - self.burn_in, 0) // self.thin
+
+
+@dataclass(frozen=True)
 class Surroundings:
     """What an algorithm may ask about its run before it begins.
 

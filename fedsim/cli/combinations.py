@@ -27,7 +27,7 @@ _KEYS: Mapping[str, Any] = {  # what a check may ask for, and what it is given t
     "privacy.sampling_rate": 0.5, "algorithm.clip_norm": 1.0, "algorithm.difference_clip": 1.0,
     "algorithm.inner_clip": 1.0, "compression.k": 1, "compression.levels": 4, "attack.attackers": 0.25,
     "attack.target": 1, "attack.patch": 1, "algorithm.mu": 0.1, "aggregator.trim": 0.25, "aggregator.f": 1,
-    "aggregator.tau": 1.0, "aggregator.root": 0,
+    "aggregator.tau": 1.0, "aggregator.root": 0, "participation.clients_per_round": 1,
 }  # fmt: skip
 _INTRODUCTION = """\
 # What goes with what

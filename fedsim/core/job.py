@@ -9,6 +9,10 @@ import numpy as np
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.types import Message
 
+VISIT = 2**32
+"""Rounds of models that walk from client to client are numbered ``round + VISIT * model``: two that are at one client
+in the same round draw differently, and what one draws does not depend on how many there are."""
+
 
 @dataclass(frozen=True)
 class Job:

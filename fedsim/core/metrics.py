@@ -162,6 +162,16 @@ class View(Protocol):
     def state(self, name: str, nodes: Ints | None = None) -> Tensor:
         """The algorithm's state: ``[width]`` under a server, ``[m, width]`` of `nodes` (None: all) on a graph."""
 
+    def predictive(self) -> tuple[Tensor, int]:
+        """Classes' probabilities on the test data ``[N, classes]``, mean over the samples so far, and how many those
+        are.
+
+        Raises
+        ------
+        RunError
+            The algorithm keeps no samples.
+        """
+
     def kept(self, name: str, clients: Ints) -> Tensor:
         """What clients keep between rounds under `name`, ``[m, width]``, from wherever they are computed.
 
@@ -180,6 +190,8 @@ class Measure(Part, ABC):
     """
 
     metrics: ClassVar[Sequence[Metric]] = ()
+    of_samples: ClassVar[bool] = False
+    """Whether it is about samples that a run keeps, so that the algorithm has to be one that does."""
 
     @abstractmethod
     def evaluate(self, view: View) -> Mapping[str, float]:

@@ -100,6 +100,8 @@ class Task(ABC):
     """Of the model's parameters, in their order in the flat vector; None where it is just a vector."""
     passes: int = 1
     """Gradients that one sample of a minibatch costs: more than its own where its inputs are attacked first."""
+    quadratic: bool = False
+    """Whether every objective is a quadratic one, so that its `curvature` is the same everywhere."""
 
     @abstractmethod
     def initial(self) -> Tensor:
@@ -213,6 +215,43 @@ class Task(ABC):
         """mu_i of every f_i, ``[n]``: the smallest eigenvalue of its Hessian anywhere is at least that; None where they
         are not known."""
         return None
+
+    def curvature(self, client: int, x: Tensor, diagonal: bool) -> Tensor:
+        """The generalised Gauss-Newton matrix ``[d, d]`` at `x` of the sum of a client's losses, or its diagonal.
+
+        It is positive semidefinite. Of quadratic objectives and of linear models it is the Hessian itself.
+
+        Raises
+        ------
+        InputError
+            It is not known of these objectives.
+        """
+        raise InputError(f"{type(self).__name__} does not say how its losses curve; allowed: sgld, none", key="name")
+
+    def prepare(self) -> None:
+        """Do what takes work and is needed before the first gradient; called once, before clients start.
+
+        Raises
+        ------
+        InputError
+            It cannot be done.
+        """
+        return
+
+    @property
+    def curvature_calls(self) -> int:
+        """Backward passes per sample that `curvature` takes."""
+        return 1
+
+    def probabilities(self, params: Tensor) -> Tensor:
+        """What each of the models ``[m, d]`` takes the classes of the test samples for, ``[m, N, classes]``.
+
+        Raises
+        ------
+        InputError
+            There are no test samples, or the loss is of no probabilities.
+        """
+        raise InputError("a quadratic problem has no test data; allowed: a data set with classes", key="name")
 
     def node_accuracy(self, params: Tensor) -> float | None:
         """Mean over the rows of ``[n, d]`` of each model's own test accuracy; None where there is no accuracy."""

@@ -35,6 +35,7 @@ class Kind:
 KINDS = {
     "algorithm": Kind("fedsim.algorithms", "fedsim.algorithms.base:Algorithm"),
     "solver": Kind("fedsim.algorithms.solvers", "fedsim.algorithms.solvers:LocalSolver"),
+    "surrogate": Kind("fedsim.algorithms.surrogates", "fedsim.algorithms.surrogates:Surrogate"),
     "dataset": Kind("fedsim.data.all", "fedsim.data.sets:DatasetPart"),
     "partition": Kind("fedsim.data.all", "fedsim.data.partition:Partition"),
     "model": Kind("fedsim.models.build", "fedsim.models.build:Model"),

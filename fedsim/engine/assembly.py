@@ -209,6 +209,7 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
             parts, s = (mode, algorithm), replace(s, participation=mode, algorithm=algorithm)
             setting = replace(setting, participation=mode, algorithm=algorithm)
         mode.check_run(setting)
+    task = s.algorithm.objective(task, s.participation.picked(task))
     privacy: Bound = NoPrivacy()
     if s.privacy is not None:
         privacy = s.privacy.bind(setting)

@@ -20,6 +20,7 @@ from fedsim.core.errors import InputError, RunError
 from fedsim.core.metrics import TABLE, Metric, metric
 from fedsim.core.oracle import Task
 from fedsim.engine.assembly import Assembly
+from fedsim.engine.samples import Samples
 from fedsim.engine.states import RunState
 from fedsim.engine.totals import Totals
 from fedsim.messages.poison import Backdoor
@@ -37,6 +38,7 @@ class Moment:
     home: RunState
     totals: Totals
     round: int
+    samples: Samples | None = None
 
     @property
     def time(self) -> float:
@@ -57,6 +59,11 @@ class Moment:
 
     def state(self, name: str, nodes: Ints | None = None) -> Tensor:
         return self.home.state(name, nodes)
+
+    def predictive(self) -> tuple[Tensor, int]:
+        if self.samples is None:
+            raise RunError(f"'{self.scenario.names['algorithm']}' keeps no samples; allowed: one that does, as fsgld")
+        return self.samples.predictive()
 
     def kept(self, name: str, clients: Ints) -> Tensor:
         form = self.scenario.algorithm.fresh_client(self.centre.unsqueeze(0))

@@ -19,6 +19,7 @@ from fedsim.engine.place import make_backend
 from fedsim.engine.recorder import Recorder
 from fedsim.engine.records import Records, note_empty
 from fedsim.engine.run_directory import Run, find_checkpoint, open_directory, save_params
+from fedsim.engine.samples import samples_of
 from fedsim.engine.signals import stop_requested
 from fedsim.engine.states import merge_bytes, run_state
 from fedsim.engine.totals import Totals
@@ -60,8 +61,12 @@ class Simulation:
         if self.assembly.device.type == "cpu":
             keep_freed_memory()
         saved = find_checkpoint(self.folder, self.scenario) if self.resume else None
+        self.samples = samples_of(self.scenario, self.assembly, self.folder)
+        if saved is not None and self.samples is not None:
+            self.samples.check(saved.progress["round"])
         if saved is not None:
             self.assembly.privacy.accepts(saved.progress.get("privacy", {}))
+        self.assembly.task.prepare()
         self.backend: Backend = self.remote or make_backend(self.scenario, self.assembly, self.folder)
         try:
             self._begin(saved)
@@ -82,6 +87,8 @@ class Simulation:
         privacy.record(self.folder, self.records.place, self.backend.draw_from, durable=self.remote is not None)
         if saved is None:
             privacy.catch_up(0)
+            before = self.home.algorithm.before(self.assembly.task)
+            self.totals.gradients, self.totals.bytes_sent = before.gradients, before.bytes
         else:
             self.round, self.totals = saved.progress["round"], Totals(**saved.progress["totals"])
             self.backend.load(saved.clients)
@@ -95,7 +102,8 @@ class Simulation:
 
     def run(self, *told: Watcher | Progress | None) -> Run:
         """Run to the last round; what is recorded is told to the scenario's loggers and to `told`."""
-        self.watch = All([Recorder(self.scenario.run.trace), *self.loggers, *listening(told)])
+        kept = [] if self.samples is None else [self.samples]
+        self.watch = All([Recorder(self.scenario.run.trace), *kept, *self.loggers, *listening(told)])
         with self.watch:
             watched = Watched(self.folder, self.scenario, self.evaluation.columns, self._moment, self.round)
             self.watch.began(watched)
@@ -178,6 +186,7 @@ class Simulation:
         """Record a round, and write a checkpoint where one is due."""
         run = self.scenario.run
         self.totals.time, self.round, self.totals.wall = event.time, event.number, clock.wall()
+        self.watch.combined(self.round)
         if run.trace:
             self.watch.scheduled(self.records.schedule(self.parts, self.round))
         note_empty(self.totals, self.parts, self.round)
@@ -207,7 +216,7 @@ class Simulation:
 
     def _moment(self) -> Moment:
         """The run as it is now, for whoever measures it."""
-        return Moment(self.scenario, self.assembly, self.home, self.totals, self.round)
+        return Moment(self.scenario, self.assembly, self.home, self.totals, self.round, self.samples)
 
     def _evaluate(self) -> None:
         moment = self._moment()

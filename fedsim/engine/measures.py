@@ -12,6 +12,9 @@ from fedsim.core.errors import InputError
 from fedsim.core.metrics import Measure, Metric, View
 from fedsim.core.oracle import Task
 from fedsim.core.registry import register
+from fedsim.engine.ensemble import Ensemble
+
+__all__ = ["Ensemble", "MacroF1"]
 
 
 @register.metric("macro_f1")

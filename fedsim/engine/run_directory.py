@@ -29,6 +29,8 @@ from fedsim.engine.attackers import FILE as ATTACK
 from fedsim.engine.checkpoint import Checkpoint, load_checkpoint
 from fedsim.engine.export import export_model, run_model
 from fedsim.engine.rows import kept, rows
+from fedsim.engine.samples import FILE as SAMPLES
+from fedsim.engine.samples import ROWS as SAMPLE_ROWS
 from fedsim.graphs.topology import Topology
 from fedsim.privacy.releases import FILE as RELEASES
 from fedsim.privacy.releases import recounted
@@ -224,7 +226,7 @@ def clear(folder: Path, releases: bool = True) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (
         "metrics.jsonl", "trace.jsonl", "params.safetensors", "topology.graphml", "report.html", "privacy.json",
-        ATTACK, CLIENTS,
+        ATTACK, CLIENTS, SAMPLES, SAMPLE_ROWS,
     ):  # fmt: skip
         (folder / name).unlink(missing_ok=True)
 

@@ -207,7 +207,7 @@ class ServerState(RunState):
         return Combined(everything, size)
 
     def centre(self) -> Tensor:
-        return self.values["x"]
+        return self.algorithm.centre(self.values)
 
     def _nobody(self, event: Arrival) -> Message | None:
         """Messages of nobody, rows ``[0, d]``, where a private sum is released all the same: its absence would tell."""

@@ -51,6 +51,9 @@ class Watcher:
     def began(self, run: Watched) -> None:
         """The run begins, or goes on; nothing of it was told to this watcher yet."""
 
+    def combined(self, number: int) -> None:
+        """The state is that after round `number`; nothing of it was measured yet."""
+
     def round(self, number: int, row: Row | None) -> None:
         """Round `number` is over (0: none has begun yet); its metrics, where it was evaluated."""
 
@@ -101,6 +104,9 @@ class Guarded(Watcher):
     def began(self, run: Watched) -> None:
         self._try(self._watcher.began, run)
 
+    def combined(self, number: int) -> None:
+        self._try(self._watcher.combined, number)
+
     def round(self, number: int, row: Row | None) -> None:
         self._try(self._watcher.round, number, row)
 
@@ -148,6 +154,10 @@ class All(Watcher):
     def began(self, run: Watched) -> None:
         for watcher in self.watchers:
             watcher.began(run)
+
+    def combined(self, number: int) -> None:
+        for watcher in self.watchers:
+            watcher.combined(number)
 
     def round(self, number: int, row: Row | None) -> None:
         for watcher in self.watchers:

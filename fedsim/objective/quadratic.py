@@ -26,6 +26,7 @@ class QuadraticTask(Task):
     """f_i(x) = 1/2 (x - b_i)^T A_i (x - b_i): exact gradients, or with Gaussian noise of a given std per coordinate."""
 
     metrics = ("train_loss", "optimum_distance")
+    quadratic = True
 
     def __init__(self, data: Quadratic, seed: int, device: torch.device, dtype: torch.dtype) -> None:
         self.A = torch.as_tensor(data.A, dtype=dtype, device=device)
@@ -93,6 +94,12 @@ class QuadraticTask(Task):
         """The smallest eigenvalues of the A_i."""
         lowest = self.A.amin(-1) if self.A.dim() == 2 else torch.linalg.eigvalsh(self.A)[:, 0]
         return lowest.double().cpu().numpy()
+
+    def curvature(self, client: int, x: Tensor, diagonal: bool) -> Tensor:
+        A = self.A[int(self.rows(np.array([client], dtype=np.int64)))]
+        if A.dim() == 1:
+            return A if diagonal else torch.diag(A)
+        return A.diagonal() if diagonal else A
 
     def _times(self, A: Tensor, v: Tensor) -> Tensor:
         return A * v if A.dim() == 2 else torch.einsum("mij,mj->mi", A, v)

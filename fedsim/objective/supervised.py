@@ -22,6 +22,7 @@ from fedsim.data.sets import Dataset
 from fedsim.models.build import flatten, predictions, widest
 from fedsim.models.losses import Loss
 from fedsim.objective.batches import Batches, Change, Inputs, SupervisedPlan
+from fedsim.objective.curvature import class_probabilities, gauss_newton, outputs_of
 from fedsim.objective.kernel import Kernel, Precision
 from fedsim.objective.smoothness import convexity_of_linear, of_linear
 from fedsim.objective.stacked import Way, build_kernel
@@ -187,6 +188,17 @@ class SupervisedTask(Task):
         )
         guesses = predictions(outputs, self.loss_name) if self.is_classification else None
         return Answers(outputs, targets, guesses)
+
+    def curvature(self, client: int, x: Tensor, diagonal: bool) -> Tensor:
+        own = torch.as_tensor(self.indices[self.offsets[client] : self.offsets[client + 1]], device=self.device)
+        return gauss_newton(self.kernel, x, self.inputs[own], self.targets[own], diagonal)
+
+    @property
+    def curvature_calls(self) -> int:
+        return outputs_of(self.kernel, self._initial, self.inputs)
+
+    def probabilities(self, params: Tensor) -> Tensor:
+        return class_probabilities(self.kernel, self.loss_name, params, self.test_inputs)
 
     @property
     def test_samples(self) -> int:

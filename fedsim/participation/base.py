@@ -290,6 +290,10 @@ class Participation(Part, ABC):
         They are the same as those that follow round `after` where it is 0, so that a run can be resumed.
         """
 
+    def picked(self, task: Task) -> Floats:
+        """How likely each client is in a cohort of one, ``[n]``."""
+        return np.full(task.num_clients, 1 / task.num_clients)
+
     def most_messages(self, clients: int) -> int:
         """The most messages that a round may combine, of that many clients."""
         return clients

@@ -25,6 +25,7 @@ from fedsim.core.types import Count, Fraction, Probability, Seconds
 from fedsim.devices.system import Durations
 from fedsim.participation.base import Arrival, Dispatch, Ended, Event, InVain, Participation, Setting
 from fedsim.participation.fates import jobs_of
+from fedsim.participation.tokens import visits
 
 _DRAWS = 1000
 """Cohorts that are drawn until somebody is in one, before one with somebody is drawn at once."""
@@ -115,12 +116,18 @@ class Synchronous(Participation):
     def most_messages(self, clients: int) -> int:
         return clients if self.sampling in ("bernoulli", "poisson") else self.cohort_size(clients)
 
+    def picked(self, task: Task) -> Floats:
+        return task.importance if self.sampling == "weighted" else super().picked(task)
+
     def rate(self, n: int) -> float:
         """Share of the clients in a cohort: `fraction` itself, or a cohort size over n."""
         return self.fraction if self.fraction is not None else self.cohort_size(n) / n
 
     def events(self, setting: Setting, after: int = 0) -> Iterator[Event]:
         task, algorithm, seed, durations = setting.task, setting.server, setting.seed, setting.clocks
+        if algorithm.tokens is not None:
+            yield from visits(setting, algorithm.tokens, self.sampling == "weighted", after)
+            return
         now = number = 0
         while True:
             asked_at = self._first_on(durations, now)

@@ -30,14 +30,15 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim.algorithms.base import Round
-from fedsim.core.arrays import Floats, Ints
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
 from fedsim.core.job import Job, RunFacts
 from fedsim.core.metrics import Metric, metric
-from fedsim.core.oracle import Answers, Plan, Task
+from fedsim.core.oracle import Task
 from fedsim.core.registry import Part
 from fedsim.core.returned import same_form
-from fedsim.core.types import Aggregate, BatchSize, Message, NonNegative, Positive, State
+from fedsim.core.types import Aggregate, Message, NonNegative, Positive, State
+from fedsim.core.wrapped import WrappedTask
 from fedsim.messages.base import MessageTransform
 from fedsim.participation.base import Setting
 from fedsim.privacy.accounting import Profile
@@ -347,51 +348,6 @@ class _Outgoing(MessageTransform):
 
     def draw_from(self, word: int) -> None:
         self.bound.draw_from(word)
-
-
-class WrappedTask(Task):
-    """A task with another oracle: everything but `plan` is that of `inner`."""
-
-    def __init__(self, inner: Task) -> None:
-        self.inner = inner
-        self.dim, self.num_clients = inner.dim, inner.num_clients
-        self.sizes, self.importance = inner.sizes, inner.importance
-        self.device, self.dtype, self.metrics, self.passes = inner.device, inner.dtype, inner.metrics, inner.passes
-
-    def initial(self) -> Tensor:
-        return self.inner.initial()
-
-    def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Plan:
-        return self.inner.plan(clients, rounds, steps, batch_size, epochs)
-
-    def poisson_plan(self, clients: Ints, rounds: Ints, steps: Ints, rates: Floats, seed: int | None = None) -> Plan:
-        return self.inner.poisson_plan(clients, rounds, steps, rates, seed)
-
-    def step_bytes(self, batch_size: BatchSize) -> int:
-        return self.inner.step_bytes(batch_size)
-
-    def activation_bytes(self, batch_size: BatchSize) -> int:
-        return self.inner.activation_bytes(batch_size)
-
-    def evaluate(self, params: Tensor) -> dict[str, float]:
-        return self.inner.evaluate(params)
-
-    def answers(
-        self, params: Tensor, client: int | None = None, change: Callable[[Tensor], Tensor] | None = None
-    ) -> Answers:
-        return self.inner.answers(params, client, change)
-
-    def correct(self, params: Tensor) -> Ints | None:
-        return self.inner.correct(params)
-
-    @property
-    def test_samples(self) -> int:
-        return self.inner.test_samples
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "inner" or name.startswith("__"):  # asked for while a copy is made that has nothing yet
-            raise AttributeError(name)
-        return getattr(self.inner, name)
 
 
 __all__ = [

@@ -32,6 +32,7 @@ from fedsim.reports.attack import attack_facts
 from fedsim.reports.coming import coming_facts
 from fedsim.reports.neighbourhoods import rule_facts
 from fedsim.reports.rules import server_rule_facts
+from fedsim.reports.sampling import sampling_facts
 from fedsim.scenario.load import given, parse
 from fedsim.scenario.sections import Scenario
 
@@ -53,6 +54,8 @@ def plan(scenario: Scenario | str | Path | Mapping[str, Any]) -> dict[str, Rows]
     sections = {"scenario": named, "data": _data(a), "work": _work(scenario, a, rounds)}
     if facts := (a.algorithm or scenario.algorithm).facts():
         sections["algorithm"] = dict(facts)
+    if samples := sampling_facts(scenario, a):
+        sections["samples"] = samples
     if a.network is not None:
         sections["network"] = _network(scenario, a) | coming_facts(scenario, a) | rule_facts(scenario, a)
     if rule := server_rule_facts(scenario, a):
@@ -210,7 +213,7 @@ def _work(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:
     if _begins_apart(s):
         rows["sample gradients in the first round"] = f"{gradients[0]:,}"
     rows["sample gradients per round"] = f"about {np.mean(gradients[1:] or gradients):,.0f}"
-    rows["sample gradients in all"] = f"about {_in_all(s, gradients):,.0f}"
+    rows["sample gradients in all"] = f"about {s.algorithm.before(a.task).gradients + _in_all(s, gradients):,.0f}"
     if a.algorithm is not None and a.algorithm.lr != s.algorithm.lr:
         rows["lr from theory"] = f"{a.algorithm.lr:.6g}"
     rows["rows per chunk"] = s.run.chunk_rows or default_chunk_rows(a.task, s.algorithm.batch_size)
@@ -277,6 +280,7 @@ def _messages(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:
         each = merge_bytes(s.algorithm, a.task)
         rows["merges of all nodes"] = f"{merges}, {_size(each)} each"
         more += merges * each
+    more += s.algorithm.before(a.task).bytes
     rows["sent in all"] = f"about {_size(_in_all(s, traffic) + more)}"
     facts = dict(a.pipeline.facts(sent))
     if facts and down:

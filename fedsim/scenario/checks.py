@@ -20,6 +20,7 @@ from fedsim.messages.graph_rules import GraphRule, rule_of
 from fedsim.participation.clocked import Clocked
 from fedsim.participation.poisson import PoissonGossip
 from fedsim.participation.synchronous import Synchronous
+from fedsim.scenario.chain_checks import chain_clients, chain_problems
 from fedsim.scenario.message_checks import cohort_problems, message_problems
 from fedsim.scenario.rule_checks import rule_clients, rule_problems
 from fedsim.scenario.sections import MODES, Scenario
@@ -67,7 +68,12 @@ def check_clients(s: Scenario, clients: int) -> None:
             part.check(clients)
         except InputError as error:
             problems += error.under(section).problems
-    problems += [*_work_lists(s, clients), *cohort_problems(s, clients), *rule_clients(s, clients)]
+    problems += [
+        *_work_lists(s, clients),
+        *cohort_problems(s, clients),
+        *rule_clients(s, clients),
+        *chain_clients(s, clients),
+    ]
     if problems := problems or list(_everybody(s, clients)):
         raise InputError(problems)
 
@@ -235,7 +241,7 @@ def _columns(s: Scenario) -> Iterator[Problem]:
 _NO_MODEL = Problem("missing; e.g. model: {name: linear}", "model")
 _RULES: tuple[Callable[[Scenario], Iterable[Problem]], ...] = (
     _work, _server_or_graph, rule_problems, _rule_of_graph, _merges, _mode_of_server, _continuous_time,
-    _system_of_graph, _backend, _model, _adversary, _columns, message_problems,
+    _system_of_graph, _backend, _model, _adversary, _columns, message_problems, chain_problems,
 )  # fmt: skip
 
 
