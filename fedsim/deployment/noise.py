@@ -26,6 +26,9 @@ def check_trust(scenario: Scenario) -> None:
         why = "clients of a deployment send what they send"
         message, key = attack_by(scenario, why, "poisoned data alone (label_flip, backdoor), or none")
         raise InputError(message, key=key)
+    if getattr(scenario.topology, "spells", None) is not None:
+        message = "nodes of a deployment are there when their machines are; allowed: no such key"
+        raise InputError(message, key="topology.spells")
     if scenario.privacy is None:
         return
     if scenario.privacy.shares_noise:

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 import fedsim
 from fedsim.core.errors import InputError
+from fedsim.deployment.noise import check_trust
 from fedsim.graphs.topology import build_topology
 from fedsim.participation.coming import among
+from fedsim.scenario.load import parse
 
 Make = Callable[..., Any]
 N = 6
@@ -222,3 +224,12 @@ def test_plan_says_how_many_there_are_and_when_all_are_connected(quadratic: Make
     short = fedsim.plan({**scenario, "run": {"rounds": 2}})["network"]
     assert short["never there in the run"] == "3 of 7 links"
     assert short["jointly connected"].startswith("never")
+
+
+def test_a_deployment_has_no_such_graph(tmp_path: Path) -> None:
+    scenario = {
+        "data": {"dataset": "digits", "clients": N, "limit": 60}, "model": {"name": "linear"},
+        "algorithm": {"name": "dfedavg", "lr": 0.1}, "topology": contacts(tmp_path), "run": {"rounds": 10},
+    }  # fmt: skip
+    with pytest.raises(InputError, match=r"topology\.spells: nodes of a deployment are there when their machines are"):
+        check_trust(parse(scenario))

@@ -141,6 +141,20 @@ def test_low_rank_over_any_number_of_actors(quadratic: Make, run_scenario: Make)
         same(alone, run_scenario(**scenario, run=run, backend=ray_backend(actors)))
 
 
+def test_nodes_that_come_and_go(run_scenario: Make) -> None:
+    contacts = Path(__file__).parents[3] / "topologies" / "contacts.gexf"
+    scenario = {
+        "data": {"dataset": "digits", "clients": 12, "limit": 240}, "model": {"name": "linear"},
+        "algorithm": {"name": "dfedavg", "lr": 0.1, "batch_size": 16},
+        "topology": {"graph": "file", "path": str(contacts), "spells": {"unit": "rounds", "join": "average"}},
+    }  # fmt: skip
+    run = {"rounds": 60, "eval_every": 5}
+    alone = run_scenario(**scenario, run=run)
+    assert alone.metrics["nodes_there"].nunique() > 1
+    for actors in ACTORS:
+        same(alone, run_scenario(**scenario, run=run, backend=ray_backend(actors)))
+
+
 CLOCKED: dict[str, dict[str, Any]] = {
     "asynchronous": {"mode": "asynchronous"},
     "fixed_interval": {"mode": "fixed_interval", "window": 0.8},
