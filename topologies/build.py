@@ -88,6 +88,7 @@ def main(folder: Path, out: Path) -> None:
         note = f"{MARFOQ}; {DELAY_MODEL}; capacity of {unknown} of {len(links)} links unknown and set to 1 Gbit/s"
         note += f"; {REMARKS[name]}" if name in REMARKS else ""
         write(out, name, what, note, {node: _node(data) for node, data in raw.nodes(data=True)}, links)
+    write_one_way(out, "geant")
     write_own(
         out, "abilene", "Abilene, the Internet2 backbone of February 2005, OC-192c links", ABILENE, 9953.28e6,
         "Internet2 (http://www.internet2.edu/pubs/200502-IS-AN.pdf), as in the Internet Topology Zoo",
@@ -104,6 +105,25 @@ def write_own(out: Path, name: str, what: str, pairs: list[tuple[str, str]], cap
     nodes = {city: {"label": city, "latitude": PLACES[city][0], "longitude": PLACES[city][1]} for city in cities}
     links = [(u, v, great_circle(PLACES[u], PLACES[v]), capacity) for u, v in pairs]
     write(out, name, what, f"{source}; great-circle distances between city centres; {DELAY_MODEL}", nodes, links)
+
+
+def one_way(graph: nx.Graph[Any]) -> nx.DiGraph[Any]:
+    """`graph` whose links work from the lower number to the higher alone, where that leaves it strongly connected."""
+    directed = nx.DiGraph(graph)
+    for u, v in sorted((min(edge), max(edge)) for edge in graph.edges):
+        data = dict(directed.edges[v, u])
+        directed.remove_edge(v, u)
+        if not nx.is_strongly_connected(directed):
+            directed.add_edge(v, u, **data)
+    return directed
+
+
+def write_one_way(out: Path, name: str) -> None:
+    """A second file of a network that is written already, some of whose links work one way."""
+    directed = one_way(nx.read_graphml(out / f"{name}.graphml", node_type=int))
+    directed.graph["name"] = f"{name}_one_way"
+    directed.graph["description"] += "; made one-way where that leaves it strongly connected"
+    nx.write_graphml_xml(directed, out / f"{name}_one_way.graphml")
 
 
 def write(out: Path, name: str, what: str, source: str, nodes: dict[str, dict[str, Any]], links: list[Any]) -> None:

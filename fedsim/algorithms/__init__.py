@@ -27,12 +27,13 @@ from fedsim.algorithms import (
     gradient_tracking,
     monna,
     powersgd,
+    push_sum,
     sam,
     scaffold,
 )
 
 __all__ = [
     "acid", "beer", "choco", "dadao", "diff2", "diff2_bvr", "dspodfl", "ef21", "fedamd", "fedasync", "fedavg", "fedcm",
-    "feddyn", "fednova", "fedopt", "fedprox", "fedspeed", "fsgld", "gradient_tracking", "monna", "powersgd", "sam",
-    "scaffold",
+    "feddyn", "fednova", "fedopt", "fedprox", "fedspeed", "fsgld", "gradient_tracking", "monna", "powersgd", "push_sum",
+    "sam", "scaffold",
 ]  # fmt: skip

@@ -31,6 +31,8 @@ class Needs:
     linear_mixing : on a graph, why nodes have to mix by weighted sums, where they have to; a rule that drops or clips
         messages is then refused.
     no_merge : on a graph, why its nodes cannot just take the mean of all models, where they cannot.
+    columns : whether a mixing matrix will do whose columns alone sum to 1: what every node sends, not what it hears. A
+        lost message's share then stays with its sender.
     symmetric : whether the mixing matrix must be symmetric, so that a directed graph is refused.
     compression : what clients remember of what they sent, where the scenario's ``compression`` is the algorithm's own
         compressor: ``differences``, they send C(v - h) and the server adds it up; ``copies``, neighbours know
@@ -55,6 +57,7 @@ class Needs:
     links: Indicator = "sporadic"
     linear_mixing: str | None = None
     no_merge: str | None = None
+    columns: bool = False
     symmetric: bool = False
     compression: Memory | None = None
     own_size: bool = False

@@ -169,8 +169,9 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
     mixings = 1
     if s.topology is not None and isinstance(s.algorithm, GossipAlgorithm):
         with _section("topology", s):
-            topology, weights = topology_of(s.topology, s.mixing, task.num_clients, s.seed, s.base, s.names["topology"])
-            network = build_network(topology, weights, type(s.algorithm).__name__, s.algorithm.needs.symmetric)
+            needs, name = s.algorithm.needs, s.names["topology"]
+            topology, weights = topology_of(s.topology, s.mixing, task.num_clients, s.seed, s.base, name, needs.columns)
+            network = build_network(topology, weights, type(s.algorithm).__name__, needs.symmetric, needs.columns)
             mixings = s.algorithm.mixings()
     facts = RunFacts(
         s.seed, task.num_clients, attackers_of(s, task.num_clients, network), s.participation.clocked,

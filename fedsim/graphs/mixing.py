@@ -34,8 +34,9 @@ TOLERANCE = 1e-12
 def mixing_matrix(graph: nx.Graph[Any], weights: str) -> Matrix:
     """The mixing matrix ``[n, n]`` of `graph` (nodes ``0 .. n-1``) under the rule called `weights`.
 
-    Registered rules: ``metropolis``, ``max_degree``, ``lazy``, ``uniform``; or ``"pkg.mod:function"``, called with the
-    graph and returning an ``[n, n]`` array, dense or sparse.
+    Registered rules: ``metropolis``, ``max_degree``, ``lazy``, ``uniform``, ``push``; or ``"pkg.mod:function"``, called
+    with the graph and returning an ``[n, n]`` array, dense or sparse, whose rows sum to 1, or its columns where the
+    function has an attribute ``columns`` that is true.
 
     Raises
     ------
@@ -48,7 +49,7 @@ def mixing_matrix(graph: nx.Graph[Any], weights: str) -> Matrix:
         n = graph.number_of_nodes()
         if W.shape != (n, n):
             raise InputError(f"'{weights}' returned a matrix of shape {W.shape}, allowed: ({n}, {n})")
-        check_mixing(W, doubly_stochastic=False)
+        check_mixing(W, doubly_stochastic=False, columns=getattr(rule, "columns", False))
         _check_links(W, graph, weights)
     except InputError as error:
         raise error.under("weights") from None
@@ -102,6 +103,16 @@ def uniform(graph: nx.Graph[Any]) -> Matrix:
     return sparse.csr_array(sparse.diags_array(1.0 / _degrees(A)) @ A)
 
 
+@register.mixing("push")
+def push(graph: nx.Graph[Any]) -> Matrix:
+    """``w_ij = 1 / (1 + outdeg_j)`` over j and those it sends to: columns sum to 1, and each node knows its own."""
+    A = sparse.csr_array(adjacency(graph).T + sparse.eye_array(graph.number_of_nodes(), format="csr"))
+    return sparse.csr_array(A @ sparse.diags_array(1.0 / _degrees(A.T)))
+
+
+push.columns = True  # type: ignore[attr-defined] # what it sums to 1 over
+
+
 @register.mixing("file")
 def file(graph: nx.Graph[Any]) -> Matrix:
     """The weights of a graph file's edges, ``mixing_weight``; each node keeps what its row leaves of 1.
@@ -133,8 +144,8 @@ def file(graph: nx.Graph[Any]) -> Matrix:
     return sparse.csr_array(sparse.csr_array(off) + sparse.diags_array(kept, format="csr"))
 
 
-def check_mixing(W: Matrix, doubly_stochastic: bool) -> None:
-    """Check that `W` is non-negative and its rows, and columns where claimed, sum to 1 within 1e-12.
+def check_mixing(W: Matrix, doubly_stochastic: bool, columns: bool = False) -> None:
+    """Check that `W` is non-negative and its rows sum to 1 within 1e-12, its columns too or, with `columns`, instead.
 
     Raises
     ------
@@ -152,7 +163,7 @@ def check_mixing(W: Matrix, doubly_stochastic: bool) -> None:
         where = f"[{entries.row[k]}, {entries.col[k]}]"
         raise InputError(f"a mixing matrix is non-negative; found {entries.data[k]:.6g} at {where}")
     for axis, what in ((1, "row"), (0, "column")):
-        if axis == 0 and not doubly_stochastic:
+        if not doubly_stochastic and columns == (axis == 1):
             continue
         sums = np.asarray(W.sum(axis=axis)).ravel()
         worst = int(np.argmax(np.abs(sums - 1.0)))
@@ -365,7 +376,7 @@ def _undirected(graph: nx.Graph[Any], rule: str) -> Matrix:
     if graph.is_directed():
         raise InputError(
             f"'{rule}' needs an undirected graph: it gives both ends of an edge the same weight, and on a directed "
-            "graph only one end receives; allowed for directed graphs: uniform"
+            "graph only one end receives; allowed for directed graphs: uniform, or push with sgp and push_diging"
         )
     return adjacency(graph)
 

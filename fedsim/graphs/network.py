@@ -12,9 +12,10 @@ from scipy import sparse
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.clock import TICKS_PER_SECOND
 from fedsim.core.errors import InputError
-from fedsim.graphs.mixing import is_doubly_stochastic, is_symmetric, mixing_matrix
+from fedsim.graphs.mixing import TOLERANCE, check_mixing, is_doubly_stochastic, is_symmetric, mixing_matrix
 from fedsim.graphs.mixing_matrix import BaseMixing
 from fedsim.graphs.presence import There
+from fedsim.graphs.push import PushMixing
 from fedsim.graphs.rates import chi
 from fedsim.graphs.topology import Topology
 
@@ -69,8 +70,10 @@ class Network:
         ]
 
 
-def build_network(topology: Topology, weights: str, name: str, needs_symmetric: bool) -> Network:
+def build_network(topology: Topology, weights: str, name: str, needs_symmetric: bool, columns: bool = False) -> Network:
     """Mixing matrices of all graphs of a topology, checked for what the algorithm called `name` needs.
+
+    `columns`: it is enough that their columns sum to 1.
 
     Raises
     ------
@@ -78,14 +81,14 @@ def build_network(topology: Topology, weights: str, name: str, needs_symmetric: 
         The graph is directed where the algorithm needs symmetric weights, or the weights are not doubly stochastic.
     """
     if topology.mixing is not None:
-        if needs_symmetric and topology.mixing.moves_mean:
+        if (needs_symmetric or columns) and topology.mixing.moves_mean:
             message = f"{name} needs links that work both ways, found pulls; allowed: symmetric: true"
             raise InputError(message, key="symmetric")
         return Network(topology, (topology.mixing,))
     if topology.presence is not None and weights not in _COME_AND_GO:
         message = f"found '{weights}', but links come and go, and its columns need not sum to 1 while some are away"
         raise InputError(f"{message}; allowed: {', '.join(_COME_AND_GO)}", key="weights")
-    mixings = []
+    mixings: list[BaseMixing] = []
     for graph in topology.graphs:
         matrix = mixing_matrix(graph, weights)
         found = "a directed graph" if topology.directed else "asymmetric weights"
@@ -97,15 +100,32 @@ def build_network(topology: Topology, weights: str, name: str, needs_symmetric: 
                 "max_degree or lazy weights",
                 key="graph" if topology.directed else "weights",
             )
+        if columns:
+            mixings.append(_pushing(matrix, topology.directed, weights, name))
+            continue
         if not is_doubly_stochastic(matrix):
+            rows = np.abs(np.asarray(matrix.sum(axis=1)).ravel() - 1.0).max() <= TOLERANCE
+            uneven = "columns" if rows else "rows"
             raise InputError(
                 f"{name} averages over the network only with a doubly stochastic mixing matrix; found '{weights}' "
-                "weights whose columns do not sum to 1 on this graph, which would weigh well-connected nodes more. "
-                "Allowed: metropolis, max_degree, lazy",
+                f"weights whose {uneven} do not sum to 1 on this graph, which would weigh well-connected nodes more. "
+                "Allowed: metropolis, max_degree, lazy, or the algorithms sgp and push_diging with push",
                 key="weights",
             )
         mixings.append(BaseMixing(matrix, topology.directed))
     return Network(topology, tuple(mixings), weights)
+
+
+def _pushing(matrix: Any, directed: bool, weights: str, name: str) -> PushMixing:
+    """Mixing for an algorithm that divides by its weights."""
+    try:
+        check_mixing(matrix, doubly_stochastic=False, columns=True)
+    except InputError as error:
+        found = f"{name} needs weights that sum to 1 over what every node sends"
+        found = f"{found}, and with '{weights}' {error.problems[0].message}"
+        message = f"{found}; allowed: push, or weights of an undirected graph such as metropolis"
+        raise InputError(message, key="weights") from None
+    return PushMixing(matrix, directed)
 
 
 def _link_ticks(edge: Mapping[str, Any], message_bytes: int) -> int:

@@ -68,7 +68,7 @@ class Topology:
 
 
 def topology_of(
-    kind: Graph, weights: str | None, n: int | None, seed: int, base: Path, name: str
+    kind: Graph, weights: str | None, n: int | None, seed: int, base: Path, name: str, columns: bool = False
 ) -> tuple[Topology, str]:
     """The topology that a scenario's ``topology:`` section describes, and the name of its mixing weights.
 
@@ -76,6 +76,7 @@ def topology_of(
     ----------
     kind : the kind of graph.
     weights : the rule that the section names; None: ``metropolis`` on undirected graphs, ``uniform`` on directed ones.
+    columns : for an algorithm to which a column-stochastic matrix will do, and ``push`` is the rule on directed graphs.
     n : the number of clients; None when there are none, and the graph must know its own size.
     seed : for random graphs.
     base : the folder that relative paths are relative to.
@@ -90,7 +91,7 @@ def topology_of(
     graphs = (_weighing(kind) if weights == "file" else kind).build(n, seed)
     presence = kind.presence(graphs)
     _check_connected(graphs, isinstance(kind, GraphFile))
-    default = "uniform" if graphs[0].is_directed() else "metropolis"
+    default = ("push" if columns else "uniform") if graphs[0].is_directed() else "metropolis"
     name = Path(kind.path).stem if isinstance(kind, GraphFile) else name
     mixing = kind.mixing(graphs[0].number_of_nodes())
     if mixing is not None and weights is not None:

@@ -117,8 +117,8 @@ class Gossip(Participation):
                 raise InputError(
                     f"{type(algorithm).__name__} uses every link in every round; allowed: no links", key=key
                 )
-            symmetric = all(is_symmetric(m.matrix) for m in network.mixings)
-            if window.links is not None and not window.links.constant(1.0) and not symmetric:
+            drifts = not algorithm.needs.columns and not all(is_symmetric(m.matrix) for m in network.mixings)
+            if window.links is not None and not window.links.constant(1.0) and drifts:
                 raise InputError(f"{_DRIFTS}; allowed: 1, or an undirected graph", key=key)
         return schedule
 
@@ -244,7 +244,8 @@ def check_laws(mode: Laws, setting: Setting) -> None:
                 raise error.under(f"participation.{key}") from None
     if algorithm.needs.compression == "copies":
         _check_copies(mode, setting)
-    if algorithm.needs.links == "always" or all(is_symmetric(m.matrix) for m in network.mixings):
+    needs = algorithm.needs
+    if needs.links == "always" or needs.columns or all(is_symmetric(m.matrix) for m in network.mixings):
         return
     if any((mode.links.draw(len(m.links), setting.seed, "link", 1) < 1).any() for m in network.mixings):
         raise InputError(f"{_DRIFTS}; allowed: 1, or an undirected graph", key="participation.links")

@@ -205,7 +205,7 @@ def test_own_function(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_networks(path: Path) -> None:
     graph = one("file", path=str(path))
-    assert nx.is_connected(graph)
+    assert nx.is_strongly_connected(nx.DiGraph(graph))
     assert graph.graph["name"] == path.stem
     assert graph.graph["source"]
     for _, data in graph.nodes(data=True):
@@ -226,7 +226,7 @@ def test_shipped_sizes() -> None:
         "exodus": (79, 147),
         "ebone": (87, 161),
     }
-    assert sizes == {**marfoq, "abilene": (11, 14), "nsfnet": (14, 21)}
+    assert sizes == {**marfoq, "geant_one_way": (40, 81), "abilene": (11, 14), "nsfnet": (14, 21)}
 
 
 def test_great_circle_of_a_known_pair() -> None:
