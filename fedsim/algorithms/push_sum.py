@@ -47,7 +47,7 @@ class SGP(GossipAlgorithm):
 
     def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
         x, w = received["x"], received["w"]
-        return {"u": w * x + (local["x"] - x), "w": w.expand(len(local["x"]), 1)}, {}, client
+        return {"u": w * x + (local["x"] - x), "w": w}, {}, client
 
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         w = aggregate(messages["w"])
@@ -80,7 +80,7 @@ class PushDIGing(GradientTracking):
         return {**after, "x": local["x"], "u": torch.addcmul(local["u"], after["y"], oracle.lr, value=-1.0)}
 
     def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
-        return {"u": local["u"], "y": local["y"], "w": received["w"].expand(len(local["y"]), 1)}, {}, {"g": local["g"]}
+        return {"u": local["u"], "y": local["y"], "w": received["w"]}, {}, {"g": local["g"]}
 
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         w = aggregate(messages["w"])

@@ -166,7 +166,19 @@ def test_the_last_point_of_relaxed_init_is_nobodys(quadratic: Make, run_scenario
 
 # --- who may use them -----------------------------------------------------------------------------
 
-OWN = {"beer", "dadao", "diff2", "diff2_bvr", "ef21", "ef21_w", "fedamd", "gradient_tracking", "monna"}
+OWN = {
+    "beer",
+    "dadao",
+    "diff2",
+    "diff2_bvr",
+    "ef21",
+    "ef21_w",
+    "fedamd",
+    "fsgld",
+    "gradient_tracking",
+    "monna",
+    "push_diging",
+}
 LINEAR = {"scaffold", "fedgamma", "fednova", "fedcm", "mofedsam"}
 
 

@@ -50,7 +50,10 @@ def sections(name: str, data: dict[str, Any], rounds: int = 5, **more: Any) -> d
 
 def fits(name: str) -> bool:
     """Whether the algorithm runs in synchronous rounds of some clients; others have tests of their own."""
-    needs = lookup("algorithm", name)().needs
+    algorithm = lookup("algorithm", name)()
+    needs = algorithm.needs
+    if algorithm.tokens is not None:  # chains stay in one process
+        return False
     return (needs.modes is None or "synchronous" in needs.modes) and needs.everyone is None and not needs.flows
 
 

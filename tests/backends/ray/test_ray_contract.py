@@ -51,6 +51,8 @@ def sections(name: str, problem: Any) -> dict[str, Any]:
         weights = kind().needs.arrival_weights or "identical"
         scenario["participation"] = {"mode": "asynchronous", "weights": weights, "staleness": {"polynomial": 0.5}}
         scenario["system"] = {"compute": {"model": "uniform", "low": 0.5, "high": 2.0}}
+    elif kind().tokens is not None:  # a chain is at one client at a time
+        scenario["participation"] = {"mode": "synchronous", "clients_per_round": 1}
     else:
         scenario["participation"] = {"mode": "synchronous", "fraction": 0.6}
     try:
