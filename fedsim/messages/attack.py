@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.arrays import Ints
-from fedsim.core.errors import InputError
+from fedsim.core.errors import InputError, RunError
 from fedsim.core.job import Job, RunFacts
 from fedsim.core.returned import formed, like
 from fedsim.core.types import Count, Message, State
@@ -62,7 +62,7 @@ class Attack(Attackers):
 
     def alone(self, own: Tensor, key: str, clients: Ints, rounds: Ints, run: RunFacts) -> Tensor:
         """What attackers `clients` ``[b]`` send in their rounds ``[b]``, row by row, where it is `local`."""
-        raise NotImplementedError
+        raise RunError(f"{type(self).__name__} is local, but has no `alone`, which makes what attackers send")
 
     def check(self, form: Message, run: RunFacts) -> None:
         super().check(form, run)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core import rng
-from fedsim.core.errors import InputError
+from fedsim.core.errors import InputError, RunError
 from fedsim.core.job import Job, RunFacts
 from fedsim.core.returned import like
 from fedsim.core.types import Message, State
@@ -82,7 +82,7 @@ class Compressor(Packing):
 
     def pack(self, v: Tensor, u: Tensor) -> Tensor:
         """C(v, u) of rows ``[m, d]`` as it travels, bytes ``[m, ceil(bits / 8)]``."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how its messages travel")
+        raise RunError(f"{type(self).__name__} does not say how its messages travel")
 
     def unpack(self, packed: Tensor, like: Tensor, u: Tensor) -> Tensor:
         """C(v, u), bit for bit, from what `pack` made of it; rows of the form of `like` ``[m, d]``.
@@ -92,7 +92,7 @@ class Compressor(Packing):
         ValueError
             Nothing that `pack` makes.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how its messages travel")
+        raise RunError(f"{type(self).__name__} does not say how its messages travel")
 
     def alpha(self, d: int) -> float | None:
         """How contractive it is on d numbers; None where it need not be."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from reference import attacks as reference
 
-from fedsim.core.errors import InputError
+import fedsim
+from fedsim.core.errors import InputError, RunError
 from fedsim.core.fields import make_part
 from fedsim.core.job import Contribution, Job, RunFacts
 from fedsim.core.registry import lookup
@@ -163,3 +166,25 @@ def test_how_many_attack() -> None:
         return len(made("zero", attackers=attackers).attacking(RunFacts(1, n)))
 
     assert [count(0, 7), count(3, 7), count(0.5, 10), count(0.01, 10), count([], 4)] == [0, 3, 5, 1, 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaysNothing(fedsim.Attack):
+    """An attack that needs its own message alone, and forgets to say what it makes of it."""
+
+    @property
+    def local(self) -> bool:
+        return True
+
+    def messages(self, honest: Any, own: Any, key: str, arrived: Any, run: Any) -> Any:
+        return own
+
+
+def test_a_local_attack_without_alone_is_named(tmp_path: Path) -> None:
+    scenario = {
+        "data": {"dataset": "digits", "clients": 3, "limit": 60}, "model": {"name": "linear"},
+        "algorithm": {"name": "fedavg"}, "run": {"rounds": 1},
+        "attack": {"name": "test_attacks:SaysNothing", "attackers": 1},
+    }  # fmt: skip
+    with pytest.raises(RunError, match="SaysNothing is local, but has no `alone`"):
+        fedsim.run(scenario, out=tmp_path / "run")

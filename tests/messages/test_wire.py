@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsim.core.errors import RunError
 from fedsim.core.job import Job, RunFacts
 from fedsim.messages.base import Pipeline
 from fedsim.messages.compressor import Compressor
@@ -106,5 +107,5 @@ def test_bytes_that_no_compressor_makes_are_refused(compressor: Compressor, v: t
 def test_somebodys_compressor_need_not_say_how_it_travels() -> None:
     assert all(c.packs for c in MADE)
     assert not Compressor.packs
-    with pytest.raises(NotImplementedError, match="does not say how"):
+    with pytest.raises(RunError, match="does not say how"):
         Compressor.pack(replace(Sign()), torch.zeros(1, 3), torch.zeros(1, 0))
