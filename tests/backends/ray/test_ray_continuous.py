@@ -64,6 +64,6 @@ def test_shards_change_nothing(quadratic: Make, tmp_path: Path, ray_cluster: Any
     for actors in (2, 3):
         same(alone, fedsim.run({**settings, "backend": ray_backend(actors)}, tmp_path / str(actors)), off)
     on_ray = {**settings, "backend": ray_backend(2)}
-    same(alone, run_and_kill(ray_cluster, on_ray, tmp_path / "killed", (3,)), off)
+    same(alone, run_and_kill(ray_cluster, on_ray, tmp_path / "killed", (4,)), off)
     fedsim.run({**on_ray, "run": {**settings["run"], "rounds": 5}}, tmp_path / "parts")
     same(alone, fedsim.run({**settings, "backend": ray_backend(3)}, tmp_path / "parts", resume=True), off)
