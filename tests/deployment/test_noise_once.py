@@ -199,7 +199,11 @@ def test_other_data_get_another_secret(tmp_path: Path) -> None:
 
 
 def test_samples_that_epsilon_counts_on_are_secret(tmp_path: Path) -> None:
-    """The noise is tiny beside what another sample changes, and the sample is not that of the scenario's seed."""
+    """The noise is tiny beside what another sample changes, and the sample is not that of the scenario's seed.
+
+    The noise of two runs differs by at most 2e-5 (five standard deviations of 1e-3 * 0.5 * 0.1 / 9, mean of three
+    clients). Samples that differ move the largest coordinate by about 1e-3: which ones are drawn is chance.
+    """
     privacy = {"mechanism": "dp_sgd", "clip_norm": 0.5, "sampling_rate": 0.3, "noise_multiplier": 1e-3}
     sections = {
         **BASE,
@@ -211,7 +215,7 @@ def test_samples_that_epsilon_counts_on_are_secret(tmp_path: Path) -> None:
     first = Deployment(tmp_path / "a", sections, N).run().params
     second = Deployment(tmp_path / "b", sections, N).run().params
     apart = [float((a - b).abs().max()) for a, b in ((first, simulated), (second, simulated), (first, second))]
-    assert min(apart) > 1e-3
+    assert min(apart) > 1e-4
 
 
 def cohorts(trace: list[dict[str, Any]]) -> list[list[int]]:
