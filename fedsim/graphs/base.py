@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import networkx as nx
 
 from fedsim.core.errors import InputError
 from fedsim.core.registry import Part
-from fedsim.graphs.cleaning import tidy
+from fedsim.graphs.cleaning import remarks_of, tidy
+from fedsim.graphs.matching import matched
 from fedsim.graphs.mixing_matrix import BaseMixing
 from fedsim.graphs.presence import Presence
 
@@ -82,6 +83,11 @@ class OwnGraph(Graph):
             message = f"'{name}' returned graphs of {sorted(sizes)} nodes, allowed: {n or 'all the same number'}"
             raise InputError(message, key="graph")
         try:
-            return [tidy(g) for g in graphs]
+            places = [f"graph {k}" for k in range(len(graphs))]
+            same = matched([tidy(g) for g in graphs], [True] * len(graphs), places)
         except InputError as error:
-            raise error.under("graph") from None
+            raise InputError(replace(p, key="graph") for p in error.problems) from None
+        if same[0].number_of_nodes() != graphs[0].number_of_nodes():
+            message = f"'{name}' returned graphs whose nodes have different names ({remarks_of(same[0])[0]})"
+            raise InputError(f"{message}; allowed: the same in all", key="graph")
+        return same

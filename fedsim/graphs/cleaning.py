@@ -87,7 +87,7 @@ def clean(raw: RawGraph, how: Cleaning) -> nx.Graph[Any]:
     _check_named(raw.edges, how)
     merged = _merged(edges, directed, oriented, how, show, remarks)
     kept = _component(raw.nodes, merged, directed, how, remarks)
-    order = _numbering([name for name in raw.nodes if name in kept])
+    order = numbering([name for name in raw.nodes if name in kept])
     graph: nx.Graph[Any] = nx.DiGraph() if directed else nx.Graph()
     graph.graph.update(plain(raw.attributes, ("node_default", "edge_default")))
     for name in order:
@@ -306,8 +306,8 @@ def components(n: int, ends: Any, directed: bool) -> tuple[int, Any]:
     return int(count), member
 
 
-def _numbering(names: list[Any]) -> dict[Any, int]:
-    """Old name to new number, in increasing order of the number."""
+def numbering(names: list[Any]) -> dict[Any, int]:
+    """Old name to new number, in increasing order of the number: names ``0 .. n-1`` keep theirs, others count up."""
     by_number = {str(name): name for name in names}
     numbers = [str(i) for i in range(len(names))]
     if len(by_number) == len(names) and by_number.keys() == set(numbers):

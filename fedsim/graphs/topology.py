@@ -23,10 +23,11 @@ from fedsim.core.types import Count
 from fedsim.graphs import peers as peers  # registers them
 from fedsim.graphs import random_graphs as random_graphs
 from fedsim.graphs.base import Graph
-from fedsim.graphs.cleaning import components, labels
+from fedsim.graphs.cleaning import components, labels, remarks_of
 from fedsim.graphs.edge_values import Weight
 from fedsim.graphs.files import GraphFile
 from fedsim.graphs.generators import Generated as Generated
+from fedsim.graphs.matching import matched
 from fedsim.graphs.mixing import mixing_matrix
 from fedsim.graphs.mixing_matrix import BaseMixing
 from fedsim.graphs.presence import Presence
@@ -118,7 +119,10 @@ def build_topology(section: Mapping[str, Any], n: int | None, seed: int, base: P
 @register.graph("sequence")
 @dataclass(frozen=True, kw_only=True)
 class Sequence(Graph):
-    """Graphs that take turns, `every` rounds each; only their union must be connected."""
+    """Graphs that take turns, `every` rounds each; only their union must be connected.
+
+    Nodes of files are matched by their names (see `fedsim.graphs.matching`).
+    """
 
     graphs: list[dict[str, Any]]
     every: Count = 1
@@ -149,21 +153,37 @@ class Sequence(Graph):
         return found
 
     def build(self, n: int | None, seed: int) -> list[nx.Graph[Any]]:
-        built: list[nx.Graph[Any]] = []
+        built: list[list[nx.Graph[Any]]] = []
         for index, kind in enumerate(self.kinds):
+            size = None if isinstance(kind, GraphFile) else n  # a file may lack nodes that are in others
             try:
-                graphs = kind.build(n, int(rng.key(seed, "topology", index)[0]))
+                built.append(kind.build(size, int(rng.key(seed, "topology", index)[0])))
             except InputError as error:
                 raise error.under(f"graphs.{index}") from None
-            built += [graph for graph in graphs for _ in range(getattr(kind, "every", 1))]
+        owners = [(index, graph) for index, graphs in enumerate(built) for graph in graphs]
+        found = matched(
+            [graph for _, graph in owners],
+            [not isinstance(self.kinds[index], Generated) for index, _ in owners],
+            [f"graphs.{index}" for index, _ in owners],
+        )
+        self._check(found, n)
+        repeats = [getattr(self.kinds[index], "every", 1) for index, _ in owners]
+        return [graph for graph, times in zip(found, repeats, strict=True) for _ in range(times)]
+
+    def _check(self, graphs: list[nx.Graph[Any]], n: int | None) -> None:
+        """Raise InputError where graphs do not fit each other, or `n` clients."""
         for what, values in (
-            ("numbers of nodes", {str(g.number_of_nodes()) for g in built}),
-            ("kinds", {"directed" if g.is_directed() else "undirected" for g in built}),
+            ("numbers of nodes", {str(g.number_of_nodes()) for g in graphs}),
+            ("kinds", {"directed" if g.is_directed() else "undirected" for g in graphs}),
         ):
             if len(values) > 1:
                 message = f"found graphs of different {what} ({', '.join(sorted(values))}); allowed: all the same"
                 raise InputError(message, key="graphs")
-        return built
+        found = graphs[0].number_of_nodes()
+        if n is not None and found != n:
+            lacking = "; ".join(line for line in remarks_of(graphs[0]) if line.startswith("graphs."))
+            message = f"the graphs have {found} nodes together, but there are {n} clients"
+            raise InputError(f"{message}{f': {lacking}' if lacking else ''}", key="graphs")
 
 
 def _weighing(kind: Graph) -> Graph:
