@@ -1,12 +1,16 @@
-"""A Grid inside this process: real messages, real ClientApps, nodes that are slow, die, come back or send garbage."""
+"""A Grid inside this process: real messages, real ClientApps, nodes that are slow, die, come back or send garbage.
+
+Its seconds are not those of the machine: nobody waits in them, and a busy machine makes nobody late.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from fedsim.deployment.client import make_client_app
 from fedsim.deployment.server import RunConfig, serve
@@ -15,6 +19,26 @@ from fedsim.scenario.load import parse
 
 Spoil = Callable[[Any, Any], Any]
 """``spoil(message, reply)``: what is sent instead of `reply`; None for silence."""
+
+
+_TICK = 0.001
+
+
+@dataclass
+class Clock:
+    """Stands for the module `time`: a sleep moves it on, and so does every look at it, by a millisecond."""
+
+    seconds: float = 1000.0
+
+    def monotonic(self) -> float:
+        self.seconds += _TICK
+        return self.seconds
+
+    def perf_counter(self) -> float:
+        return self.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
 
 
 @dataclass
@@ -37,6 +61,7 @@ class LoopbackGrid:
     run_config: dict[str, Any] = field(default_factory=dict)
     pushed: list[Any] = field(default_factory=list)
     on_push: Callable[[LoopbackGrid, Any], None] | None = None
+    clock: Clock = field(default_factory=Clock)
     _ready: dict[str, tuple[float, int, Any]] = field(default_factory=dict)
 
     def get_nodes(self) -> list[Any]:
@@ -48,7 +73,7 @@ class LoopbackGrid:
         return [self._push(m) for m in messages]
 
     def pull_messages(self, ids: Iterable[str]) -> list[Any]:
-        now = time.monotonic()
+        now = self.clock.monotonic()
         here = [i for i in ids if i in self._ready and self._ready[i][0] <= now]
         return [self._ready.pop(i)[2] for i in here if self.nodes[self._ready[i][1]].online]
 
@@ -71,7 +96,7 @@ class LoopbackGrid:
         if node.spoil is not None:
             reply = node.spoil(message, reply)
         if reply is not None:
-            self._ready[message.metadata.message_id] = (time.monotonic() + node.delay, number, reply)
+            self._ready[message.metadata.message_id] = (self.clock.monotonic() + node.delay, number, reply)
         return str(message.metadata.message_id)
 
 
@@ -98,4 +123,8 @@ class Deployment:
 
         self.grid.run_config = {**self.config, **config}
         read = RunConfig.read(self.grid.run_config)
-        return serve(self.grid, load(self.grid.scenario_file, read.settings), read, run)
+        scenario = load(self.grid.scenario_file, read.settings)
+        with ExitStack() as stack:
+            for module in ("flower.backend", "flower.roster", "work"):
+                stack.enter_context(patch(f"fedsim.deployment.{module}.time", self.grid.clock))
+            return serve(self.grid, scenario, read, run)

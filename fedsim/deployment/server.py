@@ -152,7 +152,7 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
     LOG.info("fedsim: '%s' goes to %s; waiting for %d of %d clients", scenario.name, folder, wanted, task.num_clients)
     backend.gather(wanted, config.wait_seconds)
     _weigh(assembly, roster, folder)
-    backend.started = backend.clock()
+    backend.begin()
     _write_facts(folder, roster, config)
     try:
         return simulation.run(_LogLine())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -89,8 +89,6 @@ class Flower(BackendDefaults):
     journal: Path | None = None
     patient: bool = False
     graph: bool = False
-    clock: Callable[[], float] = time.monotonic
-    started: float = field(default_factory=time.monotonic)
     taken: dict[int, int] = field(default_factory=dict)
     """The last round of every client whose message was taken."""
     _kept: dict[int, int] = field(default_factory=dict)
@@ -100,6 +98,7 @@ class Flower(BackendDefaults):
     _lost: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.begin()
         self.stateful = bool(self.worker.store.gather(np.zeros(1, dtype=np.int64)))
 
     # --- the backend of the simulation loop ---------------------------------------------------------------------------
@@ -118,7 +117,7 @@ class Flower(BackendDefaults):
                 self.taken.get(client, 0), self._kept.get(client, 0),
             )  # fmt: skip
             received = {k: v if v.dim() == 1 else v[i : i + 1] for k, v in job.received.items()}
-            self._flights[number] = _Flight(order, received, self.clock())
+            self._flights[number] = _Flight(order, received, time.monotonic())
         self._send()
 
     def collect(self, jobs: Ints) -> Message:
@@ -144,9 +143,13 @@ class Flower(BackendDefaults):
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """Count the seconds of `now` from here on."""
+        self._begun = time.monotonic()
+
     def now(self) -> float:
-        """Seconds since this backend was made."""
-        return self.clock() - self.started
+        """Seconds since this backend was made or told to begin."""
+        return time.monotonic() - self._begun
 
     def gather(self, wanted: int, seconds: float) -> None:
         """Wait until `wanted` clients have answered the greeting.
@@ -156,9 +159,9 @@ class Flower(BackendDefaults):
         RunError
             They were not there after `seconds`.
         """
-        end = self.clock() + seconds
+        end = time.monotonic() + seconds
         while (here := sum(self.roster.node_of(c) is not None for c in range(self.roster.clients))) < wanted:
-            if self.clock() > end:
+            if time.monotonic() > end:
                 raise RunError(f"{here} of {wanted} clients were connected after {seconds:g} s (wait-seconds)")
             self._turn()
             time.sleep(self.policy.poll)
@@ -192,7 +195,7 @@ class Flower(BackendDefaults):
         for reply in self._pulled(ids) if ids else ():
             if not self.roster.hear(reply):
                 self._hear(reply)
-        now = self.clock()
+        now = time.monotonic()
         for flight in list(self._flights.values()):
             node = self.roster.node_of(flight.order.client)
             if flight.message_id is not None and node != flight.node:
@@ -231,7 +234,7 @@ class Flower(BackendDefaults):
         ]  # fmt: skip
         if not ready:
             return
-        now = self.clock()
+        now = time.monotonic()
         letters = [
             FlowerMessage(
                 pack(f.order, to_arrays(f.received)), node, WORK,
@@ -279,7 +282,7 @@ class Flower(BackendDefaults):
         del self._flights[flight.order.number]
         self._done[flight.order.number] = message
         self.taken[flight.order.client] = flight.order.round
-        self._note(flight.order, "ok", self.clock() - flight.sent, receipt.seconds, flight.tries)
+        self._note(flight.order, "ok", time.monotonic() - flight.sent, receipt.seconds, flight.tries)
 
     def _opened(self, flight: _Flight, content: Any) -> tuple[Receipt, Message]:
         """What an answer holds; raise BadRecord where it is not what this job's client sends."""
@@ -308,7 +311,7 @@ class Flower(BackendDefaults):
             self._late[flight.message_id] = order
         flight.message_id = flight.node = None
         if self.policy.on_failure == "retry" and flight.tries < self.policy.attempts:
-            self._note(order, status, self.clock() - flight.sent, tries=flight.tries, reason=reason)
+            self._note(order, status, time.monotonic() - flight.sent, tries=flight.tries, reason=reason)
             LOG.warning("client %d, round %d: %s; asked again", order.client, order.round, reason)
         else:
             self._give_up(flight, status, reason)
@@ -319,7 +322,7 @@ class Flower(BackendDefaults):
             self._late[flight.message_id] = order
         del self._flights[order.number]
         self._lost[order.number] = reason
-        self._note(order, status, self.clock() - flight.since, tries=flight.tries, reason=reason)
+        self._note(order, status, time.monotonic() - flight.since, tries=flight.tries, reason=reason)
         if self.policy.on_failure == "stop":
             raise RunError(f"client {order.client}, round {order.round}: {reason} (on-failure = stop)")
         LOG.warning("client %d, round %d: %s; given up", order.client, order.round, reason)
