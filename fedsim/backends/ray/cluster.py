@@ -49,6 +49,7 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if address == "local":  # read when a node starts: keeps a node of its own on 127.0.0.1
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+            os.environ.setdefault("RAY_worker_niceness", "0")  # 15 is Ray's own: any other program would starve actors
         try:
             import ray
         except ImportError:
