@@ -102,7 +102,7 @@ def test_what_clients_and_nodes_keep_can_be_measured(own: str, tmp_path: Path) -
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_actors_measure_the_same(own: str, tmp_path: Path) -> None:
+def test_ray_actors_measure_the_same(own: str, tmp_path: Path) -> None:
     for base, name in ((SERVER, "Variates"), (GOSSIP, "Spread")):
         settings = with_metrics(base, f"{own}:F1", f"{own}:{name}")
         here = fedsim.run(settings, out=tmp_path / f"{name}-here")

@@ -11,18 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from fedsim.core.errors import InputError
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 TOKEN = "0123456789abcdef0123456789abcdef"
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +60,8 @@ def test_a_token_that_is_not_sent(address: str, monkeypatch: pytest.MonkeyPatch)
 
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
-    started = time.monotonic()
     with pytest.raises(InputError, match=r"asks for a token, which this process does not send; allowed: after export"):
         check_token(address)
-    assert time.monotonic() - started < 15
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN[::-1])
     with pytest.raises(InputError, match="a Ray cluster with another token than this process sends"):

@@ -1,0 +1,55 @@
+"""In which order tests run, and which of them one worker of ``pytest -n`` runs.
+
+What takes longest comes first, so that all workers end together. All tests with Ray are one worker's: they share its
+cluster, and no two clusters are on the machine at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import pytest
+
+LONG = ("ray", "tests/docs/", "tests/deployment/test_flower_processes.py", "tests/engine/", "tests/privacy/",
+        "tests/algorithms/")  # fmt: skip
+
+
+def processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def scope(nodeid: str) -> str:
+    """What of the tests stays together: those with Ray in their name, and otherwise a file."""
+    return "ray" if "ray" in re.split(r"[^a-z0-9]+", nodeid.lower()) else nodeid.partition("::")[0]
+
+
+def arrange(items: list[pytest.Item]) -> None:
+    """Put first what takes long.
+
+    Raises
+    ------
+    UsageError
+        A test is marked with ray and does not have it in its name.
+    """
+    for item in items:
+        if item.get_closest_marker("ray") and scope(item.nodeid) != "ray":
+            raise pytest.UsageError(f"{item.nodeid} is marked 'ray': its name has to have the word in it, too")
+
+    def rank(item: pytest.Item) -> int:
+        of = scope(item.nodeid)
+        return next((i for i, start in enumerate(LONG) if of.startswith(start)), len(LONG))
+
+    items.sort(key=rank)  # stable: the order within a file stays
+
+
+def scheduler(config: pytest.Config, log: Any) -> Any:
+    """xdist's own of ``--dist loadfile``, with the tests with Ray as one file."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return scope(nodeid)
+
+    return Scheduling(config, log)
