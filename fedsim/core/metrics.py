@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedsim.core.arrays import Ints
-    from fedsim.core.oracle import Task
+    from fedsim.core.oracle import Answers, Task
 
 FILE = "columns.json"
 """Where a run directory keeps what its own columns mean, so that whoever reads it needs none of the run's modules."""
@@ -159,6 +159,16 @@ class View(Protocol):
     def centre(self) -> Tensor:
         """The model ``[d]``: the server's, or the mean of a graph's honest nodes."""
 
+    @property
+    def answers(self) -> Answers:
+        """What `centre` says of the test data, for all measures together: no measure may change it.
+
+        Raises
+        ------
+        InputError
+            There are no test data.
+        """
+
     def state(self, name: str, nodes: Ints | None = None) -> Tensor:
         """The algorithm's state: ``[width]`` under a server, ``[m, width]`` of `nodes` (None: all) on a graph."""
 
@@ -192,6 +202,13 @@ class Measure(Part, ABC):
     metrics: ClassVar[Sequence[Metric]] = ()
     of_samples: ClassVar[bool] = False
     """Whether it is about samples that a run keeps, so that the algorithm has to be one that does."""
+
+    @classmethod
+    def from_function(cls, name: str, function: Any, keys: Mapping[str, Any]) -> Measure:
+        """Somebody's own ``function(targets, guesses)``; InputError where it is none, or `keys` do not fit it."""
+        from fedsim.core.measured_function import measured
+
+        return measured(name, function, keys)
 
     @abstractmethod
     def evaluate(self, view: View) -> Mapping[str, float]:

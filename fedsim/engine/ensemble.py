@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from fedsim.core.metrics import Measure, Metric, View
 from fedsim.core.oracle import Task
 from fedsim.core.registry import register
 from fedsim.core.types import Count
+from fedsim.engine.quality import calibration_error
 
 
 @register.metric("ensemble")
@@ -53,12 +51,6 @@ class Ensemble(Measure):
         return {
             "ensemble_log_likelihood": float(likely),
             "ensemble_accuracy": float(right.mean()),
-            "ensemble_calibration_error": self.calibration_error(confidence, right),
+            "ensemble_calibration_error": calibration_error(confidence, right, self.bins),
             "ensemble_size": float(count),
         }
-
-    def calibration_error(self, confidence: Tensor, right: Tensor) -> float:
-        """Of confidences ``[N]`` in (0, 1] and whether each was right, ``[N]``."""
-        place = (confidence * self.bins).ceil().long().clamp(1, self.bins) - 1
-        gaps = torch.zeros(self.bins, dtype=right.dtype, device=right.device)
-        return float(gaps.index_add_(0, place, right - confidence.to(right.dtype)).abs().sum() / len(right))

@@ -18,7 +18,7 @@ from torch import Tensor
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.metrics import TABLE, Metric, metric
-from fedsim.core.oracle import Task
+from fedsim.core.oracle import Answers, Task
 from fedsim.engine.assembly import Assembly
 from fedsim.engine.samples import Samples
 from fedsim.engine.states import RunState
@@ -56,6 +56,10 @@ class Moment:
     @cached_property
     def centre(self) -> Tensor:
         return self.home.centre()
+
+    @cached_property
+    def answers(self) -> Answers:
+        return self.task.answers(self.centre)
 
     def state(self, name: str, nodes: Ints | None = None) -> Tensor:
         return self.home.state(name, nodes)

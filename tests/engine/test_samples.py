@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import fedsim
 from fedsim.core.errors import InputError, RunError
 from fedsim.engine.assembly import assemble
-from fedsim.engine.ensemble import Ensemble
+from fedsim.engine.quality import calibration_error
 from fedsim.engine.run_directory import read_jsonl
 from fedsim.engine.samples import FILE, ROWS
 from fedsim.engine.watch import Watcher
@@ -175,7 +175,7 @@ def test_calibration_error_by_hand() -> None:
     confidence = torch.tensor([0.95, 0.85, 0.65, 0.55], dtype=torch.float64)
     right = torch.tensor([1.0, 0, 1, 0], dtype=torch.float64)
     for bins, sums in ((2, abs(2 - 3.0)), (5, abs(1 - 1.8) + 0.35 + 0.55), (10, 0.05 + 0.85 + 0.35 + 0.55)):
-        assert Ensemble(bins=bins).calibration_error(confidence, right) == pytest.approx(sums / 4)
+        assert calibration_error(confidence, right, bins) == pytest.approx(sums / 4)
 
 
 @pytest.mark.parametrize(
