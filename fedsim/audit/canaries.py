@@ -31,6 +31,7 @@ from fedsim.core.metrics import View
 from fedsim.core.types import Message
 from fedsim.engine.assembly import Change, Material
 from fedsim.engine.watch import Row, Watched, Watcher
+from fedsim.models.outputs import logits_of
 
 _LENGTH = 1e6
 """S: the length of a canary's gradient, far above any clip norm."""
@@ -57,7 +58,7 @@ class CanaryModule(nn.Module):
         ordinary = (number == 0).to(x.dtype)
         theta = self.theta.index_select(0, (number - 1).clamp_min(0))
         energy = _LENGTH * sign * (0.5 * theta * theta if self.quadratic else theta) * (1 - ordinary)
-        outputs = self.inner(x[:, :-2].reshape(-1, *self.shape)) * ordinary.unsqueeze(1)
+        outputs = logits_of(self.inner(x[:, :-2].reshape(-1, *self.shape))) * ordinary.unsqueeze(1)
         return torch.cat([outputs, energy.unsqueeze(1)], 1)
 
 

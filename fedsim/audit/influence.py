@@ -17,10 +17,10 @@ import copy
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, hessian, vmap
+from torch.func import grad, hessian, vmap
 
 from fedsim.core.arrays import Floats
-from fedsim.models.build import layout, views
+from fedsim.models.layout import call, layout, views
 from fedsim.models.losses import Loss
 
 MOST_PARAMETERS = 5000
@@ -53,7 +53,7 @@ def influence_scores(
     targets = targets.double() if targets.is_floating_point() else targets
 
     def one(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return loss(functional_call(wide, views(w, places), (x.unsqueeze(0),)), y.unsqueeze(0)).sum()
+        return loss(call(wide, views(w, places), places, x.unsqueeze(0)), y.unsqueeze(0)).sum()
 
     values = vmap(one, in_dims=(None, 0, 0))(flat, inputs, targets)
     gradients = vmap(grad(one), in_dims=(None, 0, 0), chunk_size=_CHUNK)(flat, inputs, targets)
@@ -62,7 +62,7 @@ def influence_scores(
     H = torch.zeros((places.total, places.total), dtype=torch.float64, device=flat.device)
 
     def total(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return loss(functional_call(wide, views(w, places), (x,)), y).sum()
+        return loss(call(wide, views(w, places), places, x), y).sum()
 
     for rows in torch.split(torch.nonzero(inside).squeeze(1), _CHUNK):
         H += hessian(total)(flat, inputs[rows], targets[rows])

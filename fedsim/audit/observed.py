@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from fedsim.algorithms.base import Algorithm, Effort
 from fedsim.audit.base import supervised
@@ -19,7 +19,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.job import Job
 from fedsim.core.oracle import Oracle
 from fedsim.core.types import Message, clip_norm
-from fedsim.models.build import layout, views
+from fedsim.models.layout import call, layout, views
 from fedsim.models.losses import Loss
 from fedsim.scenario.sections import Scenario
 
@@ -118,7 +118,8 @@ class _Guess(Oracle):
 
     def _losses(self, flat: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
         r = self.replay
-        out = functional_call(r.module, views(flat, layout(r.module)), (inputs,))
+        places = layout(r.module)
+        out = call(r.module, views(flat, places), places, inputs)
         if labels.dim() == 2 and labels.shape == out.shape and out.shape[-1] > 1:
             return -(torch.softmax(labels, -1) * torch.log_softmax(out, -1)).sum(-1)
         return r.loss(out, labels)

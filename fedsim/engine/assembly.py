@@ -34,6 +34,7 @@ from fedsim.messages.base import Pipeline
 from fedsim.messages.graph_rules import rule_of
 from fedsim.models.build import build_model
 from fedsim.models.checks import takes, typical_rows
+from fedsim.models.layout import stays
 from fedsim.models.losses import Loss
 from fedsim.objective.quadratic import QuadraticTask
 from fedsim.objective.supervised import SupervisedTask
@@ -68,6 +69,9 @@ class Assembly:
     """The scenario's algorithm with what it takes from the data (a step size from theory); None: as it is."""
     about: Mapping[str, Any] | None = None
     """What the data mean: columns, scaling, classes, clients' names (``data.json``); None for a quadratic problem."""
+
+    stays: Mapping[str, int] = field(default_factory=dict)
+    """Of the model what does not train; see `fedsim.models.layout.stays`. Empty for a quadratic problem."""
 
     parts: tuple[Participation, Algorithm] | None = None
     """The scenario's mode and algorithm with what they found out about the run; None where there was nothing."""
@@ -155,13 +159,14 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
     with _section("data", s):
         data = load_data(s) if held is None else held.data
     check_data(s, data)
-    counts, layout, about = None, {}, None
+    counts, layout, about, kept = None, {}, None, dict[str, int]()
     task: Task
     if isinstance(data, Quadratic):
         task = QuadraticTask(data, s.seed, device, dtype)
         layout = {"layout": json.dumps([["x", [task.dim]]])}
     else:
-        task, counts, layout, about = _supervised(s, data, device, dtype, change, held)
+        supervised, counts, layout, about = _supervised(s, data, device, dtype, change, held)
+        task, kept = supervised, dict(stays(supervised.kernel.module))
     check_clients(s, task.num_clients)
     if held is None:  # a machine of a deployment sees its own data alone; its server has the whole
         s = _settled(s, task)
@@ -217,7 +222,7 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
         task = privacy.task(task)
     pipeline = replace(transforms, links=(*privacy.links, *transforms.links))
     return Assembly(
-        task, network, device, dtype, counts, layout, durations, privacy, pipeline, s.algorithm, about, parts
+        task, network, device, dtype, counts, layout, durations, privacy, pipeline, s.algorithm, about, kept, parts
     )
 
 
@@ -269,7 +274,7 @@ def _supervised(
     dtype: torch.dtype,
     change: Change | None,
     held: Held | None,
-) -> tuple[Task, Any, dict[str, str], dict[str, Any]]:
+) -> tuple[SupervisedTask, Any, dict[str, str], dict[str, Any]]:
     with _section("data", s):
         division = divided(s.partition, data, s.clients, s.seed) if held is None else Division(held.rows)
     with _section("model", s):

@@ -19,7 +19,8 @@ from fedsim.core.row_files import make_readable
 from fedsim.engine.attackers import read_attackers
 from fedsim.engine.inputs import read_about
 from fedsim.models import exported
-from fedsim.models.build import Model, OwnModel, load_flat, new_module
+from fedsim.models.build import COMMON, Model, OwnModel, new_module
+from fedsim.models.layout import layout, load_flat
 
 FORMAT = "fedsim model 1"
 SUFFIXES = (".pt", ".safetensors", ".pt2")
@@ -66,10 +67,10 @@ def run_model(folder: Path, params: Tensor, node: int | None = None) -> tuple[nn
         model, shape, classes, int(scenario["seed"]), dtype, int(target.get("values", 1)), str(section["name"])
     )
     flat = chosen(params, node, read_attackers(folder))
-    if flat.numel() != sum(p.numel() for p in module.parameters()):
+    if flat.numel() != layout(module).total:
         raise RunError(f"{folder} has {flat.numel()} parameters, but its model needs others: was its code changed?")
     load_flat(module, flat)
-    keys = {k: v for k, v in section.items() if k not in ("name", *(("loss",) if isinstance(model, OwnModel) else ()))}
+    keys = {k: v for k, v in section.items() if k not in ("name", *(COMMON if isinstance(model, OwnModel) else ()))}
     takes = about["input"].get("model_takes", about["input"]["type"])
     return module.eval(), {
         "name": section["name"], "keys": keys, "input_shape": list(shape), "num_outputs": outputs, "loss": loss,
@@ -114,7 +115,7 @@ def export_model(folder: Path, params: Tensor, file: Path, node: int | None = No
         elif file.suffix == ".safetensors":
             from safetensors.torch import save_file
 
-            tensors = {k: v.contiguous() for k, v in module.state_dict().items()}
+            tensors = {k: v.clone() for k, v in module.state_dict().items()}  # shared ones are not taken
             save_file(tensors, temporary, metadata={"about": json.dumps(about), "code": code})
             make_readable(temporary)
         else:

@@ -20,12 +20,18 @@ from torch import Tensor, nn
 
 from fedsim.core import rng
 from fedsim.core.errors import InputError, Problem, unknown
+from fedsim.core.fields import keys_of, make_part
 from fedsim.core.limits import check_room
 from fedsim.core.registry import Part, register
 from fedsim.core.types import Count
 from fedsim.models import vision
 from fedsim.models.checks import refuse_batch_statistics as refuse_batch_statistics
 from fedsim.models.checks import try_out
+from fedsim.models.layout import flatten as flatten
+from fedsim.models.layout import freeze
+from fedsim.models.layout import layout as layout
+from fedsim.models.layout import load_flat as load_flat
+from fedsim.models.layout import views as views
 from fedsim.models.losses import loss_function
 from fedsim.models.losses import predictions as predictions
 
@@ -41,43 +47,59 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model(Part, ABC):
+class Common(Part):
+    """Keys of every model, somebody's own among them.
+
+    `loss`: name of the loss; None takes the model's own, or cross_entropy (classification) or mse (regression).
+    `freeze`: patterns of the names of parameters that do not train (see `fedsim.models.layout.freeze`).
+    """
+
+    loss: str | None = None
+    freeze: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.loss is not None:
+            loss_function(self.loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Common, ABC):
     """Base class of models: subclass it as a frozen dataclass whose further fields are the model's YAML keys.
 
-    `loss`: name of the loss; None takes `default_loss`, or cross_entropy (classification) or mse (regression).
     `init`: ``zeros`` starts models that are linear in their parameters at 0; others could not leave that point.
     """
 
     default_loss: ClassVar[str | None] = None
     linear_in_parameters: ClassVar[bool] = False
 
-    loss: str | None = None
     init: Literal["default", "zeros"] = "default"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.init == "zeros" and not self.linear_in_parameters:
             raise InputError(
                 "found zeros, allowed: default; with all weights zero every hidden unit gets the same gradient, so "
                 "this model cannot learn (zeros is for linear and svm)",
                 key="init",
             )
-        if self.loss is not None:
-            loss_function(self.loss)
 
     @classmethod
     def from_function(cls, name: str, function: Any, keys: Mapping[str, Any]) -> Model:
         """The model that somebody's own function makes; InputError where it cannot be called with these keys."""
         if not callable(function):
             raise InputError(f"'{name}' is {type(function).__name__}, not a callable that returns an nn.Module")
-        loss, own = keys.get("loss"), {key: value for key, value in keys.items() if key != "loss"}
-        if loss is not None and not isinstance(loss, str):
-            raise InputError(f"found {loss!r}, allowed: the name of a loss", key="loss")
+        own = {key: value for key, value in keys.items() if key not in COMMON}
+        common = make_part(Common, {key: value for key, value in keys.items() if key in COMMON})
         offered = _check_signature(name, function, own)
-        return OwnModel(function=function, keys=own, offered=offered, loss=loss)
+        return OwnModel(function=function, keys=own, offered=offered, **{k: getattr(common, k) for k in COMMON})
 
     @abstractmethod
     def build(self, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
         """A module that takes ``[b, *input_shape]`` to ``[b, num_outputs]``; InputError for a wrong shape."""
+
+
+COMMON = tuple(keys_of(Common))
+"""Keys of a model's section that are no arguments of somebody's own function."""
 
 
 @register.model("linear")
@@ -162,8 +184,8 @@ class ResNet18(Model):
 class OwnModel(Model):
     """What somebody's own `function` makes: any callable that returns an ``nn.Module``.
 
-    It is called with the keys of the scenario (`loss` apart), and with `input_shape` and `num_outputs` if its signature
-    names them.
+    It is called with the keys of the scenario (those of `Common` apart), and with `input_shape` and `num_outputs` if
+    its signature names them.
     """
 
     function: Callable[..., Any]
@@ -173,7 +195,8 @@ class OwnModel(Model):
     @property
     def given_keys(self) -> dict[str, Any]:
         """The keys as the scenario has them."""
-        return {**self.keys, **({} if self.loss is None else {"loss": self.loss})}
+        common = {key: getattr(self, key) for key in COMMON}
+        return {**self.keys, **{key: value for key, value in common.items() if value is not None}}
 
     def build(self, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
         known = {"input_shape": input_shape, "num_outputs": num_outputs}
@@ -245,53 +268,12 @@ def new_module(
         torch.default_generator.manual_seed(int(rng.key(seed, "model")[0]))
         module = make()
         refuse_batch_statistics(module)
+        freeze(module, model.freeze or ())
         return module.to(dtype).train(), loss_name, num_outputs
 
 
 def _built_in(model: Model) -> bool:
     return type(model).__module__.startswith("fedsim.") and not isinstance(model, OwnModel)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where each parameter sits in the flat vector ``[d]``, in ``named_parameters`` order."""
-
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    sizes: tuple[int, ...]
-    offsets: tuple[int, ...]
-    total: int
-
-
-def layout(module: nn.Module) -> Layout:
-    """The layout of `module`'s parameters."""
-    named = dict(module.named_parameters())
-    sizes = [p.numel() for p in named.values()]
-    offsets = tuple(sum(sizes[:i]) for i in range(len(sizes)))
-    return Layout(tuple(named), tuple(tuple(p.shape) for p in named.values()), tuple(sizes), offsets, sum(sizes))
-
-
-def flatten(module: nn.Module) -> Tensor:
-    """A copy of the parameters as one vector ``[d]``."""
-    return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
-
-
-def views(flat: Tensor, layout: Layout) -> dict[str, Tensor]:
-    """Parameters by name as views (no copies) of ``[..., d]``: each ``[..., *shape]``. ValueError for a wrong `d`."""
-    if flat.shape[-1] != layout.total:
-        raise ValueError(f"found {flat.shape[-1]} parameters, the model has {layout.total}")
-    lead = flat.shape[:-1]
-    return {
-        name: flat.narrow(-1, offset, size).view((*lead, *shape))
-        for name, shape, size, offset in zip(layout.names, layout.shapes, layout.sizes, layout.offsets, strict=True)
-    }
-
-
-@torch.no_grad()
-def load_flat(module: nn.Module, flat: Tensor) -> None:
-    """Copy ``[d]`` into the module's parameters, converting type and device. ValueError for a wrong `d`."""
-    for p, value in zip(module.parameters(), views(flat, layout(module)).values(), strict=True):
-        p.copy_(value)
 
 
 @torch.no_grad()

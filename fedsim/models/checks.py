@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.core.errors import InputError
+from fedsim.models.outputs import logits_of
 
 _LOOKED_AT = 64
 
@@ -21,10 +22,11 @@ def refuse_batch_statistics(module: nn.Module) -> None:
     ------
     InputError
         Batch normalisation, instance normalisation with running statistics, dropout with p > 0, parameters that are
-        uninitialised (lazy), frozen, complex, integer or shared by two sub-modules, or no parameters at all. The
-        message names the sub-module.
+        uninitialised (lazy), complex or integer, two parameters that share their memory without being one, or no
+        parameter that trains. The message names the sub-module.
     """
-    owners: dict[int, str] = {}
+    owners: dict[int, tuple[nn.Parameter, str]] = {}
+    trains = False
     for name, sub in module.named_modules():
         where = f"sub-module '{name}' ({type(sub).__name__})" if name else f"the module ({type(sub).__name__})"
         if isinstance(sub, nn.modules.batchnorm._BatchNorm) or getattr(sub, "track_running_stats", False):
@@ -36,11 +38,15 @@ def refuse_batch_statistics(module: nn.Module) -> None:
             )
         for key, p in sub.named_parameters(recurse=False):
             _refuse_parameter(f"parameter '{key}' of {where}", p)
+            trains |= p.requires_grad
             if p.numel():
                 memory, what = p.untyped_storage().data_ptr(), f"parameter '{key}' of {where}"
-                if owners.setdefault(memory, what) != what:
-                    raise _refusal(f"{what} shares its memory with {owners[memory]}; give each its own")
-    if not owners:
+                owner, its = owners.setdefault(memory, (p, what))
+                if owner is not p:
+                    raise _refusal(
+                        f"{what} shares its memory with {its}; give each its own, or both the same nn.Parameter"
+                    )
+    if not trains:
         raise _refusal(f"{type(module).__name__} has no trainable parameters")
 
 
@@ -88,8 +94,8 @@ def try_out(name: str, module: nn.Module, rows: Tensor, num_outputs: int) -> Non
     if not x.is_floating_point() and not takes(module, x) and takes(module, x.to(dtype)):
         x = x.to(dtype)
     try:
-        together = module(x)
-        alone = [module(row.unsqueeze(0)) for row in x]
+        together = logits_of(module(x))
+        alone = [logits_of(module(row.unsqueeze(0))) for row in x]
     except Exception as error:
         what = f"inputs [b, {', '.join(map(str, shape))}]"
         text = f"'{name}' cannot take {what}: {type(error).__name__}: {error} (tried on rows of {kind})"
@@ -114,8 +120,6 @@ def _refuse_parameter(what: str, p: nn.Parameter) -> None:
         raise _refusal(f"{what} is not initialised; give the layer its input size")
     if not p.is_floating_point():
         raise _refusal(f"{what} is {str(p.dtype).removeprefix('torch.')}; parameters are real floating-point numbers")
-    if not p.requires_grad:
-        raise _refusal(f"{what} is frozen (requires_grad=False); keep constants in buffers (register_buffer)")
 
 
 def _refusal(message: str) -> InputError:

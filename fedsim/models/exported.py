@@ -150,9 +150,12 @@ class Exported:
         """The model's outputs ``[b, k]``."""
         numbers = self.numbers(rows)
         if self.whole:
-            result: Tensor = self.module(numbers.to(torch.int64 if not self.encoder.real else torch.float32))
-            return result
-        return self.module(self.encoder(numbers))  # type: ignore[no-any-return]
+            result = self.module(numbers.to(torch.int64 if not self.encoder.real else torch.float32))
+        else:
+            result = self.module(self.encoder(numbers))
+        if not isinstance(result, Tensor):  # classifiers of Hugging Face return objects
+            result = result["logits"] if isinstance(result, Mapping) else result.logits
+        return result  # type: ignore[no-any-return]
 
     def predict(self, rows: Any) -> list[Any]:
         """The label of each row as the training file has it; in regression its target, or targets."""

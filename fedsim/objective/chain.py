@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.core import crew
-from fedsim.models.build import views
+from fedsim.models.layout import views
 from fedsim.models.losses import CLOSED_GRADIENTS, Loss
 from fedsim.objective.kernel import Kernel
 

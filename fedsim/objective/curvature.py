@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, jacrev, vmap
+from torch.func import jacrev, vmap
 
 from fedsim.core.errors import InputError
-from fedsim.models.build import views
+from fedsim.models.layout import call, views
 from fedsim.objective.kernel import Kernel
 
 _FLOATS = 2**23  # of Jacobians, or of outputs, that are made at a time
@@ -26,8 +26,7 @@ def gauss_newton(kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor, dia
     module, k = kernel.own.get(), outputs_of(kernel, x, inputs)
 
     def model(flat: Tensor, sample: Tensor) -> Tensor:
-        out: Tensor = functional_call(module, views(flat, kernel.layout), (sample.unsqueeze(0),))[0]
-        return out
+        return call(module, views(flat, kernel.layout), kernel.layout, sample.unsqueeze(0))[0]
 
     total = x.new_zeros(len(x) if diagonal else (len(x), len(x)))
     step = max(1, _FLOATS // (k * len(x)))

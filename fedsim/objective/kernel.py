@@ -9,11 +9,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from fedsim.core.crew import Own
 from fedsim.core.types import clip_norm
-from fedsim.models.build import Layout, layout, views
+from fedsim.models.layout import Layout, call, layout, trained, views
 from fedsim.models.losses import Loss
 
 Precision = Literal["full", "bf16"]
@@ -29,7 +29,7 @@ class Kernel(ABC):
 
     def __init__(self, module: nn.Module, loss: Loss, precision: Precision = "full") -> None:
         self.module = module
-        self.own = Own(module, _blank(module))  # its parameters are replaced while it computes
+        self.own = Own(module, _blank(module), _blank)  # its parameters are replaced while it computes
         self.loss = loss
         self.precision = precision
         self.uses = _AT_MANY_PLACES if any(isinstance(layer, CONVOLUTIONS) for layer in module.modules()) else 1
@@ -65,7 +65,7 @@ class Kernel(ABC):
 
         def one(flat: Tensor, sample: Tensor, target: Tensor) -> Tensor:
             with self._casting(flat):
-                out = functional_call(module, views(flat, self.layout), (sample.unsqueeze(0),))
+                out = call(module, views(flat, self.layout), self.layout, sample.unsqueeze(0))
             return self.loss(out.to(flat.dtype), target.unsqueeze(0)).sum()
 
         per_sample = vmap(torch.func.grad(one), in_dims=(None, 0, 0))
@@ -107,6 +107,10 @@ class Kernel(ABC):
 
 
 def _blank(module: nn.Module) -> nn.Module:
-    """A copy of the module whose parameters hold nothing: they are replaced before it computes."""
-    empty = {id(p): nn.Parameter(p.detach().new_empty(0), p.requires_grad) for p in module.parameters()}
-    return copy.deepcopy(module, empty)
+    """A copy of the module whose parameters hold nothing where they train: they are replaced before it computes.
+
+    Frozen parameters and buffers are the module's own: a device has them once.
+    """
+    empty = {id(p): nn.Parameter(p.detach().new_empty(0)) for p in trained(module)}
+    frozen: dict[int, Tensor] = {id(p): p for p in module.parameters() if not p.requires_grad}
+    return copy.deepcopy(module, {**empty, **frozen, **{id(b): b for b in module.buffers()}})

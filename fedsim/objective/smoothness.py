@@ -43,7 +43,8 @@ def convexity_of_linear(module: nn.Module, loss: str, inputs: Tensor, rows: Sequ
 def _hessians(module: nn.Module, loss: str, inputs: Tensor, rows: Sequence[Ints]) -> Iterator[Floats] | None:
     """``c X'X / n`` of every client, c the loss's curvature by the outputs; None where the model is not linear."""
     layers = [layer for layer in module.modules() if not isinstance(layer, (nn.Sequential, nn.Flatten))]
-    if len(layers) != 1 or not isinstance(layers[0], nn.Linear):
+    frozen = any(not p.requires_grad for p in module.parameters())
+    if frozen or len(layers) != 1 or not isinstance(layers[0], nn.Linear):
         return None
     linear = layers[0]
     curvature = 2 / linear.out_features if loss == "mse" else _CURVATURE.get(loss)

@@ -20,12 +20,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from fedsim.core import crew
 from fedsim.core.errors import InputError
-from fedsim.models.build import views
+from fedsim.models.layout import Layout, call, flatten, trained, views
 from fedsim.models.losses import Loss
+from fedsim.models.outputs import logits_of
 from fedsim.objective.chain import ChainKernel
 from fedsim.objective.kernel import CONVOLUTIONS, Kernel, Precision
 
@@ -84,10 +85,10 @@ class RowKernel(Kernel):
         module = self._at(x[i])
         batch = inputs[i].contiguous(memory_format=torch.channels_last) if self.channels_last else inputs[i]
         with self._casting(x):
-            out = module(batch)
+            out = logits_of(module(batch))
         losses = self.loss(out.to(x.dtype), targets[i])
         scale = weights[i] if isinstance(weights, Tensor) else torch.full_like(losses, weights)
-        return torch.autograd.grad(losses, list(module.parameters()), scale)
+        return torch.autograd.grad(losses, trained(module), scale, materialize_grads=True)
 
     def input_grad(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         result = torch.empty_like(inputs)
@@ -98,7 +99,7 @@ class RowKernel(Kernel):
             if self.channels_last:
                 leaf = leaf.contiguous(memory_format=torch.channels_last)
             with torch.enable_grad(), self._casting(x):
-                out = module(leaf.requires_grad_())
+                out = logits_of(module(leaf.requires_grad_()))
                 result[i] = torch.autograd.grad(self.loss(out.to(x.dtype), targets[i]).sum(), leaf)[0]
 
         self._rows(one, inputs)
@@ -107,14 +108,14 @@ class RowKernel(Kernel):
     def _at(self, row: Tensor) -> nn.Module:
         """The module with the parameters of a row: a functional call would cost a small model 5 %."""
         module = self.own.get()
-        for parameter, view in zip(module.parameters(), views(row, self.layout).values(), strict=True):
+        for parameter, view in zip(trained(module), views(row, self.layout).values(), strict=True):
             parameter.data = view
         return module
 
     @torch.no_grad()
     def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
         module = self.own.get()
-        return torch.stack([functional_call(module, views(row, self.layout), (inputs,)) for row in x])
+        return torch.stack([call(module, views(row, self.layout), self.layout, inputs) for row in x])
 
 
 class VmapKernel(Kernel):
@@ -127,7 +128,8 @@ class VmapKernel(Kernel):
             out = self.forward(leaves, inputs)
         out = out.to(x.dtype)
         result = torch.empty_like(x)
-        self._scatter(result, torch.autograd.grad(self._total(out, targets, weights), list(leaves.values())))
+        total = self._total(out, targets, weights)
+        self._scatter(result, torch.autograd.grad(total, list(leaves.values()), materialize_grads=True))
         return result
 
     def input_grad(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -143,9 +145,13 @@ class VmapKernel(Kernel):
     def forward(self, params: dict[str, Tensor], inputs: Tensor, shared: bool = False) -> Tensor:
         """Outputs ``[m, b, k]`` on inputs ``[m, b, ...]``, or `shared` ones ``[b, ...]``."""
         module = self.own.get()
-        call = vmap(lambda p, batch: functional_call(module, p, (batch,)), in_dims=(0, None if shared else 0))
-        result: Tensor = call(params, inputs)
+        one = partial(_call, module, self.layout)
+        result: Tensor = vmap(one, in_dims=(0, None if shared else 0))(params, inputs)
         return result
+
+
+def _call(module: nn.Module, places: Layout, params: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    return call(module, params, places, inputs)
 
 
 def build_kernel(
@@ -172,7 +178,7 @@ def build_kernel(
     if way == "auto" and device.type == "cpu" and any(isinstance(layer, CONVOLUTIONS) for layer in module.modules()):
         return rows_only
     kernel = VmapKernel(module, loss, precision)
-    rows = torch.cat([p.detach().flatten() for p in module.parameters()]).expand(2, -1)
+    rows = flatten(module).expand(2, -1)
     try:
         kernel.outputs(rows, sample.unsqueeze(0))
         kernel.forward(views(rows, kernel.layout), torch.stack([sample, sample]).unsqueeze(1))
@@ -200,7 +206,7 @@ def _channels_last(module: nn.Module, device: torch.device) -> bool:
 
 
 def _is_chain(module: nn.Module, input_dims: int) -> bool:
-    """Only (leading Flatten), Linear and pointwise layers, at least one Linear, no layer used twice."""
+    """Only (leading Flatten), Linear and pointwise layers, at least one Linear, none used twice, shared or frozen."""
     if type(module) is not nn.Sequential or (input_dims > 1 and not isinstance(module[0], nn.Flatten)):
         return False
     layers = list(module)
@@ -210,7 +216,9 @@ def _is_chain(module: nn.Module, input_dims: int) -> bool:
     flatten_first = all(isinstance(layer, nn.Flatten) for layer in layers[: len(layers) - len(inside)])
     linears = [layer for layer in inside if type(layer) is nn.Linear]
     plain = all(type(layer) is nn.Linear or (type(layer) in _POINTWISE and not _in_place(layer)) for layer in inside)
-    return flatten_first and plain and len(set(map(id, linears))) == len(linears) > 0
+    several = len(set(map(id, linears))) == len(linears) > 0
+    numbers = sum(1 if layer.bias is None else 2 for layer in linears)
+    return flatten_first and plain and several and len(trained(module)) == numbers
 
 
 def _in_place(layer: nn.Module) -> bool:

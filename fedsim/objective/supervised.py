@@ -19,8 +19,9 @@ from fedsim.core.oracle import Answers, Plan, Task
 from fedsim.core.types import BatchSize
 from fedsim.data.augment import Augment, moved
 from fedsim.data.sets import Dataset
-from fedsim.models.build import flatten, predictions, widest
-from fedsim.models.losses import Loss
+from fedsim.models.build import widest
+from fedsim.models.layout import flatten
+from fedsim.models.losses import Loss, predictions
 from fedsim.objective.batches import Batches, Change, Inputs, SupervisedPlan
 from fedsim.objective.curvature import class_probabilities, gauss_newton, outputs_of
 from fedsim.objective.kernel import Kernel, Precision

@@ -125,6 +125,9 @@ def _scenario(s: Scenario) -> Rows:
 def _data(a: Assembly) -> Rows:
     sizes = a.task.sizes
     rows: Rows = {"clients": a.task.num_clients, "parameters": a.task.dim}
+    if a.stays.get("parameters"):
+        rows["parameters"] = f"{a.task.dim} that train and travel"
+        rows["frozen parameters"] = f"{a.stays['parameters']}: they stay as they are, once on a device"
     if a.counts is not None or sizes.max() > 1:
         rows |= {
             "samples": int(sizes.sum()),
@@ -318,7 +321,10 @@ def _memory(s: Scenario, a: Assembly, event: Arrival) -> Rows:
     item = np.dtype(s.run.dtype).itemsize
     model, initial = a.task.dim * item, a.task.initial()
     kept = state_bytes(fresh_rows(s.algorithm, a.task, a.pipeline)) * a.task.num_clients
-    rows: Rows = {"one model": _size(model), "messages of a round": _size(len(event.clients) * model)}
+    rows: Rows = {"one model": _size(model)}
+    if a.stays.get("bytes"):
+        rows["what does not train"] = f"{_size(a.stays['bytes'])} of frozen parameters and buffers, once on a device"
+    rows |= {"messages of a round": _size(len(event.clients) * model)}
     if a.network is not None and s.algorithm.needs.flows:
         vectors = len(s.algorithm.init(initial.unsqueeze(0))) + len(fresh_rows(s.algorithm, a.task, a.pipeline))
         rows["states of all nodes"] = f"{vectors} vectors each, {_size(vectors * model * a.task.num_clients)}"

@@ -23,17 +23,13 @@ def build_model(section: dict[str, Any], *args: Any, **keys: Any) -> tuple[nn.Mo
     return build.build_model(part_from("model", "name", section), *args, name=section["name"], **keys)
 
 
-class Tied(nn.Module):
+class Overlapping(nn.Module):
+    """Two parameters in one memory, of which a step of one would move the other."""
+
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
-        self.b.weight = self.a.weight
-
-
-def frozen() -> nn.Module:
-    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
-    module[0].bias.requires_grad_(False)
-    return module
+        self.b.weight = nn.Parameter(self.a.weight.detach().T)
 
 
 def holding(p: Tensor) -> nn.Module:
@@ -55,8 +51,8 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: nn.TransformerEncoderLayer(4, 2, 8), "has dropout 0.1"),
     (lambda: nn.Sequential(nn.LazyLinear(3)), "'weight' of sub-module '0' \\(LazyLinear\\) is not initialised"),
     (lambda: nn.Linear(3, 2, device="meta"), "not initialised"),
-    (Tied, "'weight' of sub-module 'b' .* shares its memory with parameter 'weight' of sub-module 'a'"),
-    (frozen, "'bias' of sub-module '0' \\(Linear\\) is frozen"),
+    (Overlapping, "'weight' of sub-module 'b' .* shares its memory with parameter 'weight' of sub-module 'a'"),
+    (lambda: nn.Linear(3, 2).requires_grad_(False), "Linear has no trainable parameters"),
     (lambda: nn.Sequential(nn.Flatten(), nn.ReLU()), "Sequential has no trainable parameters"),
     (lambda: holding(torch.zeros(2, dtype=torch.complex64)), "'extra' of the module \\(Linear\\) is complex64"),
     (lambda: holding(torch.zeros(2, dtype=torch.int64)), "'extra' .* is int64"),
