@@ -131,55 +131,78 @@ class Pgd(Inputs):
         ball = (_Cube if a.norm == "linf" else _Ball)(inputs, a.eps, pixels)
         z = inputs.clone()
         if a.random_start and a.eps > 0:
-            z = ball.project(z.addcmul_(_draws(keys, inputs), a.eps * pixels.unit))
+            ball.project(z.addcmul_(_draws(keys, inputs), a.eps * pixels.unit))
         for _ in range(a.steps if steps is None else steps):
-            z = ball.project(z.addcmul_(ball.along(kernel.input_grad(x, z, targets)), a.length * pixels.unit))
+            ball.step(z, kernel.input_grad(x, z, targets), a.length)
         return z
 
 
 def _draws(keys: rng.Keys, like: Tensor) -> Tensor:
-    """Uniform numbers in [-1, 1), one for each coordinate of samples with these keys."""
-    coordinate = np.arange(like[0, 0].numel())
-    drawn = 2 * rng.uniform(rng.fold(keys[..., None], coordinate)) - 1
-    return torch.as_tensor(drawn, dtype=like.dtype, device=like.device).view_as(like)
+    """Numbers in (-1, 1), one of 65,536 evenly spread ones for each coordinate of samples with these keys."""
+    drawn = torch.from_numpy(rng.symmetric(keys, like[0, 0].numel())).to(like.device)
+    return drawn.to(like.dtype).add_(0.5).mul_(2.0**-15).view_as(like)
 
 
 class _Cube:
     """All images whose pixels are within eps of their own."""
 
     def __init__(self, own: Tensor, eps: float, pixels: PixelRange) -> None:
-        near = eps * pixels.unit
-        self.low = torch.maximum(own - near, torch.minimum(pixels.low, own))
-        self.high = torch.minimum(own + near, torch.maximum(pixels.high, own))
+        self.unit, near = pixels.unit, eps * pixels.unit
+        self.low, self.high = own - near, own + near
+        edge = torch.minimum(pixels.low, own)
+        torch.maximum(self.low, edge, out=self.low)
+        torch.maximum(pixels.high, own, out=edge)
+        torch.minimum(self.high, edge, out=self.high)
 
-    def along(self, g: Tensor) -> Tensor:
-        """The direction of a step, in pixel units; it may change g."""
-        return g.sign_()
+    def step(self, z: Tensor, g: Tensor, length: float) -> None:
+        """Move z along the signs of g, of which memory is used, and project it."""
+        self.project(z.addcmul_(g.sign_(), length * self.unit))
 
-    def project(self, z: Tensor) -> Tensor:
-        """The nearest image to z, in its place."""
-        return z.clamp_(self.low, self.high)
+    def project(self, z: Tensor) -> None:
+        """Put the nearest image to z in its place."""
+        z.clamp_(self.low, self.high)
 
 
 class _Ball:
     """All images within Euclidean distance eps of their own."""
 
     def __init__(self, own: Tensor, eps: float, pixels: PixelRange) -> None:
-        self.own, self.eps, self.unit = own, eps, pixels.unit
+        self.own, self.unit, self.several = own, pixels.unit, pixels.unit.numel() > 1
         self.low, self.high = torch.minimum(pixels.low, own), torch.maximum(pixels.high, own)
+        # Where all pixels have one unit, lengths are measured in the model's numbers: passes cost more than arithmetic.
+        self.eps = torch.full_like(self.unit, eps) if self.several else eps * self.unit
 
-    def along(self, g: Tensor) -> Tensor:
-        """The direction of a step, in pixel units; it may change g."""
-        g.mul_(self.unit)
-        flat = g.flatten(2)
-        length = torch.linalg.vector_norm(flat, dim=-1, keepdim=True).clamp_min_(torch.finfo(g.dtype).tiny)
-        along: Tensor = (flat / length).view_as(g)
-        return along
+    def step(self, z: Tensor, g: Tensor, length: float) -> None:
+        """Move z along g, of which memory is used, and project it."""
+        g = g.contiguous()
+        if self.several:
+            g.mul_(self.unit)
+        most, size = torch.finfo(g.dtype), _lengths(g)
+        if bool((weak := size < most.tiny**0.5 / most.eps).any()):  # squares that vanish though the gradient does not
+            size = torch.where(weak, _lengths(g, torch.float64), size)
+        factor = (length * self.unit / size.clamp_min_(most.tiny)).clamp_(max=most.max)
+        self.project(z.addcmul_(g, factor.to(g.dtype)), g)
 
-    def project(self, z: Tensor) -> Tensor:
-        """The nearest image to z in the ball, brought back into the range of pixels."""
-        change = ((z - self.own) / self.unit).flatten(2)
-        return torch.clamp(self.own + clip_norm(change, self.eps).view_as(z) * self.unit, self.low, self.high)
+    def project(self, z: Tensor, spare: Tensor | None = None) -> None:
+        """Put in z's place the nearest image in the ball, brought back into the range of pixels.
+
+        `spare`, of its form, is overwritten.
+        """
+        change = torch.sub(z, self.own, out=spare).contiguous()
+        if self.several:
+            change.div_(self.unit)
+        factor = (self.eps / _lengths(change).clamp_min_(1e-12)).clamp_(max=1.0)
+        if self.several:
+            factor = factor * self.unit
+        torch.addcmul(self.own, change, factor, out=z)
+        z.clamp_(self.low, self.high)
+
+
+def _lengths(v: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Euclidean lengths ``[m, b, 1, ...]`` of samples ``[m, b, *sample]``."""
+    flat = v.view(*v.shape[:2], -1)
+    found: Tensor = torch.linalg.vector_norm(flat, dim=-1, dtype=dtype)
+    return found.view(*v.shape[:2], *[1] * (v.dim() - 2))
 
 
 class _AdversarialPlan(SupervisedPlan):

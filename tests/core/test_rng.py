@@ -206,3 +206,15 @@ def test_a_part_of_a_key_is_a_number(word: object) -> None:
         TypeError, match=r"found the part .* of a key, allowed: whole numbers; words go into the purpose"
     ):
         rng.key(0, "purpose", word)
+
+
+def test_symmetric_numbers_are_uniform_and_independent() -> None:
+    keys = rng.key(3, "test", np.arange(2000))
+    found = rng.symmetric(keys, 41)
+    assert found.shape == (2000, 41)
+    assert np.array_equal(found[:, :7], rng.symmetric(keys, 7))
+    assert np.array_equal(found[5], rng.symmetric(keys[5:6], 41)[0])
+    assert_uniform((found.astype(np.int64) + 2**15) >> 9, 128)
+    assert_uniform(found.astype(np.int64) & 127, 128)  # the low bits, too
+    sizes = np.abs(np.corrcoef(found[:, :16].astype(np.float64), rowvar=False) - np.eye(16))
+    assert sizes.max() < 6 / np.sqrt(2000)

@@ -13,7 +13,7 @@ from adversary_makers import EPS, W0, points
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedsim.core import crew
+from fedsim.core import crew, rng
 from fedsim.core.errors import InputError
 from fedsim.data.pixels import PixelRange
 from fedsim.data.sets import Cifar10, Digits, made
@@ -219,6 +219,39 @@ def test_samples_outside_of_the_range_stay_where_they_are() -> None:
     z = Adversary(eps=0.25, steps=3).on(pixels).attack(kernel, x, inputs, targets, np.zeros((1, 1), dtype=np.uint64))
     assert z.flatten().tolist() == [-2.0, 0.25, 3.0]
     assert float((z - inputs).abs().max()) <= 0.25
+
+
+@pytest.mark.parametrize("units", [1, 2])
+def test_a_gradient_however_small_has_a_direction(units: int) -> None:
+    """The squares of a saturated model's gradients vanish in float32; the step is as long as any other."""
+    high = torch.tensor([1.0, 2.0]) if units == 2 else torch.tensor(1.0)
+    pixels = PixelRange(torch.zeros_like(high), high)
+    inputs, targets = torch.tensor([[[0.5, 0.5], [0.5, 0.6]]]), torch.zeros(1, 2, dtype=torch.int64)
+    kernel = build_kernel(nn.Sequential(nn.Linear(2, 2)), loss_function("cross_entropy"), CPU, inputs[0, 0])
+    keys = np.zeros((1, 2), dtype=np.uint64)
+    for gap in (1.0, 30.0, 45.0, 52.0, 60.0, 80.0):
+        x = torch.tensor([[0.0, 0.0, -3.0, 4.0, gap, 0.0]])
+        g = kernel.input_grad(x, inputs, targets)
+        assert float(g.abs().max()) > 0
+        z = Adversary(eps=0.2, step=0.1, steps=1, norm="l2").on(pixels).attack(kernel, x, inputs, targets, keys)
+        toward = torch.tensor([-3.0, 4.0]) * pixels.unit
+        expected = inputs + 0.1 * pixels.unit * toward / toward.norm()
+        torch.testing.assert_close(z, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_random_starts_fill_the_cube() -> None:
+    """Of an attack without steps: every pixel by itself, as far up as down."""
+    pixels = PixelRange(torch.tensor(-1.0).double(), torch.tensor(3.0).double())
+    inputs, targets = torch.ones(1, 400, 9, dtype=torch.float64), torch.zeros(1, 400, dtype=torch.int64)
+    kernel = build_kernel(nn.Sequential(nn.Linear(9, 2)).double(), loss_function("cross_entropy"), CPU, inputs[0, 0])
+    pgd = Adversary(eps=0.1, random_start=True).on(pixels)
+    x, keys = torch.zeros(1, 20, dtype=torch.float64), rng.key(0, "test", np.arange(400))[None]
+    drawn = (pgd.attack(kernel, x, inputs, targets, keys, 0) - inputs)[0] / (0.1 * 4)
+    assert float(drawn.abs().max()) < 1
+    assert float(drawn.abs().max()) > 0.99
+    assert float(drawn.mean()) == pytest.approx(0, abs=4 / (3 * 3600) ** 0.5)
+    assert float(drawn.square().mean()) == pytest.approx(1 / 3, abs=0.02)
+    assert len(drawn.unique()) > 3300  # of 3600 out of 65,536
 
 
 def test_threads_share_a_lone_client_s_attack(monkeypatch: pytest.MonkeyPatch) -> None:
