@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 import yaml
+from live_runs import PATIENCE, checkpointed, command, has_checkpoint, until
 
 import fedsim
+from fedsim.cli.app import main
 from fedsim.core.errors import InputError
 from fedsim.core.lock import FILE, owned
 from fedsim.engine.run_directory import read_jsonl
@@ -31,47 +33,45 @@ SCENARIO: dict[str, Any] = {
 LONG: dict[str, Any] = {**SCENARIO, "run": {**SCENARIO["run"], "rounds": 10**6, "checkpoint_seconds": 0.1}}
 
 
-def command(*argv: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "fedsim", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def until(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 240
-    while not ready():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def read_progress(folder: Path) -> int:
-    """The round of the folder's checkpoint."""
-    found: int = json.loads((folder / "checkpoint" / "progress.json").read_text())["round"]
-    return found
-
-
 def write(folder: Path, scenario: Mapping[str, Any]) -> str:
     (folder / "s.yaml").write_text(yaml.safe_dump(dict(scenario)))
     (folder / "sweep.yaml").write_text("{scenario: s.yaml, name: two, grid: {seed: [1, 2]}}")
     return str(folder / "s.yaml")
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[object, str, str]]:
+    """``here(*argv)``: the command line in this process; its exit code, standard output and standard error."""
+
+    def call(*argv: str) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedsim", *argv])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    return call
+
+
 @pytest.mark.parametrize("how", ["run", "resume", "sweep"])
-def test_the_second_of_two_is_refused_and_the_first_is_as_it_would_be_alone(how: str, tmp_path: Path) -> None:
+def test_the_second_of_two_is_refused_and_the_first_is_as_it_would_be_alone(
+    how: str, tmp_path: Path, here: Callable[..., tuple[object, str, str]]
+) -> None:
     file, out = write(tmp_path, LONG), tmp_path / "out"
     argv = {"run": ("run", file), "resume": ("run", file, "--resume"), "sweep": ("sweep", str(tmp_path / "sweep.yaml"))}
     inner = out / "seed=1" if how == "sweep" else out
     first = command(*argv[how], "--out", str(out))
     try:
-        until(lambda: (inner / "checkpoint" / "progress.json").exists(), first)
-        stopped = read_progress(inner)
+        until(lambda: has_checkpoint(inner), first)
         first.send_signal(signal.SIGSTOP)  # it is the owner all the same, and leaves the processor to the others
+        until(lambda: "T" in Path(f"/proc/{first.pid}/stat").read_text().rpartition(")")[2].split()[0], first)
+        stopped = checkpointed(inner)
         kept = {name: (inner / name).read_bytes() for name in ("scenario.yaml", "environment.json", "partition.csv")}
-        refused = [command(*argv[how], "--out", str(out)), command("run", file, "--out", str(inner), "--resume")]
+        refused = [(*argv[how], "--out", str(out)), ("run", file, "--out", str(inner), "--resume")]
         for second in refused:
-            said, err = second.communicate(timeout=240)
-            assert (second.returncode, said) == (2, "")
+            code, said, err = here(*second)
+            assert (code, said) == (2, "")
             assert (
                 f"out{'' if second is refused[0] or how != 'sweep' else '/seed=1'}: belongs to process {first.pid} on"
                 in err
@@ -79,39 +79,46 @@ def test_the_second_of_two_is_refused_and_the_first_is_as_it_would_be_alone(how:
             assert "Traceback" not in err
         assert {name: (inner / name).read_bytes() for name in kept} == kept
         assert first.poll() is None
-        looked = command("report", str(inner), "--out", str(tmp_path / "report.html"))
-        assert looked.wait(timeout=240) == 0, looked.communicate()
+        assert here("report", str(inner), "--out", str(tmp_path / "report.html"))[0] == 0
+        before = (inner / "checkpoint").stat().st_ino if (inner / "checkpoint").exists() else None
         first.send_signal(signal.SIGCONT)
-        until(lambda: read_progress(inner) > stopped, first)
+        until(lambda: (inner / "checkpoint").exists() and (inner / "checkpoint").stat().st_ino != before, first)
     finally:
         first.send_signal(signal.SIGCONT)
         first.send_signal(signal.SIGINT)
-        first.communicate(timeout=240)
+        first.communicate(timeout=PATIENCE)
     assert first.returncode == 130
+    assert checkpointed(inner) > stopped
     assert list(out.rglob(FILE)) == []
     rounds = [row["round"] for row in read_jsonl(inner / "metrics.jsonl")]
     assert rounds == list(range(len(rounds)))
 
 
 def test_of_two_started_together_one_runs(tmp_path: Path) -> None:
-    file, out = write(tmp_path, {**SCENARIO, "run": {**SCENARIO["run"], "rounds": 2000}}), tmp_path / "out"
+    file, out = write(tmp_path, LONG), tmp_path / "out"
     both = [command("run", file, "--out", str(out), "--set", f"seed={seed}") for seed in (1, 2)]
-    ended = [(p.communicate(timeout=400)[1], p.returncode) for p in both]
-    assert sorted(code for _, code in ended) == [0, 2], ended
+    deadline = time.monotonic() + PATIENCE
+    while all(process.poll() is None for process in both):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    goes_on = 1 if both[0].poll() is not None else 0
+    until(lambda: has_checkpoint(out), both[goes_on])
+    both[goes_on].send_signal(signal.SIGINT)
+    ended = [(p.communicate(timeout=PATIENCE)[1], p.returncode) for p in both]
+    assert [ended[goes_on][1], ended[1 - goes_on][1]] == [130, 2], ended
     rounds = [row["round"] for row in read_jsonl(out / "metrics.jsonl")]
-    assert rounds == list(range(2001))
-    seed = 1 + [code for _, code in ended].index(0)
-    assert yaml.safe_load((out / "scenario.yaml").read_text())["seed"] == seed
+    assert rounds == list(range(len(rounds)))
+    assert yaml.safe_load((out / "scenario.yaml").read_text())["seed"] == 1 + goes_on
 
 
 def test_a_killed_owner_is_followed_and_its_run_resumed(tmp_path: Path) -> None:
     file, out = write(tmp_path, LONG), tmp_path / "out"
     first = command("run", file, "--out", str(out))
-    until(lambda: (out / "checkpoint" / "progress.json").exists(), first)
+    until(lambda: has_checkpoint(out), first)
     first.kill()
-    first.communicate(timeout=240)
+    first.communicate(timeout=PATIENCE)
     assert json.loads((out / FILE).read_text())["pid"] == first.pid
-    done = json.loads((out / "checkpoint" / "progress.json").read_text())["round"]
+    done = checkpointed(out)
     rounds = done + 3
     settings = {**LONG, "run": {**LONG["run"], "rounds": rounds}}
     with pytest.raises(InputError, match=r"run\.rounds: found"):  # refused for another reason: it has no owner then

@@ -6,9 +6,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from live_runs import PATIENCE, checkpointed, command, has_checkpoint, until
 
 import fedsim
 from fedsim.cli.app import main
@@ -215,18 +214,6 @@ def call(monkeypatch: pytest.MonkeyPatch, *argv: str) -> object:
     return ended.value.code
 
 
-def start(file: Path, out: Path, ready: Callable[[], bool]) -> subprocess.Popen[str]:
-    """``fedsim run`` as a process of its own, running and `ready`."""
-    argv = [sys.executable, "-m", "fedsim.cli.app", "run", str(file), "--out", str(out)]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not ready():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    return process
-
-
 @pytest.mark.parametrize(
     "number, code, place",
     [
@@ -245,20 +232,22 @@ def test_a_process_that_is_stopped_can_be_resumed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    file, out = write(tmp_path, rounds=300, checkpoint_seconds=0.02, client_state=place), tmp_path / "parts"
-    process = start(file, out, lambda: (out / "checkpoint" / "progress.json").exists())
+    file, out = write(tmp_path, rounds=10**6, checkpoint_seconds=0.02, client_state=place), tmp_path / "parts"
+    process = command("run", str(file), "--out", str(out))
+    until(lambda: has_checkpoint(out), process)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
-    done = json.loads((out / "checkpoint" / "progress.json").read_text())["round"]
-    assert 0 < done < 300
+    done = checkpointed(out)
+    assert done > 0
     if code == 130:
         assert f"interrupted: a checkpoint of round {done} is in {out}, --resume continues" in err
         assert "Traceback" not in err
-    seldom = "run.checkpoint_seconds=60"
-    assert call(monkeypatch, "run", str(file), "--set", seldom, "--out", str(out), "--resume") == 0
+    rest = ["run.checkpoint_seconds=60", f"run.rounds={done + 20}"]
+    settings = [word for setting in rest for word in ("--set", setting)]
+    assert call(monkeypatch, "run", str(file), *settings, "--out", str(out), "--resume") == 0
     assert f"resumed at round {done}" in capsys.readouterr().out
-    assert_same(Run(out), fedsim.run(fedsim.load(file, [seldom]), out=tmp_path / "whole"))
+    assert_same(Run(out), fedsim.run(fedsim.load(file, rest), out=tmp_path / "whole"))
 
 
 def test_resuming_a_finished_run_does_nothing_and_says_so(
