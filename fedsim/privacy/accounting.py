@@ -87,10 +87,16 @@ def quick_pld(profile: Profile, delta: float) -> float:
 
 def epsilon_rdp(profile: Profile, delta: float) -> float:
     """Epsilon from Renyi accounting over the library's orders (subsampled: those from 2 on, whose series converge)."""
+    return _rdp(tuple(profile.items()), delta)
+
+
+@lru_cache(maxsize=1024)
+def _rdp(spent: tuple[tuple[Release, int], ...], delta: float) -> float:
+    """As `_pld`: a search for noise asks for some twenty of them, and the next run of the scenario for the same."""
     from dp_accounting import rdp
 
-    orders = None if all(r.q == 1 for r in profile) else _SAMPLED_ORDERS
-    return float(rdp.RdpAccountant(orders).compose(_event(profile)).get_epsilon(delta))
+    orders = None if all(r.q == 1 for r, _ in spent) else _SAMPLED_ORDERS
+    return float(rdp.RdpAccountant(orders).compose(_event(dict(spent))).get_epsilon(delta))
 
 
 def mu_of(profile: Profile) -> float:

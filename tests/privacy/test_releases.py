@@ -62,7 +62,7 @@ def test_a_killed_run_goes_on_and_has_spent_what_it_released(name: str, tmp_path
 
 @pytest.mark.parametrize("name", CASES)
 def test_another_model_gets_other_noise_and_counts(name: str, tmp_path: Path, keys: list[int]) -> None:
-    z = 1.0
+    z = 4.0
     unbroken = fedsim.run(scenario(name, z), out=tmp_path / "whole")
     folder = tmp_path / "killed"
     killed(scenario(name, z), folder)
@@ -96,13 +96,13 @@ def test_a_run_that_goes_another_way_does_not_pass_its_budget(name: str, tmp_pat
 def test_killed_twice_on_two_ways(tmp_path: Path, keys: list[int]) -> None:
     """What the second life drew is not drawn again by the third, although its checkpoint knows neither."""
     folder = tmp_path / "killed"
-    killed(scenario("gaussian", 1.0), folder)
+    killed(scenario("gaussian", 4.0), folder)
     move(folder)
     shutil.copytree(folder / "checkpoint", tmp_path / "checkpoint")
     lives = [set(keys)]
     for _ in range(2):
         keys.clear()
-        fedsim.run(scenario("gaussian", 1.0), out=folder, resume=True)
+        fedsim.run(scenario("gaussian", 4.0), out=folder, resume=True)
         lives.append(set(keys))
         shutil.rmtree(folder / "checkpoint")
         shutil.copytree(tmp_path / "checkpoint", folder / "checkpoint")
@@ -115,12 +115,12 @@ def test_a_sum_of_others_gets_other_noise(tmp_path: Path, keys: list[int], monke
     from fedsim.clients.worker import Worker
 
     folder = tmp_path / "killed"
-    killed(scenario("gaussian", 1.0), folder)
+    killed(scenario("gaussian", 4.0), folder)
     first = set(keys)
     keys.clear()
     honest = Worker.run
     monkeypatch.setattr(Worker, "run", lambda w, job: {k: v * (1 + 1e-6) for k, v in honest(w, job).items()})
-    resumed = fedsim.run(scenario("gaussian", 1.0), out=folder, resume=True)
+    resumed = fedsim.run(scenario("gaussian", 4.0), out=folder, resume=True)
     assert not first & set(keys)
     assert any(row["charged"] for row in rows(folder) if "sum" in row)
     releases = {r["kind"]: r["count"] for r in resumed.privacy["releases"]}
