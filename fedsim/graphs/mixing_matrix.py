@@ -91,6 +91,8 @@ class BaseMixing:
     """Whether nodes meet others in every round, so that none has neighbours that stay."""
     moves_mean: ClassVar[bool] = False
     """Whether columns of a realised matrix need not sum to 1."""
+    share: float = 1.0
+    """How often a link is used of the times that it may be: less where nodes draw whom they meet."""
 
     def __init__(self, matrix: sparse.csr_array, directed: bool) -> None:
         entries = sparse.coo_array(matrix)
@@ -113,6 +115,11 @@ class BaseMixing:
         self.link_weights = np.zeros(len(self.links))
         """r_ij of every link (of an undirected graph)."""
         self.link_weights[self.entry_links] = data[self._off]
+
+    @property
+    def pair_weights(self) -> Floats:
+        """With what weight the two ends of every link mix where they do so by themselves ``[links]``."""
+        return self.link_weights
 
     def fires(self, chance: Floats, seed: int, number: int) -> Bools:
         """Which links are used in round `number`, each with its probability ``[links]``."""

@@ -58,7 +58,7 @@ class Network:
 
     def chi(self, rates: Floats) -> tuple[float, float]:
         """(chi_1, chi_2) of the first graph with its links weighted by their rates ``[links]``; see `rates.chi`."""
-        return chi(self.mixings[0].n, self.mixings[0].links, rates)
+        return chi(self.mixings[0].n, self.mixings[0].links, rates * self.mixings[0].share)
 
     def link_ticks(self, message_bytes: int) -> list[Ints]:
         """Ticks of one message over each link of each graph: latency_ms + bytes / bandwidth_mbps; 0 where unknown."""

@@ -70,8 +70,13 @@ class RandomPairs(BaseMixing):
 
     def __init__(self, n: int, peers: float) -> None:
         self.peers = peers
-        together = (n // 2) / (n * (n - 1) / 2)  # two nodes are a pair of the matching
-        super().__init__(_equal(n, peers * together / 2), directed=False)
+        self.share = peers * (n // 2) / (n * (n - 1) / 2)  # two nodes are a pair of the matching, and meet
+        super().__init__(_equal(n, self.share / 2), directed=False)
+
+    @property
+    def pair_weights(self) -> Floats:
+        """Those who meet take the mean of the two."""
+        return np.full(len(self.links), 0.5)
 
     @property
     def hears(self) -> Ints:

@@ -121,7 +121,11 @@ def check_clocks(auto: bool, setting: Setting) -> None:
     the graph."""
     algorithm, network = setting.gossip
     presence = network.topology.presence
-    if network.changes and presence is None:
+    mixing = network.mixings[0]
+    if mixing.redrawn and mixing.moves_mean:
+        message = "found pulls, but at a tick of a link both its ends mix; allowed: symmetric: true"
+        raise InputError(message, key="topology.symmetric")
+    if len(network.mixings) > 1 and presence is None:
         raise InputError(
             "neighbours that change with the round, but Poisson clocks know none; allowed: one graph that stays",
             key="topology",

@@ -160,7 +160,8 @@ class PoissonGossip(Participation):
             )
         timetable = self._timed(setting)
         nodes, links = self._rates(setting)
-        most = max(float(links.sum()), timetable.most() * len(links))
+        share = setting.gossip[1].mixings[0].share
+        most = share * max(float(links.sum()), timetable.most() * len(links))
         rings = (float(nodes.sum()) + most) * self.window
         if not rings <= _MOST_RINGS:
             raise InputError(
@@ -268,7 +269,7 @@ class PoissonGossip(Participation):
         at = np.array([[place[first[k]], place[first[k] + 1]] for k in pairs], dtype=np.int64).reshape(-1, 2)
         links = np.array([level[k][0].link for k in pairs], dtype=np.int64)
         worked = [end[0] for _, end, _ in level if len(end) == 1]
-        weights = base.link_weights[links] if self.pair_weight == "matrix" else np.full(len(links), 0.5)
+        weights = base.pair_weights[links] if self.pair_weight == "matrix" else np.full(len(links), 0.5)
         if algorithm.pair is not None:
             weights = np.full(len(links), algorithm.pair)
         nodes, rounds, steps = nodes[order], rounds[order], steps[order]
@@ -305,7 +306,7 @@ class _Clocks:
     """The next tick of every node's and every link's clock: gaps are exponential, keyed by (clock, number)."""
 
     def __init__(self, compute: Floats, links: Floats, base: BaseMixing, seed: int, timetable: Timetable) -> None:
-        self.n, self.timetable = len(compute), timetable
+        self.n, self.timetable, self.share = len(compute), timetable, base.share
         nodes = rng.key(seed, "node_clock", np.arange(self.n))
         self.keys = np.concatenate([nodes, rng.key(seed, "link_clock", *base.links.T)])
         with np.errstate(divide="ignore", over="ignore"):
@@ -332,9 +333,10 @@ class _Clocks:
         """Draw the next gaps of `clocks`; a clock of rate 0 never ticks."""
         gap = -np.log1p(-rng.uniform(rng.fold(self.keys[clocks], self.number[clocks])))
         last, mean = self.next[clocks], self.mean[clocks]
+        links = np.flatnonzero(clocks >= self.n)
+        gap[links] /= self.share
         after = until_tick(last, gap, mean)
         if self.timetable.windows:
-            links = np.flatnonzero(clocks >= self.n)
             after[links] = self.timetable.after(last[links], gap[links], mean[links])
         self.next[clocks] = np.minimum(after, int(FAR))
 

@@ -242,6 +242,7 @@ def _network(s: Scenario, a: Assembly) -> Rows:
         d = s.participation.compute.draw(a.task.num_clients, s.seed, "node", 1)
         b = s.participation.links.draw(len(base.links), s.seed, "link", 1)
         facts["ticks of nodes per second"] = f"{d.min():.6g} to {d.max():.6g}, {d.sum():.6g} in all"
+        b = b * base.share
         facts["communications per second"] = f"{b.sum():.6g}; of a link {b.min():.6g} to {b.max():.6g}"
     if isinstance(s.participation, Gossip) and isinstance(s.algorithm, GossipAlgorithm):
         d = s.participation.compute.draw(a.task.num_clients, s.seed, "node", 1)

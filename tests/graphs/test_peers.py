@@ -154,6 +154,7 @@ def test_a_resumed_run_meets_the_same_peers(go: Make) -> None:
         ("dfedavg", {"peers": 1.5}, "topology.peers", "at most 1"),
         ("dfedavg", {"peers": 6, "symmetric": False}, "topology.peers", "at most 5"),
         ("dfedavg", {"peers": 0}, "topology.peers", "greater than 0"),
+        ("dfedavg", {"graph": "ring", "peers": 1}, "topology.peers", "unknown key"),
         ("dfedavg", {"peers": 0.5, "weights": "metropolis"}, "topology.weights", "has weights of its own"),
         ("gradient_tracking", {"peers": 1, "symmetric": False}, "topology.symmetric", "move the mean of all models"),
         ("dspodfl", {"peers": 1, "symmetric": False}, "topology.symmetric", "both ways"),
@@ -165,6 +166,21 @@ def test_what_cannot_be_is_refused(
     with pytest.raises(InputError, match=words) as caught:
         go(algorithm=algorithm, **topology)
     assert key in [p.key for p in caught.value.problems]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mechanism", ["muffliato", "decor"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_noise_that_counts_on_neighbours_needs_some_that_stay(
+    quadratic: Make, tmp_path: Path, mechanism: str, symmetric: bool
+) -> None:
+    sections = {
+        "data": quadratic(n=6).section(), "topology": {"graph": "random_peers", "symmetric": symmetric},
+        "algorithm": {"name": "dfedavg", "lr": 0.1, "batch_size": "full"}, "run": {"rounds": 3},
+        "privacy": {"mechanism": mechanism, "noise_multiplier": 1.0, "clip_norm": 1.0},
+    }  # fmt: skip
+    with pytest.raises(InputError, match="one undirected graph"):
+        fedsim.run(sections, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -185,10 +201,52 @@ def test_copies_of_neighbours_need_neighbours_that_stay(
     assert not (tmp_path / "run").exists()
 
 
-def test_poisson_clocks_need_neighbours_that_stay(quadratic: Make, tmp_path: Path) -> None:
-    sections = {
-        "data": quadratic(n=6).section(), "topology": {"graph": "random_peers"}, "run": {"rounds": 3},
-        "algorithm": {"name": "dspodfl", "lr": 0.1}, "participation": {"mode": "poisson"},
-    }  # fmt: skip
-    with pytest.raises(InputError, match="neighbours that change with the round"):
-        fedsim.run(sections, out=tmp_path / "run")
+@pytest.fixture
+def ticking(quadratic: Make, tmp_path: Path) -> Make:
+    """``ticking(out, n, topology, participation)``: a run on Poisson clocks."""
+
+    def run(out: str, topology: Any, n: int = 6, algorithm: Any = None, **participation: Any) -> Any:
+        sections = {
+            "data": quadratic(n=n, d=3, x0=np.zeros(3)).section(), "topology": topology,
+            "algorithm": algorithm or {"name": "dspodfl", "lr": 0.1},
+            "participation": {"mode": "poisson", "window": 2, **participation},
+            "run": {"rounds": 10, "dtype": "float64", "device": "cpu", "trace": True, "eval_every": 10},
+        }  # fmt: skip
+        return fedsim.run(sections, out=tmp_path / out)
+
+    return run
+
+
+@pytest.mark.parametrize("n", [6, 7])
+def test_peers_in_continuous_time_are_a_complete_graph_of_slow_links(ticking: Make, n: int) -> None:
+    """A second has as many meetings as a round of gossip mode: n // 2 pairs, each with probability `peers`."""
+    rate = 0.8 * (n // 2) / (n * (n - 1) / 2)
+    schedule = [{"from": 5, "until": 8, "links": 3.0}, {"from": 15, "until": 16, "links": 0, "merge": True}]
+    peers = ticking("peers", {"graph": "random_peers", "peers": 0.8}, n, links=2.0, schedule=schedule)
+    scaled = [{**w, "links": w["links"] * rate} for w in schedule]  # type: ignore[operator]
+    links = ticking("links", {"graph": "complete"}, n, links=2.0 * rate, schedule=scaled, pair_weight="half")
+    found, expected = ([e for row in run.trace for e in row["events"]] for run in (peers, links))
+    assert [e[1:] for e in found] == [e[1:] for e in expected]
+    assert [e[0] for e in found] == pytest.approx([e[0] for e in expected], abs=1e-9)
+    assert (peers.params - links.params).abs().max() < 1e-12
+    mean = 2.0 * 0.8 * (n // 2) * 20 + 0.8 * (n // 2) * (3 - 2 * 1)
+    assert sum(len(e) == 3 for e in found) == pytest.approx(mean, abs=4 * mean**0.5)
+    two = ticking("half", {"graph": "random_peers", "peers": 0.8}, n, links=2.0, schedule=schedule, pair_weight="half")
+    assert (two.params == peers.params).all()
+
+
+def test_accelerated_gossip_knows_how_often_peers_meet(ticking: Make) -> None:
+    peers = ticking("peers", {"graph": "random_peers", "peers": 0.5}, algorithm={"name": "dadao"})
+    whole = ticking("whole", {"graph": "complete"}, algorithm={"name": "dadao"})
+    met = [sum(len(e) == 3 for row in run.trace for e in row["events"]) for run in (peers, whole)]
+    rates = [fedsim.load(run.dir / "scenario.yaml").resolved()["participation"]["links"] for run in (peers, whole)]
+    assert rates[0] * 0.5 / 5 == pytest.approx(rates[1], rel=1e-12)
+    assert met[0] == met[1]
+    assert (peers.params - whole.params).abs().max() < 1e-9
+
+
+def test_pulls_have_no_clocks(ticking: Make, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="links that work both ways, found pulls; allowed: symmetric: true") as caught:
+        ticking("run", {"graph": "random_peers", "symmetric": False}, algorithm={"name": "dspodfl"})
+    assert caught.value.problems[0].key == "topology.symmetric"
+    assert not (tmp_path / "run").exists()
