@@ -1,4 +1,20 @@
-"""DADAO and ACiD: against their equations event by event, their exact values, and what runs of them must not change."""
+"""DADAO and ACiD: against their equations event by event, their exact values, and what runs of them must not change.
+
+What is asked of them, and where it is tried (here, where no file is named):
+
+* DADAO's vectors after given events: `test_dadao_on_two_nodes_by_hand`; ACiD's: `test_acid_on_three_nodes_by_hand`;
+* the flow in closed form: `test_the_flow_is_the_matrix_exponential`;
+* a traced run replays from its own events: `test_a_trace_replays`; with windows and merges: test_stretches;
+* the length of rounds and resuming change nothing: `test_windows_and_resuming_change_nothing`; nor do shards, Ray and
+  dead actors: test_ray_continuous;
+* DADAO's optimum is exact, also with unequal rates of nodes: `test_it_reaches_the_exact_optimum`;
+* its first and second moments, its rate, and its messages per second: test_continuous_rates;
+* the least rates of links, constants of unequal rates, what is refused: the last part of this file;
+* identities: `test_without_eta_it_is_pairwise_averaging`, `test_on_a_complete_graph_acid_changes_nothing`,
+  `test_a_node_without_links_finds_its_own_minimum`; invariants: `test_what_no_event_changes`;
+* how much closer together ACiD keeps a ring: test_continuous_rates;
+* both against others at equal messages: scenarios/dadao-quadratic-sweep.yaml, scenarios/acid-cifar10-sweep.yaml.
+"""
 
 from __future__ import annotations
 
@@ -97,6 +113,9 @@ def test_dadao_on_two_nodes_by_hand(quadratic: Make, states: Make) -> None:
     first = states({**settings, "run": {**settings["run"], "rounds": 1}, "participation": {**POISSON, "window": 0.25}},
                    _TWO, out="first")[0, :4, 0]  # fmt: skip
     assert first == pytest.approx([0.541357878984, 0.616977746740, -0.000968778969, -0.808488873370], abs=1e-11)
+    third = states({**settings, "run": {**settings["run"], "rounds": 1}}, _TWO, out="third")[1, :, 0]
+    expected = [0.119345036262, -0.576654824607, -0.014954308318, 6.288327412304, -0.017546941457, -0.089330752750]
+    assert third == pytest.approx(expected, abs=1e-11)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,23 @@
-"""Communication over time: which rounds a window has, what fires in them, and what a merge of all nodes is."""
+"""Communication over time: which rounds a window has, what fires in them, and what a merge of all nodes is.
+
+What is asked of windows, merges and peers at random, and where it is tried (here, where no file is named):
+
+* the rounds of a window, exactly: `test_a_window_has_these_rounds`; links in and outside it:
+  `test_links_fire_as_a_window_says_and_elsewhere_as_ever`; in continuous time: test_stretches;
+* with equal Hessians the mean model is that of parallel SGD: `test_with_equal_hessians_the_mean_model_is_parallel_sgd`,
+  and test_peers, where pulls break that;
+* how far pulls move the mean, and how fast pairs and pulls bring nodes together: test_peers;
+* after a merge nodes are equal and the mean is where it was: `test_all_nodes_are_the_mean_after_a_merge_which_moves_it_
+  nowhere`; measured models are those that would be merged: `test_a_merge_is_what_was_measured_without_it`;
+* evaluating changes nothing: `test_evaluating_changes_nothing`;
+* one merge at the end is one-shot FedAvg, and one in every round FedAvg: `test_merging_once_at_the_end_is_one_shot_
+  fedavg`, `test_merging_in_every_round_is_fedavg`;
+* a run resumed at any round, also after a final merge, is the unbroken one:
+  `test_a_run_that_was_merged_at_its_end_goes_on_unmerged`; on Ray: test_ray_contract;
+* traced runs replay: test_reference_gossip, test_stretches;
+* what is refused: `test_what_cannot_be_is_refused_before_anything_is_written`, and test_peers;
+* the shipped scenario shows what it is for: `test_nodes_that_meet_rarely_are_good_once_they_merge`.
+"""
 
 from __future__ import annotations
 
@@ -211,6 +230,49 @@ def test_with_equal_hessians_the_mean_model_is_parallel_sgd(
     for _ in range(60):
         x = x - 0.1 * np.array([1.0, 2.0, 0.5]) * (x - optimum)
     assert np.abs(mean.numpy() - x).max() < 1e-12
+
+
+DIGITS: dict[str, Any] = {
+    "data": {"dataset": "digits", "clients": N, "partition": {"scheme": "dirichlet", "alpha": 0.1}},
+    "model": {"name": "linear"}, "algorithm": {"name": "dfedavg", "lr": 0.1, "local_steps": 2, "batch_size": 16},
+    "topology": {"graph": "ring"},
+}  # fmt: skip
+_MODES: dict[str, dict[str, Any]] = {
+    "gossip": {"mode": "gossip", "links": 0.3}, "poisson": {"mode": "poisson", "links": 0.3}
+}  # fmt: skip
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Make:
+    def run(out: str, mode: str, eval_every: int = 1, **participation: Any) -> Any:
+        algorithm = {**DIGITS["algorithm"], "name": "dfedavg" if mode == "gossip" else "dspodfl"}
+        keys = {**DIGITS, "algorithm": algorithm, "participation": {**_MODES[mode], **participation}}
+        keys["run"] = {"rounds": 6, "eval_every": eval_every, "dtype": "float64"}
+        return fedsim.run(keys, out=tmp_path / out)
+
+    return run
+
+
+@pytest.mark.parametrize("mode", _MODES)
+def test_a_merge_is_what_was_measured_without_it(digits: Make, mode: str) -> None:
+    """Metrics of the mean model say before a merge what the nodes are after it."""
+    plain, merged = digits("plain", mode), digits("merged", mode, merge={"rounds": [4]})
+    before, after = (run.metrics.set_index("round").loc[4] for run in (plain, merged))
+    for name in ("train_loss", "test_loss", "test_accuracy"):
+        assert after[name] == pytest.approx(before[name], abs=1e-12)
+    assert after["node_accuracy"] == pytest.approx(after["test_accuracy"], abs=1e-12)
+    assert before["node_accuracy"] < before["test_accuracy"] - 0.05
+    assert after["consensus_distance"] == 0.0 < before["consensus_distance"]
+
+
+@pytest.mark.parametrize("mode", _MODES)
+def test_evaluating_changes_nothing(digits: Make, mode: str) -> None:
+    keys = {"merge": {"rounds": [3]}}
+    often, once = digits("often", mode, **keys), digits("once", mode, eval_every=6, **keys)
+    assert torch.equal(often.params, once.params)
+    assert (len(often.metrics), len(once.metrics)) == (7, 2)
+    last = [run.metrics.drop(columns="wall").iloc[-1] for run in (often, once)]
+    assert last[0].equals(last[1])
 
 
 # --- the end, and going on --------------------------------------------------------------------------------------------

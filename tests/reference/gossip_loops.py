@@ -88,21 +88,23 @@ def gossip(
 
 
 def gradient_tracking(
-    problem: Any, trace: Trace, graph: Callable[[int], Edges], lr: float, directed: bool = False
+    problem: Any, trace: Trace, graph: Callable[[int], Edges] | None, lr: float, directed: bool = False
 ) -> Array:
     """DIGing as printed: ``x_i+ = sum_j w_ij (x_j - lr y_j);  y_i+ = sum_j w_ij y_j + g_i(x_i+) - g_i(x_i)``.
 
-    It starts from y_i = g_i(x_i).
+    It starts from y_i = g_i(x_i). Without a graph nodes meet peers. In a row that merges x_i+ and the sum over y_j are
+    replaced by their means over the nodes, and the gradient is then that at the merged model.
     """
     x = np.tile(problem.x0, (problem.n, 1))
     y = np.stack([problem.grad(i, x[i]) for i in range(problem.n)])
     for row in trace:
-        r, fired = weights(problem.n, graph(row["round"]), directed), [(e[0], e[1]) for e in row["edges"]]
-        new = mix(r, fired, x - lr * y, directed)
-        y = mix(r, fired, y, directed)
-        for i in range(problem.n):
+        fired = [(e[0], e[1]) for e in row["edges"]]
+        n = problem.n
+        r = meeting(n, fired, directed) if graph is None else weights(n, graph(row["round"]), directed)
+        new, y = mix(r, fired, x - lr * y, directed), mix(r, fired, y, directed)
+        if row.get("merge"):
+            new, y = np.tile(new.mean(0), (n, 1)), np.tile(y.mean(0), (n, 1))
+        for i in range(n):
             y[i] += problem.grad(i, new[i]) - problem.grad(i, x[i])
         x = new
-        if row.get("merge"):
-            x, y = np.tile(x.mean(0), (problem.n, 1)), np.tile(y.mean(0), (problem.n, 1))
     return x

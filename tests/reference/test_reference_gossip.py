@@ -146,3 +146,48 @@ def test_gradient_tracking(go: Make, problem: Any, topology: dict[str, Any], lin
     found = run.params.numpy()
     assert np.abs(found - expected).max() <= 1e-10
     assert np.abs(expected - problem.x0).max() > 1e-2
+
+
+WINDOWS = {
+    "links": 0.5, "merge": {"rounds": [9, 17]},
+    "schedule": [
+        {"from": 3, "until": 6, "links": 0}, {"from": 0.4, "until": 0.6, "links": {"linear": [0.1, 1.0]}},
+        {"from": 20, "until": 22, "links": 1, "merge": True},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("topology", [IRREGULAR, {"graph": "random_peers", "peers": 0.7}], ids=["graph", "peers"])
+@pytest.mark.parametrize("name,adapt_first", [("dspodfl", False), ("dfedavg", True), ("gradient_tracking", True)])
+def test_windows_and_merges(go: Make, problem: Any, name: str, adapt_first: bool, topology: Any) -> None:
+    run = go(name, topology, {"mode": "gossip", **WINDOWS})
+    assert [row["round"] for row in run.trace if row.get("merge")] == [9, 17, 20, 21]
+    fired = [len(row["edges"]) for row in run.trace]
+    assert fired[2:5] == [0, 0, 0]
+    if topology is IRREGULAR:
+        assert fired[19:21] == [len(physical(run)(1))] * 2
+    graph = physical(run) if topology is IRREGULAR else None
+    if name == "gradient_tracking":
+        agree(run, gradient_tracking(problem, run.trace, graph, LR), problem.x0)
+    else:
+        agree(run, gossip(problem, run.trace, graph, lambda k: LR, adapt_first), problem.x0)  # noqa: ARG005
+
+
+@pytest.mark.parametrize("peers,symmetric", [(0.6, True), (0.4, False), (2.5, False)])
+@pytest.mark.parametrize("name,adapt_first", [("dpsgd", False), ("dfedavg", True)])
+def test_peers_that_are_drawn_anew(
+    go: Make, problem: Any, name: str, adapt_first: bool, peers: float, symmetric: bool
+) -> None:
+    links = {} if name == "dpsgd" else {"links": 0.8}
+    run = go(name, {"graph": "random_peers", "peers": peers, "symmetric": symmetric}, {"mode": "gossip", **links})
+    assert len({tuple(map(tuple, row["edges"])) for row in run.trace}) > 5
+    expected = gossip(problem, run.trace, None, lambda k: LR, adapt_first, directed=not symmetric)  # noqa: ARG005
+    agree(run, expected, problem.x0)
+
+
+@pytest.mark.parametrize("name,adapt_first", [("dspodfl", False), ("dfedavg", True)])
+def test_a_merge_at_the_end(go: Make, problem: Any, name: str, adapt_first: bool) -> None:
+    run = go(name, participation={"mode": "gossip", "links": 0.3, "merge": "final"})
+    apart = gossip(problem, run.trace, physical(run), lambda k: LR, adapt_first)  # noqa: ARG005
+    assert np.abs(apart - apart.mean(0)).max() > 1e-3
+    assert np.abs(run.params.numpy() - apart.mean(0)).max() <= 1e-10
