@@ -100,7 +100,7 @@ class Assembly:
         if not isinstance(algorithm, GossipAlgorithm):
             return Mixing()
         late = 0 if rule is None or algorithm.waits_for_all() else rule.tolerated or 0
-        return Mixing(rule, self.privacy.exchanges * algorithm.mixings(), late)
+        return Mixing(rule, _exchanges(scenario), late)
 
 
 @dataclass(frozen=True)
@@ -171,13 +171,11 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
     if held is None:  # a machine of a deployment sees its own data alone; its server has the whole
         s = _settled(s, task)
     network: Network | None = None
-    mixings = 1
     if s.topology is not None and isinstance(s.algorithm, GossipAlgorithm):
         with _section("topology", s):
             needs, name = s.algorithm.needs, s.names["topology"]
             topology, weights = topology_of(s.topology, s.mixing, task.num_clients, s.seed, s.base, name, needs.columns)
             network = build_network(topology, weights, type(s.algorithm).__name__, needs.symmetric, needs.columns)
-            mixings = s.algorithm.mixings()
     facts = RunFacts(
         s.seed, task.num_clients, attackers_of(s, task.num_clients, network), s.participation.clocked,
         None if network is None else network.mixings[0].links,
@@ -199,7 +197,7 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
     transforms = Pipeline(s.transforms, facts)
     transforms.check(sent)
     if network is not None:
-        links = [mixings * ticks for ticks in network.link_ticks(transforms.row_bytes(sent))]
+        links = [_exchanges(s) * ticks for ticks in network.link_ticks(transforms.row_bytes(sent))]
         if "system" in s.given or any(ticks.any() for ticks in links):
             with _section("system"):
                 durations = durations_of(s.system, s.algorithm, task, transforms)
@@ -224,6 +222,12 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
     return Assembly(
         task, network, device, dtype, counts, layout, durations, privacy, pipeline, s.algorithm, about, kept, parts
     )
+
+
+def _exchanges(s: Scenario) -> int:
+    """How often nodes of a graph mix in a round, one exchange after the other."""
+    mixings = s.algorithm.mixings() if isinstance(s.algorithm, GossipAlgorithm) else 1
+    return mixings * (1 if s.privacy is None else s.privacy.exchanges)
 
 
 def _settled(s: Scenario, task: Task) -> Scenario:

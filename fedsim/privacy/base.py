@@ -74,6 +74,11 @@ class Mechanism(Part, ABC):
     linear_mixing: ClassVar[str | None] = None
     """On a graph, why nodes have to mix by weighted sums, where they have to; see `fedsim.algorithms.needs`."""
 
+    @property
+    def exchanges(self) -> int:
+        """How often the nodes of a graph mix where the algorithm mixes once; all of it is sent and takes its time."""
+        return 1
+
     @abstractmethod
     def bind(self, setting: Setting) -> Bound:
         """Calibrate for a run.
@@ -102,10 +107,11 @@ class Bound:
     answers_empty: ClassVar[bool] = False
     """Whether a round in which no client delivers releases its noise all the same."""
     exchanges: int = 1
-    """How often the nodes of a graph mix where the algorithm mixes once."""
+    """Its mechanism's."""
 
     def __init__(self, mechanism: Mechanism, setting: Setting, ledger: PrivacyLedger) -> None:
         self.seeds = (mechanism.noise_seed, setting.seed)
+        self.exchanges = mechanism.exchanges
         self.samples_from: int | None = None
         self.releases: Releases | None = None
         self.place = ""

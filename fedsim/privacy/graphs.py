@@ -264,6 +264,10 @@ class Muffliato(NodeMechanism):
 
     gossip_steps: Count = 10
 
+    @property
+    def exchanges(self) -> int:
+        return self.gossip_steps
+
     def check(self, setting: Setting) -> Network:
         network = super().check(setting)
         for event in events(setting):
@@ -283,12 +287,6 @@ class Muffliato(NodeMechanism):
 
 class _BoundMuffliato(BoundNodes):
     """Noise, then gossip, in one run."""
-
-    def __init__(
-        self, mechanism: Muffliato, setting: Setting, ledger: PrivacyLedger, z: float, calls: int, one: Release
-    ) -> None:
-        super().__init__(mechanism, setting, ledger, z, calls, one)
-        self.exchanges = mechanism.gossip_steps
 
     def facts(self) -> dict[str, Any]:
         seen = self.network_dp

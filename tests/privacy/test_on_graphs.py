@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dp_accounting
@@ -201,6 +202,26 @@ def test_network_dp_is_reported_by_distance(run_scenario: Make, settings: Make) 
 # --- what is refused ------------------------------------------------------------------------------
 
 DECOR = {"mechanism": "decor", "epsilon": 3.0}
+
+
+def test_every_exchange_takes_its_time(run_scenario: Make, settings: Make, tmp_path: Path) -> None:
+    """Five mixing steps take five times as long as one over links of 20 ms, with a mechanism as with an algorithm."""
+    file = tmp_path / "ring.graphml"
+    graph = nx.cycle_graph(12)
+    nx.set_edge_attributes(graph, 20.0, "latency_ms")
+    nx.write_graphml(graph, file)
+    sections: dict[str, Any] = {"topology": {"graph": "file", "path": str(file)}}
+    times = {}
+    for steps in (1, 5):
+        muffliato = settings({"mechanism": "muffliato", "noise_multiplier": 2.0, "gossip_steps": steps}, rounds=3)
+        times[steps] = run_scenario(**{**muffliato, **sections}).metrics["time"].iloc[-1]
+    monna = {"algorithm": {"name": "monna", "lr": 0.1, "exchanges": 5}}
+    alike = run_scenario(**{**settings(None, rounds=3), **sections, **monna}).metrics["time"].iloc[-1]
+    work = times[1] - 3 * 0.02
+    assert times[5] == pytest.approx(3 * 5 * 0.02 + work)
+    assert times[5] == pytest.approx(alike)
+
+
 MUFFLIATO = {"mechanism": "muffliato", "epsilon": 3.0}
 
 
