@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fedsim.backends.base import Backend, BackendDefaults
-from fedsim.core.arrays import Ints
+from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.job import Job
 from fedsim.core.registry import Part
@@ -37,6 +37,8 @@ from fedsim.scenario.sections import BackendSection, Scenario
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Pair = tuple[Floats, Floats]
+"""An example and its reconstruction, scaled to 0..1."""
 Hear = Callable[[Ints, Message], None]
 """Called with every message that reaches the server: clients ``[m]`` and rows ``[m, d]``."""
 
@@ -45,7 +47,8 @@ Hear = Callable[[Ints, Message], None]
 class Finding:
     """What an audit found.
 
-    `results` are JSON's types; `alarm` says what claim was shown to be false; `figures` are made when they are needed.
+    `results` are JSON's types; `alarm` says what claim was shown to be false; `figures` are made when they are needed;
+    `reconstructed` are the examples that were guessed, victim by victim.
     """
 
     threat_model: str
@@ -53,11 +56,15 @@ class Finding:
     alarm: str | None = None
     notes: tuple[str, ...] = ()
     figures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
+    reconstructed: tuple[Pair, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit(Part, ABC):
     """Base class of audits; its fields are its YAML keys."""
+
+    def check(self, subject: Subject) -> None:
+        """Raise InputError as `run` would, where that can be told before any of the scenario's audits has begun."""
 
     @abstractmethod
     def run(self, subject: Subject) -> Finding:

@@ -8,14 +8,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedsim.audit.base import Audit, Finding, Subject
+from fedsim.audit.reconstruction import HEADINGS, compared
 from fedsim.core.crew import working
 from fedsim.core.errors import InputError
 from fedsim.core.fields import dump_part, part_from
 from fedsim.figures.html import Markup, heading, image, lead, mark, notes, page, paragraph, pre, table
 from fedsim.scenario.sections import Scenario
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Progress = Callable[[str], None]
 
@@ -74,6 +78,8 @@ def audit(scenario: Scenario, attacks: Sequence[str] = (), progress: Progress | 
         with working(scenario.run.threads):
             subject = Subject(scenario, progress)
             claim = subject.claim
+            for part in chosen.values():
+                part.check(subject)
             done = [Audited(name, dump_part(part), part.run(subject)) for name, part in chosen.items()]
     except InputError as error:
         raise scenario.document.locate(error) from None
@@ -172,6 +178,7 @@ def _page(report: Report, figures: Path) -> str:
         body.append(paragraph("The scenario has no privacy mechanism: no epsilon is claimed.", soft=True))
     else:
         body += [heading(2, "What is claimed"), table(["", ""], rows(report.claim), text=(1,))]
+    body += _comparison(report, figures)
     for done in report.audits:
         finding = done.finding
         body += [
@@ -181,12 +188,28 @@ def _page(report: Report, figures: Path) -> str:
             table(["", ""], rows(finding.results)),
         ]
         for name, make in finding.figures.items():
-            buffer = io.BytesIO()
-            make().savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-            (figures / f"{done.name}-{name}.png").write_bytes(buffer.getvalue())
-            body.append(image(buffer.getvalue(), f"{done.name}: {name}"))
+            body.append(_drawn(make, figures / f"{done.name}-{name}.png", f"{done.name}: {name}"))
         body += [paragraph(note, soft=True) for note in finding.notes]
         if done.keys:
             body.append(paragraph("Keys: " + ", ".join(f"{k} {v}" for k, v in done.keys.items()), soft=True))
     body += [heading(2, "Scenario"), pre(report.scenario.to_yaml())]
     return page(title, body)
+
+
+def _comparison(report: Report, figures: Path) -> list[object]:
+    """The reconstruction attacks side by side, where there are several."""
+    lines, make = compared({done.name: done.finding for done in report.audits})
+    if not lines:
+        return []
+    parts: list[object] = [heading(2, "Reconstructions compared"), table(HEADINGS, lines, text=(0,))]
+    if make is not None:
+        parts.append(_drawn(make, figures / "reconstructions.png", "reconstructions compared"))
+    return parts
+
+
+def _drawn(make: Callable[[], Figure], place: Path, what: str) -> object:
+    """The figure, also left behind as a file."""
+    buffer = io.BytesIO()
+    make().savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    place.write_bytes(buffer.getvalue())
+    return image(buffer.getvalue(), what)

@@ -1,91 +1,20 @@
-"""Reconstruction of examples from what a server sees of one client: gradient inversion.
-
-An attack is an audit with one method, ``reconstruct(gradients, model, labels)``; somebody's own, a generative one say,
-is a subclass of `Reconstruction` named ``pkg.mod:Class`` in the ``audit:`` section.
-"""
+"""Gradient inversion without a prior of the data: DLG, iDLG, Inverting Gradients, and what a first layer gives away."""
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.audit.base import Audit, Finding, Subject
-from fedsim.audit.observed import Observed, observe
-from fedsim.audit.pictures import mse, psnr, ssim
+from fedsim.audit.observed import Observed
+from fedsim.audit.reconstruction import Reconstruction, total_variation
 from fedsim.core import rng
-from fedsim.core.arrays import Floats
 from fedsim.core.errors import InputError
 from fedsim.core.registry import register
 from fedsim.core.types import Count, NonNegative, Positive
-from fedsim.engine.assembly import Change, Material, assemble
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-_SERVER = (
-    "The attacker is the server, which follows the protocol and sees one client's message of the first round. It knows "
-    "the model, the algorithm and its keys, the order of the client's minibatches, how many examples ({images}) the "
-    "client holds, and the range of their values{labels}{clip}.{noise}"
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reconstruction(Audit):
-    """Base class of attacks that reconstruct a client's examples.
-
-    Parameters
-    ----------
-    images : examples that each victim holds; its data are cut down to that many.
-    victims : clients attacked, one after another.
-    labels : ``inferred`` from the last layer's gradient, or ``known``.
-    """
-
-    images: Count = 1
-    victims: Count = 3
-    labels: Literal["inferred", "known"] = "inferred"
-
-    @abstractmethod
-    def reconstruct(self, gradients: Observed, model: nn.Module, labels: Tensor | None = None) -> Tensor:
-        """Guesses ``[b, *gradients.shape]`` of the examples behind `gradients`.
-
-        `model` is in float64 and holds the parameters that the client received; `labels` ``[b]`` are the classes (for
-        regression the targets) as far as they are known or inferred, else None.
-        """
-
-    def run(self, subject: Subject) -> Finding:
-        victims = min(self.victims, len(subject.material.rows))
-        if not subject.material.data.train_x.is_floating_point():
-            raise InputError("inputs are searched among real numbers, found integers", key="data.dataset")
-        assembly = assemble(subject.scenario, cut(self.images, victims))
-        cases = []
-        for victim in range(victims):
-            subject.say(f"{type(self).__name__}: client {victim + 1} of {victims}")
-            seen, inputs, truth = observe(subject.scenario, assembly, victim, subject.material.data.num_classes)
-            labels: Tensor | None = truth if self.labels == "known" or seen.num_classes is None else infer_labels(seen)
-            guess = self.reconstruct(seen, seen.replay.module, labels).detach()
-            if guess.shape != inputs.shape:
-                found, allowed = list(guess.shape), list(inputs.shape)
-                raise InputError(f"'{type(self).__name__}' returned examples {found}, allowed: {allowed}", "audit")
-            cases.append(_Case.of(seen, inputs, truth, guess, labels))
-        known = "" if self.labels == "inferred" else ", and their labels"
-        clip = (
-            "" if seen.clip is None else f", and that gradients are clipped to {seen.clip:g}, which its guesses are too"
-        )
-        private = assembly.privacy.claims and assembly.privacy.ledger.claim.trust == "local"
-        noise = " The message has the client's noise in it, which cannot be replayed." if private else ""
-        if assembly.privacy.claims and not private:
-            noise = " Noise is added after the server has seen the message (trust central), so none protects from it."
-        model = _SERVER.format(images=self.images, labels=known, clip=clip, noise=noise)
-        return _finding(cases, model)
 
 
 @register.audit("dlg")
@@ -196,34 +125,6 @@ class FirstLayer(Reconstruction):
         return (weight[units] / safe).reshape(-1, *gradients.shape).clamp(*gradients.box)
 
 
-def cut(images: int, victims: int) -> Change:
-    """The first `victims` clients hold only their first `images` examples."""
-
-    def change(material: Material) -> Material:
-        rows = [r[:images] if i < victims else r for i, r in enumerate(material.rows)]
-        return replace(material, rows=rows)
-
-    return change
-
-
-def infer_labels(gradients: Observed) -> Tensor:
-    """Classes ``[b]`` from the last layer's gradient: the most negative entries (iDLG, Zhao et al., arXiv 2001.02610).
-
-    The gradient of the last bias is the mean of softmax minus one-hot vectors, negative only where a class is there.
-    Each class is taken at most once until all have been.
-    """
-    names = list(gradients)
-    last = gradients[names[-1]]
-    per_class = last if last.dim() == 1 else last.flatten(1).sum(1)
-    order = per_class.argsort()
-    return order[torch.arange(gradients.images, device=order.device) % len(order)]
-
-
-def total_variation(x: Tensor) -> Tensor:
-    """Mean absolute difference of neighbouring pixels of ``[b, C, H, W]``, both directions added."""
-    return (x[..., 1:, :] - x[..., :-1, :]).abs().mean() + (x[..., 1:] - x[..., :-1]).abs().mean()
-
-
 def _match(gradients: Observed, start: Tensor, labels: Tensor, iterations: int) -> tuple[Tensor, float]:
     """L-BFGS on the squared distance of messages, over the examples (and labels, where they are logits)."""
     x = start.clone(memory_format=torch.contiguous_format).requires_grad_()
@@ -258,58 +159,3 @@ def _best(gradients: Observed, restarts: int, attempt: Callable[[Tensor, Tensor]
         x, value = attempt(start, torch.as_tensor(draw.standard_normal((b, k)), device=device))
         found.append((value if math.isfinite(value) else math.inf, i, x))
     return torch.nan_to_num(min(found, key=lambda f: f[:2])[2])
-
-
-@dataclass(frozen=True)
-class _Case:
-    """One victim: its examples and the guesses, matched and scaled to 0..1."""
-
-    originals: list[Floats]
-    guesses: list[Floats]
-    right_labels: int | None
-
-    @classmethod
-    def of(cls, seen: Observed, inputs: Tensor, truth: Tensor, guess: Tensor, labels: Tensor | None) -> _Case:
-        from scipy.optimize import linear_sum_assignment
-
-        low, high = seen.box
-        a = ((inputs - low) / (high - low)).cpu().numpy()
-        b = np.clip(((guess - low) / (high - low)).cpu().numpy(), 0, 1)
-        cost = [[mse(x, y) for y in b] for x in a]
-        own, match = linear_sum_assignment(np.array(cost))
-        right = None
-        if seen.num_classes is not None and labels is not None:
-            shared = Counter(truth.tolist()) & Counter(labels.tolist())
-            right = sum(shared.values())
-        return cls([a[i] for i in own], [b[j] for j in match], right)
-
-
-def _finding(cases: Sequence[_Case], threat_model: str) -> Finding:
-    pairs = [(a, b) for case in cases for a, b in zip(case.originals, case.guesses, strict=True)]
-    pictures = pairs[0][0].ndim == 3 and min(pairs[0][0].shape[1:]) > 1
-
-    def spread(values: list[float], best: Callable[[list[float]], float]) -> dict[str, Any]:
-        finite = [v for v in values if math.isfinite(v)] or [math.nan]
-        return {"mean": float(np.mean(values)), "std": float(np.std(finite, ddof=1)) if len(finite) > 1 else None,
-                "best": best(values)}  # fmt: skip
-
-    results: dict[str, Any] = {"victims": len(cases), "examples": len(pairs)}
-    results["psnr_db"] = spread([min(psnr(a, b), 200.0) for a, b in pairs], max)
-    results["mse"] = spread([mse(a, b) for a, b in pairs], min)
-    if pictures:
-        results["ssim"] = spread([ssim(a, b) for a, b in pairs], max)
-    right = [case.right_labels for case in cases]
-    if all(r is not None for r in right):
-        results["label_accuracy"] = sum(r for r in right if r is not None) / len(pairs)
-    results["psnr_db_each"] = [round(min(psnr(a, b), 200.0), 2) for a, b in pairs]
-
-    def picture() -> Figure:
-        from fedsim.figures.audit import reconstruction_figure
-
-        return reconstruction_figure([(a, b, f"{min(psnr(a, b), 200.0):.1f} dB") for a, b in pairs])
-
-    notes = (
-        "PSNR and SSIM of values scaled to 0..1 by the training data's range; PSNR is cut at 200 dB. Below some 12 dB "
-        "nothing is to be seen. A victim's data are cut down to the examples attacked; more of them make it harder.",
-    )
-    return Finding(threat_model, results, notes=notes, figures={"images": partial(picture)} if pictures else {})

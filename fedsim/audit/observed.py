@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from fedsim.core.errors import InputError
 from fedsim.core.job import Job
 from fedsim.core.oracle import Oracle
 from fedsim.core.types import Message, clip_norm
+from fedsim.messages.base import Pipeline
+from fedsim.messages.compressor import Compressor
 from fedsim.models.layout import call, layout, views
 from fedsim.models.losses import Loss
 from fedsim.scenario.sections import Scenario
@@ -63,7 +66,7 @@ class Replay:
     """The client's local work on guessed examples, by the algorithm's own code: ``[b, *shape]``, labels to ``[d]``.
 
     Labels are classes ``[b]``, or, for an attacker who optimises them too, logits of soft labels ``[b, k]``. The
-    result can be differentiated by both. It knows of clipping, but nobody can replay noise.
+    result can be differentiated by both. It knows of clipping and of compression, but nobody can replay noise.
     """
 
     algorithm: Algorithm
@@ -78,6 +81,8 @@ class Replay:
     example_clip: float | None = None
     denominator: float | None = None
     message_clip: float | None = None
+    compressed: Callable[[Tensor], Tensor] | None = None
+    """What compression would have made of a message ``[1, d]``, as far as that can be differentiated."""
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> Tensor:
         local = {k: v.expand(1, -1) for k, v in self.algorithm.start(self.received, self.kept).items()}
@@ -86,8 +91,9 @@ class Replay:
             local = self.algorithm.local_step(oracle, local, self.received, self.kept)
         steps = torch.full_like(self.lr, len(self.batches))
         message, _, _ = self.algorithm.message(local, self.received, self.kept, Effort(steps, self.lr))
-        sent = message[self.key][0]
-        return sent if self.message_clip is None else clip_norm(sent, self.message_clip)
+        sent = message[self.key]
+        sent = sent if self.message_clip is None else clip_norm(sent, self.message_clip)
+        return (sent if self.compressed is None else self.compressed(sent))[0]
 
 
 class _Guess(Oracle):
@@ -147,7 +153,8 @@ def observe(scenario: Scenario, assembly: Any, client: int, classes: int | None)
     x = task.initial()
     received = {k: v.reshape(1, -1) for k, v in begin(algorithm, algorithm.init(x)).items()}
     received = assembly.privacy.broadcast(received)
-    sent = assembly.worker(scenario).run(Job(clients, rounds, steps, received))
+    job = Job(clients, rounds, steps, received)
+    sent = assembly.worker(scenario).run(job)
     key = next((k for k in ("delta", "mean") if k in sent), None)
     if key is None:
         raise InputError(f"found messages of {', '.join(sent)}: no update of the model to invert", "algorithm.name")
@@ -168,7 +175,7 @@ def observe(scenario: Scenario, assembly: Any, client: int, classes: int | None)
         {k: v.double() for k, v in algorithm.init_client(x.unsqueeze(0)).items()}, lr, batches, key,
         example_clip=clip if wrapped else None,
         denominator=getattr(assembly.privacy, "rate", 1.0) * len(own) if wrapped else None,
-        message_clip=None if wrapped else clip,
+        message_clip=None if wrapped else clip, compressed=_compressed(assembly.pipeline, sent, key, job),
     )  # fmt: skip
     message = sent[key][0].double()
     gradient = message if key == "mean" else -message / (float(lr) * len(batches))
@@ -178,3 +185,15 @@ def observe(scenario: Scenario, assembly: Any, client: int, classes: int | None)
     known = clip if clip is not None else getattr(algorithm, "clip_norm", None) or algorithm.clip
     seen = Observed(gradient, message, replay, tuple(inputs.shape[1:]), box, classes, len(own), known)
     return seen, inputs, labels
+
+
+def _compressed(pipeline: Pipeline, sent: Message, key: str, job: Job) -> Callable[[Tensor], Tensor] | None:
+    """What the pipeline's compressor makes of a guess, with the draws of the message that was sent; None: it has none.
+
+    In the first round there is nothing yet that error feedback could feed back.
+    """
+    for link in pipeline.links:
+        if isinstance(link, Compressor) and key in (names := link.vectors(pipeline.given(link, sent))):
+            draws = link.draws_for(sent[key], job, pipeline.run, names.index(key))
+            return partial(link.retraced, sent=sent[key].double(), u=draws.double())
+    return None

@@ -83,18 +83,22 @@ def scores_figure(scores: Floats, members: npt.NDArray[np.bool_]) -> Figure:
     return figure
 
 
-def reconstruction_figure(pairs: Sequence[tuple[Floats, Floats, str]]) -> Figure:
-    """Originals above, reconstructions below, each ``[C, H, W]`` in 0..1 with a caption for the reconstruction."""
+def reconstruction_figure(rows: Mapping[str, Sequence[tuple[Floats, str]]]) -> Figure:
+    """Rows of images ``[C, H, W]`` in 0..1, each with a caption; the row's name stands at its left."""
     from matplotlib.figure import Figure
 
-    shown = pairs[:_MOST_IMAGES]
-    figure = Figure(figsize=(1.35 * max(len(shown), 3), 3.2), layout="constrained")
-    grid: Any = figure.subplots(2, len(shown), squeeze=False)
-    for column, (original, guess, caption) in enumerate(shown):
-        for axes, image, title in ((grid[0, column], original, "original"), (grid[1, column], guess, caption)):
+    shown = {name: row[:_MOST_IMAGES] for name, row in rows.items()}
+    columns = max(map(len, shown.values()))
+    figure = Figure(figsize=(1.35 * max(columns, 3) + 0.4, 1.6 * len(shown)), layout="constrained")
+    grid: Any = figure.subplots(len(shown), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for line, (name, row) in zip(grid, shown.items(), strict=True):
+        line[0].set_ylabel(name.replace("_", " "), fontsize=9)
+        for axes, (image, title) in zip(line, row, strict=False):
             picture = np.clip(np.moveaxis(image, 0, -1), 0, 1)
             single = picture.shape[-1] != 3
             axes.imshow(picture[..., 0] if single else picture, cmap="gray" if single else None, vmin=0, vmax=1)
             axes.set_title(title, fontsize=8)
-            axes.set_axis_off()
     return figure

@@ -77,6 +77,14 @@ class Compressor(Packing):
     def bits(self, d: int, number: int) -> int:
         """Bits of one row of d numbers, of `number` bits each before compression."""
 
+    def retraced(self, v: Tensor, sent: Tensor, u: Tensor) -> Tensor:
+        """What a guess v would have become, differentiable, where `sent` is what really came; all are rows ``[m, d]``.
+
+        An attacker who looks for the examples behind a message asks it. Where nothing says better it is v: rounding
+        cannot be differentiated.
+        """
+        return v
+
     packs: ClassVar[bool] = False
     """Whether it says how what it sends travels: `pack` and `unpack`. A deployment needs it."""
 

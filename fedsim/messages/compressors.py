@@ -86,6 +86,9 @@ class TopK(_Sparse):
         order = self._largest(v)
         return torch.zeros_like(v).scatter_(-1, order, v.gather(-1, order))
 
+    def retraced(self, v: Tensor, sent: Tensor, u: Tensor) -> Tensor:
+        return v * (sent != 0)
+
     def _largest(self, v: Tensor) -> Tensor:
         """Places of the k largest absolute values ``[m, k]``, in any order.
 
@@ -157,6 +160,10 @@ class RandK(_Sparse):
     def __call__(self, v: Tensor, u: Tensor) -> Tensor:
         order, chosen = self._chosen(v, u)
         return torch.zeros_like(v).scatter_(-1, order, chosen)
+
+    def retraced(self, v: Tensor, sent: Tensor, u: Tensor) -> Tensor:
+        order, chosen = self._chosen(v, u)
+        return torch.zeros_like(v).scatter(-1, order, chosen)
 
     def _drawn(self, u: Tensor) -> Tensor:
         """Places of the k smallest uniform numbers ``[m, k]``."""
@@ -243,6 +250,9 @@ class QSGD(Compressor):
     def __call__(self, v: Tensor, u: Tensor) -> Tensor:
         size, level = self._levels(v, u)
         return self._value(size, torch.sign(v), level)
+
+    def retraced(self, v: Tensor, sent: Tensor, u: Tensor) -> Tensor:
+        return v / (1 + self._omega(v.shape[-1])) if self.contractive else v
 
     def _levels(self, v: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """The norm ``[m, 1]``, and the levels ``[m, d]``, whole numbers up to `levels`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,3 +38,19 @@ class WrongShape(Reconstruction):
 
     def reconstruct(self, gradients: Observed, model: nn.Module, labels: Tensor | None = None) -> Tensor:
         return torch.zeros(gradients.images, 3, dtype=torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotFinite(Reconstruction):
+    """Divides by nothing."""
+
+    def reconstruct(self, gradients: Observed, model: nn.Module, labels: Tensor | None = None) -> Tensor:
+        return torch.full((gradients.images, *gradients.shape), float("nan"), dtype=torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoTensor(Reconstruction):
+    """Returns a list of examples."""
+
+    def reconstruct(self, gradients: Observed, model: nn.Module, labels: Tensor | None = None) -> Any:
+        return [torch.zeros(gradients.shape, dtype=torch.float64)] * gradients.images

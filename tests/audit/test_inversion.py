@@ -12,8 +12,8 @@ import torch
 
 from fedsim.audit.base import Subject
 from fedsim.audit.command import audit
-from fedsim.audit.inversion import cut, infer_labels, total_variation
 from fedsim.audit.observed import observe
+from fedsim.audit.reconstruction import cut, infer_labels, total_variation
 from fedsim.core.errors import InputError
 from fedsim.engine.assembly import assemble
 from fedsim.scenario.load import parse
@@ -48,6 +48,9 @@ def scenario(algorithm: dict[str, Any] | None = None, **sections: Any) -> Any:
         ({"name": "feddyn", "alpha": 0.3, "local_steps": 2}, {}),
         ({"local_steps": 2}, {"model": {"name": "cnn", "channels": [2], "hidden": 8}}),
         (DP_GD, {"privacy": {"mechanism": "gaussian", "epsilon": 3}}),
+        ({"local_steps": 2}, {"compression": {"name": "top_k", "fraction": 0.1, "feedback": "ef14"}}),
+        ({"local_steps": 2}, {"compression": {"name": "rand_k", "k": 200, "scaled": True}}),
+        ({}, {"compression": {"name": "none"}}),
     ],
     ids=str,
 )
@@ -136,10 +139,12 @@ def test_somebodys_own_attack_plugs_in() -> None:
          "privacy.trust"),
         (lambda: scenario(model={"name": "cnn", "channels": [2], "hidden": 8}), "first_layer", "model"),
         (lambda: scenario(), "own_attack:WrongShape", "audit"),
+        (lambda: scenario(), "own_attack:NotFinite", "audit"),
+        (lambda: scenario(), "own_attack:NoTensor", "audit"),
         (lambda: parse({**{k: v for k, v in scenario().document.values.items() if k != "algorithm"},
                         "algorithm": {"name": "dspodfl"}, "topology": {"graph": "ring"}}), "idlg", "algorithm"),
     ],
-    ids=["secagg", "cnn", "shape", "gossip"],
+    ids=["secagg", "cnn", "shape", "nan", "no tensor", "gossip"],
 )  # fmt: skip
 def test_what_cannot_be_attacked_is_said(make: Any, attack: str, key: str) -> None:
     with pytest.raises(InputError) as caught:
