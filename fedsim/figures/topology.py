@@ -95,6 +95,7 @@ def _apart(places: Places) -> Places:
 
 
 def _edges(figure: Any, axes: Any, graph: nx.Graph[Any], places: Places) -> None:
+    from matplotlib import colormaps
     from matplotlib.collections import LineCollection
 
     edges = list(graph.edges(data=True))
@@ -103,31 +104,27 @@ def _edges(figure: Any, axes: Any, graph: nx.Graph[Any], places: Places) -> None
     ends = np.array([[u, v] for u, v, _ in edges])
     width = float(np.clip(60 / math.sqrt(len(edges) + 1) / 5, 0.35, 1.6))
     latency = np.array([data.get("latency_ms", np.nan) for *_, data in edges], dtype=float)
+    order = np.argsort(-np.nan_to_num(latency))  # short, fast links on top: they are the ones that get covered
     segments = _segments(graph, places, ends)
-    lines = LineCollection(segments, linewidths=width, zorder=1)
+    lines = LineCollection([segments[k] for k in order], linewidths=width, zorder=1)
     if np.isfinite(latency).any():
-        order = np.argsort(-np.nan_to_num(latency))  # short, fast links on top: they are the ones that get covered
-        lines.set_segments([segments[k] for k in order])
-        lines.set_array(latency[order])
-        lines.set_cmap("plasma_r")
+        times = np.ma.masked_invalid(latency[order])
+        lines.set_array(times)
+        lines.set_cmap(colormaps["plasma_r"].with_extremes(bad="0.6"))
         lines.set_alpha(0.85)
         figure.colorbar(lines, ax=axes, label="latency (ms)", shrink=0.55, pad=0.02, aspect=25)
+        colors = lines.to_rgba(times, alpha=0.85)
     else:
         lines.set_color("0.6")
         lines.set_alpha(float(np.clip(40 / math.sqrt(len(edges)), 0.12, 0.9)))
+        colors = np.full((len(edges), 4), (0.5, 0.5, 0.5, 1.0))
     axes.add_collection(lines)
     if graph.is_directed() and len(edges) <= _ARROWS * 2 and len(places) <= _ARROWS:
-        lines.set_visible(bool(np.isfinite(latency).any()))
-        for (x0, y0), (x1, y1) in places[ends]:
-            style = {
-                "arrowstyle": "-|>",
-                "color": "0.5",
-                "lw": width * 0.8,
-                "mutation_scale": 8,
-                "shrinkA": 6,
-                "shrinkB": 7,
-            }
-            axes.annotate("", (x1, y1), (x0, y0), arrowprops=style | {"connectionstyle": "arc3,rad=0.06"}, zorder=1)
+        lines.set_visible(False)  # an arrow stands for each
+        style = {"arrowstyle": "-|>", "lw": width * 0.8, "mutation_scale": 8, "shrinkA": 6, "shrinkB": 7}
+        style["connectionstyle"] = "arc3,rad=0.06"
+        for (start, end), color in zip(places[ends[order]], colors, strict=True):
+            axes.annotate("", end, start, arrowprops={**style, "color": tuple(color)}, zorder=1)
 
 
 def _segments(graph: nx.Graph[Any], places: Places, ends: npt.NDArray[np.int64]) -> list[Places]:

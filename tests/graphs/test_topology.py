@@ -324,6 +324,23 @@ def test_figure_draws_every_edge_and_node(tmp_path: Path) -> None:
         assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("latencies", ["all", "some", "none"])
+def test_a_directed_link_is_drawn_once(latencies: str) -> None:
+    """As an arrow from its source, in the colour of its latency."""
+    from matplotlib.collections import LineCollection
+
+    graph = nx.DiGraph([(0, 1), (1, 0), (1, 2), (2, 0)])
+    given = {"all": 4, "some": 2, "none": 0}[latencies]
+    for k, edge in enumerate(list(graph.edges)[:given]):
+        graph.edges[edge]["latency_ms"] = 10.0 * (k + 1)
+    axes = topology_figure(graph).axes[0]
+    arrows = [t.arrow_patch for t in axes.texts if getattr(t, "arrow_patch", None) is not None]
+    (lines,) = (c for c in axes.collections if isinstance(c, LineCollection))
+    assert not lines.get_visible()
+    assert len(arrows) == graph.number_of_edges()
+    assert len({arrow.get_edgecolor() for arrow in arrows}) == max(given + (given < 4), 1)
+
+
 def test_ring_is_drawn_as_a_circle() -> None:
     from matplotlib.collections import PathCollection
 
