@@ -46,7 +46,8 @@ class Conducive:
     def __call__(self, x: Tensor) -> Tensor:
         if self.slope.dim() == 2:
             return torch.addcmul(self.offset, self.slope, x, value=-1.0)
-        return self.offset - torch.bmm(self.slope, x.unsqueeze(-1)).squeeze(-1)
+        # As a row times a matrix: several times as fast as a matrix times a column.
+        return self.offset - torch.bmm(x.unsqueeze(1), self.slope.mT).squeeze(1)
 
 
 class PosteriorTask(WrappedTask):

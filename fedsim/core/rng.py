@@ -26,16 +26,16 @@ _SMALL = np.uint64(
 )  # below this size 8 rounds leave some orders of the set visibly rarer; three times as many do not
 
 
-def _mix(z: Keys) -> Keys:
+def _mix(z: Keys, spare: Keys | None = None) -> Keys:
     """SplitMix64's finalizer: a bijection of 64-bit words whose every output bit depends on every input bit.
 
-    It overwrites `z`: memory that is new each time costs large draws more than the arithmetic.
+    It overwrites `z` and, where there is one, the array `spare` of its form: memory that is new each time costs large
+    draws more than the arithmetic.
     """
-    z ^= z >> np.uint64(30)
-    z *= _M1
-    z ^= z >> np.uint64(27)
-    z *= _M2
-    z ^= z >> np.uint64(31)
+    for shift, factor in ((np.uint64(30), _M1), (np.uint64(27), _M2), (np.uint64(31), None)):
+        z ^= z >> shift if spare is None else np.right_shift(z, shift, out=spare)
+        if factor is not None:
+            z *= factor
     return z
 
 
@@ -100,44 +100,56 @@ def permute(keys: Keys, positions: Ints, size: Any) -> Ints:
     shuffles and draws without replacement cost one evaluation per element drawn, whatever the size of the set, and need
     no memory.
     """
-    size = np.asarray(size, dtype=np.uint64)
-    a = np.ceil(np.sqrt(size.astype(np.float64))).astype(np.uint64)
-    a = np.maximum(a, np.uint64(1))
+    size, start = np.asarray(size, dtype=np.uint64), np.asarray(positions).astype(np.uint64)
+    a = np.maximum(np.ceil(np.sqrt(size.astype(np.float64))).astype(np.uint64), np.uint64(1))
     b = np.maximum((size + a - np.uint64(1)) // a, np.uint64(1))
-    keys, value, size, a, b = np.broadcast_arrays(keys, np.asarray(positions).astype(np.uint64), size, a, b)
-    value = _shuffle(keys, value, a, b, size)
+    shape = np.broadcast_shapes(np.shape(keys), start.shape, size.shape)
+    value = _shuffle(keys, start, a, b, size, shape)
     outside = value >= size
+    if outside.any():
+        keys, size, a, b = (np.broadcast_to(v, shape) for v in (keys, size, a, b))
     while outside.any():  # cycle walking: apply again until back inside; each pass leaves only a small share
-        value[outside] = _shuffle(keys[outside], value[outside], a[outside], b[outside], size[outside])
+        own = value[outside]
+        value[outside] = _shuffle(keys[outside], own, a[outside], b[outside], size[outside], own.shape)
         outside = value >= size
     return value.astype(np.int64)
 
 
-def _shuffle(keys: Keys, value: Keys, a: Keys, b: Keys, size: Keys) -> Keys:
-    value = _feistel(keys, value, a, b, range(_FEISTEL_ROUNDS))
-    small = size < _SMALL
-    if small.any():
-        extra = range(_FEISTEL_ROUNDS, 3 * _FEISTEL_ROUNDS)
-        value[small] = _feistel(keys[small], value[small], a[small], b[small], extra)
+def _shuffle(keys: Keys, value: Keys, a: Keys, b: Keys, size: Keys, shape: tuple[int, ...]) -> Keys:
+    """Once through the network; all but the result ``[*shape]`` may be of fewer axes, or of length 1 along some."""
+    value = _feistel(keys, value, a, b, range(_FEISTEL_ROUNDS), shape)
+    if (size < _SMALL).any():
+        small = np.broadcast_to(size < _SMALL, shape)
+        keys, a, b, own = *(np.broadcast_to(v, shape)[small] for v in (keys, a, b)), value[small]
+        value[small] = _feistel(keys, own, a, b, range(_FEISTEL_ROUNDS, 3 * _FEISTEL_ROUNDS), own.shape)
     return value
 
 
-def _feistel(keys: Keys, value: Keys, a: Keys, b: Keys, rounds: range) -> Keys:
-    left, right = value // b, value % b
+def _feistel(keys: Keys, value: Keys, a: Keys, b: Keys, rounds: range, shape: tuple[int, ...]) -> Keys:
+    left = value // b
+    right = value - left * b
+    left, right = (np.broadcast_to(v, shape).copy() for v in (left, right))
+    word, spare = np.empty(shape, dtype=np.uint64), np.empty(shape, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for i in rounds:
             salt = keys + np.uint64(i) * _GOLDEN
-            if i % 2 == 0:
-                left = left + _scale(_mix(salt ^ (right * _M1)), a)
-                left = np.where(left < a, left, left - a)  # a remainder, without the slow division
-            else:
-                right = right + _scale(_mix(salt ^ (left * _M1)), b)
-                right = np.where(right < b, right, right - b)
-    return np.asarray(left * b + right)
+            changed, other, high = (left, right, a) if i % 2 == 0 else (right, left, b)
+            np.multiply(other, _M1, out=word)
+            word ^= salt
+            changed += _scale(_mix(word, spare), high)
+            np.subtract(changed, high, out=spare)  # a remainder, without the slow division: below 0 is a large number
+            np.minimum(changed, spare, out=changed)
+        left *= b
+        left += right
+    return left
 
 
 def _scale(words: Keys, high: Keys) -> Keys:
-    return ((words >> np.uint64(32)) * high) >> np.uint64(32)
+    """Words as numbers below `high`, in their own place."""
+    words >>= np.uint64(32)
+    words *= high
+    words >>= np.uint64(32)
+    return words
 
 
 def generator(seed: int, purpose: str, *parts: int) -> np.random.Generator:

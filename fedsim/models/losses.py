@@ -63,6 +63,15 @@ def _multi_margin_gradient(outputs: Tensor, targets: Tensor) -> Tensor:
     return inside.scatter_(-1, own, -inside.sum(-1, keepdim=True)).div_(outputs.shape[-1])
 
 
+def _logistic_gradient(outputs: Tensor, targets: Tensor) -> Tensor:
+    """-s sigmoid(-s z), by the same kernels that autograd would call."""
+    sign, aten = (2 * targets - 1).to(outputs.dtype), torch.ops.aten
+    margin = sign * outputs.squeeze(-1)
+    _, buffer = aten.log_sigmoid_forward(margin)
+    found: Tensor = aten.log_sigmoid_backward(sign.neg_(), margin, buffer)
+    return found.unsqueeze(-1)
+
+
 def _mse_gradient(outputs: Tensor, targets: Tensor) -> Tensor:
     """2 (output - target) / k"""
     return torch.sub(outputs, targets.reshape(outputs.shape).to(outputs.dtype)).mul_(2.0 / outputs.shape[-1])
@@ -71,6 +80,7 @@ def _mse_gradient(outputs: Tensor, targets: Tensor) -> Tensor:
 CLOSED_GRADIENTS: dict[Loss, Loss] = {
     cross_entropy: _cross_entropy_gradient,
     multi_margin: _multi_margin_gradient,
+    logistic: _logistic_gradient,
     mse: _mse_gradient,
 }
 """Gradients ``[N, k]`` of per-sample losses by the outputs, for the losses used most: a call of autograd costs a small

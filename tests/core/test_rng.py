@@ -27,6 +27,19 @@ def assert_uniform(values: np.ndarray, cells: int) -> None:
 # --- permutations ---------------------------------------------------------------------------------
 
 
+def test_permutations_are_what_they_were() -> None:
+    """Minibatches of all runs are made of them; sizes that spread along an axis of their own."""
+    keys = rng.key(7, "batch", np.arange(3)[:, None, None], 2, np.arange(2)[None, :, None])
+    size = np.array([5, 40, 1000])[:, None, None]
+    found = rng.permute(keys, np.minimum(np.arange(6), size - 1), size)
+    assert found.tolist() == [
+        [[2, 4, 3, 1, 0, 0], [4, 0, 1, 3, 2, 2]],
+        [[22, 28, 39, 6, 7, 26], [3, 37, 20, 32, 2, 38]],
+        [[728, 533, 324, 479, 771, 444], [692, 124, 403, 539, 906, 925]],
+    ]
+    assert rng.permute(keys[1], 3, 40).tolist() == [[6], [32]]
+
+
 def test_every_size_from_1_to_200_is_permuted() -> None:
     keys = rng.key(0, "test", np.arange(20))[:, None]
     for size in range(1, 201):

@@ -10,7 +10,7 @@ from torch.func import vmap
 
 from fedsim.core.errors import InputError
 from fedsim.core.registry import names
-from fedsim.models.losses import loss_function, predictions
+from fedsim.models.losses import CLOSED_GRADIENTS, logistic, loss_function, predictions
 
 F32, F64 = torch.float32, torch.float64
 
@@ -60,6 +60,20 @@ def test_losses_and_gradients_are_torchs_own(name: str, dtype: torch.dtype, targ
     g_torch = torch.autograd.grad((weights * torchs).sum(), outputs)[0]
     assert g_mine.abs().max() > 0.01
     torch.testing.assert_close(g_mine, g_torch)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("name", [n for n in LOSSES if loss_function(n) in CLOSED_GRADIENTS])
+def test_closed_gradients_are_those_of_autograd(name: str, dtype: torch.dtype) -> None:
+    loss, (outputs, y) = loss_function(name), loss_case(name, dtype, rows=70)
+    outputs *= torch.logspace(-3, 2, 70, dtype=dtype).unsqueeze(1)
+    weights = torch.linspace(0, 0.1, 70, dtype=dtype)
+    leaf = outputs.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf, y), leaf, weights)
+    found = CLOSED_GRADIENTS[loss](outputs.clone(), y).mul_(weights.unsqueeze(1))
+    torch.testing.assert_close(found, expected)
+    if loss is logistic:  # a run of it has the same numbers whichever way it goes
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("name", LOSSES)
