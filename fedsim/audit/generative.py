@@ -26,8 +26,6 @@ from fedsim.core.types import Count, NonNegative, Positive
 
 _WARM_UP, _RAMP_DOWN = 0.05, 0.75
 _KEY = "audit.gifd.generator"
-_TRIED = 4
-"""Rows of the data whose labels a generator is tried with."""
 _TINY = 1e-300
 
 
@@ -66,7 +64,8 @@ class GenerativeInversion(Reconstruction):
     def check(self, subject: Subject) -> None:
         super().check(subject)
         data = subject.material.data
-        self._made(tuple(data.train_x.shape[1:]), data.num_classes, data.train_y[:_TRIED])
+        labels = data.train_y[:2] if data.num_classes is None else torch.tensor([0, data.num_classes - 1])
+        self._made(tuple(data.train_x.shape[1:]), data.num_classes, labels)
 
     def reconstruct(self, gradients: Observed, model: nn.Module, labels: Tensor | None = None) -> Guess:
         assert labels is not None

@@ -112,7 +112,7 @@ def few_classes() -> nn.Module:
     class Told(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.classes = nn.Embedding(2, 64)
+            self.classes = nn.Embedding(9, 64)
 
         def forward(self, h: Tensor, labels: Tensor) -> Tensor:
             made: Tensor = self.classes(labels) + h.sum()

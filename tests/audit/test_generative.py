@@ -255,21 +255,21 @@ def test_somebodys_own_generator_is_told_what_to_make() -> None:
         ("wrong_latent", "has latent (4, 0), allowed: the shape of a code without the batch, such as (16,)"),
         (
             "other_latent",
-            "cannot take [4, 5] at layer 0 (Linear): RuntimeError: mat1 and mat2 shapes cannot be multiplied",
+            "cannot take [2, 5] at layer 0 (Linear): RuntimeError: mat1 and mat2 shapes cannot be multiplied",
         ),
         ("wrong_shape", "makes examples [64], allowed: [1, 8, 8], the shape of the data's"),
         (
             "other_batch",
-            "made torch.float64 [1, 1, 8, 8] at layer 3 (Given) of 4 codes, allowed: torch.float64 [4, ...]",
+            "made torch.float64 [1, 1, 8, 8] at layer 3 (Given) of 2 codes, allowed: torch.float64 [2, ...]",
         ),
-        ("no_tensor", "made list, no tensor at layer 3 (Given) of 4 codes, allowed: torch.float64 [4, ...]"),
+        ("no_tensor", "made list, no tensor at layer 3 (Given) of 2 codes, allowed: torch.float64 [2, ...]"),
         ("is_nan", "made numbers at layer 3 (Given) that are not finite, allowed: finite ones"),
         ("tanh_like", "allowed: 0 to 1, the smallest to the largest of the data"),
-        ("layer_raises", "cannot take [4, 1, 8, 8] at layer 3 (Given): IndexError: index 5 is out of bounds"),
+        ("layer_raises", "cannot take [2, 1, 8, 8] at layer 3 (Given): IndexError: index 5 is out of bounds"),
         ("no_slopes", "makes examples that cannot be differentiated by their codes, allowed: no detach, no no_grad"),
         ("steep", "has slopes that are not finite, allowed: finite ones"),
         ("noisy", "makes another example of the same code (noise, or mixed examples), allowed: one example a code"),
-        ("few_classes", "cannot take [4, 4] at layer 0 (Told): IndexError: index out of range in self"),
+        ("few_classes", "cannot take [2, 4] at layer 0 (Told): IndexError: index out of range in self"),
     ],
 )
 def test_what_cannot_generate_is_told_before_any_attack(name: str, says: str) -> None:

@@ -15,6 +15,7 @@ from fedsim.audit.command import audit
 from fedsim.audit.observed import observe
 from fedsim.audit.reconstruction import cut, infer_labels, total_variation
 from fedsim.core.errors import InputError
+from fedsim.core.registry import lookup, names
 from fedsim.engine.assembly import assemble
 from fedsim.scenario.load import parse
 
@@ -62,6 +63,31 @@ def test_the_replay_of_the_truth_is_the_message(algorithm: dict[str, Any], secti
     assert torch.allclose(again, seen.message, rtol=1e-9, atol=1e-12)
     other = seen.replay(inputs.flip(-1), labels)
     assert not torch.allclose(other, seen.message, rtol=1e-3)
+
+
+COMPRESSED: dict[str, tuple[dict[str, Any], float]] = {  # keys, and how like a retraced message is to the one sent
+    "none": ({}, 1.0),
+    "top_k": ({"k": 40}, 1.0),
+    "rand_k": ({"k": 40}, 1.0),
+    "qsgd": ({"levels": 255, "contractive": True}, 0.95),
+    "natural": ({}, 0.94),
+    "sign": ({}, 0.3),  # which has no sizes
+}
+
+
+@pytest.mark.parametrize("name", [n for n in names("compressor") if lookup("compressor", n).__module__[:6] == "fedsim"])
+def test_every_compressor_can_be_retraced(name: str) -> None:
+    """What an attacker compares guesses with is differentiable, and for the truth it is like what was sent."""
+    keys, least = COMPRESSED[name]
+    s = scenario({"local_steps": 2}, compression={"name": name, **keys})
+    seen, inputs, labels = observe(s, assemble(s, cut(1, 1)), 0, 10)
+    again = seen.replay(inputs.requires_grad_(), labels)
+    like = float(torch.cosine_similarity(again.detach(), seen.message, dim=0))
+    assert like > least - 1e-9
+    if name != "sign":
+        assert float((again.norm() / seen.message.norm()).detach()) == pytest.approx(1, abs=1e-9 if least == 1 else 0.1)
+    (slope,) = torch.autograd.grad(again.square().sum(), inputs)
+    assert float(slope.norm()) > 0
 
 
 def test_after_one_step_the_mapping_is_the_gradient() -> None:
