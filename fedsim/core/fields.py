@@ -7,6 +7,7 @@ import keyword
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -258,13 +259,19 @@ def _allowed(item: Any, part: type[Any]) -> str:
 
 def _wanted(part: type[Any], loc: tuple[Any, ...]) -> str:
     """``; allowed: ...`` of a key of the part that is missing, or nothing where its type says nothing."""
-    try:
-        schema = fields_model(part).model_json_schema()
-    except PydanticInvalidForJsonSchema:
-        return ""
+    schema = _schema_of(part)
     found = schema.get("properties", {}).get(loc[0]) if len(loc) == 1 else None
     words = _in_words(found, schema.get("$defs", {})) if found else ""
     return f"; allowed: {words}" if words else ""
+
+
+@cache
+def _schema_of(part: type[Any]) -> Mapping[str, Any]:
+    """The JSON schema of a part's keys; nothing where its types have none."""
+    try:
+        return fields_model(part).model_json_schema()
+    except PydanticInvalidForJsonSchema:
+        return {}
 
 
 _KINDS = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
