@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-LONG = ("ray", "tests/docs/", "tests/deployment/test_flower_processes.py", "tests/engine/", "tests/privacy/",
-        "tests/algorithms/")  # fmt: skip
+LONG = (
+    "ray", "tests/test_docs.py", "tests/test_described.py", "tests/deployment/test_flower_processes.py",
+    "tests/algorithms/", "tests/engine/", "tests/privacy/", "tests/cli/", "tests/reports/",
+)  # fmt: skip
 
 
 def processors() -> int:

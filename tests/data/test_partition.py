@@ -231,9 +231,9 @@ def test_divided_data_keep_their_division() -> None:
 
 
 def test_iid_for_a_hundred_thousand_clients_takes_seconds() -> None:
-    start = time.perf_counter()
+    start = time.thread_time()  # of a processor, whatever else the machine does
     parts = Iid().assign(np.zeros(250_000, dtype=np.int64), 100_000, 0)
-    assert time.perf_counter() - start < 5
+    assert time.thread_time() - start < 5
     check_strict(parts, 250_000, 100_000, True)
 
 

@@ -174,10 +174,10 @@ def test_delays_are_those_of_bernoulli_rounds_on_average(windows: Make) -> None:
 def test_a_thousand_nodes_are_fast(go: Make) -> None:
     """Twenty thousand ticks of a thousand nodes; level by level, not tick by tick."""
     participation = {"mode": "poisson", "compute": 1.0, "links": 0.5}
-    begun = time.perf_counter()
+    begun = time.process_time()  # of a processor, whatever else the machine does
     run, problem = go(n=1000, participation=participation, rounds=10, topology={"graph": "k_regular", "degree": 4})
     assert sum(len(row["events"]) for row in run.trace) > 18_000
-    assert time.perf_counter() - begun < 30
+    assert time.process_time() - begun < 30
     expected = replay(run.trace, problem, _graph(run), lr=0.1, half=False)
     assert np.abs(run.params.numpy() - expected).max() < 1e-10
 
