@@ -41,7 +41,7 @@ def run(script: str, place: Path, **variables: str) -> list[str]:
     (place / "job.sh").write_text(script)
     path = f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, **SLURM, **variables, "PATH": path, "NOTES": str(place / "notes")}
-    subprocess.run(["bash", "job.sh"], cwd=place, env=environment, check=True, timeout=60)
+    subprocess.run(["bash", "job.sh"], cwd=place, env=environment, check=True, timeout=240)
     return (place / "notes").read_text().splitlines()
 
 

@@ -70,7 +70,7 @@ def test_flower_packs_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     environment = {**os.environ, **quiet, "FLWR_HOME": str(tmp_path / "home")}
     flwr = [str(Path(sys.executable).parent / "flwr"), "build", "--app", str(tmp_path / "app")]
     monkeypatch.chdir(tmp_path)
-    done = subprocess.run(flwr, capture_output=True, text=True, env=environment, check=False, timeout=120)
+    done = subprocess.run(flwr, capture_output=True, text=True, env=environment, check=False, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     (fab,) = tmp_path.rglob("*.fab")
     packed = set(zipfile.ZipFile(fab).namelist())

@@ -122,7 +122,7 @@ def test_only_its_owner_can_reach_it(spec: Spec) -> None:
 @pytest.mark.parametrize("moment", ["before", "during"])
 def test_killed_it_is_replaced_and_the_job_done_again(moment: str, spec: Spec, tmp_path: Path) -> None:
     expected = in_this_process(spec, tmp_path)
-    slow = replace(spec, node={**spec.node, "delay": 1.0})
+    slow = replace(spec, node={**spec.node, "delay": 0.0 if moment == "before" else 4.0})
     if moment == "before":
         work(slow)
         first = pid(slow)
@@ -136,7 +136,7 @@ def test_killed_it_is_replaced_and_the_job_done_again(moment: str, spec: Spec, t
         )
     made = ask(slow, "train", ORDER, sent())[1]
     if moment == "during":
-        first = int(killer.communicate(timeout=20)[0])
+        first = int(killer.communicate(timeout=240)[0])
     assert pid(slow) != first
     assert is_gone(first)
     assert all(np.array_equal(made[k], expected[k]) for k in expected)
@@ -203,14 +203,14 @@ def test_wrong_input_is_named_as_without_a_worker(spec: Spec) -> None:
 def test_it_ends_with_its_supernode(spec: Spec, supernode: subprocess.Popen[bytes]) -> None:
     number, place = start(spec), Path(json.loads((folder(spec) / NAME).read_text())["address"]).parent
     supernode.kill()  # nobody takes note of its end before the test is over
-    wait_for(lambda: is_gone(number), 10.0)
+    wait_for(lambda: is_gone(number))
     assert not (folder(spec) / NAME).exists()
     assert not place.exists()
 
 
 def test_it_ends_when_nothing_is_asked(spec: Spec) -> None:
     number = start(spec, idle_seconds=5)
-    wait_for(lambda: is_gone(number), 60.0)
+    wait_for(lambda: is_gone(number))
     first, last = (folder(spec) / "worker.log").read_text().splitlines()
     assert last.endswith(f"worker {number} ends: no job for 5 s")
     begun, ended = (datetime.fromisoformat(line[:19]) for line in (first, last))
@@ -221,7 +221,7 @@ def test_it_ends_when_nothing_is_asked(spec: Spec) -> None:
 def test_it_ends_when_its_folder_goes(spec: Spec) -> None:
     number = start(spec)
     folder(spec).rename(folder(spec).with_name("elsewhere"))
-    wait_for(lambda: is_gone(number), 20.0)
+    wait_for(lambda: is_gone(number))
 
 
 def test_it_ends_when_who_asked_is_gone(spec: Spec) -> None:
@@ -238,7 +238,7 @@ def test_it_ends_when_who_asked_is_gone(spec: Spec) -> None:
     number = pid(slow)
     asker.kill()
     asker.wait()
-    wait_for(lambda: is_gone(number), 20.0)
+    wait_for(lambda: is_gone(number))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_for_something_else_it_is_replaced(change: dict[str, Any], spec: Spec) -
     number = start(spec)
     assert start(spec) == number
     assert start(replace(spec, **change)) != number
-    wait_for(lambda: is_gone(number), 20.0)
+    wait_for(lambda: is_gone(number))
 
 
 def test_settings_count(spec: Spec) -> None:
@@ -283,7 +283,7 @@ def test_a_new_run_ends_the_workers_of_others_and_forgets_the_oldest(spec: Spec)
     assert left["2"] == ["mine.txt"]
     assert left["3"] == left["4"] == ["data.safetensors", "round-3.safetensors"]
     assert "round-3.safetensors" in left["1"]  # its worker was alive a moment ago
-    wait_for(lambda: is_gone(number), 20.0)
+    wait_for(lambda: is_gone(number))
     os.utime(node.folder("1"), (1, 1))
     (node.folder("5") / "noise.key").write_text("7")
     retire(node, "6")

@@ -217,7 +217,7 @@ def test_a_place_is_not_taken_from_who_has_it(deployment: Make, caplog: Any) -> 
 
 def key(folder: Path, name: str, kind: str = "ecdsa") -> Path:
     command = ["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(folder / name)]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=240)
     return folder / f"{name}.pub"
 
 

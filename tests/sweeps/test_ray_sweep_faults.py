@@ -33,6 +33,10 @@ SCENARIO: dict[str, Any] = {
 }
 
 
+COUNT = 9
+"""Runs of the sweep that is killed and interrupted."""
+
+
 def write(folder: Path, **sweep: Any) -> Path:
     (folder / "s.yaml").write_text(yaml.safe_dump(SCENARIO))
     (folder / "w.yaml").write_text(yaml.safe_dump({"name": "faults", "scenario": "s.yaml", **sweep}, sort_keys=False))
@@ -50,7 +54,7 @@ def start(folder: Path, *more: str) -> subprocess.Popen[str]:
 
 def wait_for(count: int, folder: Path, process: subprocess.Popen[str]) -> None:
     """Until `count` runs of a sweep are finished."""
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while len(list((folder / "out").glob("*/params.safetensors"))) < count:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
@@ -62,7 +66,7 @@ def wait_for_the_end(session: int) -> None:
 
     Two agents of Ray's outlive a cluster whose driver was killed by about a minute, in which they try to report that.
     """
-    until = time.monotonic() + 30
+    until = time.monotonic() + 180
     while left := [line for line in processes(session) if "Agent" not in line]:
         assert time.monotonic() < until, left
         time.sleep(0.1)
@@ -84,35 +88,35 @@ def processes(session: int) -> list[str]:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_killed_and_an_interrupted_sweep_lose_and_repeat_nothing(tmp_path: Path) -> None:
-    write(tmp_path, grid={"seed": list(range(8))}, set={"run.rounds": 150, "run.eval_every": 50})
+    write(tmp_path, grid={"seed": list(range(COUNT))}, set={"run.rounds": 150, "run.eval_every": 50})
     out = tmp_path / "out"
 
     first = start(tmp_path)
-    wait_for(2, tmp_path, first)
+    wait_for(1, tmp_path, first)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     wait_for_the_end(first.pid)
     kept = {p: p.stat().st_mtime_ns for p in out.glob("*/params.safetensors")}
-    assert 2 <= len(kept) < 8
+    assert 1 <= len(kept) < COUNT - 3  # and the two that were under way
 
     second = start(tmp_path, "--resume")
-    wait_for(len(kept) + 2, tmp_path, second)
+    wait_for(len(kept) + 1, tmp_path, second)
     os.killpg(second.pid, signal.SIGINT)  # as Ctrl-C in a terminal: to all its processes
-    _, said = second.communicate(timeout=60)
+    _, said = second.communicate(timeout=240)
     assert second.returncode == 130, said
     assert "--resume continues" in said
     assert "Traceback" not in said
     wait_for_the_end(second.pid)
     assert not (out / ".tune").exists()
     kept |= {p: p.stat().st_mtime_ns for p in out.glob("*/params.safetensors") if p not in kept}
-    assert 4 <= len(kept) < 8
+    assert 2 <= len(kept) < COUNT
 
     third = start(tmp_path, "--resume", "--json")
-    printed, said = third.communicate(timeout=120)
+    printed, said = third.communicate(timeout=300)
     assert third.returncode == 0, said
-    assert [row["status"] for row in json.loads(printed)] == ["finished"] * 8
+    assert [row["status"] for row in json.loads(printed)] == ["finished"] * COUNT
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
-    for seed in (0, 3, 7):
+    for seed in (0, 3, COUNT - 1):
         swept = fedsim.engine.run_directory.Run(out / f"seed={seed}")
         alone = fedsim.run(swept.dir / "scenario.yaml", out=tmp_path / f"alone-{seed}")
         assert torch.equal(swept.params, alone.params)

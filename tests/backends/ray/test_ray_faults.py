@@ -52,7 +52,7 @@ def run_and_kill(ray: Any, sections: dict[str, Any], folder: Path, kill_after: t
     def progress(number: int, row: object) -> None:
         if number in kill_after and (row is None or number % 4 == 0):
             host = backend.host[number % 2]
-            os.kill(ray.get(host.ready.remote(), timeout=60), signal.SIGKILL)
+            os.kill(ray.get(host.ready.remote(), timeout=240), signal.SIGKILL)
 
     try:
         return simulation.run(progress)

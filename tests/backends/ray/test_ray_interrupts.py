@@ -85,12 +85,12 @@ def test_interrupted_it_writes_a_checkpoint_and_leaves_nothing_running(tmp_path:
             os.killpg(process.pid, signal.SIGINT)
         else:
             process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=240)
     finally:
         process.kill()
     assert process.returncode == 130, said
     assert "Traceback" not in said
-    assert gone_within(mark, 20) == []
+    assert gone_within(mark, 180) == []
     # Some rounds more, here or on Ray, are those of an unbroken run.
     found = load_checkpoint(tmp_path / "run")
     assert found is not None
@@ -110,13 +110,13 @@ def test_while_it_starts(tmp_path: Path) -> None:
         try:
             time.sleep(seconds)
             os.killpg(process.pid, signal.SIGINT)
-            said, _ = process.communicate(timeout=120)
+            said, _ = process.communicate(timeout=240)
         finally:
             process.kill()
         # Struck in its imports, Python may itself end by the signal, which a shell calls 130, too.
         assert process.returncode in (130, -signal.SIGINT), said
         assert "Traceback" not in said
-        assert gone_within(mark, 20) == []
+        assert gone_within(mark, 180) == []
 
 
 def test_a_killed_run_takes_its_cluster_along(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_killed_run_takes_its_cluster_along(tmp_path: Path) -> None:
     process, mark = begin(tmp_path)
     evaluated(tmp_path, process, 3)
     process.kill()
-    process.wait(timeout=30)
+    process.wait(timeout=240)
     assert gone_within(mark, 180) == []
 
 
@@ -140,10 +140,10 @@ def test_a_killed_raylet_ends_the_run_with_a_sentence(tmp_path: Path, kind: str)
             and f"{MARK}={mark}".encode() in (place / "environ").read_bytes()
         )  # fmt: skip
         os.kill(raylet, signal.SIGKILL)
-        said, _ = process.communicate(timeout=180)
+        said, _ = process.communicate(timeout=240)
     finally:
         process.kill()
     assert process.returncode == 1, said
     assert f"Ray's own raylet (process {raylet}) on this machine ended while the run went on" in said
     assert "Traceback" not in said
-    assert gone_within(mark, 90) == []
+    assert gone_within(mark, 180) == []

@@ -147,7 +147,7 @@ def test_a_resumed_run_that_goes_another_way_draws_other_noise(tmp_path: Path, c
 
     def kill(number: int, _row: object) -> None:
         if number == ROUNDS - 2:
-            os.kill(ray_cluster.get(backend.host[1].ready.remote(), timeout=60), signal.SIGKILL)
+            os.kill(ray_cluster.get(backend.host[1].ready.remote(), timeout=240), signal.SIGKILL)
 
     try:
         other = simulation.run(kill)
