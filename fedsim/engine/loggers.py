@@ -1,4 +1,4 @@
-"""Loggers that need no other library: a table in the run directory."""
+"""Loggers that a scenario can name in ``run.loggers``: a table in the run directory, and trackers people have."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from fedsim.core.registry import register
+from fedsim.engine.tracking import MLflow, TensorBoard, Wandb
 from fedsim.engine.watch import Logger, Watched, Watcher
+
+__all__ = ["Csv", "MLflow", "TensorBoard", "Wandb"]
 
 
 @register.logger("csv")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from fedsim.core.errors import InputError
 from fedsim.core.metrics import Metric, View
 from fedsim.core.registry import Part
 from fedsim.scenario.sections import Scenario
@@ -200,4 +201,10 @@ def loggers_of(scenario: Scenario) -> list[Watcher]:
     InputError
         One of them cannot be had here.
     """
-    return [Guarded(named.name, named.part.watcher()) for named in scenario.loggers]
+    found: list[Watcher] = []
+    for i, named in enumerate(scenario.loggers):
+        try:
+            found.append(Guarded(named.name, named.part.watcher()))
+        except InputError as error:
+            raise error.under(f"run.loggers.{i}") from None
+    return found
