@@ -202,9 +202,18 @@ def _silent(text: str) -> None:
 
 
 def supervised(assembly: Assembly) -> SupervisedTask:
-    """The objective itself, without the oracle that a privacy mechanism puts around it."""
+    """The objective itself, without the oracle that a privacy mechanism puts around it.
+
+    Raises
+    ------
+    InputError
+        Its model trains otherwise than it is evaluated, so that what it released cannot be computed again.
+    """
     task = getattr(assembly.task, "inner", assembly.task)
     assert isinstance(task, SupervisedTask)
+    if not task.kernel.nature.plain:
+        what = "drops at random" if task.kernel.nature.draws else "changes buffers"
+        raise InputError(f"found a model that {what} while it trains; audits take models that do not", key="model")
     return task
 
 

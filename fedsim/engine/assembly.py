@@ -28,6 +28,7 @@ from fedsim.data.partition import label_counts
 from fedsim.data.sets import Dataset, Quadratic, described
 from fedsim.devices.system import Durations
 from fedsim.engine.attackers import attacked, attackers_of
+from fedsim.engine.training_checks import check_training
 from fedsim.graphs.network import Network, build_network
 from fedsim.graphs.topology import topology_of
 from fedsim.messages.base import Pipeline
@@ -160,6 +161,7 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
         data = load_data(s) if held is None else held.data
     check_data(s, data)
     counts, layout, about, kept = None, {}, None, dict[str, int]()
+    supervised: SupervisedTask | None = None
     task: Task
     if isinstance(data, Quadratic):
         task = QuadraticTask(data, s.seed, device, dtype)
@@ -215,9 +217,13 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
         mode.check_run(setting)
     task = s.algorithm.objective(task, s.participation.picked(task))
     privacy: Bound = NoPrivacy()
+    clipped = False
     if s.privacy is not None:
         privacy = s.privacy.bind(setting)
-        task = privacy.task(task)
+        task, clean = privacy.task(task), task
+        clipped = task is not clean
+    if supervised is not None:
+        check_training(s, supervised, clipped)
     pipeline = replace(transforms, links=(*privacy.links, *transforms.links))
     return Assembly(
         task, network, device, dtype, counts, layout, durations, privacy, pipeline, s.algorithm, about, kept, parts

@@ -76,7 +76,7 @@ def run_model(folder: Path, params: Tensor, node: int | None = None) -> tuple[nn
         "name": section["name"], "keys": keys, "input_shape": list(shape), "num_outputs": outputs, "loss": loss,
         "dtype": str(dtype).removeprefix("torch."),
         "takes": "int64" if takes == "int64" else str(dtype).removeprefix("torch."),
-        "layers": exported.describe(module),
+        "layers": exported.describe(module), "batch_norm": model.batch_norm,
     }  # fmt: skip
 
 

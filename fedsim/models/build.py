@@ -34,6 +34,7 @@ from fedsim.models.layout import load_flat as load_flat
 from fedsim.models.layout import views as views
 from fedsim.models.losses import loss_function
 from fedsim.models.losses import predictions as predictions
+from fedsim.models.norms import evaluating, prepare, training
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -52,10 +53,12 @@ class Common(Part):
 
     `loss`: name of the loss; None takes the model's own, or cross_entropy (classification) or mse (regression).
     `freeze`: patterns of the names of parameters that do not train (see `fedsim.models.layout.freeze`).
+    `batch_norm`: what becomes of batch normalisation (see `fedsim.models.norms`).
     """
 
     loss: str | None = None
     freeze: list[str] | None = None
+    batch_norm: Literal["group", "frozen"] | None = None
 
     def __post_init__(self) -> None:
         if self.loss is not None:
@@ -268,8 +271,11 @@ def new_module(
         torch.default_generator.manual_seed(int(rng.key(seed, "model")[0]))
         module = make()
         refuse_batch_statistics(module)
+        module = prepare(module, model.batch_norm)
         freeze(module, model.freeze or ())
-        return module.to(dtype).train(), loss_name, num_outputs
+        module = module.to(dtype)
+        training(module, True)
+        return module, loss_name, num_outputs
 
 
 def _built_in(model: Model) -> bool:
@@ -293,7 +299,8 @@ def flops(module: nn.Module, input_shape: Sequence[int]) -> int:
     hooks = [layer.register_forward_hook(count) for layer in module.modules() if isinstance(layer, counted)]
     first = next(module.parameters())
     try:
-        module(torch.zeros(1, *input_shape, dtype=first.dtype, device=first.device))
+        with evaluating(module):
+            module(torch.zeros(1, *input_shape, dtype=first.dtype, device=first.device))
     finally:
         for hook in hooks:
             hook.remove()
@@ -312,7 +319,8 @@ def widest(module: nn.Module, sample: Tensor) -> int:
         for layer in layers
     ]
     try:
-        module(sample)
+        with evaluating(module):
+            module(sample)
     finally:
         for hook in hooks:
             hook.remove()

@@ -6,10 +6,14 @@ parameter vector.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
 from fedsim.core.errors import InputError
+from fedsim.models.nature import nature_of
+from fedsim.models.norms import evaluating
 from fedsim.models.outputs import logits_of
 
 _LOOKED_AT = 64
@@ -21,21 +25,13 @@ def refuse_batch_statistics(module: nn.Module) -> None:
     Raises
     ------
     InputError
-        Batch normalisation, instance normalisation with running statistics, dropout with p > 0, parameters that are
-        uninitialised (lazy), complex or integer, two parameters that share their memory without being one, or no
-        parameter that trains. The message names the sub-module.
+        Parameters that are uninitialised (lazy), complex or integer, two parameters that share their memory without
+        being one, or no parameter that trains. The message names the sub-module.
     """
     owners: dict[int, tuple[nn.Parameter, str]] = {}
     trains = False
     for name, sub in module.named_modules():
         where = f"sub-module '{name}' ({type(sub).__name__})" if name else f"the module ({type(sub).__name__})"
-        if isinstance(sub, nn.modules.batchnorm._BatchNorm) or getattr(sub, "track_running_stats", False):
-            raise _refusal(f"{where} depends on the other samples of a batch; use GroupNorm or LayerNorm")
-        rate = getattr(sub, "p" if isinstance(sub, nn.modules.dropout._DropoutNd) else "dropout", 0)
-        if isinstance(rate, int | float) and rate > 0:
-            raise _refusal(
-                f"{where} has dropout {rate}: its random state would make results depend on batching; set it to 0"
-            )
         for key, p in sub.named_parameters(recurse=False):
             _refuse_parameter(f"parameter '{key}' of {where}", p)
             trains |= p.requires_grad
@@ -67,7 +63,8 @@ def typical_rows(train: Tensor, test: Tensor) -> Tensor:
 def takes(module: nn.Module, rows: Tensor) -> bool:
     """Whether a module takes inputs ``[b, ...]`` of this type: an embedding takes integers, a linear layer does not."""
     try:
-        module(rows)
+        with evaluating(module):
+            module(rows)
     except Exception:  # a model may refuse them in any way
         return False
     return True
@@ -77,6 +74,8 @@ def takes(module: nn.Module, rows: Tensor) -> bool:
 def try_out(name: str, module: nn.Module, rows: Tensor, num_outputs: int) -> None:
     """Run somebody's own module on some rows of the data: together, and each alone, which must make no difference.
 
+    A module that draws or counts while it trains is asked for what it says in evaluations.
+
     Parameters
     ----------
     rows : ``[n, *shape]`` in the data's type; integers reach a module that takes none as floats.
@@ -84,8 +83,8 @@ def try_out(name: str, module: nn.Module, rows: Tensor, num_outputs: int) -> Non
     Raises
     ------
     InputError
-        It cannot take ``[n, *shape]``, does not give ``[n, num_outputs]``, gives outputs that are NaN, changes a
-        buffer, or treats a sample differently in a batch (batch statistics, random numbers).
+        It cannot take ``[n, *shape]``, does not give ``[n, num_outputs]``, gives outputs that are NaN, changes a buffer
+        in evaluations, draws in a way that cannot be keyed, or treats a sample differently in a batch.
     """
     dtype, shape, count = next(module.parameters()).dtype, rows.shape[1:], len(rows)
     x = rows.to(dtype) if rows.is_floating_point() else rows
@@ -94,8 +93,11 @@ def try_out(name: str, module: nn.Module, rows: Tensor, num_outputs: int) -> Non
     if not x.is_floating_point() and not takes(module, x) and takes(module, x.to(dtype)):
         x = x.to(dtype)
     try:
-        together = logits_of(module(x))
-        alone = [logits_of(module(row.unsqueeze(0))) for row in x]
+        with nullcontext() if nature_of(module, x).plain else evaluating(module):
+            together = logits_of(module(x))
+            alone = [logits_of(module(row.unsqueeze(0))) for row in x]
+    except InputError:
+        raise
     except Exception as error:
         what = f"inputs [b, {', '.join(map(str, shape))}]"
         text = f"'{name}' cannot take {what}: {type(error).__name__}: {error} (tried on rows of {kind})"
@@ -109,7 +111,7 @@ def try_out(name: str, module: nn.Module, rows: Tensor, num_outputs: int) -> Non
         raise InputError(f"'{name}' gives outputs that are NaN before any training", key="name")
     for key, b in module.named_buffers():
         if key not in before or not torch.equal(b, before[key]):
-            raise _refusal(f"buffer '{key}' changes in a forward pass; state outside the parameters is not supported")
+            raise _refusal(f"buffer '{key}' changes in a forward pass of an evaluation; allowed: while it trains")
     tolerance = torch.finfo(dtype).eps ** 0.5 * float(together.abs().max())
     if not torch.allclose(together, torch.cat(alone), rtol=0, atol=tolerance, equal_nan=True):
         raise _refusal(f"'{name}' gives a sample another output alone than in a batch (randomness, or mixed samples)")

@@ -28,6 +28,8 @@ LAYERS: dict[str, tuple[str, ...]] = {  # what PyTorch's layers are made of agai
     "AvgPool2d": ("kernel_size", "stride", "padding"),
     "AdaptiveAvgPool2d": ("output_size",),
     "GroupNorm": ("num_groups", "num_channels", "eps", "affine"),
+    "BatchNorm1d": ("num_features", "eps", "momentum", "affine"),
+    "BatchNorm2d": ("num_features", "eps", "momentum", "affine"),
     "LayerNorm": ("normalized_shape", "eps", "elementwise_affine"),
     "Embedding": ("num_embeddings", "embedding_dim", "padding_idx"),
     "Flatten": ("start_dim", "end_dim"),
@@ -35,8 +37,28 @@ LAYERS: dict[str, tuple[str, ...]] = {  # what PyTorch's layers are made of agai
     "ELU": ("alpha",),
     "Softplus": ("beta", "threshold"),
     "LeakyReLU": ("negative_slope",),
+    "Dropout": ("p",),
     **dict.fromkeys(("ReLU", "Tanh", "Sigmoid", "SiLU", "Identity"), ()),
 }
+
+
+def grouped(module: nn.Module) -> nn.Module:
+    """The module with group normalisation of two groups (one where channels are odd) in place of batch normalisation.
+
+    New layers have the numbers that the old ones would multiply with and add; ``model.batch_norm: group`` asks for it.
+    """
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        channels = module.num_features
+        layer = nn.GroupNorm(2 if channels % 2 == 0 else 1, channels, module.eps, module.affine)
+        if module.affine:
+            layer.weight, layer.bias = module.weight, module.bias
+        return layer.train(module.training)
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+        module.track_running_stats = False
+        module.running_mean = module.running_var = module.num_batches_tracked = None
+    for name, child in list(module.named_children()):
+        module._modules[name] = grouped(child)
+    return module
 
 
 class Residual(nn.Module):
@@ -204,6 +226,11 @@ def build(model: Mapping[str, Any]) -> nn.Module:
     dtype = getattr(torch, model["dtype"])
     if model["layers"] is not None:
         return assemble(model["layers"]).to(dtype)
+    made = _made(model)
+    return (grouped(made) if model.get("batch_norm") == "group" else made).to(dtype)
+
+
+def _made(model: Mapping[str, Any]) -> nn.Module:
     where, _, name = str(model["name"]).partition(":")
     try:
         factory = getattr(importlib.import_module(where), name)
@@ -215,13 +242,12 @@ def build(model: Mapping[str, Any]) -> nn.Module:
     known = {"input_shape": tuple(model["input_shape"]), "num_outputs": model["num_outputs"]}
     if hasattr(factory, "build"):
         made: nn.Module = factory(**model["keys"]).build(*known.values())
-    else:
-        try:
-            offered = inspect.signature(factory).parameters
-        except ValueError:
-            offered = {}  # type: ignore[assignment]
-        made = factory(**{k: v for k, v in known.items() if k in offered}, **model["keys"])
-    return made.to(dtype)
+        return made
+    try:
+        offered = inspect.signature(factory).parameters
+    except ValueError:
+        offered = {}  # type: ignore[assignment]
+    return factory(**{k: v for k, v in known.items() if k in offered}, **model["keys"])  # type: ignore[no-any-return]
 
 
 def assemble(spec: Sequence[Any]) -> nn.Module:

@@ -46,9 +46,6 @@ def trained(module: nn.Module) -> list[nn.Parameter]:
 def layout(module: nn.Module) -> Layout:
     """The layout of the parameters of `module` that train."""
     named = trainable(module)
-    sizes = [p.numel() for p in named.values()]
-    offsets = tuple(sum(sizes[:i]) for i in range(len(sizes)))
-    shapes = tuple(tuple(p.shape) for p in named.values())
     first = {id(p): name for name, p in named.items()}
     others = [
         (f"{prefix}.{key}" if prefix else key, first[id(p)])
@@ -56,7 +53,15 @@ def layout(module: nn.Module) -> Layout:
         for key, p in sub.named_parameters(recurse=False)
         if id(p) in first
     ]
-    return Layout(tuple(named), shapes, tuple(sizes), offsets, sum(sizes), tuple(o for o in others if o[0] != o[1]))
+    return placed(named, tuple(o for o in others if o[0] != o[1]))
+
+
+def placed(named: Mapping[str, Tensor], others: tuple[tuple[str, str], ...] = ()) -> Layout:
+    """The layout of any tensors, one after the other."""
+    sizes = [v.numel() for v in named.values()]
+    offsets = tuple(sum(sizes[:i]) for i in range(len(sizes)))
+    shapes = tuple(tuple(v.shape) for v in named.values())
+    return Layout(tuple(named), shapes, tuple(sizes), offsets, sum(sizes), others)
 
 
 def flatten(module: nn.Module) -> Tensor:
@@ -75,13 +80,24 @@ def views(flat: Tensor, layout: Layout) -> dict[str, Tensor]:
     }
 
 
-def call(module: nn.Module, params: Mapping[str, Tensor], layout: Layout, inputs: Tensor) -> Tensor:
+def call(
+    module: nn.Module,
+    params: Mapping[str, Tensor],
+    layout: Layout,
+    inputs: Tensor,
+    buffers: Mapping[str, Tensor] | None = None,
+) -> Tensor:
     """The module's outputs ``[b, k]`` with these parameters (`views`) in the place of its own; works under ``vmap``.
+
+    With `buffers`, by name, in the place of its own, too: what it makes of them is written into them.
 
     ``functional_call`` can tie weights itself, but leaves a module changed in which a layer is used twice.
     """
-    everywhere = {**params, **{other: params[name] for other, name in layout.others}}
+    everywhere = {**params, **{other: params[name] for other, name in layout.others}, **(buffers or {})}
     out: Tensor = logits_of(functional_call(module, everywhere, (inputs,), tie_weights=False))
+    for name, b in (buffers or {}).items():
+        if everywhere[name] is not b:  # the module has put another one into its place
+            b.copy_(everywhere[name])
     return out
 
 

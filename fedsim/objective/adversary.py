@@ -235,7 +235,7 @@ class _AdversarialOracle(BatchOracle):
         self.pgd, self.keys = pgd, keys
 
     def seen(self, x: Tensor) -> Tensor:
-        kernel, inputs, targets = self.task.kernel, self.inputs, self.batch.targets
+        kernel, inputs, targets = self.kernel(), self.inputs, self.batch.targets
 
         def change(part: slice) -> Tensor:
             return self.pgd.attack(kernel, x, inputs[:, part], targets[:, part], self.keys[:, part])

@@ -13,10 +13,11 @@ from typing import ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
+from fedsim.core import rng
 from fedsim.core.arrays import Ints
 from fedsim.core.oracle import Oracle, Plan
 from fedsim.objective import minibatch
-from fedsim.objective.kernel import Kernel
+from fedsim.objective.kernel import Kernel, Training
 from fedsim.objective.persample import budget, parts
 
 Change = Callable[[Kernel, Tensor, Tensor, Tensor, int], Tensor]
@@ -40,7 +41,8 @@ class Batches:
 
     `index` are rows of the data, of which the first `counts` ``[m, steps]`` of a minibatch count; `weights` are 0 for
     the rest, or one number where every minibatch is whole; `moves` augment the samples; `positions` are the samples'
-    places among those of their client.
+    places among those of their client. Of models that draw or count while they train there are `keys` ``[m, steps]``
+    and `state` ``[m, s]``, the buffers that training changes, as they are now.
     """
 
     index: Tensor
@@ -49,6 +51,8 @@ class Batches:
     weights: Tensor | float
     moves: Tensor | None
     positions: Ints
+    keys: rng.Keys | None = None
+    state: Tensor | None = None
 
     def at(self, step: int, count: int) -> Batches:
         """Those of the first `count` clients in one step."""
@@ -56,8 +60,9 @@ class Batches:
         weights = self.weights[taken] if isinstance(self.weights, Tensor) else self.weights
         moves = None if self.moves is None else self.moves[taken]
         return Batches(
-            self.index[taken], self.targets[taken], self.counts[taken], weights, moves, self.positions[taken]
-        )
+            self.index[taken], self.targets[taken], self.counts[taken], weights, moves, self.positions[taken],
+            None if self.keys is None else self.keys[taken], None if self.state is None else self.state[:count],
+        )  # fmt: skip
 
 
 class SupervisedPlan(Plan):
@@ -76,6 +81,15 @@ class BatchOracle(Oracle):
     def __init__(self, task: Source, batch: Batches, lr: Tensor) -> None:
         super().__init__(lr)
         self.task, self.batch = task, batch
+        self._counted = False
+
+    def kernel(self, writes: bool = False) -> Kernel:
+        """The kernel as this step has it; a gradient `writes` down what the model counts, once in a step."""
+        kernel, batch = self.task.kernel, self.batch
+        if batch.keys is None or batch.state is None:
+            return kernel
+        writes, self._counted = writes and not self._counted, self._counted or writes
+        return kernel.during(Training(batch.keys, batch.counts, batch.state, writes))
 
     @cached_property
     def inputs(self) -> Tensor:
@@ -91,10 +105,11 @@ class BatchOracle(Oracle):
         return inputs
 
     def grad(self, x: Tensor) -> Tensor:
-        return minibatch.grad(self.task.kernel, x, self.seen(x), self.batch.targets, self.batch.weights)
+        return minibatch.grad(self.kernel(writes=True), x, self.seen(x), self.batch.targets, self.batch.weights)
 
     def descend(self, x: Tensor) -> None:
-        minibatch.descend(self.task.kernel, x, self.seen(x), self.batch.targets, self.batch.weights, self.lr)
+        kernel, seen = self.kernel(writes=True), self.seen(x)
+        minibatch.descend(kernel, x, seen, self.batch.targets, self.batch.weights, self.lr)
 
     def per_sample_grad(self, x: Tensor) -> Tensor:
         grads, weights = self.task.kernel.per_sample_grad(x, self.seen(x), self.batch.targets), self.batch.weights

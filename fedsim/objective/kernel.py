@@ -5,19 +5,37 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from fedsim.core.arrays import Ints
 from fedsim.core.crew import Own
+from fedsim.core.rng import Keys
 from fedsim.core.types import clip_norm
 from fedsim.models.layout import Layout, call, layout, trained, views
 from fedsim.models.losses import Loss
+from fedsim.models.nature import PLAIN, Nature
 
 Precision = Literal["full", "bf16"]
 """``bf16``: training runs the model under bfloat16 autocast; parameters, losses and gradients stay as they are."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training forward of `m` rows depends on besides parameters and samples, where it does.
+
+    `keys` ``[m]`` are of what each draws, `counts` ``[m]`` say how many of its samples count, `state` ``[m, s]`` are
+    the buffers that it changes, in place where it `writes`.
+    """
+
+    keys: Keys
+    counts: Ints
+    state: Tensor
+    writes: bool = True
 
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -27,6 +45,9 @@ _AT_MANY_PLACES = 8
 class Kernel(ABC):
     """How one model family is evaluated for `m` parameter rows at once."""
 
+    nature: Nature = PLAIN
+    """What the model is besides a function of its parameters and of one sample."""
+
     def __init__(self, module: nn.Module, loss: Loss, precision: Precision = "full") -> None:
         self.module = module
         self.own = Own(module, _blank(module), _blank)  # its parameters are replaced while it computes
@@ -35,6 +56,15 @@ class Kernel(ABC):
         self.uses = _AT_MANY_PLACES if any(isinstance(layer, CONVOLUTIONS) for layer in module.modules()) else 1
         """How often one sample uses each parameter, about."""
         self.layout: Layout = layout(module)
+
+    def during(self, how: Training) -> Self:
+        """The kernel in a training step of which this is known; itself where it makes no difference."""
+        return self
+
+    @property
+    def state(self) -> Tensor:
+        """The buffers that training changes, as they are at first, ``[s]``."""
+        return torch.zeros(0)
 
     @abstractmethod
     def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:

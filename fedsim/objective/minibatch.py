@@ -51,6 +51,6 @@ def changed(kernel: Kernel, x: Tensor, inputs: Tensor, change: Callable[[slice],
 
 def _portions(kernel: Kernel, x: Tensor, inputs: Tensor) -> list[slice]:
     b = inputs.shape[1]
-    if len(x) > 1 or x.device.type != "cpu" or not crew.free():
+    if not kernel.nature.plain or len(x) > 1 or x.device.type != "cpu" or not crew.free():
         return [slice(0, b)]
     return crew.even(b, max(1, min(b // _SAMPLES, b * x.shape[-1] * kernel.uses // _PRODUCTS)))

@@ -26,7 +26,8 @@ from fedsim.objective.batches import Batches, Change, Inputs, SupervisedPlan
 from fedsim.objective.curvature import class_probabilities, gauss_newton, outputs_of
 from fedsim.objective.kernel import Kernel, Precision
 from fedsim.objective.smoothness import convexity_of_linear, of_linear
-from fedsim.objective.stacked import Way, build_kernel
+from fedsim.objective.stacked import Way
+from fedsim.objective.training import kernel_of
 
 _T = TypeVar("_T")
 _EVAL_FLOATS = 32 * 2**20  # of the widest layer in one evaluation chunk: 128 MiB in float32
@@ -65,7 +66,7 @@ class SupervisedTask(Task):
         self.num_classes = dataset.num_classes
         self.loss_name, self.loss, self.is_classification = loss_name, loss, dataset.num_classes is not None
         self._engine: tuple[Precision, Way] = (precision, way)
-        self.kernel: Kernel = build_kernel(module.to(device), loss, device, self.inputs[0], *self._engine)
+        self.kernel: Kernel = kernel_of(module.to(device), loss, device, self.inputs, *self._engine)
         self._initial = flatten(module).to(device=device, dtype=dtype)
         self.dim, self.shapes = len(self._initial), self.kernel.layout.shapes
         self.pixels, self.seen = dataset.pixels, (seen or Inputs()).to(device)
@@ -97,7 +98,7 @@ class SupervisedTask(Task):
         part = super().to(device)
         part.seen = self.seen.to(device)
         if device != self.device:
-            part.kernel = build_kernel(self.kernel.module.to(device), self.loss, device, part.inputs[0], *self._engine)
+            part.kernel = kernel_of(self.kernel.module.to(device), self.loss, device, part.inputs, *self._engine)
         return part
 
     def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> SupervisedPlan:
@@ -191,6 +192,9 @@ class SupervisedTask(Task):
         return Answers(outputs, targets, guesses)
 
     def curvature(self, client: int, x: Tensor, diagonal: bool) -> Tensor:
+        if not self.kernel.nature.plain:
+            message = "a model that draws or counts while it trains has no curvature that is known; allowed: sgld, none"
+            raise InputError(message, key="name")
         own = torch.as_tensor(self.indices[self.offsets[client] : self.offsets[client + 1]], device=self.device)
         return gauss_newton(self.kernel, x, self.inputs[own], self.targets[own], diagonal)
 
@@ -253,8 +257,12 @@ class SupervisedTask(Task):
         if self.augment is not None:
             drawn = self.augment.draw(self.seed, clients, rounds, *index.shape[1:])
             moves = torch.as_tensor(drawn, device=self.device)
-        positions = np.broadcast_to(positions, index.shape)
-        batches = Batches(rows, self.targets[rows], valid.sum(-1), weights, moves, positions)
+        positions, nature = np.broadcast_to(positions, index.shape), self.kernel.nature
+        keys = rng.key(self.seed, "dropout", clients[:, None], rounds[:, None], np.arange(index.shape[1]))
+        batches = Batches(
+            rows, self.targets[rows], valid.sum(-1), weights, moves, positions,
+            None if nature.plain else keys, None if nature.plain else self.kernel.state.expand(len(rows), -1).clone(),
+        )  # fmt: skip
         return self.seen.plan(self, batches, clients, rounds)
 
     def gather(self, index: Tensor, moves: Tensor | None) -> Tensor:

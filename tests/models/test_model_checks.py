@@ -39,16 +39,6 @@ def holding(p: Tensor) -> nn.Module:
 
 
 REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
-    (lambda: nn.BatchNorm1d(3), "the module \\(BatchNorm1d\\) .* use GroupNorm or LayerNorm"),
-    (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.BatchNorm2d(2))), "'1.0' \\(BatchNorm2d\\)"),
-    (lambda: nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False)), "'0' \\(BatchNorm2d\\)"),
-    (lambda: nn.Sequential(nn.BatchNorm3d(2)), "BatchNorm3d"),
-    (lambda: nn.Sequential(nn.SyncBatchNorm(2)), "SyncBatchNorm"),
-    (lambda: nn.Sequential(nn.InstanceNorm2d(2, track_running_stats=True)), "'0' \\(InstanceNorm2d\\)"),
-    (lambda: nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)), "'1' \\(Dropout\\) has dropout 0.5.*set it to 0"),
-    (lambda: nn.Sequential(nn.Linear(3, 2), nn.AlphaDropout(0.1)), "AlphaDropout"),
-    (lambda: nn.LSTM(3, 2, num_layers=2, dropout=0.2), "the module \\(LSTM\\) has dropout 0.2"),
-    (lambda: nn.TransformerEncoderLayer(4, 2, 8), "has dropout 0.1"),
     (lambda: nn.Sequential(nn.LazyLinear(3)), "'weight' of sub-module '0' \\(LazyLinear\\) is not initialised"),
     (lambda: nn.Linear(3, 2, device="meta"), "not initialised"),
     (Overlapping, "'weight' of sub-module 'b' .* shares its memory with parameter 'weight' of sub-module 'a'"),
@@ -118,9 +108,18 @@ class Centred(Net):
     def forward(self, x):
         return self.layer(x - x.mean(0))
 
-class Dropping(Net):
+class Always(Net):
     def forward(self, x):
-        return self.layer(F.dropout(x, 0.5, self.training))
+        return self.layer(F.dropout(x, 0.5, True))
+
+class Gumbel(Net):
+    def forward(self, x):
+        return F.gumbel_softmax(self.layer(x)) if self.training else self.layer(x)
+
+class Generator(Net):
+    def forward(self, x):
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+        return self.layer(x + noise) if self.training else self.layer(x)
 
 class Single(Net):
     def forward(self, x):
@@ -130,6 +129,7 @@ def squared(outputs, targets):
     return (outputs - F.one_hot(targets, outputs.shape[-1])).square().sum(-1)
 
 def normed(): return nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
+def untracked(): return nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3, track_running_stats=False))
 def number(): return 3
 def broken(): raise KeyError("x")
 def picky(depth): raise InputError("found 0, allowed: 1 or more", key="depth")
@@ -171,10 +171,15 @@ def test_somebodys_own_loss(own: str) -> None:
         ("number", {}, "name", "must return a torch.nn.Module, found int"),
         ("broken", {}, "name", "failed: KeyError: 'x'"),
         ("picky", {"depth": 0}, "depth", "^depth: found 0"),
-        ("normed", {}, "name", "'1' \\(BatchNorm1d\\)"),
+        ("normed", {"batch_norm": "both"}, "batch_norm", "found 'both', allowed: .*group"),
+        ("Net", {"batch_norm": "group"}, "batch_norm", "no layer of Net normalises with statistics of a batch"),
+        ("untracked", {}, "batch_norm", "found average, but sub-module '1' .* no running statistics .* allowed: group"),
+        ("untracked", {"batch_norm": "frozen"}, "batch_norm", "found frozen, but sub-module '1' .BatchNorm1d"),
         ("Counting", {}, "name", "buffer 'scale' changes"),
         ("Centred", {}, "name", "another output alone than in a batch"),
-        ("Dropping", {}, "name", "another output alone than in a batch"),
+        ("Always", {}, "name", "another output alone than in a batch"),
+        ("Gumbel", {}, "name", "the module draws with aten.exponential_"),
+        ("Generator", {}, "name", "without a generator of its own"),
         ("Single", {}, "name", "cannot take inputs \\[b, 6\\]: RuntimeError"),
     ],
 )

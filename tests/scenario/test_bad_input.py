@@ -262,10 +262,10 @@ DATA = [
         files={"x": arrays(x=X, y=Y)}),
 ]
 MODELS = [
-    own_model("bad_norm", "def Net(): return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))",
-        at(9, "model.name"), "sub-module '1' (BatchNorm1d)", "use GroupNorm or LayerNorm"),
-    own_model("bad_dropout", "def Net(): return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))",
-        at(9, "model.name"), "Dropout"),
+    own_model("bad_norm", "def Net(): return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64, 1e-5, 0.1, True, False))",
+        at(8, "model.batch_norm"), "sub-module '1' (BatchNorm1d)", "allowed: group"),
+    own_model("bad_draws", "def Net(): return nn.Sequential(nn.Flatten(), nn.RReLU(), nn.Linear(64, 10))",
+        at(9, "model.name"), "rrelu"),
     own_model("bad_result", "def Net(): return 5", at(9, "model.name"), "must return a torch.nn.Module, found int"),
     own_model("bad_call", "def Net(): return nn.Linear(1)", at(9, "model.name"), "failed: TypeError"),
     own_model("bad_shape", "def Net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))", at(9, "model.name"),

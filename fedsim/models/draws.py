@@ -1,0 +1,129 @@
+"""What a module draws while it computes, from keys instead of from torch's generator.
+
+Dropout of any kind (``nn.Dropout`` and its siblings, ``torch.nn.functional``, inside attention and recurrent layers,
+stochastic depth) ends in a few operators that draw. Inside `Keyed` they draw from a key and their place among the draws
+of the forward pass, so that a mask is the same for a client alone, in a shard, after a resume and on any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fedsim.core import rng
+from fedsim.core.errors import InputError
+
+_aten = torch.ops.aten
+_WORDS = 2.0**32
+
+
+class Keyed(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within it, draws of tensors in this thread depend on `key` and their order alone.
+
+    Raises
+    ------
+    InputError
+        An operator draws that is not known here, or from a generator of the module's own.
+    """
+
+    def __init__(self, key: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.key, self.draws = np.array([key], dtype=np.uint64), 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **named)
+        draw = _DRAWS.get(func)
+        if draw is None or named.pop("generator", None) is not None:
+            raise InputError(
+                f"the module draws with {func}; allowed: dropout, and torch's bernoulli, rand, randn, normal_ and "
+                "uniform_, without a generator of its own",
+                key="name",
+            )
+        self.draws += 1
+        return draw(np.random.Philox(key=int(rng.fold(self.key, self.draws)[0])), *args, **named)
+
+
+def _fill(out: Tensor, values: Any) -> Tensor:
+    return out.copy_(torch.from_numpy(values).view(out.shape))
+
+
+def _kept(bits: np.random.Philox, out: Tensor, p: float) -> Tensor:
+    """1 with probability `p`, else 0: 32 bits a number."""
+    words = bits.random_raw(-(-out.numel() // 2)).view(np.uint32)[: out.numel()]
+    return _fill(out, words < round(p * _WORDS) if p < 1 else np.ones(out.numel(), dtype=bool))
+
+
+def _uniforms(bits: np.random.Philox, out: Tensor) -> Tensor:
+    return _fill(out, np.random.Generator(bits).random(out.numel()))
+
+
+def _bernoulli_(bits: np.random.Philox, out: Tensor, p: float = 0.5) -> Tensor:
+    return _kept(bits, out, p)
+
+
+def _bernoulli_tensor_(bits: np.random.Philox, out: Tensor, p: Tensor) -> Tensor:
+    return out.copy_(_uniforms(bits, torch.empty(out.shape, dtype=torch.float64, device=out.device)) < p)
+
+
+def _bernoulli_p(bits: np.random.Philox, like: Tensor, p: float) -> Tensor:
+    return _kept(bits, torch.empty_like(like), p)
+
+
+def _bernoulli(bits: np.random.Philox, p: Tensor) -> Tensor:
+    return _bernoulli_tensor_(bits, torch.empty_like(p), p)
+
+
+def _native_dropout(bits: np.random.Philox, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+    mask = torch.empty(x.shape, dtype=torch.bool, device=x.device)
+    if train is False:
+        return x.clone(), mask.fill_(True)
+    _kept(bits, mask, 1 - p)
+    return x * mask * (0.0 if p == 1 else 1 / (1 - p)), mask
+
+
+def _rand(bits: np.random.Philox, size: Sequence[int], **how: Any) -> Tensor:
+    return _uniforms(bits, torch.empty(size, **how))
+
+
+def _rand_like(bits: np.random.Philox, like: Tensor, **how: Any) -> Tensor:
+    return _uniforms(bits, torch.empty_like(like, **how))
+
+
+def _randn(bits: np.random.Philox, size: Sequence[int], **how: Any) -> Tensor:
+    return _normal_(bits, torch.empty(size, **how))
+
+
+def _randn_like(bits: np.random.Philox, like: Tensor, **how: Any) -> Tensor:
+    return _normal_(bits, torch.empty_like(like, **how))
+
+
+def _uniform_(bits: np.random.Philox, out: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    return _uniforms(bits, out).mul_(high - low).add_(low)
+
+
+def _normal_(bits: np.random.Philox, out: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    return _fill(out, mean + std * np.random.Generator(bits).standard_normal(out.numel()))
+
+
+_DRAWS: dict[Any, Callable[..., Any]] = {
+    _aten.bernoulli_.float: _bernoulli_,
+    _aten.bernoulli_.Tensor: _bernoulli_tensor_,
+    _aten.bernoulli.p: _bernoulli_p,
+    _aten.bernoulli.default: _bernoulli,
+    _aten.native_dropout.default: _native_dropout,
+    _aten.rand.default: _rand,
+    _aten.rand_like.default: _rand_like,
+    _aten.randn.default: _randn,
+    _aten.randn_like.default: _randn_like,
+    _aten.uniform_.default: _uniform_,
+    _aten.normal_.default: _normal_,
+}
