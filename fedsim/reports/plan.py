@@ -40,6 +40,7 @@ Rows = dict[str, Any]
 _NAMED = 20  # nodes whose names are shown
 _LOOKED_AT = 10_000  # rounds among which there is one in which somebody delivers
 _TYPICAL = 20  # rounds that stand for all where the first is unlike the others
+_MOST = 2_000_000  # nodes and links in all the rounds that are looked at where they differ
 
 
 def plan(scenario: Scenario | str | Path | Mapping[str, Any]) -> dict[str, Rows]:
@@ -164,7 +165,7 @@ def _column(column: Mapping[str, Any]) -> str:
 
 
 def _rounds(s: Scenario, a: Assembly) -> list[Arrival]:
-    """The first round in which anybody delivers; where it is unlike the others, some of those too.
+    """The first round in which anybody delivers; where it is unlike the others, some of those too, or all there are.
 
     Raises
     ------
@@ -172,10 +173,12 @@ def _rounds(s: Scenario, a: Assembly) -> list[Arrival]:
         Nobody does in all the rounds that are looked at.
     """
     last = min(max(s.run.rounds, _LOOKED_AT), 10 * _LOOKED_AT)  # a round may have nobody by chance
-    wanted, found = 1 + (_TYPICAL if _begins_apart(s) else 0), list[Arrival]()
+    looked, found = _differing(s, a), list[Arrival]()
+    wanted = max(1 + (_TYPICAL if _begins_apart(s) else 0), looked)
     parts: list[Arrival] = []
     for event in s.participation.events(a.setting(s)):
-        if isinstance(event, Arrival) and len(event.clients):  # a window may close before anybody delivers
+        counts = isinstance(event, Arrival) and (len(event.clients) or parts or (found and looked > 1))
+        if isinstance(event, Arrival) and counts:  # a window may close before anybody delivers
             parts.append(event)
             if event.closes:
                 found.append(whole(parts))
@@ -185,10 +188,22 @@ def _rounds(s: Scenario, a: Assembly) -> list[Arrival]:
         over = isinstance(event, Arrival) and event.closes and event.number >= last
         if len(found) == wanted or (over and found):
             break
+        if found and isinstance(event, Arrival) and event.closes and 1 < looked <= event.number:
+            break
         if over:
             keys = "deadline, sampling, dropout, window, timeout"
             raise InputError(f"nobody delivers in the first {last:,} rounds: look at {keys}", key="participation")
     return found
+
+
+def _differing(s: Scenario, a: Assembly) -> int:
+    """How many rounds to look at where one does not stand for others, since links come and go or have windows."""
+    if a.network is None:
+        return 1
+    if a.network.topology.presence is None and not getattr(s.participation, "schedule", None):
+        return 1
+    each = a.task.num_clients + len(a.network.mixings[0].links)
+    return max(min(s.run.rounds, _LOOKED_AT, _MOST // each), 1)
 
 
 def _begins_apart(s: Scenario) -> bool:
@@ -213,7 +228,7 @@ def _work(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:
             f"{s.participation.cohort_size(a.task.num_clients)} of {a.task.num_clients}, {s.participation.sampling}"
         )
     rows["local steps in the first round"] = f"{steps.min()} to {steps.max()}"
-    if _begins_apart(s):
+    if len(rounds) > 1:
         rows["sample gradients in the first round"] = f"{gradients[0]:,}"
     rows["sample gradients per round"] = f"about {np.mean(gradients[1:] or gradients):,.0f}"
     rows["sample gradients in all"] = f"about {s.algorithm.before(a.task).gradients + _in_all(s, gradients):,.0f}"
@@ -237,7 +252,8 @@ def _network(s: Scenario, a: Assembly) -> Rows:
             f"{len(topology.graphs)} graphs, {topology.every} rounds each; these are the facts of the first"
         )
     if topology.presence is not None:
-        facts["sequence"] = "links come and go; these are the facts of all links together"
+        facts["links"] = "they come and go; these are the facts of all links together"
+        facts["weights of a round"] = f"{a.network.weights}, of the links that are there"
     if isinstance(s.participation, PoissonGossip):
         d = s.participation.compute.draw(a.task.num_clients, s.seed, "node", 1)
         b = s.participation.links.draw(len(base.links), s.seed, "link", 1)

@@ -17,6 +17,7 @@ from fedsim.core.errors import InputError
 from fedsim.deployment.noise import check_trust
 from fedsim.graphs.topology import build_topology
 from fedsim.participation.coming import among
+from fedsim.reports.plan import _size
 from fedsim.scenario.load import parse
 
 Make = Callable[..., Any]
@@ -221,9 +222,26 @@ def test_plan_says_how_many_there_are_and_when_all_are_connected(quadratic: Make
     assert network["links that are there"] == "4 of 7 on average, 3 to 5"
     assert network["nodes that are there"] == "all 6, always"
     assert network["jointly connected"].startswith("over any ")
+    assert network["links"] == "they come and go; these are the facts of all links together"
+    assert network["weights of a round"] == "metropolis, of the links that are there"
     short = fedsim.plan({**scenario, "run": {"rounds": 2}})["network"]
     assert short["never there in the run"] == "3 of 7 links"
     assert short["jointly connected"].startswith("never")
+
+
+def test_plan_counts_what_those_send_who_are_there(quadratic: Make, tmp_path: Path) -> None:
+    """Round 1 has four nodes and no links: it does not stand for the others."""
+    away = {0: '"start": 3', 4: '"spells": [[0, 0.5], [6, 99]]'}
+    file = node_link(tmp_path, ', "start": 2, "end": 9', away)
+    scenario = {
+        "data": quadratic(n=N, d=3).section(), "algorithm": {"name": "dspodfl", "lr": 0.05}, "run": {"rounds": 12},
+        "topology": {"graph": "file", "path": file, "spells": {"unit": "rounds"}},
+    }  # fmt: skip
+    facts, last = fedsim.plan(scenario), fedsim.run(scenario, out=tmp_path / "run").metrics.iloc[-1]
+    assert facts["work"]["clients in the first round"] == 4
+    assert facts["work"]["sample gradients in all"] == f"about {int(last['gradients'])}"
+    assert facts["messages"]["sent in the first round"] == "0 B"
+    assert facts["messages"]["sent in all"] == f"about {_size(int(last['bytes_sent']))}" != "about 0 B"
 
 
 def test_a_deployment_has_no_such_graph(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ import torch
 import fedsim
 from fedsim.core.errors import InputError
 from fedsim.participation.windows import Merge, Schedule, Window
+from fedsim.reports.plan import _size
 
 Make = Callable[..., Any]
 N = 6
@@ -324,6 +325,22 @@ def test_a_merge_sends_whole_models_and_is_planned(go: Make, algorithm: str, vec
     ]
     assert sent[1] - sent[0] == sent[2] - sent[0] == N * (N - 1) * vectors * 4 * 8
     assert Merge.model_validate({"rounds": [3]}).due(3)
+
+
+@pytest.mark.parametrize(
+    "participation",
+    [
+        {"links": 0, "schedule": [{"from": 15, "until": 18, "links": 1}]},
+        {"schedule": [{"from": 3, "until": 6, "links": 0, "merge": True}, {"from": 0.5, "until": 1.0, "links": 0.9}]},
+        {"mode": "poisson", "schedule": [{"from": 3, "until": 6, "links": 0, "merge": True}]},
+    ],
+)
+def test_a_plan_counts_what_windows_send(go: Make, participation: Any) -> None:
+    more = {"algorithm": {"name": "dspodfl"}}
+    run = go(**participation, more=more)
+    last, facts = run.metrics.iloc[-1], fedsim.plan(fedsim.load(run.dir / "scenario.yaml"))
+    assert facts["messages"]["sent in all"] == f"about {_size(int(last['bytes_sent']))}"
+    assert facts["work"]["sample gradients in all"] == f"about {int(last['gradients']):,}"
 
 
 def test_windows_that_are_fractions_tie_a_run_to_its_rounds(go: Make) -> None:
