@@ -259,7 +259,7 @@ def _allowed(item: Any, part: type[Any]) -> str:
 
 def _wanted(part: type[Any], loc: tuple[Any, ...]) -> str:
     """``; allowed: ...`` of a key of the part that is missing, or nothing where its type says nothing."""
-    schema = _schema_of(part)
+    schema = _schema_of(part)  # type: ignore[arg-type]
     found = schema.get("properties", {}).get(loc[0]) if len(loc) == 1 else None
     words = _in_words(found, schema.get("$defs", {})) if found else ""
     return f"; allowed: {words}" if words else ""
