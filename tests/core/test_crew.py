@@ -24,7 +24,7 @@ def test_results_are_in_the_order_of_the_jobs(threads: int) -> None:
 
 
 def test_several_threads_take_part_each_with_one_thread_of_torch() -> None:
-    meet = threading.Barrier(3, timeout=60)
+    meet = threading.Barrier(3, timeout=240)
 
     def job() -> tuple[int, int]:
         meet.wait()  # passes only if three threads are at work at once
@@ -108,7 +108,7 @@ def test_only_one_of_several_jobs_is_not_free() -> None:
 
 
 def test_every_thread_has_its_own_copy() -> None:
-    meet = threading.Barrier(2, timeout=60)
+    meet = threading.Barrier(2, timeout=240)
     own = crew.Own([1], [2])
 
     def job() -> list[int]:
