@@ -254,27 +254,54 @@ def test_a_check_and_a_report_are_not_ended_either(call: Call, tmp_path: Path) -
 # --- standard output --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "schedule", "sweep", "topology"])
-def test_with_json_nothing_else_is_on_standard_output(command: str, tmp_path: Path) -> None:
-    """Also not what is printed by other languages, past Python's own files."""
+NOISY = ("run", "plan", "schedule", "sweep", "topology")
+PROCESSES = """
+import json, os, sys
+import fedsim.engine.run, fedsim.sweeps.run  # what takes long is imported once
+from fedsim.cli.app import main
+
+for folder, argv in json.loads(sys.argv[1]):
+    if os.fork() == 0:
+        os.chdir(folder)
+        for number, name in ((1, "said"), (2, "told")):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
+        sys.argv = ["fedsim", *argv]
+        main()
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
+    """Each command in a process of its own: its exit code, standard output and standard error."""
     noise = 'print("noise")\n    import os; os.write(1, b"more noise\\n"); os.system("echo still more")'
-    (tmp_path / "mine.py").write_text(
+    module = (
         MODULE.replace("{wrong}", noise).replace("        wrong()\n\n\n@dataclass(frozen=True)\nclass Smaller",
         "        wrong()\n        return weights @ values\n\n\n@dataclass(frozen=True)\nclass Smaller")
         .replace("def graph(n, seed):\n    wrong()", "def graph(n, seed):\n    wrong()\n    return nx.cycle_graph(n)")
         + 'print("noise")\n'
     )  # fmt: skip
     graph = {"algorithm": {"name": "dspodfl", "lr": 0.1}, "topology": {"graph": "mine:graph"}}
-    changes = graph if command == "topology" else {"aggregator": {"name": "mine:Rule"}}
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**SCENARIO, **changes}))
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"scenario": "s.yaml", "grid": {"seed": [0]}}))
-    argv = {**COMMANDS, "topology": ("topology", "s.yaml", "--json")}[command]
-    done = subprocess.run(
-        [sys.executable, "-m", "fedsim", *argv], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    json.loads(done.stdout)
-    assert "noise" in done.stderr
+    folders = {command: tmp_path_factory.mktemp(command) for command in NOISY}
+    for command, folder in folders.items():
+        (folder / "mine.py").write_text(module)
+        changes = graph if command == "topology" else {"aggregator": {"name": "mine:Rule"}}
+        (folder / "s.yaml").write_text(yaml.safe_dump({**SCENARIO, **changes}))
+        (folder / "sweep.yaml").write_text(yaml.safe_dump({"scenario": "s.yaml", "grid": {"seed": [0]}}))
+    commands = {**COMMANDS, "topology": ("topology", "s.yaml", "--json")}
+    asked = json.dumps([(str(folder), commands[command]) for command, folder in folders.items()])
+    done = subprocess.run([sys.executable, "-c", PROCESSES, asked], capture_output=True, text=True, check=True)
+    texts = {command: [(folder / name).read_text() for name in ("said", "told")] for command, folder in folders.items()}
+    return {c: (int(code), *texts[c]) for c, code in zip(NOISY, done.stdout.split(), strict=True)}
+
+
+@pytest.mark.parametrize("command", NOISY)
+def test_with_json_nothing_else_is_on_standard_output(command: str, noisy: dict[str, tuple[int, str, str]]) -> None:
+    """Also not what is printed by other languages, past Python's own files."""
+    code, out, err = noisy[command]
+    assert code == 0, err
+    json.loads(out)
+    assert "noise" in err
 
 
 # --- outputs that are no numbers --------------------------------------------------------------------------------------
