@@ -22,7 +22,9 @@ from fedsim.core import rng
 from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.registry import register
+from fedsim.core.tokens import widened
 from fedsim.core.types import Count, NonNegative
+from fedsim.data.tokenized import tokens_of
 from fedsim.engine.assembly import Material
 
 if TYPE_CHECKING:
@@ -73,6 +75,9 @@ class LikelihoodRatioAttack(Audit):
     def run(self, subject: Subject) -> Finding:
         if not subject.classifies:
             raise InputError("found a regression problem; LiRA needs classes, allowed: the audit 'loss'", "audit.lira")
+        if not tokens_of(subject.material.data).single:
+            found = "found token targets; LiRA needs one class per example"
+            raise InputError(f"{found}, allowed: the audit 'loss'", "audit.lira")
         games = [Game(subject, i) for i in range(self.shadows + 1)]
         phi, losses = [], []
         for game in games:
@@ -105,6 +110,8 @@ class InverseHessianAttack(Audit):
     damping: NonNegative = 0.2
 
     def run(self, subject: Subject) -> Finding:
+        if not subject.material.data.train_x.is_floating_point():
+            raise InputError("IHA needs inputs that are real numbers, found integers", key="data.dataset")
         curves: dict[str, list[Roc]] = {"iha": [], "loss": []}
         for i in range(self.targets):
             subject.say(f"iha: model {i + 1} of {self.targets}")
@@ -169,7 +176,7 @@ class Game:
         task = supervised(outcome.assembly)
         found = []
         for rows in chunked(torch.as_tensor(self.pool, device=task.device)):
-            out = task.kernel.outputs(outcome.params.unsqueeze(0), task.inputs[rows])[0]
+            out = task.kernel.outputs(outcome.params.unsqueeze(0), widened(task.inputs[rows]))[0]
             found.append(score(task, out, task.targets[rows]).cpu())
         values: Floats = torch.cat(found).double().numpy()
         return values

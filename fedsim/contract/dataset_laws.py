@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.contract.tools import UNSEEDED, LawBrokenError, compare, global_seed, same_from_yaml
+from fedsim.core.tokens import IGNORED
 from fedsim.core.types import State
 from fedsim.data.sets import Dataset, DatasetPart, Quadratic
 
@@ -53,8 +54,10 @@ def _form(part: DatasetPart) -> str:
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             raise LawBrokenError(f"{side}_x has numbers that are not finite")
         if data.num_classes is not None:
-            if y.dtype != torch.int64 or y.dim() != 1:
-                raise LawBrokenError(f"{side}_y is {y.dtype} {list(y.shape)}, allowed with classes: int64 [N]")
+            if y.dtype != torch.int64 or y.dim() not in (1, 2):
+                allowed = "int64 [N], or [N, positions]"
+                raise LawBrokenError(f"{side}_y is {y.dtype} {list(y.shape)}, allowed with classes: {allowed}")
+            y = y[y != IGNORED]
             if len(y) and not 0 <= int(y.min()) <= int(y.max()) < data.num_classes:
                 raise LawBrokenError(f"{side}_y is {int(y.min())} to {int(y.max())}, allowed: 0 to num_classes - 1")
         elif not y.is_floating_point():

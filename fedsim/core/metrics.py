@@ -96,6 +96,7 @@ TABLE: Mapping[str, Metric] = {
         ),
         Metric("attack_success", unit="share", larger_is_better=False, public=True, figure="other"),
         Metric("test_loss", larger_is_better=False, public=True),
+        Metric("perplexity", larger_is_better=False, public=True),
         Metric("robust_loss", larger_is_better=False, public=True),
         Metric("train_loss", larger_is_better=False),
         Metric("optimum_distance", "distance to the optimum", larger_is_better=False, log=True, figure="optimum"),

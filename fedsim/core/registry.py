@@ -38,7 +38,7 @@ KINDS = {
     "surrogate": Kind("fedsim.algorithms.surrogates", "fedsim.algorithms.surrogates:Surrogate"),
     "dataset": Kind("fedsim.data.all", "fedsim.data.sets:DatasetPart"),
     "partition": Kind("fedsim.data.all", "fedsim.data.partition:Partition"),
-    "model": Kind("fedsim.models.build", "fedsim.models.build:Model"),
+    "model": Kind("fedsim.models.all", "fedsim.models.build:Model"),
     "loss": Kind("fedsim.models.build"),
     "graph": Kind("fedsim.graphs.topology", "fedsim.graphs.base:Graph"),
     "mixing": Kind("fedsim.graphs.mixing"),

@@ -97,7 +97,7 @@ class TensorFile(Mapping[str, Tensor]):
             raise KeyError(name)
         with safe_open(self.path, "pt") as file:
             tensor: Tensor = file.get_tensor(name)
-        return tensor
+        return tensor.clone()  # in memory of PyTorch's alignment, on which the last digits of matrix products depend
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._header)

@@ -36,15 +36,18 @@ class Own(DatasetPart):
 
     `task` None: float targets are regression, others classification. Labels of any kind are classes: text, true and
     false, whole numbers, one-hot rows; the distinct ones are numbered in sorted order, or as `classes` lists them.
-    `num_classes`: labels 0, 1, ... are classes as they are. `test_fraction`: share of the rows held out where there is
-    no test split (0.2 if not given; the same rows for all seeds, stratified for classification). `normalize`: features
-    are standardised (or scaled to [0, 1]) with the train split's statistics, images per channel.
+    `num_classes`: labels 0, 1, ... are classes as they are. ``task: tokens``: targets are token ids, one per row or one
+    at every position; `num_classes` is then how many tokens there are, and those that are `ignore_index` do not count.
+    `test_fraction`: share of the rows held out where there is no test split (0.2 if not given; the same rows for all
+    seeds, stratified for classification). `normalize`: features are standardised (or scaled to [0, 1]) with the train
+    split's statistics, images per channel.
     """
 
     test_fraction: _Share | None = None
     task: Task | None = None
     num_classes: ClassCount | None = None
     classes: list[Value] | None = None
+    ignore_index: int | None = None
     normalize: Normalize = "standard"
     limit: Count | None = None
 
@@ -70,7 +73,7 @@ class Own(DatasetPart):
                 "allowed: none, or an array of floats",
                 key="normalize",
             )
-        train, test = targets(train, test, self.task, self.num_classes, self.classes)
+        train, test = targets(train, test, self.task, self.num_classes, self.classes, self.ignore_index)
         if test is None:
             train, test = divide(train, self.test_fraction or DEFAULT_TEST_FRACTION)
         return made(name, train, test, self.normalize, self.limit, 255.0 if train.x.dtype == np.uint8 else top,

@@ -376,6 +376,9 @@ def _shuffled(labels: Array, clients: int, seed: int) -> Array:
 
 
 def _integers(labels: Array, scheme: str) -> Array:
+    if np.ndim(labels) > 1 and np.asarray(labels).dtype.kind in "iu":
+        message = f"'{scheme}' divides by label, found tokens at every position; allowed: {_LABEL_FREE}, natural_id"
+        raise InputError(message, key="scheme")
     if np.asarray(labels).dtype.kind not in "iu":
         raise InputError(f"'{scheme}' divides by label, found regression targets; allowed: {_LABEL_FREE}", key="scheme")
     return labels

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -22,10 +22,10 @@ from fedsim.core.arrays import Array
 from fedsim.core.errors import InputError
 from fedsim.core.limits import check_room
 from fedsim.core.registry import Part, register
+from fedsim.core.tokens import Tokens, compact
 from fedsim.core.types import Count, NonNegative
 from fedsim.data import files, synthetic
 from fedsim.data.labels import FOUND, MOST_CLASSES, Classes
-from fedsim.data.parquet import read_splits, sources
 from fedsim.data.pixels import PixelRange, pixel_range
 from fedsim.data.splits import (
     Action,
@@ -37,10 +37,8 @@ from fedsim.data.splits import (
     encoded,
     rows_of,
     scaled,
-    targets,
     told,
 )
-from fedsim.data.tables import Wanted
 
 ClassCount = Annotated[int, Field(gt=0, le=MOST_CLASSES)]
 
@@ -54,9 +52,11 @@ class Dataset:
     Attributes
     ----------
     train_x, test_x
-        float32 ``[N, *shape]``, or int64 where the inputs are integers (token ids); images are ``[N, C, H, W]``.
+        float32 ``[N, *shape]``, or integers of any type where the inputs are token ids, which a model sees as int64;
+        images are ``[N, C, H, W]``.
     train_y, test_y
-        int64 ``[N]`` (classification) or float32 ``[N]`` or ``[N, k]`` (regression).
+        int64 ``[N]`` (classification) or float32 ``[N]`` or ``[N, k]`` (regression); int64 ``[N, positions]`` where
+        there is a class at every position, -100 where none is to be predicted.
     num_classes
         None for regression.
     clients
@@ -72,6 +72,8 @@ class Dataset:
         What people should know about how the data were read.
     pixels
         What black and white are in the inputs, where they are images of a known range, else None.
+    tokens
+        What integers stand for; None: what they show (see :func:`fedsim.data.tokenized.tokens_of`).
     """
 
     name: str
@@ -87,6 +89,7 @@ class Dataset:
     about: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     pixels: PixelRange | None = None
+    tokens: Tokens | None = None
 
     @property
     def class_names(self) -> list[str] | None:
@@ -167,84 +170,6 @@ class Digits(DatasetPart):
         whole = Split(digits.images[:, None].astype(np.float32), digits.target, 10)
         train, test = divide(whole, DEFAULT_TEST_FRACTION)
         return made("digits", train, test, self.normalize, self.limit, top=16.0)
-
-
-@dataclass(frozen=True)
-class _Named(DatasetPart):
-    """A known image set, from `path` (a folder with train*.parquet and test*.parquet as on the hub) or the hub."""
-
-    path: str | None = None
-    normalize: Normalize = "standard"
-    limit: Count | None = None
-
-    hub: ClassVar[str]
-    columns: ClassVar[tuple[str, str]]
-    classes: ClassVar[int]
-    stats: ClassVar[Stats]
-
-    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
-        return self._load(base, None)
-
-    def load_by(self, column: str, clients: int | None, seed: int, base: Path) -> Dataset:
-        return self._load(base, column)
-
-    def _load(self, base: Path, ids: str | None) -> Dataset:
-        found = sources(self.path, base, self.hub, None, ("train", "test"))
-        if "test" not in found:
-            raise InputError(
-                f"no test*.parquet in {self.path}; allowed: a folder with train*.parquet and test*.parquet", "path"
-            )
-        image, label = self.columns
-        wanted = Wanted(None, label, ("path", "path"), ids=ids)
-        train, test = (replace_classes(s, self.classes) for s in read_splits(found.values(), wanted, image))
-        train, checked = targets(train, test, "classification", None)
-        assert checked is not None
-        name = self.hub.rpartition("/")[2]
-        return made(name, train, checked, self.normalize, self.limit, top=255.0, stats=self.stats)
-
-
-@register.dataset("mnist")
-@dataclass(frozen=True)
-class Mnist(_Named):
-    """MNIST (hub name ylecun/mnist): 60,000 + 10,000 grey images of 28 x 28, 10 digits."""
-
-    hub = "ylecun/mnist"
-    columns = ("image", "label")
-    classes = 10
-    stats = ((0.1307,), (0.3081,))
-
-
-@register.dataset("fashion_mnist")
-@dataclass(frozen=True)
-class FashionMnist(_Named):
-    """Fashion-MNIST (hub name zalando-datasets/fashion_mnist): 60,000 + 10,000 grey images of 28 x 28, 10 articles."""
-
-    hub = "zalando-datasets/fashion_mnist"
-    columns = ("image", "label")
-    classes = 10
-    stats = ((0.2860,), (0.3530,))
-
-
-@register.dataset("cifar10")
-@dataclass(frozen=True)
-class Cifar10(_Named):
-    """CIFAR-10 (hub name uoft-cs/cifar10): 50,000 + 10,000 colour images of 32 x 32, 10 classes."""
-
-    hub = "uoft-cs/cifar10"
-    columns = ("img", "label")
-    classes = 10
-    stats = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-
-
-@register.dataset("cifar100")
-@dataclass(frozen=True)
-class Cifar100(_Named):
-    """CIFAR-100 (hub name uoft-cs/cifar100): 50,000 + 10,000 colour images of 32 x 32, 100 fine classes."""
-
-    hub = "uoft-cs/cifar100"
-    columns = ("img", "fine_label")
-    classes = 100
-    stats = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 
 
 @register.dataset("synthetic")
@@ -345,7 +270,7 @@ def made(
     whole = train.x.dtype == test.x.dtype == np.int64
     if whole:
         inputs: dict[str, Any] = {"kind": "integers"}
-        train_x, test_x = train.x, test.x
+        train_x, test_x = compact(train.x), compact(test.x)
     elif train.columns and (action != "refuse" or any(c.categories is not None for c in train.columns)):
         train_x, test_x, columns = encoded(train, test, normalize, action)
         inputs = {"kind": "table", "columns": columns}
@@ -354,20 +279,21 @@ def made(
         inputs = {"kind": "images" if top is not None else "numbers", **scaling.record()}
         if train.columns:
             inputs = {"kind": "table", "columns": scaling.columns([c.name for c in train.columns])}
-    inputs |= {"shape": list(train_x.shape[1:]), "type": str(train_x.dtype)}
+    inputs |= {"shape": list(train_x.shape[1:]), "type": "int64" if whole else str(train_x.dtype)}
     about = {"dataset": name, "input": inputs, "target": _about_target(train), "notes": notes}
     train_y, test_y = (torch.from_numpy(np.array(s.y)) for s in (train, test))
     return Dataset(
         name, torch.from_numpy(np.ascontiguousarray(train_x)), train_y, torch.from_numpy(np.ascontiguousarray(test_x)),
         test_y, train.classes, ids=train.ids, test_ids=test.ids, about=about, notes=tuple(notes),
-        pixels=None if top is None or whole else pixel_range(scaling, top),
+        pixels=None if top is None or whole else pixel_range(scaling, top), tokens=train.tokens,
     )  # fmt: skip
 
 
 def described(data: Dataset) -> dict[str, Any]:
     """`Dataset.about`; of a set of somebody's own that says nothing of itself, what its tensors show."""
     x, y = data.train_x, data.train_y
-    inputs = {"kind": "numbers", "shape": list(x.shape[1:]), "type": str(x.dtype).removeprefix("torch.")}
+    kind = str(x.dtype).removeprefix("torch.") if x.is_floating_point() else "int64"
+    inputs = {"kind": "numbers", "shape": list(x.shape[1:]), "type": kind}
     target = _about_target(Split(x.numpy(), y.numpy(), data.num_classes))
     found = {"dataset": data.name, "input": inputs, "target": target, "notes": list(data.notes), **data.about}
     return {**found, "input": {**inputs, **found["input"]}, "target": {**target, **found["target"]}}
@@ -383,7 +309,8 @@ def _about_target(train: Split) -> dict[str, Any]:
         }
     labels = train.labels or Classes.given(train.classes)
     how = FOUND if labels.found else "as given"
+    every = {"positions": train.y.shape[1]} if train.y.ndim > 1 else {}
     return {
         "task": "classification", "columns": list(train.target), "classes": list(labels.names),
-        "labels": list(labels.values), "numbering": how,
+        "labels": list(labels.values), "numbering": how, **every,
     }  # fmt: skip

@@ -11,10 +11,11 @@ import numpy as np
 from fedsim.core.arrays import Array
 from fedsim.core.errors import InputError
 from fedsim.core.rng import generator
+from fedsim.core.tokens import IGNORED, Tokens
 from fedsim.data.labels import Classes, Value, number_labels, plain, shown
 
 Normalize = Literal["standard", "unit", "none"]
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "regression", "tokens"]
 Action = Literal["refuse", "drop", "mean", "most_frequent"]
 Stats = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -45,6 +46,8 @@ class Split:
         Names of the target's columns, where they have names.
     notes
         What people should know about how this was read.
+    tokens
+        What integers stand for, where x or y are token ids.
     """
 
     x: Array
@@ -55,6 +58,7 @@ class Split:
     columns: tuple[Column, ...] = ()
     target: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    tokens: Tokens | None = None
 
 
 @dataclass(frozen=True)
@@ -85,15 +89,18 @@ def targets(
     task: Task | None,
     classes: int | None,
     order: Sequence[Value] | None = None,
+    ignore_index: int | None = None,
 ) -> tuple[Split, Split | None]:
     """Labels as int64 with the number of classes, or regression targets as float32, alike in both splits.
 
     Parameters
     ----------
     task
-        None: all float targets are regression, others classification.
+        None: all float targets are regression, others classification. ``tokens``: the targets are token ids.
     classes, order
         Number of classes, or their values in order; None: as :func:`fedsim.data.labels.number_labels` finds them.
+    ignore_index
+        Token targets of this value do not count.
 
     Raises
     ------
@@ -105,6 +112,11 @@ def targets(
         _finite(s.y)
     splits = [replace(s, y=plain(s.y)) for s in splits]
     ys = [s.y for s in splits]
+    if task == "tokens":
+        done = _token_targets(splits, classes, order, ignore_index)
+        return done[0], None if test is None else done[1]
+    if ignore_index is not None:
+        raise InputError(f"found {ignore_index}; allowed: only with 'task: tokens'", key="ignore_index")
     if task is None:
         task = "regression" if order is None and all(y.dtype.kind == "f" for y in ys) else "classification"
     if task == "regression":
@@ -119,6 +131,41 @@ def targets(
         numbers, made = number_labels(ys, classes, known, order, train.target)
         done = [replace(s, y=y, classes=len(made), labels=made) for s, y in zip(splits, numbers, strict=True)]
     return done[0], None if test is None else done[1]
+
+
+def _token_targets(
+    splits: Sequence[Split], classes: int | None, order: Sequence[Value] | None, ignore_index: int | None
+) -> list[Split]:
+    """Targets ``[N]`` or ``[N, positions]`` that are token ids, of the vocabulary that the inputs are of, too."""
+    if order is not None:
+        raise InputError("found classes with token targets; allowed: num_classes", key="classes")
+    done: list[Array] = []
+    most = 0
+    for s in splits:
+        if s.y.dtype.kind not in "iu" or s.y.ndim > 2:
+            message = f"found targets of {s.y.dtype} and shape {list(s.y.shape)}; allowed with tokens: integers [N] or "
+            raise InputError(f"{message}[N, positions]", key="task")
+        y = s.y.astype(np.int64)
+        y[y == (IGNORED if ignore_index is None else ignore_index)] = IGNORED
+        if (y[y != IGNORED] < 0).any():
+            row = int(np.argwhere((y < 0) & (y != IGNORED))[0][0])
+            raise InputError(f"the target of row {row} has the id {y[row].min()}; allowed: 0 and more, or {IGNORED}")
+        known = [a for a in (y, s.x) if a.size and a.dtype.kind in "iu" and a.dtype != np.uint8]
+        most, done = max([most, *(int(a.max()) + 1 for a in known)]), [*done, y]
+    count = most if classes is None else classes
+    for y in done:
+        if (y >= count).any():
+            row = int(np.argwhere(y >= count)[0][0])
+            message = f"the target of row {row} has the id {y[row].max()}; allowed: 0 to {count - 1}"
+            raise InputError(message, key="num_classes")
+    tokens = Tokens(
+        count if splits[0].x.dtype == np.int64 else None,
+        language=True,
+        positions=done[0].shape[1] if done[0].ndim > 1 else None,
+        ragged=any(bool((y == IGNORED).any()) for y in done),
+    )
+    labels = Classes.given(count)
+    return [replace(s, y=y, classes=count, labels=labels, tokens=tokens) for s, y in zip(splits, done, strict=True)]
 
 
 def divide(whole: Split, fraction: float) -> tuple[Split, Split]:
@@ -140,7 +187,8 @@ def divide(whole: Split, fraction: float) -> tuple[Split, Split]:
         most = np.minimum(np.round(fraction * counts), counts - 1)
         held[rows[position < np.repeat(most, counts)]] = True
     else:
-        groups = [order] if whole.classes is None else [order[whole.y[order] == c] for c in np.unique(whole.y)]
+        alike = whole.classes is None or whole.y.ndim > 1
+        groups = [order] if alike else [order[whole.y[order] == c] for c in np.unique(whole.y)]
         for rows in groups:
             held[rows[: round(fraction * len(rows))]] = True
     if held.all() or not held.any():

@@ -22,6 +22,7 @@ import fedsim
 from fedsim.core.crew import working
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.job import Job
+from fedsim.core.tokens import Tokens, record
 from fedsim.core.types import State
 from fedsim.data.labels import FOUND, shown
 from fedsim.data.pixels import PixelRange
@@ -184,7 +185,7 @@ def _share(task: SupervisedTask, client: int) -> Held:
     """The rows of one client."""
     rows = torch.as_tensor(task.indices[task.offsets[client] : task.offsets[client + 1]], device=task.device)
     x, y = task.inputs[rows].cpu(), task.targets[rows].cpu()
-    data = Dataset("share", x, y, x[:0], y[:0], task.num_classes, pixels=task.pixels)
+    data = Dataset("share", x, y, x[:0], y[:0], task.num_classes, pixels=task.pixels, tokens=task.tokens)
     return Held(data, client, task.sizes)
 
 
@@ -200,7 +201,8 @@ def _own(scenario: Scenario, node: NodeConfig) -> Held:
     sizes = np.zeros(node.clients, dtype=np.int64)
     sizes[node.client] = len(data.train_x)
     x, y = data.train_x, data.train_y
-    return Held(Dataset("own", x, y, x[:0], y[:0], data.num_classes, pixels=data.pixels), node.client, sizes)
+    own = Dataset("own", x, y, x[:0], y[:0], data.num_classes, pixels=data.pixels, tokens=data.tokens)
+    return Held(own, node.client, sizes)
 
 
 def _same_everywhere(data: Dataset) -> None:
@@ -222,7 +224,7 @@ def _same_everywhere(data: Dataset) -> None:
 
 
 def _write_held(file: Path, held: Held) -> None:
-    about = json.dumps({"classes": held.data.num_classes})
+    about = json.dumps({"classes": held.data.num_classes, "tokens": record(held.data.tokens)})
     tensors = {"x": held.data.train_x, "y": held.data.train_y, "sizes": torch.as_tensor(held.sizes)}
     if held.data.pixels is not None:
         tensors |= {"low": held.data.pixels.low, "high": held.data.pixels.high}
@@ -231,11 +233,13 @@ def _write_held(file: Path, held: Held) -> None:
 
 def _read_held(file: Path, client: int) -> Held:
     with safe_open(file, framework="pt") as opened:
-        classes = json.loads(opened.metadata()["about"])["classes"]
+        about = json.loads(opened.metadata()["about"])
+        tokens = Tokens(**about["tokens"]) if about["tokens"] is not None else None
         x, y, sizes = (opened.get_tensor(k) for k in ("x", "y", "sizes"))
         known = "low" in opened.keys()  # noqa: SIM118 - it is no mapping
         pixels = PixelRange(opened.get_tensor("low"), opened.get_tensor("high")) if known else None
-    return Held(Dataset("share", x, y, x[:0], y[:0], classes, pixels=pixels), client, sizes.numpy())
+    data = Dataset("share", x, y, x[:0], y[:0], about["classes"], pixels=pixels, tokens=tokens)
+    return Held(data, client, sizes.numpy())
 
 
 def _write(file: Path, tensors: State, metadata: dict[str, str] | None = None) -> None:

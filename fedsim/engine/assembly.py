@@ -26,6 +26,7 @@ from fedsim.core.registry import lookup
 from fedsim.data.division import Division, column_of, divided
 from fedsim.data.partition import label_counts
 from fedsim.data.sets import Dataset, Quadratic, described
+from fedsim.data.tokenized import tokens_of
 from fedsim.devices.system import Durations
 from fedsim.engine.attackers import attacked, attackers_of
 from fedsim.engine.training_checks import check_training
@@ -33,7 +34,7 @@ from fedsim.graphs.network import Network, build_network
 from fedsim.graphs.topology import topology_of
 from fedsim.messages.base import Pipeline
 from fedsim.messages.graph_rules import rule_of
-from fedsim.models.build import build_model
+from fedsim.models.build import NO_TOKENS, build_model
 from fedsim.models.checks import takes, typical_rows
 from fedsim.models.layout import stays
 from fedsim.models.losses import Loss
@@ -286,17 +287,19 @@ def _supervised(
     held: Held | None,
 ) -> tuple[SupervisedTask, Any, dict[str, str], dict[str, Any]]:
     with _section("data", s):
+        data = replace(data, tokens=tokens_of(data))
         division = divided(s.partition, data, s.clients, s.seed) if held is None else Division(held.rows)
     with _section("model", s):
         assert s.model is not None
         targets = int(data.train_y.shape[1]) if data.train_y.dim() > 1 else 1
-        tried = typical_rows(data.train_x, data.test_x)
+        tried, tokens = typical_rows(data.train_x, data.test_x), data.tokens or NO_TOKENS
         module, loss_name = build_model(
-            s.model, tuple(data.train_x.shape[1:]), data.num_classes, s.seed, dtype, targets, s.names["model"], tried
-        )
+            s.model, tuple(data.train_x.shape[1:]), data.num_classes, s.seed, dtype, targets, s.names["model"], tried,
+            tokens, {"training": data.train_x, "test": data.test_x},
+        )  # fmt: skip
         if not tried.is_floating_point() and not takes(module, tried):
             data = replace(data, train_x=data.train_x.to(dtype), test_x=data.test_x.to(dtype))
-        takes_type = str(data.train_x.dtype).removeprefix("torch.")
+        takes_type = str(data.train_x.dtype if data.train_x.is_floating_point() else torch.int64).removeprefix("torch.")
     made = Material(data, division.rows, module, loss_name, lookup("loss", loss_name))
     if change is not None:
         made = change(made)
@@ -311,9 +314,10 @@ def _supervised(
         task.seen.check(task.kernel, task.initial(), task.inputs[:1], task.targets[:1])
     if held is not None:
         task.sizes, task.importance = held.sizes, held.sizes / held.sizes.sum()
-    if data.num_classes is not None:
-        check_room(8 * len(rows) * data.num_classes, f"a table of {len(rows)} clients and {data.num_classes} classes")
-    counts = None if data.num_classes is None else label_counts(data.train_y.numpy(), rows, data.num_classes)
+    labels = data.num_classes if tokens.single else None
+    if labels is not None:
+        check_room(8 * len(rows) * labels, f"a table of {len(rows)} clients and {labels} classes")
+    counts = None if labels is None else label_counts(data.train_y.numpy(), rows, labels)
     shapes = task.kernel.layout
     layout = [[n, list(shape)] for n, shape in zip(shapes.names, shapes.shapes, strict=True)]
     about = {

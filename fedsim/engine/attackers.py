@@ -74,6 +74,7 @@ def attacked(s: Scenario, task: Task, run: RunFacts) -> Task:
             message = "it changes labels of classes, and these data have none"
             raise InputError(f"{message}; allowed: an attack on messages, such as sign_flip", key="attack.name")
         attack.fits(tuple(getattr(task, "inputs").shape[1:]), classes)  # noqa: B009 - of a supervised task
+        attack.fits_tokens(getattr(task, "tokens"))  # noqa: B009
         if honest is not None:
 
             def change(client: int, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

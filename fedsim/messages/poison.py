@@ -19,6 +19,7 @@ from fedsim.core import rng
 from fedsim.core.errors import InputError
 from fedsim.core.job import Job, RunFacts
 from fedsim.core.registry import register
+from fedsim.core.tokens import IGNORED, Tokens
 from fedsim.core.types import Count, Fraction, Message, Positive, State
 from fedsim.messages.attackers import Attackers
 from fedsim.messages.base import Arrived
@@ -43,6 +44,9 @@ class Poison(Attackers):
     def fits(self, sample: tuple[int, ...], classes: int) -> None:
         """Raise InputError where it has nothing to do with samples of this shape, or with so many classes."""
 
+    def fits_tokens(self, tokens: Tokens) -> None:
+        """Raise InputError where it has nothing to do with such tokens."""
+
 
 @register.attack("label_flip")
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +56,7 @@ class LabelFlip(Poison):
     map: Literal["reverse"] = "reverse"
 
     def rows(self, inputs: Tensor, targets: Tensor, classes: int, client: int, seed: int) -> tuple[Tensor, Tensor]:
-        return inputs, classes - 1 - targets
+        return inputs, torch.where(targets == IGNORED, targets, classes - 1 - targets)
 
 
 @register.attack("backdoor")
@@ -103,6 +107,16 @@ class Backdoor(Poison):
                 f"found {self.patch}, but samples have {side} numbers on a side; allowed: fewer, so that some stay"
             )
             raise InputError(message, key="attack.patch")
+
+    def fits_tokens(self, tokens: Tokens) -> None:
+        if tokens.positions is not None:
+            message = "its target is one class per sample, but the data have targets at every position"
+            raise InputError(f"{message}; allowed: label_flip, or an attack on messages", key="attack.name")
+        known = tokens.vocabulary
+        if known is not None and (self.value != int(self.value) or not 0 <= self.value < known):
+            raise InputError(
+                f"found {self.value:g}, but samples are token ids; allowed: 0 to {known - 1}", "attack.value"
+            )
 
     @property
     def on_messages(self) -> bool:

@@ -23,10 +23,11 @@ from fedsim.core.errors import InputError, Problem, unknown
 from fedsim.core.fields import keys_of, make_part
 from fedsim.core.limits import check_room
 from fedsim.core.registry import Part, register
+from fedsim.core.tokens import Tokens, widened
 from fedsim.core.types import Count
 from fedsim.models import vision
 from fedsim.models.checks import refuse_batch_statistics as refuse_batch_statistics
-from fedsim.models.checks import try_out
+from fedsim.models.checks import refuse_foreign_ids, try_out
 from fedsim.models.layout import flatten as flatten
 from fedsim.models.layout import freeze
 from fedsim.models.layout import layout as layout
@@ -35,6 +36,8 @@ from fedsim.models.layout import views as views
 from fedsim.models.losses import loss_function
 from fedsim.models.losses import predictions as predictions
 from fedsim.models.norms import evaluating, prepare, training
+
+NO_TOKENS = Tokens()
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -74,6 +77,8 @@ class Model(Common, ABC):
 
     default_loss: ClassVar[str | None] = None
     linear_in_parameters: ClassVar[bool] = False
+    vocabulary_key: ClassVar[str] = "name"
+    """The key that is wrong where an embedding knows fewer tokens than the data have."""
 
     init: Literal["default", "zeros"] = "default"
 
@@ -99,6 +104,22 @@ class Model(Common, ABC):
     @abstractmethod
     def build(self, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
         """A module that takes ``[b, *input_shape]`` to ``[b, num_outputs]``; InputError for a wrong shape."""
+
+    def module(self, input_shape: tuple[int, ...], num_outputs: int, tokens: Tokens) -> nn.Module:
+        """What `build` makes, for data whose integers are `tokens`.
+
+        Raises
+        ------
+        InputError
+            As `build`; or the data have a class at every position, and this model gives one answer per sample.
+        """
+        if tokens.positions is not None and _built_in(self):
+            raise InputError(
+                f"gives one answer per sample, but the data have targets at {tokens.positions} positions; allowed: "
+                "char_lstm, transformer, or your own that gives [b, positions, classes]",
+                key="name",
+            )
+        return self.build(input_shape, num_outputs)
 
 
 COMMON = tuple(keys_of(Common))
@@ -187,8 +208,8 @@ class ResNet18(Model):
 class OwnModel(Model):
     """What somebody's own `function` makes: any callable that returns an ``nn.Module``.
 
-    It is called with the keys of the scenario (those of `Common` apart), and with `input_shape` and `num_outputs` if
-    its signature names them.
+    It is called with the keys of the scenario (those of `Common` apart), and with `input_shape`, `num_outputs` and
+    `vocabulary` (how many token ids the data have; None: none) if its signature names them.
     """
 
     function: Callable[..., Any]
@@ -202,7 +223,10 @@ class OwnModel(Model):
         return {**self.keys, **{key: value for key, value in common.items() if value is not None}}
 
     def build(self, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
-        known = {"input_shape": input_shape, "num_outputs": num_outputs}
+        return self.module(input_shape, num_outputs, Tokens())
+
+    def module(self, input_shape: tuple[int, ...], num_outputs: int, tokens: Tokens) -> nn.Module:
+        known = {"input_shape": input_shape, "num_outputs": num_outputs, "vocabulary": tokens.vocabulary}
         made: nn.Module = self.function(**{**{key: known[key] for key in self.offered}, **self.keys})
         return made
 
@@ -216,6 +240,8 @@ def build_model(
     num_targets: int = 1,
     name: str | None = None,
     rows: Tensor | None = None,
+    tokens: Tokens = NO_TOKENS,
+    splits: Mapping[str, Tensor] | None = None,
 ) -> tuple[nn.Module, str]:
     """The module that `model` stands for on some data, and the name of its loss.
 
@@ -231,6 +257,10 @@ def build_model(
         What the scenario calls the model.
     rows
         Some rows of the data, in their type, that somebody's own module is tried on; None: normal random numbers.
+    tokens
+        What the data's integers are.
+    splits
+        All inputs, by what to call them, where ids that the module does not know are looked for.
 
     Raises
     ------
@@ -239,13 +269,15 @@ def build_model(
         function of its parameters and one sample (`refuse_batch_statistics`).
     """
     name = name or type(model).__name__
-    module, loss_name, num_outputs = new_module(model, input_shape, num_classes, seed, dtype, num_targets, name)
+    module, loss_name, num_outputs = new_module(model, input_shape, num_classes, seed, dtype, num_targets, name, tokens)
+    if rows is not None and not rows.is_floating_point() and splits:
+        refuse_foreign_ids(module, rows, splits, model.vocabulary_key)
     if not _built_in(model):
         if rows is None:
             generator = torch.Generator().manual_seed(0)
             rows = torch.randn(4, *input_shape, generator=generator)
         with torch.random.fork_rng(devices=[]):
-            try_out(name, module, rows, num_outputs)
+            try_out(name, module, widened(rows), num_outputs, tokens.positions)
     return module, loss_name
 
 
@@ -257,11 +289,12 @@ def new_module(
     dtype: torch.dtype,
     num_targets: int,
     name: str,
+    tokens: Tokens = NO_TOKENS,
 ) -> tuple[nn.Module, str, int]:
     """The module that nobody has tried yet, the name of its loss, and how many outputs it has; see `build_model`."""
     shape = tuple(int(n) for n in input_shape)
-    loss_name, num_outputs = _loss_and_outputs(model.loss, model.default_loss, num_classes, num_targets)
-    make = partial(_made, name, partial(model.build, shape, num_outputs))
+    loss_name, num_outputs = _loss_and_outputs(model.loss, model.default_loss, num_classes, num_targets, tokens)
+    make = partial(_made, name, partial(model.module, shape, num_outputs, tokens))
     with torch.random.fork_rng(devices=[]):
         if _built_in(model):  # its size before the memory
             with torch.device("meta"):
@@ -328,7 +361,7 @@ def widest(module: nn.Module, sample: Tensor) -> int:
 
 
 def _loss_and_outputs(
-    chosen: str | None, default: str | None, num_classes: int | None, num_targets: int
+    chosen: str | None, default: str | None, num_classes: int | None, num_targets: int, tokens: Tokens
 ) -> tuple[str, int]:
     """The loss's name and how many outputs the model needs for it, or why it does not suit the data."""
     name = chosen or default or ("mse" if num_classes is None else "cross_entropy")
@@ -345,10 +378,13 @@ def _loss_and_outputs(
             raise InputError("loss mse is for regression, but the data have classes; use cross_entropy", key=key)
         if name == "logistic" and num_classes != 2:
             raise InputError(f"loss logistic needs 2 classes, found {num_classes}; use cross_entropy", key=key)
-        outputs, targets = 1 if name == "logistic" else num_classes, torch.zeros(3, dtype=torch.int64)
+        if not tokens.single and name in ("multi_margin", "logistic"):
+            raise InputError(f"loss {name} is of one class per sample, found token targets; use cross_entropy", key=key)
+        outputs = 1 if name == "logistic" else num_classes
+        targets = torch.zeros((3,) if tokens.positions is None else (3, tokens.positions), dtype=torch.int64)
     if ":" in name:
         try:
-            values = loss(torch.zeros(3, outputs), targets)
+            values = loss(torch.zeros(*targets.shape[: targets.dim() if num_classes else 1], outputs), targets)
         except Exception as error:  # somebody's own loss may fail in any way
             raise InputError(f"'{name}' failed: {type(error).__name__}: {error}", key="loss") from error
         found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -367,7 +403,7 @@ def _check_signature(name: str, function: Any, keys: Mapping[str, Any]) -> tuple
         problems = [Problem(unknown(f"key of '{name}'", key, list(named)), key) for key in keys if key not in named]
         if problems:
             raise InputError(problems)
-    return tuple(key for key in ("input_shape", "num_outputs") if key in named)
+    return tuple(key for key in ("input_shape", "num_outputs", "vocabulary") if key in named)
 
 
 def _made(name: str, make: Callable[[], Any]) -> nn.Module:

@@ -6,12 +6,15 @@ parameter vector.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from fedsim.core.errors import InputError
+from fedsim.core.tokens import outside, widened
 from fedsim.models.nature import nature_of
 from fedsim.models.norms import evaluating
 from fedsim.models.outputs import logits_of
@@ -56,7 +59,46 @@ def typical_rows(train: Tensor, test: Tensor) -> Tensor:
         flat = split.flatten(1)
         if len(flat):
             ends += [split[flat.amin(1).argmin()][None], split[flat.amax(1).argmax()][None]]
-    return torch.cat(ends)
+    return torch.cat([widened(rows) for rows in ends])  # the splits may be stored in different types
+
+
+@torch.no_grad()
+def refuse_foreign_ids(module: nn.Module, rows: Tensor, splits: Mapping[str, Tensor], key: str) -> None:
+    """Refuse inputs with ids that the embedding which takes them has no entry for.
+
+    Parameters
+    ----------
+    rows : some inputs ``[n, ...]``, int64, the smallest and the largest ids among them.
+    splits : all inputs, by what to call them.
+    key : the one to blame.
+
+    Raises
+    ------
+    InputError
+        It names the first such id, its row, and the embedding.
+    """
+    takers: list[tuple[str, nn.Embedding]] = []
+
+    def looks(name: str, layer: nn.Embedding) -> Any:
+        def before(_: nn.Module, given: tuple[Any, ...]) -> None:
+            if given and isinstance(given[0], Tensor) and given[0].shape == rows.shape and torch.equal(given[0], rows):
+                takers.append((name, layer))
+
+        return layer.register_forward_pre_hook(before)
+
+    hooks = [looks(name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Embedding)]
+    try:
+        takes(module, rows)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, layer in takers:
+        for what, inputs in splits.items():
+            if (found := outside(inputs, layer.num_embeddings)) is not None:
+                row, wrong = found
+                count = layer.num_embeddings
+                message = f"found id {wrong} in row {row} of the {what} data, but '{name}' has {count} entries"
+                raise InputError(f"{message}; allowed: ids 0 to {count - 1}, or more entries", key=key)
 
 
 @torch.no_grad()
@@ -71,7 +113,7 @@ def takes(module: nn.Module, rows: Tensor) -> bool:
 
 
 @torch.no_grad()
-def try_out(name: str, module: nn.Module, rows: Tensor, num_outputs: int) -> None:
+def try_out(name: str, module: nn.Module, rows: Tensor, num_outputs: int, positions: int | None = None) -> None:
     """Run somebody's own module on some rows of the data: together, and each alone, which must make no difference.
 
     A module that draws or counts while it trains is asked for what it says in evaluations.
@@ -83,8 +125,9 @@ def try_out(name: str, module: nn.Module, rows: Tensor, num_outputs: int) -> Non
     Raises
     ------
     InputError
-        It cannot take ``[n, *shape]``, does not give ``[n, num_outputs]``, gives outputs that are NaN, changes a buffer
-        in evaluations, draws in a way that cannot be keyed, or treats a sample differently in a batch.
+        It cannot take ``[n, *shape]``, does not give ``[n, num_outputs]`` (``[n, positions, num_outputs]`` with targets
+        at several `positions`), gives outputs that are NaN, changes a buffer in evaluations, draws in a way that cannot
+        be keyed, or treats a sample differently in a batch.
     """
     dtype, shape, count = next(module.parameters()).dtype, rows.shape[1:], len(rows)
     x = rows.to(dtype) if rows.is_floating_point() else rows
@@ -103,10 +146,9 @@ def try_out(name: str, module: nn.Module, rows: Tensor, num_outputs: int) -> Non
         text = f"'{name}' cannot take {what}: {type(error).__name__}: {error} (tried on rows of {kind})"
         raise InputError(text, key="name") from error
     found = list(together.shape) if isinstance(together, Tensor) else type(together).__name__
-    if found != [count, num_outputs]:
-        raise InputError(
-            f"'{name}' must give outputs [{count}, {num_outputs}] for {count} samples, found {found}", key="name"
-        )
+    wanted = [count, num_outputs] if positions is None else [count, positions, num_outputs]
+    if found != wanted:
+        raise InputError(f"'{name}' must give outputs {wanted} for {count} samples, found {found}", key="name")
     if together.isnan().any():
         raise InputError(f"'{name}' gives outputs that are NaN before any training", key="name")
     for key, b in module.named_buffers():

@@ -72,6 +72,81 @@ class Residual(nn.Module):
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
+class Recurrent(nn.LSTM):
+    """Long short-term memory, ``[b, positions, width]`` to the last layer's states ``[b, positions, hidden]``."""
+
+    def __init__(self, width: int, hidden: int, layers: int) -> None:
+        super().__init__(width, hidden, layers, batch_first=True)
+        self.arguments = {"width": width, "hidden": hidden, "layers": layers}
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        states: Tensor = super().forward(x)[0]
+        return states
+
+
+class Last(nn.Module):
+    """What there is at the last position: ``[b, positions, width]`` to ``[b, width]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, -1]
+
+
+class Filters(nn.Module):
+    """Convolutions over positions, each with its largest value: ``[b, positions, width]`` to ``[b, features]``."""
+
+    def __init__(self, width: int, channels: int, kernels: Sequence[int]) -> None:
+        super().__init__()
+        self.arguments = {"width": width, "channels": channels, "kernels": list(kernels)}
+        self.convolutions = nn.ModuleList(nn.Conv1d(width, channels, k) for k in kernels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([torch.relu(layer(x.mT)).amax(-1) for layer in self.convolutions], -1)
+
+
+class Places(nn.Module):
+    """Embeddings of tokens and of their positions, added up: ``[b, positions]`` to ``[b, positions, width]``."""
+
+    def __init__(self, vocabulary: int, context: int, width: int) -> None:
+        super().__init__()
+        self.arguments = {"vocabulary": vocabulary, "context": context, "width": width}
+        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
+        for table in (self.tokens, self.positions):
+            nn.init.normal_(table.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places: Tensor = self.tokens(x) + self.positions.weight[: x.shape[-1]]
+        return places
+
+
+class Block(nn.Module):
+    """A transformer's block with the normalisation first: each position sees itself and those before it."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.arguments = {"width": width, "heads": heads, "hidden": hidden, "dropout": dropout}
+        self.heads = heads
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attended, self.projected = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.wide, self.narrow = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.drop = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop(self.projected(self.attention(self.first(x))))
+        y: Tensor = x + self.drop(self.narrow(torch.nn.functional.gelu(self.wide(self.second(x)))))
+        return y
+
+    def attention(self, x: Tensor) -> Tensor:
+        b, positions, width = x.shape
+        q, k, v = self.attended(x).view(b, positions, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        later = torch.ones(positions, positions, dtype=torch.bool, device=x.device).triu(1)
+        scores = (q @ k.mT / math.sqrt(width // self.heads)).masked_fill(later, -math.inf)
+        seen: Tensor = (torch.softmax(scores, -1) @ v).transpose(1, 2).reshape(b, positions, width)
+        return seen
+
+
+OWN: dict[str, type[nn.Module]] = {c.__name__: c for c in (Recurrent, Last, Filters, Places, Block)}
+
+
 class Encoder(nn.Module):
     """From a row as it is in the file, as numbers ``[b, ...]``, to what the model takes.
 
@@ -186,10 +261,12 @@ class Exported:
             values = (out * self.multiply).tolist()
             return [v[0] for v in values] if out.shape[-1] == 1 else values
         chosen = (out[:, 0] > 0).long() if out.shape[-1] == 1 else out.argmax(-1)
+        if chosen.dim() > 1:
+            return [[self.labels[i] for i in row] for row in chosen.tolist()]
         return [self.labels[i] for i in chosen.tolist()]
 
     def probabilities(self, rows: Any) -> Tensor:
-        """``[b, classes]``: the softmax of the outputs, for one output (logistic) of 0 and it."""
+        """``[b, classes]``, or at every position: the softmax of the outputs, for one output (logistic) of 0 and it."""
         out = self.outputs(rows)
         return torch.softmax(torch.cat([torch.zeros_like(out), out], 1) if out.shape[-1] == 1 else out, -1)
 
@@ -257,6 +334,8 @@ def assemble(spec: Sequence[Any]) -> nn.Module:
         return nn.Sequential(*(assemble(s) for s in inner))
     if kind == "Residual":
         return Residual(*(assemble(s) for s in inner))
+    if kind in OWN:
+        return OWN[kind](**inner)
     layer: nn.Module = getattr(nn, kind)(**{k: tuple(v) if isinstance(v, list) else v for k, v in inner.items()})
     return layer
 
@@ -277,6 +356,8 @@ def describe(module: nn.Module) -> list[Any] | None:
     if kind == "BasicBlock" and type(module).__module__.startswith("fedsim."):
         parts = [describe(module.get_submodule(name)) for name in ("body", "shortcut")]
         return None if None in parts else ["Residual", parts]
+    if kind in OWN and type(module).__module__.startswith("fedsim."):
+        return [kind, dict(getattr(module, "arguments", {}))]
     if kind not in LAYERS or type(module) is not getattr(nn, kind):
         return None
     arguments: dict[str, Any] = {name: getattr(module, name) for name in LAYERS[kind]}

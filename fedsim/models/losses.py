@@ -1,5 +1,7 @@
 """Losses by name: outputs ``[N, k]`` and targets ``[N]`` to one number per sample ``[N]``, in the outputs' type.
 
+Of classes at every position, outputs are ``[N, positions, k]`` and targets ``[N, positions]``.
+
 They are differentiable, work under ``torch.func.vmap`` and ``grad``, and take zero rows.
 """
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.core.registry import lookup, names, register
+from fedsim.core.tokens import IGNORED
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``loss(outputs [N, k], targets [N]) -> [N]``."""
@@ -20,8 +23,15 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @register.loss("cross_entropy")
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """-log softmax(outputs)[target]; outputs ``[N, k]``, int64 targets ``[N]`` in 0..k-1 -> ``[N]``."""
-    return F.cross_entropy(outputs, targets, reduction="none")
+    """-log softmax(outputs)[target]; outputs ``[N, k]``, int64 targets ``[N]`` in 0..k-1 -> ``[N]``.
+
+    Of outputs ``[N, positions, k]`` and targets ``[N, positions]`` the mean over the positions whose target is not
+    -100; 0 where there is none.
+    """
+    if targets.dim() == 1:
+        return F.cross_entropy(outputs, targets, reduction="none", ignore_index=IGNORED)
+    each = F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), reduction="none", ignore_index=IGNORED)
+    return each.view(targets.shape).sum(-1) / (targets != IGNORED).sum(-1).clamp_min(1)
 
 
 @register.loss("multi_margin")

@@ -39,6 +39,8 @@ class Training:
 
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+ROWS_ON_CPU = (*CONVOLUTIONS, nn.RNNBase)
+"""Layers of which a CPU computes one client after the other: stacked they are slower."""
 _AT_MANY_PLACES = 8
 
 
@@ -53,7 +55,7 @@ class Kernel(ABC):
         self.own = Own(module, _blank(module), _blank)  # its parameters are replaced while it computes
         self.loss = loss
         self.precision = precision
-        self.uses = _AT_MANY_PLACES if any(isinstance(layer, CONVOLUTIONS) for layer in module.modules()) else 1
+        self.uses = _AT_MANY_PLACES if any(isinstance(layer, ROWS_ON_CPU) for layer in module.modules()) else 1
         """How often one sample uses each parameter, about."""
         self.layout: Layout = layout(module)
 

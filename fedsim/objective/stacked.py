@@ -28,7 +28,7 @@ from fedsim.models.layout import Layout, call, flatten, trained, views
 from fedsim.models.losses import Loss
 from fedsim.models.outputs import logits_of
 from fedsim.objective.chain import ChainKernel
-from fedsim.objective.kernel import CONVOLUTIONS, Kernel, Precision
+from fedsim.objective.kernel import ROWS_ON_CPU, Kernel, Precision
 
 _POINTWISE = (
     nn.ReLU,
@@ -175,7 +175,7 @@ def build_kernel(
     if precision == "full" and _is_chain(module, sample.dim()):
         assert isinstance(module, nn.Sequential)
         return ChainKernel(module, loss)
-    if way == "auto" and device.type == "cpu" and any(isinstance(layer, CONVOLUTIONS) for layer in module.modules()):
+    if way == "auto" and device.type == "cpu" and any(isinstance(layer, ROWS_ON_CPU) for layer in module.modules()):
         return rows_only
     kernel = VmapKernel(module, loss, precision)
     rows = flatten(module).expand(2, -1)

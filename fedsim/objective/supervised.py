@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -16,15 +17,18 @@ from fedsim.core import crew, rng
 from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.oracle import Answers, Plan, Task
+from fedsim.core.tokens import IGNORED, widened
 from fedsim.core.types import BatchSize
 from fedsim.data.augment import Augment, moved
 from fedsim.data.sets import Dataset
+from fedsim.data.tokenized import tokens_of
 from fedsim.models.build import widest
 from fedsim.models.layout import flatten
 from fedsim.models.losses import Loss, predictions
 from fedsim.objective.batches import Batches, Change, Inputs, SupervisedPlan
 from fedsim.objective.curvature import class_probabilities, gauss_newton, outputs_of
 from fedsim.objective.kernel import Kernel, Precision
+from fedsim.objective.scores import Sums, counted, summed
 from fedsim.objective.smoothness import convexity_of_linear, of_linear
 from fedsim.objective.stacked import Way
 from fedsim.objective.training import kernel_of
@@ -32,6 +36,7 @@ from fedsim.objective.training import kernel_of
 _T = TypeVar("_T")
 _EVAL_FLOATS = 32 * 2**20  # of the widest layer in one evaluation chunk: 128 MiB in float32
 _EVAL_SAMPLES = 1000
+_LARGEST = 700.0  # of a loss whose exponential is a number
 
 
 class SupervisedTask(Task):
@@ -63,15 +68,17 @@ class SupervisedTask(Task):
         self.num_clients = len(rows)
         self.sizes = np.diff(self.offsets)
         self.importance = self.sizes / self.sizes.sum()
-        self.num_classes = dataset.num_classes
+        self.num_classes, self.tokens = dataset.num_classes, tokens_of(dataset)
+        self._targets_each = self._count()
         self.loss_name, self.loss, self.is_classification = loss_name, loss, dataset.num_classes is not None
         self._engine: tuple[Precision, Way] = (precision, way)
-        self.kernel: Kernel = kernel_of(module.to(device), loss, device, self.inputs, *self._engine)
+        self.kernel: Kernel = kernel_of(module.to(device), loss, device, widened(self.inputs[:1]), *self._engine)
         self._initial = flatten(module).to(device=device, dtype=dtype)
         self.dim, self.shapes = len(self._initial), self.kernel.layout.shapes
         self.pixels, self.seen = dataset.pixels, (seen or Inputs()).to(device)
         self.passes = self.seen.passes
-        names = ("train_loss", "test_loss", "test_accuracy", *self.seen.metrics)
+        perplexity = ("perplexity",) if self.tokens.language and loss_name == "cross_entropy" else ()
+        names = ("train_loss", "test_loss", "test_accuracy", *perplexity, *self.seen.metrics)
         self.metrics = tuple(n for n in names if self.is_classification or not n.endswith("_accuracy"))
         self._eval_samples = eval_samples
         self._train_rows = _subset(self.indices, eval_samples, seed, "train")
@@ -89,6 +96,7 @@ class SupervisedTask(Task):
         kept, part.indices = np.unique(np.concatenate(own), return_inverse=True)
         rows = torch.as_tensor(kept, device=self.device)
         part.inputs, part.targets = self.inputs[rows], self.targets[rows]
+        part._targets_each = part._count()
         part.offsets = np.zeros_like(self.offsets)
         part.offsets[clients] = np.cumsum(self.sizes[clients]) - self.sizes[clients]
         part._train_rows = part.indices[:0]  # the training loss is measured where all data are
@@ -98,7 +106,8 @@ class SupervisedTask(Task):
         part = super().to(device)
         part.seen = self.seen.to(device)
         if device != self.device:
-            part.kernel = kernel_of(self.kernel.module.to(device), self.loss, device, part.inputs, *self._engine)
+            sample = widened(part.inputs[:1])
+            part.kernel = kernel_of(self.kernel.module.to(device), self.loss, device, sample, *self._engine)
         return part
 
     def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> SupervisedPlan:
@@ -106,7 +115,7 @@ class SupervisedTask(Task):
         full = batch_size == "full"
         width = int(sizes.max() if full else min(int(batch_size), int(sizes.max())))
         positions, valid = self._positions(clients, rounds, int(steps.max()), width, full, epochs)
-        return self._plan(clients, rounds, positions, valid, self._weights(valid))
+        return self._plan(clients, rounds, positions, valid, None)
 
     def poisson_plan(self, clients: Ints, rounds: Ints, steps: Ints, rates: Floats, seed: int | None = None) -> Plan:
         from scipy.stats import binom
@@ -128,6 +137,8 @@ class SupervisedTask(Task):
         result["test_loss"], accuracy = self._score(params, self.test_inputs, self.test_targets, None)
         if self.is_classification:
             result["test_accuracy"] = accuracy
+        if "perplexity" in self.metrics:
+            result["perplexity"] = math.exp(result["test_loss"]) if result["test_loss"] < _LARGEST else math.inf
         seen = self.seen.evaluate(partial(self._score, params, self.test_inputs, self.test_targets, None))
         result |= {k: v for k, v in zip(self.seen.metrics, seen, strict=True) if k in self.metrics}
         return result
@@ -146,6 +157,7 @@ class SupervisedTask(Task):
                 part.indices[place] = np.arange(end, end + len(own))
                 end += len(own)
         part.inputs, part.targets = torch.cat(inputs), torch.cat(targets)
+        part._targets_each = part._count()
         return part
 
     def judged_by(self, clients: Ints) -> Self:
@@ -182,12 +194,17 @@ class SupervisedTask(Task):
                 raise InputError("clients keep their data to themselves; allowed: measures on the test data")
             own = torch.as_tensor(self.indices[self.offsets[client] : self.offsets[client + 1]], device=self.device)
             inputs, targets = self.inputs[own], self.targets[own]
+        if change is not None and self.tokens.vocabulary is not None:
+            inputs = widened(inputs)
         outputs = torch.cat(
             [
-                self.kernel.outputs(params.unsqueeze(0), x if change is None else change(x))[0]
-                for x in torch.split(inputs, _EVAL_SAMPLES)
+                self.kernel.outputs(params.unsqueeze(0), widened(x if change is None else change(x)))[0]
+                for x in torch.split(inputs, self._eval_rows)
             ]
         )
+        if not self.tokens.single:
+            kept = targets != IGNORED
+            outputs, targets = outputs[kept], targets[kept]
         guesses = predictions(outputs, self.loss_name) if self.is_classification else None
         return Answers(outputs, targets, guesses)
 
@@ -195,30 +212,35 @@ class SupervisedTask(Task):
         if not self.kernel.nature.plain:
             message = "a model that draws or counts while it trains has no curvature that is known; allowed: sgld, none"
             raise InputError(message, key="name")
+        if not self.tokens.single:
+            raise InputError("is of one target per sample, found token targets; allowed: sgld, none", key="name")
         own = torch.as_tensor(self.indices[self.offsets[client] : self.offsets[client + 1]], device=self.device)
-        return gauss_newton(self.kernel, x, self.inputs[own], self.targets[own], diagonal)
+        return gauss_newton(self.kernel, x, widened(self.inputs[own]), self.targets[own], diagonal)
 
     @property
     def curvature_calls(self) -> int:
-        return outputs_of(self.kernel, self._initial, self.inputs)
+        return outputs_of(self.kernel, self._initial, widened(self.inputs[:1]))
 
     def probabilities(self, params: Tensor) -> Tensor:
-        return class_probabilities(self.kernel, self.loss_name, params, self.test_inputs)
+        found = class_probabilities(self.kernel, self.loss_name, params, widened(self.test_inputs))
+        return found if self.tokens.single else found[:, self.test_targets != IGNORED]
 
     @property
     def test_samples(self) -> int:
-        return len(self.test_inputs)
+        return len(self.test_inputs) if self.tokens.single else int((self.test_targets != IGNORED).sum())
 
     def correct(self, params: Tensor) -> Ints | None:
         if not self.is_classification:
             return None
-        width = widest(self.kernel.module, self.inputs[:1])
-        models = max(1, min(len(params), _EVAL_FLOATS // (min(_EVAL_SAMPLES, len(self.test_inputs)) * width)))
-        both = (torch.split(v, _EVAL_SAMPLES) for v in (self.test_inputs, self.test_targets))
+        width = widest(self.kernel.module, widened(self.inputs[:1]))
+        models = max(1, min(len(params), _EVAL_FLOATS // (min(self._eval_rows, len(self.test_inputs)) * width)))
+        both = (torch.split(v, self._eval_rows) for v in (self.test_inputs, self.test_targets))
         samples = list(zip(*both, strict=True))
 
         def right(rows: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-            return (predictions(self.kernel.outputs(rows, inputs), self.loss_name) == targets).sum(-1)
+            return (
+                (predictions(self.kernel.outputs(rows, widened(inputs)), self.loss_name) == targets).flatten(1).sum(-1)
+            )
 
         chunks = torch.split(params, models)
         found = self._each([partial(right, rows, x, y) for rows in chunks for x, y in samples])
@@ -242,25 +264,27 @@ class SupervisedTask(Task):
     def _peak(self, rows: int, width: int) -> int:
         """GPU memory that the gradient of `rows` rows takes at its largest."""
         x, targets = self._initial.expand(rows, -1).contiguous(), torch.stack([self.targets[:width]] * rows)
-        inputs = torch.stack([self.inputs[:width]] * rows)
+        inputs = widened(torch.stack([self.inputs[:width]] * rows))
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
         self.kernel.grad(x, inputs, targets, 1.0 / width)
         return torch.cuda.max_memory_allocated(self.device) - before
 
     def _plan(
-        self, clients: Ints, rounds: Ints, positions: Ints, valid: Bools, weights: Tensor | float
+        self, clients: Ints, rounds: Ints, positions: Ints, valid: Bools, weights: Tensor | None
     ) -> SupervisedPlan:
+        """Minibatches at `positions` among their clients' samples; `weights` None: each is a mean over its targets."""
         index = self.indices[self.offsets[clients][:, None, None] + positions]
         rows = torch.as_tensor(index, device=self.device)
         moves = None
         if self.augment is not None:
             drawn = self.augment.draw(self.seed, clients, rounds, *index.shape[1:])
             moves = torch.as_tensor(drawn, device=self.device)
+        each = self._weights(valid, index) if weights is None else weights
         positions, nature = np.broadcast_to(positions, index.shape), self.kernel.nature
         keys = rng.key(self.seed, "dropout", clients[:, None], rounds[:, None], np.arange(index.shape[1]))
         batches = Batches(
-            rows, self.targets[rows], valid.sum(-1), weights, moves, positions,
+            rows, self.targets[rows], valid.sum(-1), each, moves, positions,
             None if nature.plain else keys, None if nature.plain else self.kernel.state.expand(len(rows), -1).clone(),
         )  # fmt: skip
         return self.seen.plan(self, batches, clients, rounds)
@@ -269,7 +293,7 @@ class SupervisedTask(Task):
         """Training inputs ``[..., *sample]`` of rows `index`, augmented as `moves` says."""
         # index_select on a flat index is several times faster than fancy indexing
         inputs = self._taken(index.reshape(-1)).view(*index.shape, *self.inputs.shape[1:])
-        return inputs if moves is None else moved(inputs, moves)
+        return widened(inputs) if moves is None else moved(inputs, moves)
 
     def _taken(self, rows: Tensor) -> Tensor:
         if self.device.type != "cpu":
@@ -303,8 +327,20 @@ class SupervisedTask(Task):
         keys = rng.key(self.seed, "batch", clients[:, None, None], rounds[:, None, None], epoch)
         return rng.permute(keys, np.minimum(position, size - 1), size), valid
 
-    def _weights(self, valid: Bools) -> Tensor | float:
-        """1 / (samples of the minibatch) for samples that count, as one number where every minibatch is whole."""
+    def _count(self) -> Ints | None:
+        """How many targets of each row count, ``[N]``; None where all rows are alike in that."""
+        return counted(self.targets).cpu().numpy() if self.tokens.ragged else None
+
+    def _weights(self, valid: Bools, index: Ints) -> Tensor | float:
+        """1 / (samples of the minibatch) for samples that count, as one number where every minibatch is whole.
+
+        Where rows differ in how many of their targets count, a sample's share of them: a loss is a mean over targets.
+        """
+        if self._targets_each is not None:
+            each = self._targets_each[index] * valid
+            return torch.as_tensor(
+                each / np.maximum(each.sum(-1, keepdims=True), 1), dtype=self.dtype, device=self.device
+            )
         if valid.all():
             return 1.0 / int(valid.shape[-1])
         counts = np.maximum(valid.sum(-1, keepdims=True), 1)
@@ -317,22 +353,33 @@ class SupervisedTask(Task):
         index = None if rows is None else torch.as_tensor(rows, device=self.device)
         count = len(inputs) if index is None else len(index)
 
-        def score(start: int) -> tuple[Tensor, Tensor]:
-            part = slice(start, start + _EVAL_SAMPLES)
-            x = inputs[part] if index is None else inputs.index_select(0, index[part])
+        def score(start: int) -> Sums:
+            part = slice(start, start + rows_each)
+            x = widened(inputs[part] if index is None else inputs.index_select(0, index[part]))
             y = targets[part] if index is None else targets.index_select(0, index[part])
             x = x if change is None else change(self.kernel, params, x, y, start)
             out = self.kernel.outputs(params.unsqueeze(0), x)[0]
-            right = predictions(out, self.loss_name) == y if self.is_classification else torch.zeros_like(y)
-            return self.loss(out, y).sum(dtype=torch.float64), right.sum()
+            guesses = predictions(out, self.loss_name) if self.is_classification else None
+            return summed(self.loss(out, y), guesses, y, self.tokens.single)
 
-        scores = self._each([partial(score, start) for start in range(0, count, _EVAL_SAMPLES)])
+        rows_each = self._eval_rows
+        scores = self._each([partial(score, start) for start in range(0, count, rows_each)])
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for part_loss, right in scores:
-            loss += part_loss
-            correct += right.to(torch.int64)
+        for part in scores:
+            loss += part.loss
+            correct += part.right.to(torch.int64)
+        if not self.tokens.single:
+            count = max(sum(part.targets for part in scores), 1)
         return float(loss) / count, float(correct) / count
+
+    @property
+    def _eval_rows(self) -> int:
+        """Samples that an evaluation takes at a time; of long outputs fewer."""
+        positions = self.tokens.positions
+        if positions is None:
+            return _EVAL_SAMPLES
+        return max(1, min(_EVAL_SAMPLES, _EVAL_FLOATS // (positions * (self.num_classes or 1))))
 
     def _each(self, parts: Sequence[Callable[[], _T]]) -> list[_T]:
         """What the parts of an evaluation give: on a CPU threads share them, on a GPU one follows the other."""

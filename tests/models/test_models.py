@@ -92,8 +92,8 @@ def test_known_parameter_counts() -> None:
 
 def test_every_registered_model_is_tested() -> None:
     assert {section["name"] for section, _, _ in BUILT} == {
-        n for n in names("model") if lookup("model", n).__module__.startswith("fedsim.")
-    }
+        n for n in names("model") if lookup("model", n).__module__ == "fedsim.models.build"
+    }  # those of tokens: test_language
 
 
 SMALLEST = {"linear": (5,), "svm": (5,), "mlp": (5,), "cnn": (1, 8, 8), "vgg11": (1, 32, 32), "resnet18": (1, 8, 8)}
@@ -186,7 +186,7 @@ def test_loss_and_outputs_follow_the_task(
 
 
 BAD: list[tuple[dict[str, Any], tuple[int, ...], int | None, str, str]] = [
-    ({}, (4,), 3, "name", "missing; allowed: cnn, linear"),
+    ({}, (4,), 3, "name", "missing; allowed: char_lstm, cnn, linear"),
     ({"name": "mpl"}, (4,), 3, "name", "did you mean 'mlp'"),
     ({"name": 3}, (4,), 3, "name", "found 3"),
     ({"name": None}, (4,), 3, "name", "found None"),

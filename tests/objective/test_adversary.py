@@ -15,8 +15,9 @@ from torch.func import functional_call
 
 from fedsim.core import crew, rng
 from fedsim.core.errors import InputError
+from fedsim.data.named import Cifar10
 from fedsim.data.pixels import PixelRange
-from fedsim.data.sets import Cifar10, Digits, made
+from fedsim.data.sets import Digits, made
 from fedsim.data.splits import Split
 from fedsim.engine.assembly import assemble
 from fedsim.models.build import views
