@@ -10,13 +10,13 @@ from fedsim.core.errors import InputError
 from fedsim.core.registry import register
 from fedsim.core.types import Count
 from fedsim.data.parquet import read_splits, sources
-from fedsim.data.sets import Dataset, DatasetPart, made, replace_classes
-from fedsim.data.splits import Normalize, Stats, targets
+from fedsim.data.sets import DEFAULT_TEST_FRACTION, Columned, Dataset, made, replace_classes
+from fedsim.data.splits import Normalize, Stats, divide, targets
 from fedsim.data.tables import Wanted
 
 
 @dataclass(frozen=True)
-class _Named(DatasetPart):
+class _Named(Columned):
     """A known image set, from `path` (a folder with train*.parquet and test*.parquet as on the hub) or the hub."""
 
     path: str | None = None
@@ -26,25 +26,23 @@ class _Named(DatasetPart):
     hub: ClassVar[str]
     columns: ClassVar[tuple[str, str]]
     classes: ClassVar[int]
-    stats: ClassVar[Stats]
-
-    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
-        return self._load(base, None)
-
-    def load_by(self, column: str, clients: int | None, seed: int, base: Path) -> Dataset:
-        return self._load(base, column)
+    stats: ClassVar[Stats | None]
+    divided: ClassVar[bool] = True
+    """Whether the set has a test split; else a share of the rows is held out."""
 
     def _load(self, base: Path, ids: str | None) -> Dataset:
-        found = sources(self.path, base, self.hub, None, ("train", "test"))
-        if "test" not in found:
+        names = ("train", "test") if self.divided or self.path is not None else ("train",)
+        found = sources(self.path, base, self.hub, None, names)
+        if self.divided and "test" not in found:
             raise InputError(
                 f"no test*.parquet in {self.path}; allowed: a folder with train*.parquet and test*.parquet", "path"
             )
         image, label = self.columns
         wanted = Wanted(None, label, ("path", "path"), ids=ids)
-        train, test = (replace_classes(s, self.classes) for s in read_splits(found.values(), wanted, image))
-        train, checked = targets(train, test, "classification", None)
-        assert checked is not None
+        train, *others = (replace_classes(s, self.classes) for s in read_splits(found.values(), wanted, image))
+        train, checked = targets(train, others[0] if others else None, "classification", None)
+        if checked is None:
+            train, checked = divide(train, DEFAULT_TEST_FRACTION)
         name = self.hub.rpartition("/")[2]
         return made(name, train, checked, self.normalize, self.limit, top=255.0, stats=self.stats)
 
@@ -91,3 +89,20 @@ class Cifar100(_Named):
     columns = ("img", "fine_label")
     classes = 100
     stats = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+
+
+@register.dataset("femnist")
+@dataclass(frozen=True)
+class Femnist(_Named):
+    """LEAF's FEMNIST (hub name flwrlabs/femnist): 28 x 28 grey images of 62 digits and letters by 3,597 writers.
+
+    A writer is a client where the scenario does not say otherwise. Without test*.parquet a fifth of each writer's rows
+    is held out.
+    """
+
+    natural: ClassVar[str | None] = "writer_id"
+    hub = "flwrlabs/femnist"
+    columns = ("image", "character")
+    classes = 62
+    stats = None
+    divided = False

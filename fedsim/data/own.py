@@ -7,7 +7,6 @@ there are none, and the training rows decide how features are encoded and scaled
 from __future__ import annotations
 
 import re
-from abc import abstractmethod
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +21,7 @@ from fedsim.data import files
 from fedsim.data.arrays import read_arrays, read_idx
 from fedsim.data.labels import Value
 from fedsim.data.parquet import read_splits, sources
-from fedsim.data.sets import DEFAULT_TEST_FRACTION, ClassCount, Dataset, DatasetPart, made
+from fedsim.data.sets import DEFAULT_TEST_FRACTION, ClassCount, Columned, Dataset, DatasetPart, made
 from fedsim.data.splits import Action, Normalize, Split, Task, divide, targets
 from fedsim.data.tables import Lines, Missing, Wanted, read_csv, table_split
 
@@ -31,7 +30,7 @@ _Columns = str | Annotated[list[str], Field(min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Own(DatasetPart):
+class Own(Columned):
     """What the readers of users' own data share.
 
     `task` None: float targets are regression, others classification. Labels of any kind are classes: text, true and
@@ -51,22 +50,14 @@ class Own(DatasetPart):
     normalize: Normalize = "standard"
     limit: Count | None = None
 
-    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
-        return self._load(base, None)
-
-    def load_by(self, column: str, clients: int | None, seed: int, base: Path) -> Dataset:
-        return self._load(base, column)
-
-    @abstractmethod
-    def _load(self, base: Path, ids: str | None) -> Dataset:
-        """The rows, with the column `ids` of whose they are where that is wanted."""
-
     def _finish(self, name: str, splits: list[Split], top: float | None = None, action: Action = "refuse") -> Dataset:
         train, test = splits[0], splits[1] if len(splits) > 1 else None
         if test is not None and self.test_fraction is not None:
             raise InputError(
                 "found test_fraction, but the data have a test split; allowed: one of the two", key="test_fraction"
             )
+        if self.task == "tokens":
+            train, test = _bytes(train), None if test is None else _bytes(test)
         if train.x.dtype == np.int64 and self.normalize not in ("none", _default(self, "normalize")):
             raise InputError(
                 f"found {self.normalize} for inputs that are integers, which stay as they are (tokens, say); "
@@ -232,6 +223,11 @@ class Idx(DatasetPart):
         train, test = targets(splits["train"], splits["test"], "classification", self.num_classes, self.classes)
         assert test is not None
         return made(Path(self.path).name, train, test, self.normalize, self.limit, top=255.0)
+
+
+def _bytes(split: Split) -> Split:
+    """Rows of bytes are tokens where targets are tokens; images of bytes stay images."""
+    return replace(split, x=split.x.astype(np.int64)) if split.x.dtype == np.uint8 and split.x.ndim == 2 else split
 
 
 def _default(part: Own, name: str) -> object:

@@ -82,6 +82,16 @@ class Source:
             raise self._unreadable(error) from error
 
     @property
+    def there(self) -> bool:
+        """Whether the set has this split."""
+        try:
+            return self.data is not None
+        except InputError as error:
+            if error.problems[0].key == self.key and self.key is not None:
+                return False
+            raise
+
+    @property
     def identity(self) -> list[tuple[str, int, int]]:
         """Absolute path, size and time of each file: what the cache of decoded images goes by."""
         files = [Path(c["filename"]) for c in self.data.cache_files] if self.hub else self.files

@@ -376,11 +376,10 @@ def _shuffled(labels: Array, clients: int, seed: int) -> Array:
 
 
 def _integers(labels: Array, scheme: str) -> Array:
-    if np.ndim(labels) > 1 and np.asarray(labels).dtype.kind in "iu":
-        message = f"'{scheme}' divides by label, found tokens at every position; allowed: {_LABEL_FREE}, natural_id"
-        raise InputError(message, key="scheme")
-    if np.asarray(labels).dtype.kind not in "iu":
-        raise InputError(f"'{scheme}' divides by label, found regression targets; allowed: {_LABEL_FREE}", key="scheme")
+    kind = np.asarray(labels).dtype.kind
+    if kind not in "iu" or np.ndim(labels) > 1:
+        found = "regression targets" if kind not in "iu" else "token targets"
+        raise InputError(f"'{scheme}' divides by label, found {found}; allowed: {_LABEL_FREE}", key="scheme")
     return labels
 
 

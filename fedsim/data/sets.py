@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -122,6 +122,9 @@ class Quadratic:
 class DatasetPart(Part):
     """Base class of registered data sets."""
 
+    natural: ClassVar[str | None] = None
+    """The column whose values are the clients where a scenario has neither `clients` nor a `partition`."""
+
     @abstractmethod
     def load(self, clients: int | None, seed: int, base: Path) -> Dataset | Quadratic:
         """Read or make the data.
@@ -153,6 +156,21 @@ class DatasetPart(Part):
             f"found {column!r}, but this data set has no columns; allowed: csv, parquet, hub, npz and the named sets",
             key="partition.partition_by",
         )
+
+
+@dataclass(frozen=True)
+class Columned(DatasetPart):
+    """Base of data sets whose rows come with columns."""
+
+    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
+        return self._load(base, None)
+
+    def load_by(self, column: str, clients: int | None, seed: int, base: Path) -> Dataset:
+        return self._load(base, column)
+
+    @abstractmethod
+    def _load(self, base: Path, ids: str | None) -> Dataset:
+        """The rows, with the column `ids` of whose they are where that is wanted."""
 
 
 @register.dataset("digits")
@@ -267,7 +285,7 @@ def made(
     """
     train, test = (rows_of(s, slice(limit)) for s in (train, test))
     notes, scaling = told(train, test), Scaling()
-    whole = train.x.dtype == test.x.dtype == np.int64
+    whole = all(s.x.dtype == np.int64 or (s.tokens is not None and s.x.dtype.kind in "iu") for s in (train, test))
     if whole:
         inputs: dict[str, Any] = {"kind": "integers"}
         train_x, test_x = compact(train.x), compact(test.x)

@@ -320,8 +320,9 @@ def _supervised(
     counts = None if labels is None else label_counts(data.train_y.numpy(), rows, labels)
     shapes = task.kernel.layout
     layout = [[n, list(shape)] for n, shape in zip(shapes.names, shapes.shapes, strict=True)]
+    vocabulary = {} if tokens.vocabulary is None else {"vocabulary": tokens.vocabulary}
     about = {
-        **described(data), "input": {**described(data)["input"], "model_takes": takes_type},
+        **described(data), "input": {**described(data)["input"], "model_takes": takes_type, **vocabulary},
         "clients": division.record(), "notes": [*data.notes, *division.notes],
     }  # fmt: skip
     return task, counts, {"layout": json.dumps(layout), "loss": loss_name}, about

@@ -16,6 +16,7 @@ from fedsim.core.documents import read_yaml
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.fields import part_from
 from fedsim.core.row_files import make_readable
+from fedsim.core.tokens import Tokens
 from fedsim.engine.attackers import read_attackers
 from fedsim.engine.inputs import read_about
 from fedsim.models import exported
@@ -63,9 +64,11 @@ def run_model(folder: Path, params: Tensor, node: int | None = None) -> tuple[nn
     dtype = getattr(torch, scenario["run"]["dtype"])
     shape, target = tuple(about["input"]["shape"]), about["target"]
     classes = len(target["classes"]) if target["task"] == "classification" else None
+    tokens = Tokens(about["input"].get("vocabulary"), positions=target.get("positions"))
     module, loss, outputs = new_module(
-        model, shape, classes, int(scenario["seed"]), dtype, int(target.get("values", 1)), str(section["name"])
-    )
+        model, shape, classes, int(scenario["seed"]), dtype, int(target.get("values", 1)), str(section["name"]),
+        tokens,
+    )  # fmt: skip
     flat = chosen(params, node, read_attackers(folder))
     if flat.numel() != layout(module).total:
         raise RunError(f"{folder} has {flat.numel()} parameters, but its model needs others: was its code changed?")
@@ -77,6 +80,7 @@ def run_model(folder: Path, params: Tensor, node: int | None = None) -> tuple[nn
         "dtype": str(dtype).removeprefix("torch."),
         "takes": "int64" if takes == "int64" else str(dtype).removeprefix("torch."),
         "layers": exported.describe(module), "batch_norm": model.batch_norm,
+        "vocabulary": tokens.vocabulary,
     }  # fmt: skip
 
 

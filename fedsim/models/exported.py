@@ -14,6 +14,7 @@ import importlib
 import inspect
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,7 @@ class Exported:
         self.multiply = float(target.get("multiply", 1.0))
 
     def numbers(self, rows: Any) -> Tensor:
-        """Rows as numbers: mappings from column names to values as in the file, or anything like an array.
+        """Rows as numbers: texts, mappings from column names to values as in the file, or anything like an array.
 
         Raises
         ------
@@ -222,11 +223,32 @@ class Exported:
         """
         if isinstance(rows, Tensor):
             return rows
-        if isinstance(rows, Mapping):
+        if isinstance(rows, Mapping | str):
             rows = [rows]
+        if len(rows) and isinstance(rows[0], str):
+            return torch.tensor([self.ids(text) for text in rows])
         if not len(rows) or not isinstance(rows[0], Mapping):
             return torch.as_tensor(rows)
         return torch.tensor([[self._number(c, row) for c in self.encoder.columns] for row in rows], dtype=torch.float32)
+
+    def ids(self, text: str) -> list[int]:
+        """A text as the token ids ``[context]`` that training would have made of it; a longer one is cut.
+
+        Raises
+        ------
+        ValueError
+            The inputs are no texts, or a function of somebody's own tokenised them.
+        """
+        how = self.about["data"]["input"].get("tokenizer")
+        if how is None or how["name"] not in ("char", "byte", "word"):
+            raise ValueError("texts need the tokenizer of the training data; give token ids [b, positions] instead")
+        place = {token: i for i, token in enumerate(how["tokens"])}
+        parts = list(text) if how["name"] == "char" else re.findall(r"\w+|[^\w\s]", text.lower())
+        ids = list(text.encode()) if how["name"] == "byte" else [place.get(p, how["unknown"]) for p in parts]
+        context = int(how["context"])
+        ids = ids[-context:] if how["predict"] == "next" else ids[:context]
+        padding = [how["padding"]] * (context - len(ids))
+        return ids + padding if how["predict"] == "every" else padding + ids
 
     def _number(self, column: Mapping[str, Any], row: Mapping[str, Any]) -> float:
         name = column["name"]
@@ -320,11 +342,13 @@ def _made(model: Mapping[str, Any]) -> nn.Module:
     if hasattr(factory, "build"):
         made: nn.Module = factory(**model["keys"]).build(*known.values())
         return made
+    known["vocabulary"] = model.get("vocabulary")
     try:
         offered = inspect.signature(factory).parameters
     except ValueError:
         offered = {}  # type: ignore[assignment]
-    return factory(**{k: v for k, v in known.items() if k in offered}, **model["keys"])  # type: ignore[no-any-return]
+    own = {k: v for k, v in known.items() if k in offered and k not in model["keys"]}
+    return factory(**own, **model["keys"])  # type: ignore[no-any-return]
 
 
 def assemble(spec: Sequence[Any]) -> nn.Module:

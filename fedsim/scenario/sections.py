@@ -149,6 +149,23 @@ def _usual_mode(raw: Values) -> Values | None:
     return {**(usual if usual.get("mode") == mode else {}), "mode": mode}
 
 
+def _natural(raw: Values) -> Values | None:
+    """The division among natural clients of a data set that has some, where a file says nothing of clients."""
+    given = raw.get("data")
+    if not isinstance(given, Mapping):
+        return None
+    if given.get("partition") is not None:
+        return {}
+    try:
+        part = lookup("dataset", given.get("dataset"))
+    except InputError:
+        return None
+    column = getattr(part, "natural", None)
+    if not isinstance(column, str) or given.get("clients") is not None:
+        return None
+    return {"scheme": "natural_id", "partition_by": column}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
     """A checked scenario: a field per section, in the order in which they are written out.
@@ -162,7 +179,9 @@ class Scenario:
         DatasetPart, PartSection(path="data", kind="dataset", key="dataset", required=_EVERY_SCENARIO, paths=True)
     ]
     clients: Annotated[int | None, ValueSection(path="data.clients", form=Clients, optional=True)]
-    partition: Annotated[Partition | None, PartSection(path="data.partition", kind="partition", key="scheme")]
+    partition: Annotated[
+        Partition | None, PartSection(path="data.partition", kind="partition", key="scheme", fill=_natural)
+    ]
     augment: Annotated[Augment | None, FormSection(path="data.augment", form=Augment, optional="{flip: true, crop: 4}")]
     model: Annotated[Model | None, PartSection(path="model", kind="model")]
     algorithm: Annotated[Algorithm, PartSection(path="algorithm", kind="algorithm", required=_EVERY_SCENARIO)]

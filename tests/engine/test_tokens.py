@@ -191,7 +191,7 @@ def test_privacy_clips_the_gradient_of_a_row(folder: Path) -> None:
         ({"adversary": {"eps": 0.1, "step": 0.1, "steps": 1}}, "adversary", "that are integers"),
         ({"attack": {"name": "backdoor", "attackers": 1, "target": 0}}, "attack.name", "targets at every position"),
         ({"data": {"partition": {"scheme": "dirichlet", "alpha": 1.0}, "clients": 3}}, "data.partition.scheme",
-         "divides by label, found tokens at every position; allowed: iid"),
+         "divides by label, found token targets; allowed: iid"),
         ({"data": {"augment": {"flip": True}}}, "data.augment", "images"),
         ({"data": {"num_classes": 4}}, "data.num_classes", r"the target of row \d+ has the id \d; allowed: 0 to 3"),
         ({"data": {"task": "classification", "ignore_index": None}}, "data.task", "one-hot"),
