@@ -376,9 +376,8 @@ def _shuffled(labels: Array, clients: int, seed: int) -> Array:
 
 
 def _integers(labels: Array, scheme: str) -> Array:
-    kind = np.asarray(labels).dtype.kind
-    if kind not in "iu" or np.ndim(labels) > 1:
-        found = "regression targets" if kind not in "iu" else "token targets"
+    if (kind := np.asarray(labels).dtype.kind) not in "iu" or np.ndim(labels) > 1:
+        found = f"{'token' if kind in 'iu' else 'regression'} targets"
         raise InputError(f"'{scheme}' divides by label, found {found}; allowed: {_LABEL_FREE}", key="scheme")
     return labels
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.core.registry import lookup, names, register
-from fedsim.core.tokens import IGNORED
+from fedsim.core.tokens import IGNORED, Tokens
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``loss(outputs [N, k], targets [N]) -> [N]``."""
@@ -123,3 +123,36 @@ def predictions(outputs: Tensor, loss_name: str) -> Tensor:
     if loss_name == "logistic" or outputs.shape[-1] == 1:
         return (outputs.squeeze(-1) > 0).long()
     return outputs.argmax(-1)
+
+
+def loss_and_outputs(
+    chosen: str | None, default: str | None, num_classes: int | None, num_targets: int, tokens: Tokens
+) -> tuple[str, int]:
+    """The loss's name and how many outputs the model needs for it, or why it does not suit the data."""
+    name = chosen or default or ("mse" if num_classes is None else "cross_entropy")
+    key = "loss" if chosen or not default else "name"
+    loss = loss_function(name)
+    if num_classes is None:
+        if name in ("cross_entropy", "multi_margin", "logistic"):
+            raise InputError(f"loss {name} needs classes, but the data are for regression; use mse", key=key)
+        outputs, targets = num_targets, torch.zeros(3) if num_targets == 1 else torch.zeros(3, num_targets)
+    else:
+        if num_classes < 2:
+            raise InputError(f"the data have {num_classes} class; classification needs at least 2", key=key)
+        if name == "mse":
+            raise InputError("loss mse is for regression, but the data have classes; use cross_entropy", key=key)
+        if name == "logistic" and num_classes != 2:
+            raise InputError(f"loss logistic needs 2 classes, found {num_classes}; use cross_entropy", key=key)
+        if not tokens.single and name in ("multi_margin", "logistic"):
+            raise InputError(f"loss {name} is of one class per sample, found token targets; use cross_entropy", key=key)
+        outputs = 1 if name == "logistic" else num_classes
+        targets = torch.zeros((3,) if tokens.positions is None else (3, tokens.positions), dtype=torch.int64)
+    if ":" in name:
+        try:
+            values = loss(torch.zeros(*targets.shape[: targets.dim() if num_classes else 1], outputs), targets)
+        except Exception as error:  # somebody's own loss may fail in any way
+            raise InputError(f"'{name}' failed: {type(error).__name__}: {error}", key="loss") from error
+        found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        if found != (3,):
+            raise InputError(f"'{name}' must return one loss per sample, [3] for 3 samples; found {found}", key="loss")
+    return name, outputs
