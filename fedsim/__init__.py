@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fedsim.core.metrics import Measure, Metric, View
     from fedsim.core.oracle import Oracle
     from fedsim.core.registry import register
+    from fedsim.core.tokens import Tokens
     from fedsim.core.types import (
         Aggregate,
         BatchSize,
@@ -118,6 +119,7 @@ _HOME = {
     ),
     "Dataset": "data.sets",
     "DatasetPart": "data.sets",
+    "Tokens": "core.tokens",
     "Partition": "data.partition",
     "Model": "models.build",
     "Graph": "graphs.base",
@@ -145,7 +147,7 @@ __all__ = [
     "Logger", "Lost", "Measure", "Mechanism", "Message", "MessageTransform", "Metric", "Model", "Near", "Needs",
     "NonNegative", "Oracle", "Participation", "Partition", "Poison", "Policy", "Positive", "PrivacyLedger",
     "Probability", "Rang", "Release", "ReportSection", "Round", "Run", "RunError", "RunFacts", "Scenario",
-    "ServerAlgorithm", "Setting", "Start", "State", "View", "Watched", "Watcher", "Woke", "Work", "calibrate",
+    "ServerAlgorithm", "Setting", "Start", "State", "Tokens", "View", "Watched", "Watcher", "Woke", "Work", "calibrate",
     "check", "clip_norm", "dot", "gaussian", "load", "norm", "plan", "register", "report", "rng", "run", "sweep",
 ]  # fmt: skip
 

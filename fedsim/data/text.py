@@ -283,7 +283,7 @@ def _dataset(name: str, arrays: dict[str, Array], fraction: float | None, limit:
     language = predict != "label"
     if language:
         names = how["tokens"] or [str(i) for i in range(size)]
-        labels = Classes(tuple(names), tuple(names), found=how["found"])
+        labels = Classes(tuple(names), tuple(n if n.strip() else repr(n) for n in names), found=how["found"])
     else:
         labels = Classes(tuple(about["labels"]["values"]), tuple(about["labels"]["names"]), about["labels"]["found"])
     every = [arrays[f"{p}y"] for p in ("", "test_") if f"{p}y" in arrays]

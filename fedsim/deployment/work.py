@@ -208,6 +208,12 @@ def _own(scenario: Scenario, node: NodeConfig) -> Held:
 def _same_everywhere(data: Dataset) -> None:
     """What is numbered as found in one client's data would be numbered otherwise in another's."""
     target, columns = data.about.get("target", {}), data.about.get("input", {}).get("columns", ())
+    if data.about.get("input", {}).get("tokenizer", {}).get("found"):
+        raise InputError(
+            "--node-config: own-data: found tokens of this client's own texts, which others may number otherwise; list "
+            "them all in the scenario's data.tokens (or take the tokenizer byte)",
+            key="data.tokens",
+        )
     labels = target.get("labels", [])
     if target.get("numbering") == FOUND and labels != list(range(len(labels))):
         raise InputError(

@@ -148,6 +148,10 @@ def _meaning(about: Mapping[str, Any]) -> Rows:
         rows["inputs"] = shown([_column(c) for c in inputs["columns"]])
     elif inputs:
         rows["inputs"] = f"{inputs['kind']} of shape {inputs['shape']}"
+    if "tokenizer" in inputs:
+        rows["tokens"] = f"{inputs['vocabulary']} by the tokenizer {inputs['tokenizer']['name']}"
+    if target.get("positions"):
+        rows["targets"] = f"the next token at {target['positions']} positions"
     if target.get("classes"):
         rows["classes"] = shown(target["classes"])
         rows["numbering"] = target["numbering"]
