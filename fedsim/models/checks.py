@@ -7,8 +7,8 @@ parameter vector.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
