@@ -1,7 +1,8 @@
 """In which order tests run, and which of them one worker of ``pytest -n`` runs.
 
 What takes longest comes first, so that all workers end together. All tests with Ray are one worker's: they share its
-cluster, and no two clusters are on the machine at a time.
+cluster, and no two clusters are on the machine at a time. They are known by the word "ray" in their file's or their own
+name; a test without it starts a cluster in another worker, which only takes longer.
 """
 
 from __future__ import annotations
@@ -28,22 +29,13 @@ def scope(nodeid: str) -> str:
 
 
 def arrange(items: list[pytest.Item]) -> None:
-    """Put first what takes long.
-
-    Raises
-    ------
-    UsageError
-        A test is marked with ray and does not have it in its name.
-    """
-    for item in items:
-        if item.get_closest_marker("ray") and scope(item.nodeid) != "ray":
-            raise pytest.UsageError(f"{item.nodeid} is marked 'ray': its name has to have the word in it, too")
+    """Put first what takes long; the order within a file stays."""
 
     def rank(item: pytest.Item) -> int:
         of = scope(item.nodeid)
         return next((i for i, start in enumerate(LONG) if of.startswith(start)), len(LONG))
 
-    items.sort(key=rank)  # stable: the order within a file stays
+    items.sort(key=rank)
 
 
 def scheduler(config: pytest.Config, log: Any) -> Any:

@@ -116,7 +116,7 @@ def _as_a_script(text: str, place: Path) -> None:
         sys.modules["__main__"] = whole
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def desks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], Desk]]:
     """``desks(page)``: a folder with scenarios/ and topologies/; imports and registrations are taken back."""
     made: dict[Path, Desk] = {}
