@@ -18,6 +18,9 @@ def export(
     code: Annotated[
         Path | None, typer.Option("--code", help="also write the Python file that applies it without fedsim")
     ] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="the model that the logger 'best' kept, instead of the last one")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a run's model in plain PyTorch, with all that is needed to apply it to a new row."""
@@ -29,7 +32,9 @@ def export(
         raise InputError("no such run directory", file=str(run))
     if code is not None and code.suffix != ".py":
         raise InputError(f"--code: found {code.name!r}; allowed: a file name that ends in .py")
-    about = export_model(run, Run(run).params, file, node)
+    if best and node is not None:
+        raise InputError("--node: found a node with --best, which is the mean model; allowed: one of the two")
+    about = export_model(run, Run(run).best_params if best else Run(run).params, file, node)
     if code is not None:
         code.write_text(Path(exported.__file__).read_text(encoding="utf-8"), encoding="utf-8")
     if as_json:

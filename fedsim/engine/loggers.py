@@ -1,4 +1,4 @@
-"""Loggers that a scenario can name in ``run.loggers``: a table in the run directory, and trackers people have."""
+"""Loggers that a scenario can name in ``run.loggers``: a table, the best model, and trackers people have."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from fedsim.core.registry import register
+from fedsim.engine.best import Best
 from fedsim.engine.tracking import MLflow, TensorBoard, Wandb
 from fedsim.engine.watch import Logger, Watched, Watcher
 
-__all__ = ["Csv", "MLflow", "TensorBoard", "Wandb"]
+__all__ = ["Best", "Csv", "MLflow", "TensorBoard", "Wandb"]
 
 
 @register.logger("csv")

@@ -105,7 +105,8 @@ class Simulation:
         kept = [] if self.samples is None else [self.samples]
         self.watch = All([Recorder(self.scenario.run.trace), *kept, *self.loggers, *listening(told)])
         with self.watch:
-            watched = Watched(self.folder, self.scenario, self.evaluation.columns, self._moment, self.round)
+            columns, layout = self.evaluation.columns, self.assembly.layout
+            watched = Watched(self.folder, self.scenario, columns, self._moment, self.round, layout)
             self.watch.began(watched)
             ended = self._to_the_end()
             if self.scenario.participation.merges_at_end:

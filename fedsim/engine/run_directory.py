@@ -26,6 +26,8 @@ from fedsim.core.errors import InputError, Problem, RunError
 from fedsim.core.metrics import TABLE, Metric, best, read_columns
 from fedsim.core.row_files import RowStream, write_tensors
 from fedsim.engine.attackers import FILE as ATTACK
+from fedsim.engine.best import FILE as BEST
+from fedsim.engine.best import read_best
 from fedsim.engine.checkpoint import Checkpoint, load_checkpoint
 from fedsim.engine.export import export_model, run_model
 from fedsim.engine.rows import kept, rows
@@ -101,6 +103,11 @@ class Run:
                 f"{self.dir} holds no final parameters: the run is not finished (fedsim run --resume continues it)"
             )
         return load_file(path)["params"]
+
+    @property
+    def best_params(self) -> Tensor:
+        """The parameters ``[d]`` that ``run.loggers: [{name: best}]`` kept; RunError where there are none."""
+        return read_best(self.dir)[0]
 
     def model(self, node: int | None = None) -> nn.Module:
         """The trained model as a PyTorch module; on a graph the mean model, or a node's own.
@@ -228,7 +235,7 @@ def clear(folder: Path, releases: bool = True) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (
         "metrics.jsonl", "trace.jsonl", "params.safetensors", "topology.graphml", "report.html", "privacy.json",
-        ATTACK, CLIENTS, SAMPLES, SAMPLE_ROWS,
+        ATTACK, BEST, CLIENTS, SAMPLES, SAMPLE_ROWS,
     ):  # fmt: skip
         (folder / name).unlink(missing_ok=True)
 

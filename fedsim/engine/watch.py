@@ -8,12 +8,12 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from fedsim.core.errors import InputError
-from fedsim.core.metrics import Metric, View
+from fedsim.core.metrics import TABLE, Metric, View
 from fedsim.core.registry import Part
 from fedsim.scenario.sections import Scenario
 
@@ -34,6 +34,7 @@ class Watched:
     columns : what the columns of its metrics mean.
     now : gives the run as it is at the moment (see `View`): its model, its state, what clients keep.
     resumed_at : the round it goes on from; 0 where it begins at the beginning.
+    layout : metadata of a file of parameters: names and shapes in the flat vector.
     """
 
     dir: Path
@@ -41,6 +42,7 @@ class Watched:
     columns: Mapping[str, Metric]
     now: Callable[[], View]
     resumed_at: int = 0
+    layout: Mapping[str, str] = field(default_factory=dict)
 
 
 class Watcher:
@@ -74,6 +76,9 @@ class Watcher:
 @dataclass(frozen=True, kw_only=True)
 class Logger(Part, ABC):
     """Base class of what ``run.loggers`` names; its fields are its keys in the scenario."""
+
+    def check(self, columns: Mapping[str, Metric]) -> None:
+        """Raise InputError where it cannot be of a run with these columns; before anything is written."""
 
     @abstractmethod
     def watcher(self) -> Watcher:
@@ -204,6 +209,7 @@ def loggers_of(scenario: Scenario) -> list[Watcher]:
     found: list[Watcher] = []
     for i, named in enumerate(scenario.loggers):
         try:
+            named.part.check({**TABLE, **scenario.columns})
             found.append(Guarded(named.name, named.part.watcher()))
         except InputError as error:
             raise error.under(f"run.loggers.{i}") from None

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import fedsim
+from fedsim.cli.app import app
 from fedsim.core.errors import InputError, RunError
+from fedsim.engine.best import read_best
 from fedsim.engine.run_directory import Run, read_jsonl
 from fedsim.engine.watch import Row, Watcher
 
@@ -164,3 +167,67 @@ def test_loggers_do_not_change_what_a_run_is_called_and_may_change_when_it_is_re
     fedsim.run(SCENARIO, out=tmp_path / "run")
     again = fedsim.run(logged({"name": "csv"}, rounds=6), out=tmp_path / "run", resume=True)
     assert [row["round"] for row in table(again)] == ["6"]
+
+
+# --- the best model ---------------------------------------------------------------------------------------------------
+
+
+def best_of(run: Run, metric: str, larger: bool) -> tuple[int, float]:
+    rows = [(row["round"], row[metric]) for row in read_jsonl(run.dir / "metrics.jsonl")]
+    value = (max if larger else min)(v for _, v in rows)
+    return next(n for n, v in rows if v == value), value
+
+
+class Models(Watcher):
+    """The model after every round."""
+
+    def began(self, run: Any) -> None:
+        self.run, self.found = run, dict[int, torch.Tensor]()
+
+    def round(self, number: int, row: Row | None) -> None:
+        self.found[number] = self.run.now().centre.clone()
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["server", "graph"])
+def test_the_best_model_is_kept(graph: bool, tmp_path: Path) -> None:
+    """With a step that is too long the loss rises and falls."""
+    settings = logged({"name": "best", "metric": "test_loss"}, eval_every=1, rounds=6)
+    settings["algorithm"] = {"name": "dpsgd" if graph else "fedavg", "lr": 1.0 if graph else 3.0, "batch_size": 10}
+    if graph:
+        settings["topology"] = {"graph": "ring"}
+    models = Models()
+    whole = fedsim.run(settings, out=tmp_path / "whole", watchers=[models])
+    number, value = best_of(whole, "test_loss", larger=False)
+    assert 0 < number < 6
+    params, told = read_best(whole.dir)
+    assert (told["round"], float(told["value"]), told["metric"]) == (str(number), value, "test_loss")
+    assert torch.equal(params, models.found[number])
+    assert torch.equal(whole.best_params, params)
+    assert "layout" in told
+    with pytest.raises(KeyboardInterrupt):
+        fedsim.run(settings, out=tmp_path / "parts", watchers=[Interrupt(3)])
+    resumed = fedsim.run(settings, out=tmp_path / "parts", resume=True)
+    assert read_best(resumed.dir)[1] == told
+    assert torch.equal(resumed.best_params, params)
+
+
+def test_a_best_model_is_exported_and_never_an_older_run_s(tmp_path: Path) -> None:
+    run = fedsim.run(logged({"name": "best"}), out=tmp_path / "run")
+    file = tmp_path / "best.pt"
+    assert CliRunner().invoke(app, ["export", str(run.dir), str(file), "--best"]).exit_code == 0
+    exported = torch.load(file, weights_only=True)["state_dict"]
+    assert torch.equal(torch.cat([v.flatten() for v in exported.values()]), run.best_params)
+    again = fedsim.run(SCENARIO, out=tmp_path / "run")
+    with pytest.raises(RunError, match=r"has no best\.safetensors"):
+        _ = again.best_params
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [("test_acuracy", "did you mean 'test_accuracy'"), ("bytes_sent", "of which no value is the best")],
+)
+def test_a_metric_without_a_best_is_refused(metric: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        fedsim.run(logged({"name": "best", "metric": metric}), out=tmp_path / "run")
+    assert caught.value.problems[0].key == "run.loggers.0.metric"
+    assert not (tmp_path / "run").exists()
