@@ -2,91 +2,21 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
 import shutil
-from pathlib import Path
 
-import networkx as nx
 import numpy as np
 import pytest
-from markupsafe import escape
+from report_runs import cut_short, metrics, page_of, words
 
-import fedsim
 from fedsim.core.errors import InputError
 from fedsim.data.partition_csv import read_partition, write_partition
-from fedsim.figures.curves import BAND, OPEN_END
+from fedsim.figures.curves import BAND
 from fedsim.reports.groups import find_runs, group_runs
 from fedsim.reports.report import write_report
 
 PNG = b"\x89PNG"
-SERVER = {
-    "name": "server",
-    "data": {"dataset": "digits", "clients": 8, "partition": {"scheme": "dirichlet", "alpha": 0.5}},
-    "model": {"name": "linear"},
-    "algorithm": {"name": "fedavg", "lr": 0.5, "local_steps": 2, "batch_size": 8},
-    "participation": {"mode": "synchronous", "fraction": 0.5},
-    "run": {"rounds": 6, "eval_every": 2},
-}
-GOSSIP = {
-    "name": "gossip",
-    "data": SERVER["data"],
-    "model": {"name": "svm"},
-    "algorithm": {"name": "dspodfl", "lr": 0.05, "batch_size": 8},
-    "topology": {"graph": "ring"},
-    "participation": {"mode": "gossip", "compute": 0.5, "links": 0.5},
-    "run": {"rounds": 8, "eval_every": 2},
-}
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
-    """Run directories made once: three seeds of a server run, one of another algorithm, one of gossip, a quadratic."""
-    root = tmp_path_factory.mktemp("runs")
-    for seed in (0, 1, 2):
-        fedsim.run({**SERVER, "seed": seed}, root / f"server{seed}")
-    prox = {**SERVER, "algorithm": {**SERVER["algorithm"], "name": "fedprox", "mu": 0.1}}
-    fedsim.run(prox, root / "prox")
-    fedsim.run(GOSSIP, root / "gossip")
-    rng = np.random.default_rng(0)
-    np.savez(root / "q.npz", A=rng.uniform(1, 3, (4, 3)), b=rng.normal(size=(4, 3)))
-    quadratic = {
-        "name": "quad",
-        "data": {"dataset": "quadratic", "file": str(root / "q.npz")},
-        "algorithm": {"name": "scaffold", "lr": 0.1, "local_steps": 2, "batch_size": "full"},
-        "run": {"rounds": 5, "dtype": "float64"},
-    }
-    fedsim.run(quadratic, root / "quad")
-    return root
-
-
-@pytest.fixture
-def runs(recorded, tmp_path):
-    """A copy that a test may damage."""
-    shutil.copytree(recorded, tmp_path / "runs")
-    return tmp_path / "runs"
-
-
-def page_of(*folders: Path) -> str:
-    return write_report(list(folders), folders[0] / "page" / "report.html").read_text(encoding="utf-8")
-
-
-def metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def words(page: str) -> str:
-    """The page as read, without pictures and markup."""
-    page = re.sub(r"<svg.*?</svg>", " ", page, flags=re.S)
-    return html.unescape(" ".join(re.sub(r"<[^>]*>", " ", page).split()))
-
-
-def cut_short(folder: Path, lines: int) -> None:
-    """What an interrupted run leaves behind."""
-    kept = (folder / "metrics.jsonl").read_text().splitlines()[:lines]
-    (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in kept))
-    (folder / "params.safetensors").unlink()
 
 
 # --- one run ----------------------------------------------------------------------------------------------------------
@@ -250,138 +180,6 @@ def test_the_same_seed_twice_is_said(runs):
     text = words(page_of(runs / "server0", runs / "again", runs / "server0"))
     assert "2 runs in 1 group" in text
     assert "seed 0 is there more than once" in text
-
-
-# --- unfinished and damaged runs --------------------------------------------------------------------------------------
-
-
-def test_an_unfinished_run_is_marked(runs):
-    cut_short(runs / "server0", 2)
-    assert "unfinished: round 2 of 6" in words(page_of(runs / "server0"))
-    assert '<span class="mark">unfinished: round 2 of 6</span>' in page_of(runs / "server0")
-
-
-def test_an_unfinished_seed_is_drawn_but_not_averaged(runs):
-    cut_short(runs / "server2", 2)
-    page = page_of(*(runs / f"server{seed}" for seed in (0, 1, 2)))
-    text = words(page)
-    finals = [metrics(runs / f"server{seed}")[-1]["test_accuracy"] for seed in (0, 1)]
-    assert f"(1 of 3 unfinished, left out) 2 {np.mean(finals):.4f} ± {np.std(finals, ddof=1):.4f}" in text.replace(
-        " )", ")"
-    ).replace("( ", "(")
-    assert OPEN_END in text
-    assert "server2: unfinished: round 2 of 6" in text
-
-
-def test_a_run_that_has_not_evaluated_yet(runs):
-    (runs / "server0" / "metrics.jsonl").write_text("")
-    (runs / "server0" / "params.safetensors").unlink()
-    text = words(page_of(runs / "server0"))
-    assert "metrics.jsonl is empty" in text
-    assert "unfinished: round 0 of 6" in text
-
-
-def test_a_diverged_run_says_so(runs):
-    cut_short(runs / "server0", 2)
-    with (runs / "server0" / "metrics.jsonl").open("a") as file:
-        file.write('{"round": 3, "time": 3.0, "train_loss": null, "test_loss": null, "test_accuracy": 0.1}\n')
-    text = words(page_of(runs / "server0"))
-    assert "unfinished: round 3 of 6; its loss is no longer finite" in text
-    assert "test loss –" in text
-
-
-@pytest.mark.parametrize(
-    ("place", "broken", "note"),
-    [
-        ("end", '{"round": 7, "ti', "metrics.jsonl:5 was cut short"),
-        ("middle", "junk", "metrics.jsonl is damaged: 1 of 5 lines are left out (line 3)"),
-        ("middle", "[1, 2]", "metrics.jsonl is damaged: 1 of 5 lines are left out (line 3)"),
-        ("middle", '{"time": 1.0}', "metrics.jsonl is damaged: 1 of 5 lines are left out (line 3)"),
-    ],
-)
-def test_broken_lines_are_left_out_and_said(runs, place, broken, note):
-    path = runs / "server0" / "metrics.jsonl"
-    lines = path.read_text().splitlines()
-    lines.insert(4 if place == "end" else 2, broken)
-    path.write_text("\n".join(lines))
-    text = words(page_of(runs / "server0"))
-    assert note in text
-    assert "rounds 6" in text
-
-
-@pytest.mark.parametrize("name", ["metrics.jsonl", "environment.json", "topology.graphml", "partition.csv"])
-def test_a_missing_file_is_a_note(runs, name):
-    (runs / "gossip" / name).unlink()
-    assert f"{name} is missing" in words(page_of(runs / "gossip"))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "note"),
-    [
-        ("environment.json", "{", "environment.json cannot be read"),
-        ("topology.graphml", "<graphml", "topology.graphml: cannot be read as graphml"),
-        ("partition.csv", "client,samples,0\n0,5,x\n", "partition.csv:2: found '0,5,x', allowed: 3 whole numbers"),
-    ],
-)
-def test_a_damaged_file_is_a_note(runs, name, content, note):
-    (runs / "gossip" / name).write_text(content)
-    assert note in words(page_of(runs / "gossip"))
-
-
-def test_names_from_files_are_text_never_markup(runs):
-    evil = '<script>alert("1")</script>$\\frac{'
-    for run in ("server0", "gossip"):
-        path = runs / run / "scenario.yaml"
-        text = path.read_text().replace(f"name: {run.rstrip('0')}", f"name: {json.dumps(evil)}", 1)
-        path.write_text(text.replace("name: fedavg", f"name: {json.dumps(evil)}"))
-        (runs / run / "environment.json").write_text(json.dumps({evil: evil}))
-    graph = nx.read_graphml(runs / "gossip" / "topology.graphml")
-    nx.set_node_attributes(graph, evil, "label")
-    nx.write_graphml(graph, runs / "gossip" / "topology.graphml")
-    rows = metrics(runs / "server0")
-    (runs / "server0" / "metrics.jsonl").write_text(
-        "".join(json.dumps({**r, evil: 1.0 + r["round"]}) + "\n" for r in rows)
-    )
-    page = page_of(runs / "server0", runs / "gossip")
-    assert "<script" not in page
-    assert str(escape(evil)) in page
-    assert "script" not in page_of(runs / "server0").replace("&lt;script", "").replace("&lt;/script", "")
-
-
-# --- errors -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("prepare", "message"),
-    [
-        (lambda d: d / "none", "no such folder; allowed: a run directory"),
-        (lambda d: d / "q.npz", "is a file; allowed: a run directory"),
-        (lambda d: d / "server0" / "checkpoint", "holds no run; allowed"),
-        (lambda d: _write(d / "server0" / "scenario.yaml", "a: ["), "not valid YAML"),
-        (lambda d: _write(d / "server0" / "metrics.jsonl", b"\xff\xfe"), "cannot be read as UTF-8 text"),
-        (lambda d: _remove(d / "server0" / "scenario.yaml"), "scenario.yaml: no such file"),
-    ],
-)
-def test_bad_directories_are_input_errors(runs, prepare, message):
-    with pytest.raises(InputError, match=re.escape(message)):
-        write_report([prepare(runs)])
-
-
-def test_a_page_that_cannot_be_written_is_an_input_error(runs):
-    with pytest.raises(InputError, match="found the folder"):
-        write_report([runs / "server0"], runs)
-    with pytest.raises(InputError, match="cannot be written"):
-        write_report([runs / "server0"], runs / "q.npz" / "report.html")
-
-
-def _write(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path.parent
-
-
-def _remove(path: Path) -> Path:
-    path.unlink()
-    return path.parent
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
