@@ -28,7 +28,13 @@ from fedsim.objective.supervised import SupervisedTask
 from fedsim.scenario.load import load
 
 ROOT = Path(__file__).parents[1]
-SURROGATES = ("none", "laplace", "{name: laplace, covariance: diagonal}", "sgld")
+SURROGATES = (
+    "none",
+    "laplace",
+    "{name: laplace, covariance: diagonal}",
+    "{name: sgld, lr: 0.01, covariance: full}",
+    "{name: sgld, lr: 0.01}",
+)
 CHAINS = 50
 
 
@@ -102,9 +108,9 @@ def main() -> None:
     truth = centralised(load(arguments.scenario, arguments.settings), arguments.steps, 25)
     mean, std = truth.mean(0), truth.std(0)
     halves = truth[: len(truth) // 2], truth[len(truth) // 2 :]
-    print(f"{'surrogate':38} {'means apart':>12} {'std ratio':>14} {'MMD^2':>10}  log-lik.  seconds")
+    print(f"{'surrogate':42} {'means apart':>12} {'std ratio':>14} {'MMD^2':>10}  log-lik.  seconds")
     apart = float(((halves[0].mean(0) - halves[1].mean(0)) / std).abs().max())
-    print(f"{'(the reference with itself)':38} {apart:12.3f} {'':>14} {discrepancy(*halves, arguments.points):10.5f}")
+    print(f"{'(the reference with itself)':42} {apart:12.3f} {'':>14} {discrepancy(*halves, arguments.points):10.5f}")
     for surrogate in SURROGATES:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
@@ -112,7 +118,7 @@ def main() -> None:
             try:
                 run = fedsim.run(scenario, out=Path(folder) / "run")
             except RunError as error:
-                print(f"{surrogate:38} {str(error).partition(';')[0]}")
+                print(f"{surrogate:42} {str(error).partition(';')[0]}")
                 continue
             taken = time.perf_counter() - start
             samples = load_file(run.dir / "samples.safetensors")["samples"].double().flatten(0, 1)
@@ -121,7 +127,7 @@ def main() -> None:
         ratio = (samples.std(0) / std).numpy()
         ratios = f"{np.min(ratio):.2f} to {np.max(ratio):.2f}"
         found = discrepancy(samples, truth, arguments.points)
-        print(f"{surrogate:38} {apart:12.3f} {ratios:>14} {found:10.5f} {said:9.4f} {taken:8.1f}")
+        print(f"{surrogate:42} {apart:12.3f} {ratios:>14} {found:10.5f} {said:9.4f} {taken:8.1f}")
 
 
 if __name__ == "__main__":

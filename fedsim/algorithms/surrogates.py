@@ -24,7 +24,7 @@ from fedsim.core.fields import PartOf
 from fedsim.core.limits import check_room
 from fedsim.core.oracle import Task
 from fedsim.core.registry import Part, register
-from fedsim.core.types import BatchSize, Count, Positive
+from fedsim.core.types import BatchSize, Count, NonNegative, Positive
 
 Covariance = Literal["diagonal", "full"]
 _FLOATS = 2**25  # of inputs that are gathered for the clients that are fitted together
@@ -195,12 +195,15 @@ class LocalChain(Surrogate):
     samples, burn_in : steps that count, and steps before them.
     covariance : ``diagonal`` or ``full``.
     lr : of the local chain (default: the algorithm's).
+    min_effective_samples : how many independent samples the chain has to be worth in every direction, by its
+        autocorrelation: from few of them precisions come out too large, and conducive gradients drive chains away.
     """
 
     samples: Annotated[int, Field(ge=2)] = 3000
     burn_in: Annotated[int, Field(ge=0)] = 1000
     covariance: Covariance = "diagonal"
     lr: Positive | None = None
+    min_effective_samples: NonNegative = 10.0
 
     @property
     def full(self) -> bool:
@@ -223,8 +226,28 @@ class LocalChain(Surrogate):
         if not bool(torch.isfinite(precision).all() & torch.isfinite(mean).all()):
             message = "a local chain diverged, or did not move at all; allowed: another lr of the surrogate, or laplace"
             raise InputError(message, key="algorithm.surrogate")
+        self._check_length(precision, self.lr or local.lr)
         precision, mean = precision.to(task.dtype), mean.to(task.dtype)
         return Gaussians(precision, _times(precision, mean))
+
+    def _check_length(self, precision: Tensor, h: float) -> None:
+        """Raise InputError where a chain was too short to say what its Gaussian is.
+
+        Steps of length h along a direction of precision p have the autocorrelation 1 - h p / 2 from one to the next, so
+        that 4 / (h p) - 1 of them are worth an independent one.
+        """
+        narrow = torch.linalg.eigvalsh(precision)[:, 0] if self.full else precision.amin(-1)
+        worth = self.samples / (4 / (h * narrow.clamp_min(1e-30)) - 1).clamp_min(1.0)
+        least, client = (v.item() for v in worth.min(0))
+        if least < self.min_effective_samples:
+            longer = self.min_effective_samples / max(least, 1e-30)
+            message = (
+                f"the local chain of client {int(client)}, {self.samples} samples at lr {h:.4g}, is worth {least:.2g} "
+                "independent ones in its widest direction, which do not tell a Gaussian; allowed: at least "
+                f"{self.min_effective_samples:g} (min_effective_samples): about {longer:.2g} times the samples, or the "
+                "surrogate's lr; or laplace, also where the data leave a direction open"
+            )
+            raise InputError(message, key="algorithm.surrogate")
 
     def _moments(self, task: Task, clients: Ints, local: Local) -> tuple[Tensor, Tensor]:
         """Mean ``[m, d]`` and covariance (or variances) of the chains of some clients, in float64."""

@@ -109,7 +109,8 @@ def export_model(folder: Path, params: Tensor, file: Path, node: int | None = No
         raise InputError(f"no folder {file.absolute().parent}", file=str(file))
     module, model = run_model(folder, params, node)
     data = {k: v for k, v in read_about(folder).items() if k != "clients"}  # who trained it stays with the run
-    which = "the server's" if params.dim() == 1 else "the mean of the nodes'" if node is None else f"node {node}'s"
+    rows = "node" if "topology" in read_yaml(folder / "scenario.yaml").values else "chain"  # of a server's run
+    which = "the server's" if params.dim() == 1 else f"the mean of the {rows}s'" if node is None else f"{rows} {node}'s"
     about = {"format": FORMAT, "fedsim": fedsim.__version__, "which": which, "model": model, "data": data}
     code = Path(exported.__file__).read_text(encoding="utf-8")
     temporary = file.with_name(f".{file.name}.new{file.suffix}")

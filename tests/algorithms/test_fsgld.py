@@ -285,12 +285,36 @@ def test_the_local_mode_is_one() -> None:
     assert float(gradient.abs().max()) < 1e-6
 
 
-def test_a_local_chain_finds_the_local_gaussian() -> None:
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_a_local_chain_finds_the_local_gaussian(covariance: str) -> None:
     task = quadratic(20 * A, B)
-    chained: Any = part_from("surrogate", "name", {"name": "sgld", "samples": 8000, "burn_in": 500, "lr": 0.005})
+    keys = {"name": "sgld", "samples": 8000, "burn_in": 500, "lr": 0.005, "covariance": covariance}
+    chained: Any = part_from("surrogate", "name", keys)
     found = chained.fit(task, Local(0.05, 1, 1.0))
-    assert found.precision.numpy() == pytest.approx(20 * A, rel=0.4)  # of some hundred independent samples
-    assert (found.b / found.precision).numpy() == pytest.approx(B, abs=0.1)
+    precision = found.precision if covariance == "diagonal" else found.precision.diagonal(dim1=-2, dim2=-1)
+    assert precision.numpy() == pytest.approx(20 * A, rel=0.4)  # of some hundred independent samples
+    mean = found.b / precision if covariance == "diagonal" else torch.linalg.solve(found.precision, found.b)
+    assert mean.numpy() == pytest.approx(B, abs=0.1)
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_a_local_chain_that_tells_no_gaussian_is_refused(tmp_path: Path, covariance: str) -> None:
+    """Of 200 steps whose states are alike: precisions too large, with which chains are driven away."""
+    np.savez(tmp_path / "q.npz", A=A, b=B, x0=np.zeros(2))
+    surrogate = {"name": "sgld", "samples": 200, "burn_in": 20, "lr": 0.02, "covariance": covariance}
+    s = {
+        "data": {"dataset": "quadratic", "file": str(tmp_path / "q.npz")},
+        "algorithm": {"name": "fsgld", "lr": 0.01, "surrogate": surrogate},
+        "participation": {"clients_per_round": 1},
+        "run": {"rounds": 2},
+    }
+    with pytest.raises(
+        InputError, match=r"algorithm\.surrogate: the local chain of client \d, 200 samples at lr 0\.02"
+    ):
+        fedsim.run(s, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    fedsim.run({**s, "algorithm": {**s["algorithm"], "surrogate": {**surrogate, "min_effective_samples": 0}}},
+               out=tmp_path / "run")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -298,7 +322,7 @@ def test_a_local_chain_finds_the_local_gaussian() -> None:
     [
         ("none", 0, 0),
         ({"name": "laplace", "covariance": "diagonal"}, 103, 2),
-        ({"name": "sgld", "samples": 30, "burn_in": 10}, 40 * 5, 2),
+        ({"name": "sgld", "samples": 30, "burn_in": 10, "min_effective_samples": 0}, 40 * 5, 2),
     ],
     ids=["none", "laplace", "sgld"],
 )

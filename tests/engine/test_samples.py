@@ -142,6 +142,16 @@ def test_a_run_that_is_too_short_says_that_it_kept_nothing(tmp_path: Path, caplo
     assert load_file(run.dir / FILE)["samples"].shape == (0, CHAINS, 12)
 
 
+@pytest.mark.parametrize("chain,which", [(None, "the mean of the chains'"), (2, "chain 2's")])
+def test_an_exported_model_is_of_chains(tmp_path: Path, whole: Path, chain: int | None, which: str) -> None:
+    params = load_file(whole / "params.safetensors")["params"]
+    about = export_model(whole, params, tmp_path / "model.pt", chain)
+    assert about["which"] == which
+    made = torch.load(tmp_path / "model.pt", weights_only=True)["state_dict"]
+    expected = params.mean(0) if chain is None else params[chain]
+    torch.testing.assert_close(torch.cat([v.flatten() for v in made.values()]), expected)
+
+
 def test_plan_says_the_size(whole: Path) -> None:
     facts = plan(SCENARIO)["samples"]
     size, said = (whole / FILE).stat().st_size, int(facts[FILE].split()[0].replace(",", ""))
