@@ -73,6 +73,10 @@ class Adversary:
                 f"found inputs of shape {shape} that are {found}, but eps is in units of pixels; allowed: images of "
                 "bytes, such as mnist, or your own data set with `pixels`"
             )
+        widest = 1.0 if self.norm == "linf" else data.train_x[0].numel() ** 0.5
+        if self.eps > widest:
+            message = f"found {self.eps:g}, but in pixel units no two images are more than {widest:g} apart"
+            raise InputError(f"{message} with {self.norm}; allowed: up to {widest:g}, e.g. 8/255 = 0.0314", key="eps")
 
     def on(self, pixels: PixelRange) -> Pgd:
         """The attack on inputs with this range."""

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import fedsim
 from fedsim.core.errors import InputError, RunError
 from fedsim.engine.assembly import assemble
+from fedsim.engine.export import export_model
 from fedsim.engine.quality import calibration_error
 from fedsim.engine.run_directory import read_jsonl
 from fedsim.engine.samples import FILE, ROWS

@@ -436,6 +436,8 @@ def test_any_algorithm_trains_with_it(run_scenario: Make, name: str, on: str) ->
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "fal without": ({"adversary": None, "algorithm": {"name": "fal"}}, r"adversary: missing; 'fal' trains on inputs"),
     "eps below 0": ({"adversary": {"eps": -0.1}}, r"adversary\.eps: found -0\.1"),
+    "eps of bytes": ({"adversary": {"eps": 8}}, r"adversary\.eps: found 8, but in pixel units no two images are more"),
+    "eps of bytes in l2": ({"adversary": {"eps": 8.1, "norm": "l2"}}, r"adversary\.eps: found 8\.1, .* up to 8,"),
     "no eps": ({"adversary": {"steps": 3}}, r"adversary\.eps: missing"),
     "no steps at all": ({"adversary": {"eps": 0.1, "steps": 0}}, r"adversary\.eval_steps: missing; with steps 0"),
     "fal without steps": (
