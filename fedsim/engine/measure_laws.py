@@ -16,8 +16,7 @@ from torch import Tensor
 from fedsim.contract.tools import UNSEEDED, LawBrokenError, global_seed, same_from_yaml
 from fedsim.core import rng
 from fedsim.core.errors import InputError, RunError
-from fedsim.core.measured_function import MeasuredFunction
-from fedsim.core.metrics import TABLE, Measure, Metric, View, columns
+from fedsim.core.metrics import TABLE, Measure, MeasuredFunction, Metric, View, columns
 from fedsim.engine.run import run
 from fedsim.engine.watch import Watched, Watcher
 

@@ -186,7 +186,7 @@ class _MlflowRun(_Tracker):
         experiment = self._client.get_experiment_by_name(self._experiment)
         number = experiment.experiment_id if experiment else self._client.create_experiment(self._experiment)
         name = run.scenario.name or run.dir.name
-        made = self._client.create_run(number, run_name=name, tags={"fedsim.dir": str(run.dir.resolve())})
+        made = self._client.create_run(number, run_name=name, tags={"directory": str(run.dir.resolve())})
         self._id = made.info.run_id
         resolved = run.scenario.resolved()
         params = [Param(k, v[:500]) for k, v in flat(resolved).items()]  # longer ones are in the artifact
