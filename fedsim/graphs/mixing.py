@@ -24,6 +24,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.registry import lookup, register
 from fedsim.graphs import spectrum
 from fedsim.graphs.cleaning import remarks_of
+from fedsim.graphs.file_weights import weights_of_file
 from fedsim.graphs.rates import DENSE, EXACT_CHI_2, chi_1_of, chi_2_of, laplacian
 
 Matrix = Any  # scipy.sparse.csr_array [n, n] float64; scipy has no type information
@@ -34,9 +35,9 @@ TOLERANCE = 1e-12
 def mixing_matrix(graph: nx.Graph[Any], weights: str) -> Matrix:
     """The mixing matrix ``[n, n]`` of `graph` (nodes ``0 .. n-1``) under the rule called `weights`.
 
-    Registered rules: ``metropolis``, ``max_degree``, ``lazy``, ``uniform``, ``push``; or ``"pkg.mod:function"``, called
-    with the graph and returning an ``[n, n]`` array, dense or sparse, whose rows sum to 1, or its columns where the
-    function has an attribute ``columns`` that is true.
+    Registered rules: ``metropolis``, ``max_degree``, ``lazy``, ``uniform``, ``push``, ``file``, ``push_file``; or
+    ``"pkg.mod:function"``, called with the graph and returning an ``[n, n]`` array, dense or sparse, whose rows sum to
+    1, or its columns where the function has an attribute ``columns`` that is true.
 
     Raises
     ------
@@ -124,24 +125,28 @@ def file(graph: nx.Graph[Any]) -> Matrix:
     InputError
         An edge has no weight, or the weights at a node sum to more than 1.
     """
-    found = [(u, v, data["mixing_weight"]) for u, v, data in graph.edges(data=True) if "mixing_weight" in data]
-    if len(found) < graph.number_of_edges() or not found:
-        raise InputError(
-            "'file' takes the weights of a graph file's edges; allowed: graph: file, with weight: {attribute: NAME} "
-            "where the attribute is not called weight"
-        )
-    u, v, weight = (np.array(column) for column in zip(*found, strict=True))
-    u, v = u.astype(np.int64), v.astype(np.int64)
-    rows, columns = (v, u) if graph.is_directed() else (np.concatenate([u, v]), np.concatenate([v, u]))
-    n = graph.number_of_nodes()
-    off = sparse.coo_array((weight if graph.is_directed() else np.tile(weight, 2), (rows, columns)), shape=(n, n))
-    sums = _degrees(sparse.csr_array(off))
-    worst = int(np.argmax(sums))
-    if sums[worst] > 1.0 + TOLERANCE:
-        name = graph.nodes[worst].get("label", worst)
-        raise InputError(f"the weights at node {name!r} sum to {sums[worst]:.6g}, allowed: at most 1")
-    kept = np.maximum(1.0 - sums, 0.0)
-    return sparse.csr_array(sparse.csr_array(off) + sparse.diags_array(kept, format="csr"))
+    return weights_of_file(graph, "file", TOLERANCE, sent=False)
+
+
+@register.mixing("push_file")
+def push_file(graph: nx.Graph[Any]) -> Matrix:
+    """The weights of a graph file's edges as shares of what nodes send: u keeps what its column leaves of 1.
+
+    Raises
+    ------
+    InputError
+        An edge has no weight, or what a node sends sums to more than 1.
+    """
+    return weights_of_file(graph, "push_file", TOLERANCE, sent=True)
+
+
+push_file.columns = True  # type: ignore[attr-defined]
+file.of_file = push_file.of_file = True  # type: ignore[attr-defined] # edges of files must have weights
+
+
+def of_file(weights: str | None) -> bool:
+    """Whether the rule called `weights` takes the weights of a file's edges."""
+    return weights is not None and getattr(lookup("mixing", weights), "of_file", False)
 
 
 def check_mixing(W: Matrix, doubly_stochastic: bool, columns: bool = False) -> None:

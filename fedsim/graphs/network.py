@@ -123,7 +123,7 @@ def _pushing(matrix: Any, directed: bool, weights: str, name: str) -> PushMixing
     except InputError as error:
         found = f"{name} needs weights that sum to 1 over what every node sends"
         found = f"{found}, and with '{weights}' {error.problems[0].message}"
-        message = f"{found}; allowed: push, or weights of an undirected graph such as metropolis"
+        message = f"{found}; allowed: push, push_file, or weights of an undirected graph such as metropolis"
         raise InputError(message, key="weights") from None
     return PushMixing(matrix, directed)
 

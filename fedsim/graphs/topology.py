@@ -28,7 +28,7 @@ from fedsim.graphs.edge_values import Weight
 from fedsim.graphs.files import GraphFile
 from fedsim.graphs.generators import Generated as Generated
 from fedsim.graphs.matching import matched
-from fedsim.graphs.mixing import mixing_matrix
+from fedsim.graphs.mixing import mixing_matrix, of_file
 from fedsim.graphs.mixing_matrix import BaseMixing
 from fedsim.graphs.presence import Presence
 
@@ -89,7 +89,7 @@ def topology_of(
         A file that cannot be read, a size that does not fit, or a graph that is not connected.
     """
     kind = kind.located(base)
-    graphs = (_weighing(kind) if weights == "file" else kind).build(n, seed)
+    graphs = (_weighing(kind) if of_file(weights) else kind).build(n, seed)
     presence = kind.presence(graphs)
     _check_connected(graphs, isinstance(kind, GraphFile))
     default = ("push" if columns else "uniform") if graphs[0].is_directed() else "metropolis"

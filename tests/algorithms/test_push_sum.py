@@ -18,6 +18,7 @@ import fedsim
 from fedsim.core.errors import InputError
 from fedsim.graphs.mixing import mixing_matrix
 from fedsim.graphs.push import PushMixing
+from fedsim.graphs.topology import build_topology
 
 Make = Callable[..., Any]
 N = 6
@@ -155,3 +156,26 @@ def test_pulls_are_refused(quadratic: Make, tmp_path: Path) -> None:
     }  # fmt: skip
     with pytest.raises(InputError, match=r"topology\.symmetric: SGP needs links that work both ways, found pulls"):
         fedsim.run(scenario, out=tmp_path / "run")
+
+
+def test_a_file_says_what_nodes_send(quadratic: Make, run_scenario: Make, tmp_path: Path) -> None:
+    """Shares that sum to less than 1 over what a node sends, which keeps the rest; rows sum to anything."""
+    shares = {(0, 1): 0.5, (1, 2): 0.9, (2, 0): 0.25, (2, 3): 0.25, (3, 0): 0.8}
+    rows = "\n".join(f"{u},{v},{c}" for (u, v), c in shares.items())
+    (tmp_path / "sent.csv").write_text(f"source,target,weight\n{rows}\n", encoding="utf-8")
+    topology = {"graph": "file", "path": str(tmp_path / "sent.csv"), "directed": True, "weights": "push_file"}
+    problem = quadratic(n=4, d=3)
+    keys: dict[str, Any] = {"data": problem.section(), "topology": topology, "run": {"rounds": 400}}
+    run = run_scenario(algorithm={"name": "push_diging", "lr": 0.05}, participation={"mode": "gossip"}, **keys)
+    assert np.abs(run.params.numpy() - problem.optimum()).max() < 1e-6
+    C = build_topology(topology, 4, 0, tmp_path)[0].matrix("push_file").toarray()
+    assert C.sum(0) == pytest.approx(1, abs=1e-12)
+    assert C.diagonal() == pytest.approx([0.5, 0.1, 0.5, 0.2])
+    assert all(C[v, u] == c for (u, v), c in shares.items())
+    with pytest.raises(InputError, match=r"the weights at node '0' sum to 1\.05"):
+        run_scenario(algorithm={"name": "sgp"}, **{**keys, "topology": {**topology, "weights": "file"}})
+    with pytest.raises(InputError, match="rows do not sum to 1"):
+        run_scenario(algorithm={"name": "dfedavg"}, **keys)
+    (tmp_path / "sent.csv").write_text(f"source,target,weight\n{rows}\n3,1,0.3\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"node '3' sends with sum to 1\.1, allowed: at most 1"):
+        run_scenario(algorithm={"name": "sgp"}, **keys)
