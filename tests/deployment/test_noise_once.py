@@ -226,7 +226,7 @@ def test_who_takes_part_is_secret_where_epsilon_counts_on_it(tmp_path: Path) -> 
     sections: dict[str, Any] = {
         **BASE, "participation": {"sampling": "poisson", "fraction": 0.5},
         "run": {**BASE["run"], "rounds": 12, "trace": True},
-        "privacy": {"mechanism": "dp_fedavg", "clip_norm": 0.5, "noise_multiplier": 1.0},
+        "privacy": {"mechanism": "dp_fedavg", "clip_norm": 0.5, "noise_multiplier": 4.0},
     }  # fmt: skip
     simulated = fedsim.run(sections, out=tmp_path / "simulated")
     app = Deployment(tmp_path / "app", sections, N)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,7 @@ from ports import free_port
 
 from fedsim.core.errors import InputError
 
-pytest.importorskip("ray")
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.skipif(find_spec("ray") is None, reason="needs ray")]
 TOKEN = "0123456789abcdef0123456789abcdef"
 
 
