@@ -29,6 +29,7 @@ from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.metrics import View
 from fedsim.core.types import Message
+from fedsim.data.pixels import PixelRange
 from fedsim.engine.assembly import Change, Material
 from fedsim.engine.watch import Row, Watched, Watcher
 from fedsim.models.outputs import logits_of
@@ -36,6 +37,7 @@ from fedsim.models.outputs import logits_of
 _LENGTH = 1e6
 """S: the length of a canary's gradient, far above any clip norm."""
 _ALIKE = 1.05  # clients whose examples' weights differ by less than that take turns
+_PIXEL = 1e-12  # from black to white of a canary's number and sign, which an adversary has to leave as they are
 _START = 0.01  # near 0, where float32 tells small moves apart, and S times it is still long
 
 
@@ -54,7 +56,7 @@ class CanaryModule(nn.Module):
         self.theta = nn.Parameter(start)  # a module's own parameters come first in ``[d]``
 
     def forward(self, x: Tensor) -> Tensor:
-        number, sign = x[:, -2].long(), x[:, -1]
+        number, sign = x[:, -2].round().long(), x[:, -1]
         ordinary = (number == 0).to(x.dtype)
         theta = self.theta.index_select(0, (number - 1).clamp_min(0))
         energy = _LENGTH * sign * (0.5 * theta * theta if self.quadratic else theta) * (1 - ordinary)
@@ -98,7 +100,8 @@ class Canaries:
             module = CanaryModule(material.module, tuple(data.train_x.shape[1:]), self.count, quadratic)
 
             # without classes nobody computes accuracies from outputs that are not the model's alone
-            changed = replace(data, train_x=extended, test_x=test, num_classes=None)
+            pixels = None if data.pixels is None else _extended(data.pixels, data.train_x.shape[1:])
+            changed = replace(data, train_x=extended, test_x=test, num_classes=None, pixels=pixels)
 
             def loss(outputs: Tensor, targets: Tensor) -> Tensor:
                 return material.loss(outputs[..., :-1], targets) + outputs[..., -1]
@@ -106,6 +109,12 @@ class Canaries:
             return replace(material, data=changed, module=module, loss=loss)
 
         return make
+
+
+def _extended(pixels: PixelRange, shape: torch.Size) -> PixelRange:
+    """The range of flattened inputs, and of a canary's number and sign behind them."""
+    low, high = (v.expand(shape).flatten() for v in (pixels.low, pixels.high))
+    return PixelRange(torch.cat([low, low.new_zeros(2)]), torch.cat([high, high.new_full((2,), _PIXEL)]))
 
 
 class Scored(NamedTuple):

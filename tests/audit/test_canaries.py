@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from fedsim.audit.base import Subject
-from fedsim.audit.canaries import Canaries, CanaryModule, place, scored_run
+from fedsim.audit.canaries import Canaries, CanaryModule, _extended, place, scored_run
 from fedsim.audit.command import audit
 from fedsim.core.errors import InputError
+from fedsim.data.pixels import PixelRange
 from fedsim.models.losses import cross_entropy
 from fedsim.objective.kernel import Kernel
 from fedsim.objective.stacked import VmapKernel
@@ -102,6 +103,25 @@ def test_scores_are_as_far_apart_as_epsilon_says() -> None:
     gap = (scores[coins].mean() - scores[~coins].mean()) / spread
     assert claim.gaussian
     assert gap == pytest.approx(mu_for(3.0, claim.delta), abs=0.2)  # 3 standard errors of 2 / sqrt(1000)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_adversary_leaves_canaries_as_they_are(norm: str) -> None:
+    """It changes inputs, of which a canary's number and sign are two."""
+    adversary = {"eps": 0.9, "steps": 1, "norm": norm, "random_start": True}
+    s = scenario(adversary=adversary, data={"dataset": "digits", "clients": 4, "normalize": "none"})
+    scores, coins, claim, _ = scored_run(Subject(s), 1000)
+    spread = np.sqrt((scores[coins].var() + scores[~coins].var()) / 2)
+    gap = (scores[coins].mean() - scores[~coins].mean()) / spread
+    assert gap == pytest.approx(mu_for(3.0, claim.delta), abs=0.2)
+
+
+def test_ranges_of_channels_reach_flattened_inputs() -> None:
+    low, high = torch.tensor([-1.0, -2.0]).view(2, 1, 1), torch.tensor([1.0, 3.0]).view(2, 1, 1)
+    found = _extended(PixelRange(low, high), torch.Size([2, 1, 2]))
+    assert found.low.tolist() == [-1, -1, -2, -2, 0, 0]
+    assert found.unit[:4].tolist() == [2, 2, 5, 5]
+    assert 0 < float(found.unit[4]) == float(found.unit[5]) < 1e-6
 
 
 FEDAVG = {"name": "fedavg", "lr": 0.2, "batch_size": "full", "local_steps": 2, "weighting": "uniform"}
