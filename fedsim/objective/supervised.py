@@ -213,7 +213,7 @@ class SupervisedTask(Task):
             message = "a model that draws or counts while it trains has no curvature that is known; allowed: sgld, none"
             raise InputError(message, key="name")
         if not self.tokens.single:
-            raise InputError("is of one target per sample, found token targets; allowed: sgld, none", key="name")
+            raise InputError("a curvature is of one target per sample, found tokens; allowed: sgld, none", key="name")
         own = torch.as_tensor(self.indices[self.offsets[client] : self.offsets[client + 1]], device=self.device)
         return gauss_newton(self.kernel, x, widened(self.inputs[own]), self.targets[own], diagonal)
 

@@ -249,6 +249,27 @@ def test_shakespeare_at_every_position(roles: Path, tmp_path: Path) -> None:
         assert len(found[0]) == 80
 
 
+def test_lists_of_token_ids_in_parquet(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0).integers(0, 300, (20, 6))
+    write(tmp_path / "ids.parquet", [{"x": row[:5].tolist(), "y": row[1:].tolist()} for row in draw])
+    scenario = shakespeare(tmp_path, {"name": "char_lstm", "hidden": 4}) | {
+        "data": {
+            "dataset": "parquet", "path": str(tmp_path / "ids.parquet"), "target": "y", "task": "tokens", "clients": 2
+        }
+    }  # fmt: skip
+    task: Any = assemble(parse(scenario)).task
+    assert task.inputs.dtype == torch.int16
+    assert task.num_classes == int(draw.max()) + 1
+    assert task.tokens.positions == 5
+
+
+def test_without_a_network_the_hub_is_not_there() -> None:
+    for section in ({"dataset": "shakespeare"}, {"dataset": "text", "hub": "flwrlabs/shakespeare", "text": "x"}):
+        with pytest.raises(InputError, match="cannot load 'flwrlabs/shakespeare' from the hub") as caught:
+            assemble(parse(shakespeare(Path(), {"name": "char_lstm"}) | {"data": section}))
+        assert caught.value.problems[0].key == "data.path"
+
+
 def test_femnist_by_writer(tmp_path: Path) -> None:
     """Rows as flwrlabs/femnist has them: image, writer_id, hsf_id, character."""
     import datasets

@@ -71,6 +71,48 @@ def test_every_client_learns_from_its_own_file(own: Callable[..., Deployment], t
     assert read_partition(run.dir / "partition.csv")[0].tolist() == list(SIZES)
 
 
+def texts_of(folder: Path, name: str, text: str) -> Path:
+    rows = "".join(f'"{text[i:] + text[:i]}"\n' for i in range(12))
+    (folder / f"{name}.csv").write_text(f"text\n{rows}", encoding="utf-8")
+    return folder / f"{name}.csv"
+
+
+def deployed_texts(tmp_path: Path, **data: Any) -> Deployment:
+    """Rows of 9 tokens, of texts of different lengths."""
+    tmp_path.mkdir(exist_ok=True)
+    server = texts_of(tmp_path, "server", "to be or not to be")
+    scenario = {
+        "name": "texts",
+        "data": {"dataset": "text", "path": str(server), "context": 9, "clients": N, **data},
+        "model": {"name": "transformer", "width": 4, "heads": 2, "layers": 1},
+        "algorithm": {"name": "fedavg", "lr": 0.2, "local_steps": 2, "batch_size": 4},
+        "run": {"rounds": 2, "eval_every": 1, "dtype": "float64", "device": "cpu"},
+    }
+    return Deployment(tmp_path / "app", scenario, N)
+
+
+def test_shares_of_tokens_stay_integers(tmp_path: Path) -> None:
+    app = deployed_texts(tmp_path)
+    run = app.run()
+    simulated = Simulation(app.scenario, assemble(app.scenario), tmp_path / "simulated").run()
+    assert float((run.params - simulated.params).abs().max()) < 1e-12
+    assert run.metrics["perplexity"].tolist() == pytest.approx(simulated.metrics["perplexity"].tolist())
+
+
+def test_texts_of_ones_own_need_tokens_that_all_agree_on(tmp_path: Path, caplog: Any) -> None:
+    mine = texts_of(tmp_path, "mine", "that is the question")
+    app = deployed_texts(tmp_path)
+    for node in app.grid.nodes.values():
+        node.config["own-data"] = str(mine)
+    with pytest.raises(RunError, match="0 of 3 clients were connected"):
+        app.run(**{"wait-seconds": 1.0})
+    assert "found tokens of this client's own texts" in " ".join(r.message for r in caplog.records)
+    agreed = deployed_texts(tmp_path / "agreed", tokens="abehinoqrstu ")
+    for node in agreed.grid.nodes.values():
+        node.config["own-data"] = str(mine)
+    assert agreed.run().params.isfinite().all()
+
+
 def test_data_of_another_form_are_refused(own: Callable[..., Deployment], tmp_path: Path, caplog: Any) -> None:
     app = own()
     app.grid.nodes[101].config["own-data"] = str(file_of(tmp_path, "wide", 20, seed=5, width=7))

@@ -134,6 +134,26 @@ def test_compressed_messages_over_any_number_of_actors(quadratic: Make, run_scen
         same(alone, run_scenario(**scenario, run=run, backend=ray_backend(actors)))
 
 
+@pytest.mark.parametrize("topology", [None, "ring"])
+def test_tokens_over_any_number_of_actors(tmp_path: Path, run_scenario: Make, topology: str | None) -> None:
+    """Integers reach actors as integers, and rows weigh by their tokens also where a shard has none that is short."""
+    draw = np.random.default_rng(3)
+    ids = draw.integers(0, 7, (24, 7))
+    ids[::5, 4:] = 7
+    np.savez(tmp_path / "ids.npz", x=ids[:, :-1], y=ids[:, 1:])
+    tokens = {"task": "tokens", "num_classes": 8, "ignore_index": 7}
+    scenario = {
+        "data": {"dataset": "npz", "path": str(tmp_path / "ids.npz"), "clients": 4, **tokens},
+        "model": {"name": "transformer", "width": 4, "heads": 2, "layers": 1},
+        "algorithm": {"name": "dpsgd" if topology else "fedavg", "lr": 0.1, "batch_size": 3},
+        **({"topology": {"graph": topology}} if topology else {}),
+    }
+    alone = run_scenario(**scenario, run={"rounds": 3, "dtype": "float64"})
+    assert "perplexity" in alone.metrics
+    for actors in (1, 3):
+        same(alone, run_scenario(**scenario, run={"rounds": 3, "dtype": "float64"}, backend=ray_backend(actors)))
+
+
 def test_low_rank_over_any_number_of_actors(quadratic: Make, run_scenario: Make) -> None:
     algorithm = {"name": "powersgd", "lr": 0.05, "rank": 1, "shapes": [[5, 6], [4]]}
     scenario = {"data": quadratic(n=7, d=34).section(noise=0.1), "algorithm": algorithm}
