@@ -414,6 +414,12 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "algorithm": {"name": "fedavg", "lr": 0.1, "local_steps": 2, "batch_size": 5},
         "participation": {"mode": "fedbuff", "buffer": 2, "weights": "identical"},
     },
+    "attackers": {"aggregator": {"name": "trimmed_mean", "f": 1}, "attack": {"name": "alie", "attackers": [2]}},
+    "top_k": {"compression": {"name": "top_k", "k": 20, "feedback": "ef21"}},
+    "poisson": {
+        "algorithm": {"name": "dspodfl", "lr": 0.1, "batch_size": 5}, "topology": {"graph": "ring"},
+        "participation": {"mode": "poisson"},
+    },
     "bvr": {"algorithm": {"name": "diff2_bvr", "lr": 0.1, "clip_norm": 1.0, "difference_clip": 1.0, "inner_clip": 1.0},
             "privacy": {"mechanism": "gaussian_bvr", "difference_noise_multiplier": 0.1, "inner_noise_multiplier": 0.1,
                         "noise_multiplier": 0.1}},
