@@ -313,7 +313,8 @@ __all__ = [
 def one_message(algorithm: Algorithm, task: Task, gossip: bool) -> tuple[Message, Message]:
     """What one client receives and what crosses the network from it (of zero work, which has the same form): rows."""
     received, travels, _ = _of_model(algorithm, task.initial(), gossip)
-    return received, travels
+    carried = {k: v.unsqueeze(0) for k, v in task.carried.items()}
+    return {**received, **carried}, {**travels, **carried}
 
 
 def numbers_of(algorithm: Algorithm, task: Task, gossip: bool) -> tuple[str, ...]:

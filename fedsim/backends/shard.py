@@ -18,7 +18,7 @@ from fedsim.backends.in_process import Vectorized
 from fedsim.backends.placement import Exchange
 from fedsim.backends.ray.transport import as_array, as_arrays, as_tensor, as_tensors
 from fedsim.clients.mixing import Mixing
-from fedsim.clients.round import begin, describe, finish, flowed
+from fedsim.clients.round import begin, describe, finish, flowed, initial, model
 from fedsim.clients.round import some as some_of
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Array, Bools, Floats, Ints
@@ -238,7 +238,7 @@ class Shard:
 
     def start(self) -> None:
         """Give every node the initial model."""
-        self.state = self.algorithm.init(self.task.initial().expand(len(self.clients), -1).clone())
+        self.state = initial(self.algorithm, self.task, len(self.clients))
 
     def begin(
         self,
@@ -330,8 +330,9 @@ class Shard:
         x = self._honest("x", idle, among)
         if not len(x):
             return NodeSums()
-        right, asked = self.task.correct(x), self.task.test_samples
-        distance = float((x - as_tensor(centre, self.device)).pow_(2).sum(-1).sum())
+        carried = {k: self._honest(k, idle, among) for k in self.task.carried}
+        right, asked = self.task.correct(model(carried, x)), self.task.test_samples
+        distance = float((x - as_tensor(centre, self.device)[: x.shape[-1]]).pow_(2).sum(-1).sum())
         common = hashlib.blake2b(np.ascontiguousarray(as_array(x[0])).tobytes()).hexdigest() if agree(x) else ""
         if right is None:
             return NodeSums(len(x), distance, common)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Round
 from fedsim.core.arrays import Floats, Ints
+from fedsim.core.oracle import CARRIED, Task
 from fedsim.core.returned import same_form
 from fedsim.core.types import Aggregate, Message, State
 from fedsim.messages.base import Arrived
@@ -44,9 +45,30 @@ class Population(Protocol):
     def device(self) -> torch.device: ...
 
 
+def initial(algorithm: Algorithm, task: Task, nodes: int | None = None) -> State:
+    """The state before the first round: of a server, or of so many nodes of a graph."""
+
+    def each(v: Tensor) -> Tensor:
+        return v if nodes is None else v.expand(nodes, -1).clone()
+
+    return {**algorithm.init(each(task.initial())), **{k: each(v) for k, v in task.carried.items()}}
+
+
 def begin(algorithm: Algorithm, state: State, rows: Tensor | None = None) -> Message:
     """What clients receive of `state`; of a graph's nodes those in `rows` (None: all)."""
-    return some(algorithm.broadcast(state), rows)
+    own, carried = _divided(state)
+    return some({**algorithm.broadcast(own), **carried}, rows)
+
+
+def model(state: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """The model with the parameters `x` ``[..., d]`` and what it carries besides, ``[..., d + s]``."""
+    return torch.cat([x, state[CARRIED]], -1) if CARRIED in state else x
+
+
+def _divided(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What is the algorithm's, and what models carry besides."""
+    own = {k: v for k, v in tensors.items() if k != CARRIED}
+    return own, {k: v for k, v in tensors.items() if k == CARRIED}
 
 
 def column(seconds: Floats, device: torch.device) -> Tensor:
@@ -102,13 +124,15 @@ def finish(
     Where only some nodes of a graph took part, `rows` says which: their states are overwritten in place, for there may
     be many others.
     """
-    if rows is None:
-        after = algorithm.combine(state, messages, round, aggregate)
-        same_form(after, state, algorithm, "combine")
-        return after
-    before = some(state, rows)
-    after = algorithm.combine(before, messages, round, aggregate)
+    before, carried = _divided(state if rows is None else some(state, rows))
+    own, sent = _divided(messages)
+    after = algorithm.combine(before, own, round, aggregate)
     same_form(after, before, algorithm, "combine")
+    if carried:
+        mean = aggregate(sent[CARRIED])  # a server's of changes, a node's of what it hears
+        after = {**after, CARRIED: carried[CARRIED] + mean if algorithm.setting == "server" else mean}
+    if rows is None:
+        return after
     for k, v in after.items():
         state[k].index_copy_(0, rows, v)
     return state

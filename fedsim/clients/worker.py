@@ -18,7 +18,7 @@ from fedsim.clients.parallel import InTurn, Kept, Rows, portion, share
 from fedsim.clients.store import ClientStore
 from fedsim.core.arrays import Ints
 from fedsim.core.job import Job
-from fedsim.core.oracle import Plan, Task
+from fedsim.core.oracle import CARRIED, Plan, Task
 from fedsim.core.returned import by_row, same_form
 from fedsim.core.types import BatchSize, Message, State
 from fedsim.messages.base import SEPARATOR, Pipeline, check_names, own_rows
@@ -91,8 +91,8 @@ class Worker:
         local = by_row(algorithm.begin(job.received, client), None, m, self.initial, algorithm, "start")
         local = {k: v.expand(m, -1) for k, v in local.items()}
         plan: Plan | None = None
+        busy = int((job.steps > 0).sum())
         if most > 0:
-            busy = int((job.steps > 0).sum())
             plan = self.task.plan(job.clients[:busy], job.rounds[:busy], job.steps[:busy], algorithm.batch_size, epochs)
             plan.begin({k: v[:busy] if v.dim() > 1 else v for k, v in job.received.items()})
         plain = algorithm.is_plain_sgd
@@ -101,7 +101,10 @@ class Worker:
         received, kept, rates, end = job.received, client, lr, m
         for step, count in enumerate(working):
             if count < end:  # rows count..end have done all their steps
-                finished.insert(0, self._finish(algorithm, job, slice(count, end), local, client, links, lr, store))
+                carried = None if plan is None or count >= busy else plan.carried
+                finished.insert(
+                    0, self._finish(algorithm, job, slice(count, end), local, client, links, lr, store, carried)
+                )
                 local, kept, rates, end = _head(local, count), _head(client, count), lr[:count], count
                 received = {k: v[:count] if v.dim() > 1 else v for k, v in job.received.items()}
             if count and plan is not None:
@@ -125,25 +128,33 @@ class Worker:
         links: State,
         lr: Tensor,
         store: Kept,
+        carried: Tensor | None,
     ) -> Message:
-        """Messages of rows whose work is done, as they leave; rows that did no work keep their state as it was."""
+        """Messages of rows whose work is done, as they leave; rows that did no work keep their state as it was.
+
+        `carried` is what the models of all rows carry besides their parameters now (None: what they received).
+        """
         clients, steps = job.clients[rows], job.steps[rows]
         effort = Effort(self._column(steps), lr[rows])
         received = {k: v[rows] if v.dim() > 1 else v for k, v in job.received.items()}
         kept = {k: v[rows] for k, v in client.items()}
         travels, stays, after = algorithm.report({k: v[rows] for k, v in local.items()}, received, kept, effort)
         m = len(steps)
+        if CARRIED in received:
+            before = received[CARRIED].expand(m, -1)
+            now = before if carried is None else carried[rows]
+            travels = {**travels, CARRIED: now - before if algorithm.setting == "server" else now}
         by_row(travels, self.form, m, self.initial, algorithm, "message")
         by_row(stays, None, m, self.initial, algorithm, "message")
         by_row(after, client, m, self.initial, algorithm, "message")
         if self.pipeline.links:
             sent = Job(clients, job.rounds[rows], steps, received)
             travels = {k: v.expand(len(steps), -1) for k, v in travels.items()}
-            before = {k: v[rows] for k, v in links.items()}
-            travels, links = self.pipeline.send(travels, before, sent)
+            mine = {k: v[rows] for k, v in links.items()}
+            travels, links = self.pipeline.send(travels, mine, sent)
             after = {**after, **links}
             if algorithm.setting == "gossip" and steps.size and steps[0] == 0 and (idle := self.pipeline.idle(links)):
-                store.scatter(clients, {**kept, **before, **idle})
+                store.scatter(clients, {**kept, **mine, **idle})
         if steps.size and steps[0] > 0:
             store.scatter(clients, after)
         return {k: v.expand(len(steps), -1) for k, v in (travels | stays).items()}

@@ -20,7 +20,10 @@ from torch import Tensor
 
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
-from fedsim.core.types import BatchSize, Message, clip_norm
+from fedsim.core.types import BatchSize, Message, State, clip_norm
+
+CARRIED = "model:buffers"
+"""In states and messages the name of what models carry besides their parameters; see `Task.carried`."""
 
 
 class Oracle(ABC):
@@ -68,6 +71,9 @@ class Plan(ABC):
     def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
         """The oracle of local step `step` for the first `count` rows."""
 
+    carried: Tensor | None = None
+    """What the clients' models carry besides their parameters, ``[m, s]``, as it is now; None: they carry nothing."""
+
     def begin(self, received: Message) -> None:  # noqa: B027 - few plans need to know
         """What the plan's clients received is `received`, rows ``[m, ...]`` or one for all; before the first oracle."""
 
@@ -106,6 +112,15 @@ class Task(ABC):
     @abstractmethod
     def initial(self) -> Tensor:
         """Initial parameters ``[d]``."""
+
+    @property
+    def carried(self) -> State:
+        """What a model carries besides its parameters and training changes, as it is at first: ``[s]`` under `CARRIED`.
+
+        It is no concern of algorithms: it travels beside their messages and is averaged. Where a task carries
+        something, models that it is asked about are vectors ``[..., d + s]``.
+        """
+        return {}
 
     @abstractmethod
     def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Plan:

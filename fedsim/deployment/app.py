@@ -166,10 +166,20 @@ def _supernode(client: int, clients: int) -> str:
 
 
 def _clients(scenario: Scenario) -> int:
-    """How many clients the scenario has."""
+    """How many clients the scenario has.
+
+    Raises
+    ------
+    InputError
+        Their models carry more than a deployment's messages have.
+    """
     from fedsim.engine.assembly import assemble
 
-    return assemble(scenario).task.num_clients
+    task = assemble(scenario).task
+    if task.carried:
+        found = "missing, and training changes buffers, which a deployment does not send"
+        raise scenario.document.locate(InputError(f"{found}; allowed: group, frozen", key="model.batch_norm")) from None
+    return task.num_clients
 
 
 def _toml(value: Any) -> str:

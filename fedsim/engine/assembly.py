@@ -29,7 +29,7 @@ from fedsim.data.sets import Dataset, Quadratic, described
 from fedsim.data.tokenized import tokens_of
 from fedsim.devices.system import Durations
 from fedsim.engine.attackers import attacked, attackers_of
-from fedsim.engine.training_checks import check_training
+from fedsim.engine.training_checks import check_carried, check_training
 from fedsim.graphs.network import Network, build_network
 from fedsim.graphs.topology import topology_of
 from fedsim.messages.base import Pipeline
@@ -170,6 +170,7 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
     else:
         supervised, counts, layout, about = _supervised(s, data, device, dtype, change, held)
         task, kept = supervised, dict(stays(supervised.kernel.module))
+        check_carried(s, task)
     check_clients(s, task.num_clients)
     if held is None:  # a machine of a deployment sees its own data alone; its server has the whole
         s = _settled(s, task)
@@ -311,7 +312,9 @@ def _supervised(
             None if s.adversary is None or data.pixels is None else s.adversary.on(data.pixels),
         )  # fmt: skip
     with _section("adversary"):
-        task.seen.check(task.kernel, task.initial(), task.inputs[:1], task.targets[:1])
+        task.seen.check(
+            task.kernel, torch.cat([task.initial(), *task.carried.values()]), task.inputs[:1], task.targets[:1]
+        )
     if held is not None:
         task.sizes, task.importance = held.sizes, held.sizes / held.sizes.sum()
     labels = data.num_classes if tokens.single else None
@@ -321,11 +324,13 @@ def _supervised(
     shapes = task.kernel.layout
     layout = [[n, list(shape)] for n, shape in zip(shapes.names, shapes.shapes, strict=True)]
     vocabulary = {} if tokens.vocabulary is None else {"vocabulary": tokens.vocabulary}
+    buffers = task.kernel.nature.buffers
+    counted = {"buffers": json.dumps(list(buffers.names))} if buffers.total else {}
     about = {
         **described(data), "input": {**described(data)["input"], "model_takes": takes_type, **vocabulary},
         "clients": division.record(), "notes": [*data.notes, *division.notes],
     }  # fmt: skip
-    return task, counts, {"layout": json.dumps(layout), "loss": loss_name}, about
+    return task, counts, {"layout": json.dumps(layout), "loss": loss_name, **counted}, about
 
 
 def load_data(s: Scenario) -> Dataset | Quadratic:

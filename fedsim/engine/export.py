@@ -21,7 +21,7 @@ from fedsim.engine.attackers import read_attackers
 from fedsim.engine.inputs import read_about
 from fedsim.models import exported
 from fedsim.models.build import COMMON, Model, OwnModel, new_module
-from fedsim.models.layout import layout, load_flat
+from fedsim.models.layout import layout, load_flat, placed, views
 
 FORMAT = "fedsim model 1"
 SUFFIXES = (".pt", ".safetensors", ".pt2")
@@ -73,6 +73,7 @@ def run_model(folder: Path, params: Tensor, node: int | None = None) -> tuple[nn
     if flat.numel() != layout(module).total:
         raise RunError(f"{folder} has {flat.numel()} parameters, but its model needs others: was its code changed?")
     load_flat(module, flat)
+    load_buffers(module, folder, node)
     keys = {k: v for k, v in section.items() if k not in ("name", *(COMMON if isinstance(model, OwnModel) else ()))}
     takes = about["input"].get("model_takes", about["input"]["type"])
     return module.eval(), {
@@ -82,6 +83,22 @@ def run_model(folder: Path, params: Tensor, node: int | None = None) -> tuple[nn
         "layers": exported.describe(module), "batch_norm": model.batch_norm,
         "vocabulary": tokens.vocabulary,
     }  # fmt: skip
+
+
+@torch.no_grad()
+def load_buffers(module: nn.Module, folder: Path, node: int | None) -> None:
+    """Copy the buffers that the run's training changed into `module`; integers are rounded."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "params.safetensors", "pt") as saved:
+        if "buffers" not in saved.keys():  # noqa: SIM118 - it is no mapping
+            return
+        names = json.loads(saved.metadata()["buffers"])
+        flat = chosen(saved.get_tensor("buffers"), node, read_attackers(folder))
+    own = dict(module.named_buffers())
+    places = placed({name: own[name] for name in names})
+    for name, value in views(flat, places).items():
+        own[name].copy_(value if own[name].is_floating_point() else value.round())
 
 
 def export_model(folder: Path, params: Tensor, file: Path, node: int | None = None) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class Simulation:
             ended = self._to_the_end()
             if self.scenario.participation.merges_at_end:
                 self._merge_at_end()
-            save_params(self.folder, self.home.params, self.assembly.layout)
+            save_params(self.folder, self.home.params, self.assembly.layout, self.home.carried)
             if ended is not None:
                 raise RunError(
                     f"the run ended after round {ended.number} of {self.scenario.run.rounds}, at virtual second "

@@ -178,10 +178,16 @@ def open_directory(folder: Path, scenario: Scenario, checkpoint: Checkpoint | No
         raise InputError(f"cannot be used as run directory: {error.strerror}", file=str(folder)) from None
 
 
-def save_params(folder: Path, params: Tensor | RowStream, metadata: Mapping[str, str]) -> None:
-    """``params.safetensors`` with the layout of the flat vector in its metadata."""
+def save_params(
+    folder: Path, params: Tensor | RowStream, metadata: Mapping[str, str], buffers: Tensor | RowStream | None = None
+) -> None:
+    """``params.safetensors`` with the layout of the flat vector in its metadata, and `buffers` where models have them.
+
+    Of a graph they are rows like `params`.
+    """
     temporary = folder / "params.safetensors.new"
-    write_tensors(temporary, {"params": params}, dict(metadata))
+    rest = {} if buffers is None else {"buffers": buffers}
+    write_tensors(temporary, {"params": params, **rest}, dict(metadata))
     temporary.replace(folder / "params.safetensors")
 
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, one_message
 from fedsim.backends.base import Backend, NodeBackend, Saved
-from fedsim.clients.round import begin, column, describe, finish, flowed
+from fedsim.clients.round import begin, column, describe, finish, flowed, initial, model
 from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.errors import RunError
 from fedsim.core.job import Job
-from fedsim.core.oracle import Task
+from fedsim.core.oracle import CARRIED, Task
 from fedsim.core.returned import aggregating, same_form
 from fedsim.core.row_files import RowStream
 from fedsim.core.types import Message, State, agree, message_bytes
@@ -60,7 +60,7 @@ class NodeFacts:
 def merge_bytes(algorithm: Algorithm, task: Task) -> int:
     """Bytes of a merge of all nodes: every node sends every other one all that it mixes, uncompressed."""
     n, state = task.num_clients, algorithm.init(task.initial().unsqueeze(0))
-    return n * (n - 1) * message_bytes({k: v for k, v in state.items() if v.shape[-1] == task.dim})
+    return n * (n - 1) * message_bytes({k: v for k, v in state.items() if v.shape[-1] == task.dim} | task.carried)
 
 
 class RunState(ABC):
@@ -103,6 +103,11 @@ class RunState(ABC):
     def params(self) -> Tensor | RowStream:
         """Parameters of the server ``[d]``, or of all nodes ``[n, d]``, as they are now."""
         return self.kept()["x"]
+
+    @property
+    def carried(self) -> Tensor | RowStream | None:
+        """What models carry besides their parameters, rows like those of `params`; None: nothing."""
+        return self.kept()[CARRIED] if self.task.carried else None
 
     @abstractmethod
     def dispatch(self, event: Dispatch) -> int:
@@ -157,7 +162,7 @@ class ServerState(RunState):
     def __init__(self, scenario: Scenario, assembly: Assembly, backend: Backend) -> None:
         super().__init__(scenario, assembly, backend)
         self.aggregator = scenario.aggregator
-        self.values = self.algorithm.init(self.task.initial())
+        self.values = initial(self.algorithm, self.task)
         self.rule = self.aggregator.fresh(self.form)
 
     def load(self, saved: Saved) -> None:
@@ -207,7 +212,7 @@ class ServerState(RunState):
         return Combined(everything, size)
 
     def centre(self) -> Tensor:
-        return self.algorithm.centre(self.values)
+        return model(self.values, self.algorithm.centre(self.values))
 
     def _nobody(self, event: Arrival) -> Message | None:
         """Messages of nobody, rows ``[0, d]``, where a private sum is released all the same: its absence would tell."""
@@ -224,7 +229,7 @@ class GraphState(RunState):
 
     def __init__(self, scenario: Scenario, assembly: Assembly, backend: Backend) -> None:
         super().__init__(scenario, assembly, backend)
-        self.values = self.algorithm.init(self.task.initial().expand(self.task.num_clients, -1).clone())
+        self.values = initial(self.algorithm, self.task, self.task.num_clients)
         self.mixing = assembly.mixing(scenario)
 
         self._now: State | None = None
@@ -276,12 +281,13 @@ class GraphState(RunState):
         self.rest(None if self.idle is None else np.zeros_like(self.idle))
 
     def centre(self) -> Tensor:
-        return self._honest().mean(0)
+        return self._honest().mean(0)  # of what they carry besides, too
 
     def nodes(self, centre: Tensor) -> NodeFacts | None:
-        x = self._honest()
-        right, asked = self.task.correct(x), self.task.test_samples
-        distance = 0.0 if agree(x) else float((x - centre).pow_(2).sum(-1).mean())
+        models, d = self._honest(), self.task.dim
+        right, asked = self.task.correct(models), self.task.test_samples
+        x = models[:, :d]
+        distance = 0.0 if agree(x) else float((x - centre[:d]).pow_(2).sum(-1).mean())
         if right is None:
             return NodeFacts(distance, None, None, self.there)
         accuracy, lowest = float(right.sum()) / (len(x) * asked), float(right.min()) / asked
@@ -292,8 +298,12 @@ class GraphState(RunState):
         there = self.measured
         if there is not None:
             who = np.flatnonzero(there)
-            return self.state("x", who if self.honest is None else np.intersect1d(who, self.honest))
-        return self.now["x"] if self.honest is None else self.state("x", self.honest)
+            return self._models(who if self.honest is None else np.intersect1d(who, self.honest))
+        return self._models(self.honest)
+
+    def _models(self, nodes: Ints | None) -> Tensor:
+        carried = {k: self.state(k, nodes) for k in self.task.carried}
+        return model(carried, self.state("x", nodes))
 
     def state(self, name: str, nodes: Ints | None = None) -> Tensor:
         rows = self.now[name]
@@ -343,7 +353,8 @@ class RemoteState(RunState):
         self.rest(None if self.idle is None else np.zeros_like(self.idle))
 
     def centre(self) -> Tensor:
-        return self.remote.mean(idle=self.idle, among=self.measured)
+        x, *carried = (self.remote.mean(k, self.idle, self.measured) for k in ("x", *self.task.carried))
+        return torch.cat([x, *carried]) if carried else x
 
     def nodes(self, centre: Tensor) -> NodeFacts | None:
         return NodeFacts(*self.remote.facts(centre, self.idle, self.measured), self.there)

@@ -61,7 +61,7 @@ class Common(Part):
 
     loss: str | None = None
     freeze: list[str] | None = None
-    batch_norm: Literal["group", "frozen"] | None = None
+    batch_norm: Literal["average", "group", "frozen"] | None = None
 
     def __post_init__(self) -> None:
         if self.loss is not None:

@@ -97,7 +97,7 @@ def call(
     out: Tensor = logits_of(functional_call(module, everywhere, (inputs,), tie_weights=False))
     for name, b in (buffers or {}).items():
         if everywhere[name] is not b:  # the module has put another one into its place
-            b.copy_(everywhere[name])
+            b.copy_(everywhere[name].detach())
     return out
 
 

@@ -46,16 +46,30 @@ def nature_of(module: nn.Module, rows: Tensor) -> Nature:
     if _surely_plain(module):
         return PLAIN
     named = dict(module.named_buffers())
-    buffers = {name: b.clone() for name, b in named.items()}
-    before = module.training
+    draws, buffers = _trained(module, rows if len(rows) > 1 else torch.cat([rows, rows]))
+    changed = {name: b for name, b in named.items() if buffers[name] is not b and not torch.equal(buffers[name], b)}
+    return Nature(draws > 0, placed(changed))
+
+
+def trains_on_one(module: nn.Module, row: Tensor) -> bool:
+    """Whether a single row ``[1, ...]`` is enough to train on: where a batch is normalised it may not be."""
+    try:
+        _trained(module, row)
+    except ValueError:  # PyTorch's own, of a batch that has no variance
+        return False
+    return True
+
+
+def _trained(module: nn.Module, rows: Tensor) -> tuple[int, dict[str, Tensor]]:
+    """How often a training forward draws, and the buffers after it; the module stays as it is."""
+    buffers, before = {name: b.clone() for name, b in module.named_buffers()}, module.training
     training(module, True)
     try:
         with torch.no_grad(), Keyed(0) as keyed:
-            functional_call(module, buffers, (rows if len(rows) > 1 else torch.cat([rows, rows]),))
+            functional_call(module, buffers, (rows,))
     finally:
         training(module, before)
-    changed = {name: b for name, b in named.items() if buffers[name] is not b and not torch.equal(buffers[name], b)}
-    return Nature(keyed.draws > 0, placed(changed))
+    return keyed.draws, buffers
 
 
 def initial_state(module: nn.Module, nature: Nature, dtype: torch.dtype) -> Tensor:

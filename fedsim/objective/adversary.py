@@ -218,6 +218,7 @@ class _AdversarialPlan(SupervisedPlan):
         self.received: Tensor | None = None
 
     def begin(self, received: Message) -> None:
+        super().begin(received)
         self.received = received.get("x")
 
     def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:

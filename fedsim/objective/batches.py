@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fedsim.core import rng
 from fedsim.core.arrays import Ints
-from fedsim.core.oracle import Oracle, Plan
+from fedsim.core.oracle import CARRIED, Oracle, Plan
+from fedsim.core.types import Message
 from fedsim.objective import minibatch
 from fedsim.objective.kernel import Kernel, Training
 from fedsim.objective.persample import budget, parts
@@ -70,6 +71,14 @@ class SupervisedPlan(Plan):
 
     def __init__(self, task: Source, batches: Batches) -> None:
         self.task, self.batches = task, batches
+
+    @property
+    def carried(self) -> Tensor | None:  # type: ignore[override]
+        return self.batches.state
+
+    def begin(self, received: Message) -> None:
+        if CARRIED in received and self.batches.state is not None:
+            self.batches.state.copy_(received[CARRIED])
 
     def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
         return BatchOracle(self.task, self.batches.at(step, count), lr)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from fedsim.core import crew, rng
 from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.errors import InputError
-from fedsim.core.oracle import Answers, Plan, Task
+from fedsim.core.oracle import CARRIED, Answers, Plan, Task
 from fedsim.core.tokens import IGNORED, widened
-from fedsim.core.types import BatchSize
+from fedsim.core.types import BatchSize, State
 from fedsim.data.augment import Augment, moved
 from fedsim.data.sets import Dataset
 from fedsim.data.tokenized import tokens_of
@@ -89,6 +89,10 @@ class SupervisedTask(Task):
 
     def initial(self) -> Tensor:
         return self._initial.clone()
+
+    @property
+    def carried(self) -> State:
+        return {CARRIED: self.kernel.state.clone()} if self.kernel.nature.buffers.total else {}
 
     def shard(self, clients: Ints) -> Self:
         part = copy.copy(self)

@@ -27,8 +27,7 @@ from fedsim.objective.stacked import RowKernel, Way, build_kernel
 class TrainingKernel(RowKernel):
     """One row after the other, each with its own draws and buffers.
 
-    Model rows are ``[m, d]`` in training; in evaluations they may be ``[m, d + s]``, buffers after parameters. Without
-    them the buffers are those that the module came with.
+    Model rows are ``[m, d]`` in training; in evaluations they are ``[m, d + s]``, buffers after parameters.
     """
 
     def __init__(self, module: nn.Module, loss: Loss, nature: Nature, precision: Precision = "full") -> None:
@@ -60,9 +59,13 @@ class TrainingKernel(RowKernel):
         module = self.own.get()
         training(module, True)
         state = self.state if how is None else how.state[i]
-        buffers = views(state if how is not None and how.writes else state.clone(), self.nature.buffers)
+        own = views(state, self.nature.buffers)
+        buffers = {name: v.clone() for name, v in own.items()}  # autograd forbids changing views of one tensor in turn
         with self._drawing(0 if how is None else int(how.keys[i])), self._casting(x):
             out = call(module, params, self.layout, inputs[i, :count], buffers)
+        if how is not None and how.writes:
+            for name, v in own.items():
+                v.copy_(buffers[name])
         losses = self.loss(out.to(x.dtype), targets[i, :count])
         scale = weights[i, :count] if isinstance(weights, Tensor) else torch.full_like(losses, weights)
         return torch.autograd.grad(losses, leaves, scale, materialize_grads=True)
@@ -71,10 +74,13 @@ class TrainingKernel(RowKernel):
         """Of the model as it is evaluated: an attack on inputs knows no masks, and no other samples."""
         result = torch.empty_like(inputs)
 
+        def state(i: int) -> Tensor | None:
+            return None if self.how is None else self.how.state[i]
+
         def one(i: int) -> None:
             leaf = inputs[i].detach()
             with torch.enable_grad(), self._casting(x):
-                out = self._evaluated(x[i], leaf.requires_grad_(), None if self.how is None else self.how.state[i])
+                out = self._evaluated(x[i], leaf.requires_grad_(), state(i))
                 result[i] = torch.autograd.grad(self.loss(out.to(x.dtype), targets[i]).sum(), leaf)[0]
 
         self._rows(one, inputs)
@@ -90,9 +96,9 @@ class TrainingKernel(RowKernel):
     def _evaluated(self, row: Tensor, inputs: Tensor, state: Tensor | None) -> Tensor:
         module, d = self.own.get(), self.layout.total
         training(module, False)
-        if row.shape[-1] > d:
+        if state is None:
             row, state = row[:d], row[d:]
-        buffers = views(self.state if state is None else state, self.nature.buffers)
+        buffers = views(state, self.nature.buffers)
         return call(module, views(row, self.layout), self.layout, inputs, buffers)
 
     def _drawing(self, key: int) -> AbstractContextManager[object]:

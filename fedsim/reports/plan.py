@@ -129,6 +129,9 @@ def _data(a: Assembly) -> Rows:
     if a.stays.get("parameters"):
         rows["parameters"] = f"{a.task.dim} that train and travel"
         rows["frozen parameters"] = f"{a.stays['parameters']}: they stay as they are, once on a device"
+    if a.task.carried:
+        numbers = sum(v.numel() for v in a.task.carried.values())
+        rows["numbers in buffers"] = f"{numbers}: training changes them; they travel beside parameters and are averaged"
     if a.counts is not None or sizes.max() > 1:
         rows |= {
             "samples": int(sizes.sum()),
