@@ -31,7 +31,7 @@ from fedsim.objective.kernel import Kernel, Precision
 from fedsim.objective.scores import Sums, counted, summed
 from fedsim.objective.smoothness import convexity_of_linear, of_linear
 from fedsim.objective.stacked import Way
-from fedsim.objective.training import kernel_of
+from fedsim.objective.training import beside, kernel_of
 
 _T = TypeVar("_T")
 _EVAL_FLOATS = 32 * 2**20  # of the widest layer in one evaluation chunk: 128 MiB in float32
@@ -72,7 +72,7 @@ class SupervisedTask(Task):
         self._targets_each = self._count()
         self.loss_name, self.loss, self.is_classification = loss_name, loss, dataset.num_classes is not None
         self._engine: tuple[Precision, Way] = (precision, way)
-        self.kernel: Kernel = kernel_of(module.to(device), loss, device, widened(self.inputs[:1]), *self._engine)
+        self.kernel: Kernel = kernel_of(module.to(device), loss, device, widened(self.inputs[:8]), *self._engine)
         self._initial = flatten(module).to(device=device, dtype=dtype)
         self.dim, self.shapes = len(self._initial), self.kernel.layout.shapes
         self.pixels, self.seen = dataset.pixels, (seen or Inputs()).to(device)
@@ -92,7 +92,7 @@ class SupervisedTask(Task):
 
     @property
     def carried(self) -> State:
-        return {CARRIED: self.kernel.state.clone()} if self.kernel.nature.buffers.total else {}
+        return {CARRIED: self.kernel.state.clone()} if len(self.kernel.state) else {}
 
     def shard(self, clients: Ints) -> Self:
         part = copy.copy(self)
@@ -110,8 +110,8 @@ class SupervisedTask(Task):
         part = super().to(device)
         part.seen = self.seen.to(device)
         if device != self.device:
-            sample = widened(part.inputs[:1])
-            part.kernel = kernel_of(self.kernel.module.to(device), self.loss, device, sample, *self._engine)
+            module, rows = self.kernel.module.to(device), widened(part.inputs[:8])
+            part.kernel = kernel_of(module, self.loss, device, rows, *self._engine)
         return part
 
     def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> SupervisedPlan:
@@ -285,12 +285,11 @@ class SupervisedTask(Task):
             drawn = self.augment.draw(self.seed, clients, rounds, *index.shape[1:])
             moves = torch.as_tensor(drawn, device=self.device)
         each = self._weights(valid, index) if weights is None else weights
-        positions, nature = np.broadcast_to(positions, index.shape), self.kernel.nature
-        keys = rng.key(self.seed, "dropout", clients[:, None], rounds[:, None], np.arange(index.shape[1]))
-        batches = Batches(
-            rows, self.targets[rows], valid.sum(-1), each, moves, positions,
-            None if nature.plain else keys, None if nature.plain else self.kernel.state.expand(len(rows), -1).clone(),
-        )  # fmt: skip
+        positions, more = (
+            np.broadcast_to(positions, index.shape),
+            beside(self.kernel, self.seed, clients, rounds, index),
+        )
+        batches = Batches(rows, self.targets[rows], valid.sum(-1), each, moves, positions, *more)
         return self.seen.plan(self, batches, clients, rounds)
 
     def gather(self, index: Tensor, moves: Tensor | None) -> Tensor:

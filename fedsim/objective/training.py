@@ -10,11 +10,15 @@ import copy
 from contextlib import AbstractContextManager, nullcontext
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fedsim.core import rng
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
+from fedsim.core.rng import Keys
 from fedsim.models.draws import Keyed
 from fedsim.models.layout import call, views
 from fedsim.models.losses import Loss
@@ -121,6 +125,16 @@ class _Drawing(AbstractContextManager[object]):
         self.attention.__exit__(*what)  # type: ignore[arg-type]
 
 
+def beside(
+    kernel: Kernel, seed: int, clients: Ints, rounds: Ints, index: Ints
+) -> tuple[Keys, Tensor] | tuple[None, None]:
+    """`Batches.keys` and `Batches.state` of minibatches ``[m, steps, b]``; None for models that need neither."""
+    if kernel.nature.plain:
+        return None, None
+    keys = rng.key(seed, "dropout", clients[:, None], rounds[:, None], np.arange(index.shape[1]))
+    return keys, kernel.state.expand(len(index), -1).clone()
+
+
 def kernel_of(
     module: nn.Module,
     loss: Loss,
@@ -136,7 +150,7 @@ def kernel_of(
     InputError
         `way` is ``stacked``, and the model cannot be computed so, or it draws in a way that cannot be keyed.
     """
-    nature = nature_of(module, inputs[:2])
+    nature = nature_of(module, inputs)
     if nature.plain:
         return build_kernel(module, loss, device, inputs[0], precision, way)
     if way == "stacked":
