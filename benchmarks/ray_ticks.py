@@ -4,7 +4,8 @@
 
 ACiD on quadratics of 50 parameters with noisy gradients over a torus, as many ticks of nodes as of links. Both take the
 same ticks with the same numbers, which is checked. Printed are medians of whole runs without the start of Ray, their
-ratio, and the ticks per second of each. Every process computes with one thread.
+ratio, the ticks per second of each, and the seconds that each process computed, which other programs on the machine
+change less. Every process computes with one thread.
 """
 
 from __future__ import annotations
@@ -40,16 +41,29 @@ def scenario(folder: Path, nodes: int, ticks: int, window: float) -> dict[str, A
     }
 
 
-def timed(settings: dict[str, Any], folder: Path) -> tuple[float, Any]:
-    """Seconds of all rounds, and the run."""
+def computed(pid: int) -> float:
+    """Seconds that a process has computed (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def timed(settings: dict[str, Any], folder: Path) -> tuple[float, list[float], Any]:
+    """Seconds of all rounds, those that this process and the actors computed, and the run."""
     checked = parse(settings)
     simulation = Simulation(checked, assemble(checked), folder)
+    backend: Any = simulation.backend
     try:
-        begun = time.perf_counter()
+        pids = [os.getpid()]
+        if settings.get("backend"):
+            import ray
+
+            pids += [ray.get(host.ready.remote()) for host in backend.host.values()]
+        before, begun = [computed(pid) for pid in pids], time.perf_counter()
         run = simulation.run()
-        return time.perf_counter() - begun, run
+        wall = time.perf_counter() - begun
+        return wall, [computed(pid) - was for pid, was in zip(pids, before, strict=True)], run
     finally:
-        simulation.backend.close()
+        backend.close()
 
 
 def main() -> None:
@@ -62,15 +76,18 @@ def main() -> None:
     options = arguments.parse_args()
     alone: list[float] = []
     actors: list[float] = []
+    work: tuple[list[list[float]], list[list[float]]] = ([], [])
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         one = scenario(folder, options.nodes, options.ticks, options.window)
         other = {**one, "backend": {"name": "ray", "actors": options.actors}}
         for k in range(options.repeats):
-            seconds, run = timed(one, folder / f"alone-{k}")
+            seconds, cpu, run = timed(one, folder / f"alone-{k}")
             alone.append(seconds)
-            seconds, remote = timed(other, folder / f"actors-{k}")
+            work[0].append(cpu)
+            seconds, cpu, remote = timed(other, folder / f"actors-{k}")
             actors.append(seconds)
+            work[1].append(cpu)
             if not torch.equal(run.params, remote.params):
                 raise SystemExit("the numbers differ")
         last = run.metrics.iloc[-1]
@@ -81,6 +98,9 @@ def main() -> None:
     print(f"one process {here:.2f} s ({ticks / here:,.0f} ticks per second)")
     print(f"{options.actors} actors {there:.2f} s ({ticks / there:,.0f} ticks per second)")
     spread = f"{statistics.median(ratios):.2f} of pairs, from {min(ratios):.2f} to {max(ratios):.2f}"
+    (mine,), (caller, *others) = (np.median(np.array(cpu), axis=0) for cpu in work)
+    each = ", ".join(f"{seconds:.2f}" for seconds in others)
+    print(f"computed: one process {mine:.2f} s; calling process {caller:.2f} s and actors {each} s")
     print(f"ratio {there / here:.2f} of medians, {spread}")
 
 

@@ -106,6 +106,11 @@ class Exchange:
     incoming: Ints
     outgoing: tuple[Ints, ...]
 
+    @property
+    def alone(self) -> bool:
+        """Whether no row comes in and none goes out."""
+        return not self.incoming.any() and not any(len(rows) for rows in self.outgoing)
+
     def matrix(self) -> sparse.csr_array:
         """``[own, own + incoming]``; the entries of a row in the order of the whole matrix."""
         shape = (len(self.starts) - 1, len(self.starts) - 1 + int(self.incoming.sum()))

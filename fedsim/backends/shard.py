@@ -6,9 +6,10 @@ Nothing here knows where it runs. Tensors come and go as numpy arrays.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from fedsim.core.oracle import Task
 from fedsim.core.returned import WrongFormError
 from fedsim.core.row_files import Place, Stored
 from fedsim.core.types import Message, State, agree
-from fedsim.graphs.mixing_matrix import MixingMatrix
+from fedsim.graphs.mixing_matrix import MixingMatrix, repeated
 
 Arrays = dict[str, Array]
 
@@ -71,6 +72,21 @@ class NodeSums:
     common: str = ""
     accuracies: float | None = None
     lowest: float | None = None
+
+
+class Part(NamedTuple):
+    """Local work of all nodes of a shard, or of `some` (positions), in round `number`, and their mixing.
+
+    `exchange` is of the mixing matrix of those nodes; in continuous time `elapsed` are virtual seconds since their last
+    events.
+    """
+
+    number: int
+    rounds: Ints
+    steps: Ints
+    exchange: Exchange
+    some: Ints | None = None
+    elapsed: Floats | None = None
 
 
 class Guard:
@@ -171,6 +187,9 @@ class Shard:
             self.backend.load({k: _read(v, torch.device("cpu")) for k, v in saved.items()})
         self.state = {k: _read(v, self.device) for k, v in (nodes or {}).items()}
         self._aggregations: int | None = None
+        self._parts: deque[Part] = deque()
+        self._why: list[str] = []
+        self._broken: Exception | None = None
 
     def save(self) -> tuple[Arrays, dict[str, int]]:
         """What has to survive but for tables of clients' rows, and those tables' widths; see `kept`."""
@@ -240,20 +259,44 @@ class Shard:
         """Give every node the initial model."""
         self.state = initial(self.algorithm, self.task, len(self.clients))
 
-    def begin(
-        self,
-        number: int,
-        rounds: Ints,
-        steps: Ints,
-        exchange: Exchange,
-        some: Ints | None = None,
-        elapsed: Floats | None = None,
-    ) -> tuple[Any, ...]:
-        """The local work of all nodes, or of `some` (positions), up to where rows of other shards are needed.
+    def begin(self, *part: Any) -> tuple[Any, ...]:
+        """The work of one `Part`; see `follow`."""
+        return self.follow([Part(*part)])
 
-        `exchange` is of the mixing matrix of those nodes; in continuous time `elapsed` are virtual seconds since their
-        last events. See `resume`.
+    def follow(self, parts: Sequence[Part]) -> tuple[Any, ...]:
+        """One work after the other, up to where rows of other shards are needed; see `resume`."""
+        self._parts = deque(parts)
+        return self._unless_broken(self._onwards)
+
+    def resume(self, *incoming: Array) -> tuple[Any, ...]:
+        """Go on with the rows of the shards that send some, in their order, up to where rows are needed again.
+
+        Returns what `begin` returns: rows for each shard that is sent some, of the exchange that has to be made now
+        (none once everything is over), and at the end whether it is over and then why clients were dropped.
         """
+        return self._unless_broken(lambda: self._mixed_with(incoming))
+
+    def _unless_broken(self, work: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+        """Once something has raised, whatever was to follow it raises the same."""
+        if self._broken is not None:
+            raise self._broken
+        try:
+            return work()
+        except Exception as error:
+            self._broken = error
+            raise
+
+    def _onwards(self) -> tuple[Any, ...]:
+        while self._parts:
+            self._enter(self._parts.popleft())
+            if not self._combined():
+                return self._outgoing()
+        why, self._why = self._why, []
+        return ((True, why),)
+
+    def _enter(self, part: Part) -> None:
+        """The local work of a round."""
+        number, rounds, steps, exchange, some, elapsed = part
         self._some = None if some is None else torch.as_tensor(some, device=self.device)
         clients = self.clients if some is None else self.clients[some]
         self.state = flowed(self.algorithm, self.state, elapsed, self._some)
@@ -263,6 +306,7 @@ class Shard:
         self.guard.dropped.clear()
         if dropped:
             steps = np.where(np.isin(clients, list(dropped)), 0, steps)
+        self._why += dropped.values()
         event = Contribution(number, clients, rounds, steps)
         pipeline = self.guard.worker.pipeline
         self._messages = messages
@@ -270,32 +314,28 @@ class Shard:
         matrix = MixingMatrix(exchange.matrix(), self.device)
         self._exchange, self._mixing = exchange, self._how.exchange(matrix, exchange.nodes, pipeline, event)
         self._mixed: list[Tensor] = []
-        return self._advance(dropped)
 
-    def resume(self, *incoming: Array) -> tuple[Any, ...]:
-        """Go on with the rows of the shards that send some, in their order.
-
-        Returns what `begin` returns: rows for each shard that is sent some (None once the round is over), and at the
-        end whether it is over and which clients were dropped.
-        """
+    def _mixed_with(self, incoming: Sequence[Array]) -> tuple[Any, ...]:
         halo = [as_tensor(rows, self.device) for rows in incoming]
         self._values: Tensor = self._mixing(torch.cat([self._values, *halo]))
         self._left: int = self._left - 1
         if self._left:
-            return self._outgoing({})
+            return self._outgoing()
         self._mixed.append(self._values)
-        return self._advance({})
+        return self._onwards() if self._combined() else self._outgoing()
 
-    def _advance(self, dropped: Mapping[int, str]) -> tuple[Any, ...]:
-        """Run `combine` until it needs rows that are not here yet.
+    def _combined(self) -> bool:
+        """Run `combine`; False where it needs rows that are not here yet.
 
         Each time it starts from its beginning, with what it has aggregated so far at hand: methods of an algorithm
         change nothing that they are given.
         """
-        handed = 0
+        handed, alone = 0, self._exchange.alone
 
         def aggregate(values: Tensor) -> Tensor:
             nonlocal handed
+            if alone:
+                return repeated(self._mixing, self._how.exchanges)(values)
             if handed == len(self._mixed):
                 raise _SuspendedError(values)
             handed += 1
@@ -306,15 +346,16 @@ class Shard:
             self.state = finish(self.algorithm, self.state, self._messages, self._round, aggregate, self._some)
         except _SuspendedError as suspended:
             self._values, self._left = suspended.values, self._how.exchanges
-            return self._outgoing(dropped)
-        self._aggregations = len(self._mixed)
+            return False
+        if not alone:
+            self._aggregations = len(self._mixed)
         self._messages, self._mixed = {}, []
-        return (*[None for rows in self._exchange.outgoing if len(rows)], (True, dropped))
+        return True
 
-    def _outgoing(self, dropped: Mapping[int, str]) -> tuple[Any, ...]:
-        """The rows that other shards need, and that this one is not at the end of its round."""
+    def _outgoing(self) -> tuple[Any, ...]:
+        """The rows that other shards need, and that this one is not at the end."""
         send = [torch.as_tensor(rows, device=self.device) for rows in self._exchange.outgoing if len(rows)]
-        return (*[as_array(self._values[rows]) for rows in send], (False, dropped))
+        return (*[as_array(self._values[rows]) for rows in send], (False, []))
 
     def node_sum(self, name: str, idle: Floats | None = None, among: Bools | None = None) -> Array:
         """Sum over the honest nodes (of those in `among`), ``[d]``, after they have flowed for `idle` virtual

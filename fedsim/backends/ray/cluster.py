@@ -219,10 +219,10 @@ class Host:
             result = getattr(shard, method)(*(next(values) if a is None else a for a in arguments))
         return result
 
-    def call(self, number: int, method: str, *arguments: Any) -> Any:
-        """A method of a shard; what would be several values, and is only one, is that one."""
-        result = getattr(self.shards[number], method)(*arguments)
-        return result[0] if isinstance(result, tuple) and len(result) == 1 else result
+    def call(self, number: int, returns: int, method: str, *arguments: Any) -> Any:
+        """A method of a shard that returns rows and a last word, as `returns` values: None for rows that it has not."""
+        *rows, last = getattr(self.shards[number], method)(*arguments)
+        return last if returns == 1 else (*rows, *[None] * (returns - 1 - len(rows)), last)
 
 
 class Shipment:

@@ -1,25 +1,31 @@
 """A graph's nodes on a Ray cluster: every shard keeps and mixes its own nodes' models.
 
 Only rows that a mixing matrix takes across a boundary between shards travel, from actor to actor; the calling process
-never holds ``[n, d]``. Rounds are handed out ahead of the answers.
+never holds ``[n, d]``. Rounds are handed out ahead of the answers. In continuous time a round has many levels of events
+of few nodes: they are gathered and handed out together (`levels`), so that a call is made where shards need rows of
+each other, and an actor computes the levels in between on its own. No actor waits for another one: a call whose rows
+are not there yet waits in Ray, and fails with the actor that was to send them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 from torch import Tensor
 
 from fedsim.backends.base import Saved
+from fedsim.backends.levels import Level, regrouped
 from fedsim.backends.placement import place_graph, split
 from fedsim.backends.ray.calls import LostError, Pool
 from fedsim.backends.ray.clients import RayBackend
 from fedsim.backends.ray.cluster import Cluster, log
 from fedsim.backends.ray.transport import as_array
-from fedsim.backends.shard import NodeSums
+from fedsim.backends.shard import NodeSums, Part
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.job import Job
@@ -28,20 +34,38 @@ from fedsim.core.row_files import RowStream, Stored
 from fedsim.graphs.mixing_matrix import MixingMatrix
 from fedsim.graphs.network import Network
 
-_AHEAD = 4  # rounds that may be on their way at a time: enough to keep actors busy, few enough for their memory
+_AHEAD = 4  # works that may be on their way at a time: enough to keep actors busy, few enough for their memory
+_EVERY = 4  # levels of continuous time of which one mixes nodes of different shards: see docs/cluster.md
+_TOGETHER = 2**17  # events of nodes in continuous time that are handed out together
 
-_Work = Mapping[int, tuple[Any, ...]]
-"""What `Shard.begin` is told, by shard."""
+
+@dataclass(frozen=True)
+class _Meeting:
+    """Which shards send rows to which where nodes mix; those that neither send nor receive are not in it."""
+
+    sends: Mapping[int, list[int]]
+    receives: Mapping[int, list[int]]
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """A mixing matrix by shard, and which shards send to which; shards without a node in it have no part."""
+    """A mixing matrix by shard, of those that have a node in it, and what they send each other."""
 
     exchanges: Mapping[int, Any]
-    sends: Mapping[int, list[int]]
-    receives: Mapping[int, list[int]]
+    meeting: _Meeting
     bytes: int
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What some shards do in one go: what each is told, and where they need rows of each other on the way."""
+
+    told: Mapping[int, tuple[str, Any]]
+    meetings: Sequence[_Meeting]
+
+
+_Answers = dict[int, list[Any]]
+"""References to what a call returns, by shard."""
 
 
 class RayNodes(RayBackend):
@@ -55,6 +79,8 @@ class RayNodes(RayBackend):
         self._saved: Saved | None = None
         self._flying: list[dict[int, Any]] = []
         self._aggregations: int | None = None
+        self._levels: list[Level] = []
+        self._number = 0
         self._job: Job | None = None
         run = build(task).pipeline.run
         self._attackers = list(run.attackers or ())
@@ -72,74 +98,112 @@ class RayNodes(RayBackend):
         """The local work that was dispatched last, and mixing, in round `number`."""
         assert self._job is not None
         job, self._job = self._job, None
-        of = self.owner[job.clients]
-        plan = self._planned(mixing, of, job.clients)
-        work: dict[int, tuple[Any, ...]] = {}
-        for k in plan.exchanges:
-            mine = np.flatnonzero(of == k)
-            some = np.searchsorted(self.members[k], job.clients[mine])
-            whole = len(some) == len(self.members[k])
-            elapsed = None if job.elapsed is None else job.elapsed[mine]
-            work[k] = (number, job.rounds[mine], job.steps[mine], plan.exchanges[k], None if whole else some, elapsed)
-        self._log.append((work, plan))
-        self._log_bytes += 3 * job.steps.nbytes + plan.bytes
-        if self._aggregations is None:
+        if number != self._number:
+            self._hand_out_levels()
+        self._number = number
+        self._levels.append(Level(job.clients, job.rounds, job.steps, job.elapsed, mixing.matrix))
+        gathers = job.elapsed is not None and (self._aggregations is not None or len(self.shards) == 1)
+        if not gathers or sum(len(level.nodes) for level in self._levels) > _TOGETHER:
+            self._hand_out_levels()
+
+    def _hand_out_levels(self) -> None:
+        """Hand out what was gathered: of continuous time many levels of a round, else a round."""
+        levels, self._levels = self._levels, []
+        if len(levels) > 1:
+            levels = regrouped(levels, self.owner, _EVERY)
+        parts: dict[int, list[Part]] = {}
+        meetings = []
+        for level in levels:
+            of = self.owner[level.nodes]
+            plan = self._planned(level.matrix, of, level.nodes, len(levels) == 1)
+            for k, exchange in plan.exchanges.items():
+                mine = np.flatnonzero(of == k)
+                some = np.searchsorted(self.members[k], level.nodes[mine])
+                whole = len(some) == len(self.members[k])
+                elapsed = None if level.elapsed is None else level.elapsed[mine]
+                own = level.rounds[mine], level.steps[mine], exchange, None if whole else some, elapsed
+                parts.setdefault(k, []).append(Part(self._number, *own))
+            if plan.meeting.sends:
+                meetings.append(plan.meeting)
+            self._log_bytes += 3 * level.steps.nbytes + plan.bytes
+        if levels:
+            told = {k: ("begin", mine[0]) if len(levels) == 1 else ("follow", (mine,)) for k, mine in parts.items()}
+            self._hand_out(_Work(told, meetings))
+
+    def _hand_out(self, work: _Work) -> None:
+        self._log.append(work)
+        if self._aggregations is None and work.meetings:
             try:
-                self._count_aggregations(work, plan)
+                self._count_aggregations(work)
             except LostError:
                 self._recover()
             return
-        self._flying.append(self._round(work, plan))
+        self._flying.append(self._round(work))
         if len(self._flying) > _AHEAD:
-            self._settle(keep=_AHEAD // 2)
+            self._wait(_AHEAD // 2)
 
-    def _planned(self, mixing: MixingMatrix, owner: Ints, nodes: Ints) -> _Plan:
+    def _planned(self, matrix: sparse.csr_array, owner: Ints, nodes: Ints, ship: bool) -> _Plan:
         """The matrix of `nodes`, which `owner` has, by shard; where all links fire it is made and shipped once."""
-        matrix = mixing.matrix
-        if id(matrix) in self._static:
+        if ship and id(matrix) in self._static:
             return self._static[id(matrix)]
         at_work = np.unique(owner).tolist()
         every = split(matrix, owner, self.pool.actors, nodes)
         parts = {k: every[k] for k in at_work}
-        sends = {k: [j for j in at_work if len(parts[k].outgoing[j])] for k in at_work}
-        receives = {k: [j for j in at_work if parts[k].incoming[j]] for k in at_work}
-        if not any(matrix is base.matrix for base in self._network.mixings):
-            return _Plan(parts, sends, receives, 24 * matrix.nnz)
+        meet = [k for k in at_work if not parts[k].alone]
+        sends = {k: [j for j in meet if len(parts[k].outgoing[j])] for k in meet}
+        receives = {k: [j for j in meet if parts[k].incoming[j]] for k in meet}
+        meeting = _Meeting(sends, receives)
+        if not ship or not any(matrix is base.matrix for base in self._network.mixings):
+            return _Plan(parts, meeting, 24 * matrix.nnz)
         shipped = {k: self._ray.put(part) for k, part in parts.items()}
-        return self._static.setdefault(id(matrix), _Plan(shipped, sends, receives, 0))
+        return self._static.setdefault(id(matrix), _Plan(shipped, meeting, 0))
 
-    def _round(self, work: _Work, plan: _Plan) -> dict[int, Any]:
-        """Hand out a whole round; references to what each shard says at its end."""
-        assert self._aggregations is not None
-        out = self._begun(work, plan)
-        for _ in range(self._aggregations):
-            out = self._resumed(plan, out)
+    def _round(self, work: _Work) -> dict[int, Any]:
+        """Hand out a whole work; references to what each shard says at its end."""
+        count = self._aggregations or 0  # where it is not known, nobody needs rows of others
+        ahead: dict[int, list[int]] = {k: [] for k in work.told}
+        for meeting in work.meetings:
+            for k, peers in meeting.sends.items():
+                ahead[k] += [len(peers) + 1] * count
+        returns = {k: iter([*sizes, 1]) for k, sizes in ahead.items()}
+        out = {k: self._many(k, next(returns[k]), *told) for k, told in work.told.items()}
+        for meeting in work.meetings:
+            for _ in range(count):
+                out |= self._resumed(meeting, out, returns)
         return {k: rows[-1] for k, rows in out.items()}
 
-    def _count_aggregations(self, work: _Work, plan: _Plan) -> None:
-        """The first round: how often the algorithm mixes in a round only shows when it does."""
-        out, count = self._begun(work, plan), 0
+    def _count_aggregations(self, work: _Work) -> None:
+        """The first work in which shards meet: how often the algorithm mixes only shows when it does."""
+        (meeting,) = work.meetings
+        returns = {k: repeat(len(meeting.sends.get(k, ())) + 1) for k in work.told}
+        out, count = {k: self._many(k, next(returns[k]), *told) for k, told in work.told.items()}, 0
+        self._said([rows[-1] for k, rows in out.items() if k not in meeting.sends])
+        out = {k: out[k] for k in meeting.sends}
         while not all(self._said([rows[-1] for rows in out.values()])):
-            out, count = self._resumed(plan, out), count + 1
+            out, count = self._resumed(meeting, out, returns), count + 1
         self._aggregations = count
 
-    def _begun(self, work: _Work, plan: _Plan) -> dict[int, list[Any]]:
-        return {k: self._many(k, len(plan.sends[k]) + 1, "begin", *arguments) for k, arguments in work.items()}
-
-    def _resumed(self, plan: _Plan, out: dict[int, list[Any]]) -> dict[int, list[Any]]:
-        rows = {(j, to): out[j][i] for j in out for i, to in enumerate(plan.sends[j])}
+    def _resumed(self, meeting: _Meeting, out: _Answers, returns: Mapping[int, Iterator[int]]) -> _Answers:
+        """Hand out rows to all that meet; what they return, by shard."""
+        rows = {(j, to): out[j][i] for j, peers in meeting.sends.items() for i, to in enumerate(peers)}
         return {
-            k: self._many(k, len(plan.sends[k]) + 1, "resume", *(rows[j, k] for j in plan.receives[k])) for k in out
+            k: self._many(k, next(returns[k]), "resume", [rows[j, k] for j in senders])
+            for k, senders in meeting.receives.items()
         }
 
-    def _many(self, k: int, returns: int, method: str, *arguments: Any) -> list[Any]:
-        answer = self.host[k].call.options(num_returns=returns).remote(k, method, *arguments)
+    def _many(self, k: int, returns: int, method: str, arguments: Any) -> list[Any]:
+        answer = self.host[k].call.options(num_returns=returns).remote(k, returns, method, *arguments)
         return list(answer) if returns > 1 else [answer]
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
-    def _settle(self, keep: int = 0) -> None:
-        """Wait until at most `keep` rounds are on their way."""
+    def _settle(self) -> None:
+        """Wait until everything is done."""
+        self._hand_out_levels()
+        self._wait(0)
+
+    def _wait(self, keep: int) -> None:
+        """Wait until at most `keep` works are on their way."""
         while len(self._flying) > keep:
             try:
                 self._said(list(self._flying[0].values()))
@@ -149,10 +213,10 @@ class RayNodes(RayBackend):
                 self._recover()
 
     def _said(self, references: list[Any]) -> list[bool]:
-        """Whether each shard's round is over."""
+        """Whether each shard's work is over."""
         ends = []
         for over, dropped in self._get(references):
-            for why in dropped.values():
+            for why in dropped:
                 log.warning("did not compute in its round: %s", why)
             ends.append(over)
         return ends
@@ -163,17 +227,17 @@ class RayNodes(RayBackend):
     def _replay(self, shards: list[int]) -> None:
         self._flying.clear()
         self._reset(shards)
-        for work, plan in self._log:
-            if plan is None:
+        for work in self._log:
+            if not isinstance(work, _Work):
                 self._fill(work)
-            elif self._aggregations is None:
-                self._count_aggregations(work, plan)
+            elif self._aggregations is None and work.meetings:
+                self._count_aggregations(work)
             else:
-                self._said(list(self._round(work, plan).values()))
+                self._said(list(self._round(work).values()))
 
     def merge(self, idle: Floats | None = None) -> None:
         means = {name: as_array(self.mean(name, idle)) for name in self._ask("node_widths")[self.shards[0]]}
-        self._log.append((means, None))
+        self._log.append(means)
         self._log_bytes += sum(row.nbytes for row in means.values())
         try:
             self._fill(means)
@@ -226,6 +290,10 @@ class RayNodes(RayBackend):
         widths = self._ask("node_widths")[self.shards[0]]
         having = {k: (self.members[k], self.members[k]) for k in self.shards}
         return {name: self._stream(name, self.task.num_clients, width, having, idle) for name, width in widths.items()}
+
+    def draw_from(self, word: int) -> None:
+        self._settle()
+        super().draw_from(word)
 
     def load_nodes(self, saved: Saved) -> None:
         self.checkpointed(saved)
