@@ -32,13 +32,14 @@ for file in sorted(Path(sys.argv[1]).rglob("metrics.jsonl")):
     print(
         f"{COLUMNS[column]:20} {ROWS[row]:30} {WORDS[name]:18} {lr or '':5} {vectors[-1]:8.0f} vectors {error[-1]:.1e}"
     )
-for line, row in zip(places, ROWS, strict=True):
-    line[0].set_ylabel(f"{ROWS[row]}\n\ndistance of nodes to the optimum")
-    for place, column in zip(line, COLUMNS, strict=True):
-        place.set_ylim(1e-8, 5)
-        place.grid(alpha=0.3)
-        place.set_title(COLUMNS[column] if line is places[0] else "", fontsize=10)
-        place.set_xlabel("vectors sent over links, thousands" if line is places[1] else "")
+for place in places.flat:
+    place.set_ylim(1e-8, 5)
+    place.grid(alpha=0.3)
+for place, words in zip(places[:, 0], ROWS.values(), strict=True):
+    place.set_ylabel(f"{words}\n\ndistance of nodes to the optimum")
+for (above, below), words in zip(places.T, COLUMNS.values(), strict=True):
+    above.set_title(words, fontsize=10)
+    below.set_xlabel("vectors sent over links, thousands")
 found = sorted(lines, key=lambda key: (list(WORDS).index(key[0]), -(key[1] or 0)))
 labels = [f"{WORDS[name]}, lr {lr}" if lr else WORDS[name] for name, lr in found]
 figure.legend([lines[k] for k in found], labels, loc="upper center", ncols=5, fontsize=9, frameon=False)

@@ -40,7 +40,8 @@ class Totals:
         which = f"any of the {rounds} rounds" if self.empty == rounds else f"{self.empty} of the {rounds} rounds"
         return (
             f"nobody took part in {which}: look at participation (deadline, sampling, dropout, window, timeout) and "
-            "system; fedsim plan --schedule shows who would deliver when"
+            "system, or on a graph at participation.compute and topology.spells; "
+            "fedsim plan --schedule shows who would deliver when"
         )
 
     def count(self, event: Arrival, message_bytes: int, algorithm: Algorithm, task: Task) -> None:

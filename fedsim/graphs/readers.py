@@ -203,11 +203,12 @@ def _text(data: bytes) -> str:
         return data.decode("latin-1")
 
 
-def _lines(data: bytes, comments: str = "#%") -> Iterator[tuple[int, str]]:
+def _lines(data: bytes, comments: str = "#%", blank: str | None = None) -> Iterator[tuple[int, str]]:
+    """Lines that say something, by their numbers, without what is `blank` around them (None: all white space)."""
     for number, line in enumerate(io.StringIO(_text(data)), start=1):
         text = line.strip()
         if text and text[0] not in comments:
-            yield number, text
+            yield number, text if blank is None else line.strip(blank)
 
 
 _ENDS = (("source", "target"), ("from", "to"), ("src", "dst"), ("fromnodeid", "tonodeid"), ("node1", "node2"))
@@ -222,12 +223,13 @@ def _split(line: str, separator: str | None) -> list[str]:
 
 def _csv(path: Path, data: bytes, columns: Columns) -> RawGraph:
     """One edge per line; a header may name further columns, also as a comment, as SNAP's files have it."""
-    lines = list(_lines(data, "#"))
+    lines = list(_lines(data, "#", " \r\n"))  # a tab may stand beside a cell without value
     raw = RawGraph()
     if not lines:
         return raw
-    separator = next((s for s in _SEPARATORS if len(_split(lines[0][1], s)) > 1), ",")
-    header = _split(lines[0][1], separator)
+    first = lines[0][1].strip()
+    separator = next((s for s in _SEPARATORS if len(_split(first, s)) > 1), ",")
+    header = _split(first, separator)
     ends = _ends(header, columns, path)
     if ends is not None:
         del lines[0]
@@ -239,6 +241,8 @@ def _csv(path: Path, data: bytes, columns: Columns) -> RawGraph:
     source, target = ends or (0, 1)
     for line, text in lines:
         row = _split(text, separator)
+        while separator == "\t" and len(row) > len(header) and not row[-1]:
+            row.pop()
         if len(row) != len(header):
             help_ = "" if len(header) > 2 else "; more columns need a header line that starts with source,target"
             shape = ",".join(header)

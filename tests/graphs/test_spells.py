@@ -220,3 +220,23 @@ def test_seconds_become_rounds_and_windows() -> None:
     assert [rounds.at(k).tolist() for k in (1, 2, 3, 4)] == [found.at(t).tolist() for t in begins.tolist()]
     windows = in_windows(found, np.array([0, 10, 20, 30, 40]))
     assert [windows.at(k).tolist() for k in (1, 2, 3, 4)] == [[False, False], [True, True], [False, True], [True, True]]
+
+
+@pytest.mark.parametrize("mark", [",", "\t", ";"], ids=["comma", "tab", "semicolon"])
+def test_a_last_cell_may_be_empty(tmp_path: Path, mark: str) -> None:
+    rows = [["source", "target", "start", "end"], ["a", "b", "2", ""], ["b", "c", "", "3"], ["c", "a", "", ""]]
+    (tmp_path / "c.csv").write_text("\n".join(mark.join(row) for row in rows) + "\n", encoding="utf-8")
+    section = {"graph": "file", "path": "c.csv", "spells": {"unit": "rounds"}}
+    found = presence(build_topology(section, None, 0, tmp_path)[0])
+    assert [found.at(k).links.tolist() for k in (1, 2, 3)] == [
+        [False, True, True], [True, True, True], [True, True, False]
+    ]  # fmt: skip
+
+
+def test_tabs_behind_the_last_cell_are_no_cells(tmp_path: Path) -> None:
+    (tmp_path / "g.csv").write_text("source\ttarget\t\na\tb\t\nb\tc\n", encoding="utf-8")
+    graph = build_topology({"graph": "file", "path": "g.csv"}, None, 0, tmp_path)[0].graphs[0]
+    assert graph.number_of_edges() == 2
+    (tmp_path / "g.csv").write_text("source\ttarget\tend\n\tb\t3\n", encoding="utf-8")
+    with pytest.raises(InputError):
+        build_topology({"graph": "file", "path": "g.csv"}, None, 0, tmp_path)
