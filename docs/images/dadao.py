@@ -36,7 +36,7 @@ for place in places.flat:
     place.set_ylim(1e-8, 5)
     place.grid(alpha=0.3)
 for place, words in zip(places[:, 0], ROWS.values(), strict=True):
-    place.set_ylabel(f"{words}\n\ndistance of nodes to the optimum")
+    place.set_ylabel(f"{words}\n\ndistance to the optimum", fontsize=9)
 for (above, below), words in zip(places.T, COLUMNS.values(), strict=True):
     above.set_title(words, fontsize=10)
     below.set_xlabel("vectors sent over links, thousands")
