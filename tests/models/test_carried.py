@@ -30,10 +30,10 @@ RING = {"topology": {"graph": "ring"}, "algorithm": {"name": "dspodfl"}}
 def scenario(name: str, **sections: Any) -> dict[str, Any]:
     local = {"lr": 0.1, "local_epochs": 1, "batch_size": 16}
     return {
-        "data": {"dataset": "digits", "clients": 4, "partition": {"scheme": "dirichlet", "alpha": 1.0}},
+        "data": {"dataset": "digits", "clients": 4, "limit": 240, "partition": {"scheme": "dirichlet", "alpha": 1.0}},
         "model": {"name": f"own_models:{name}", **sections.pop("model", {})},
         "algorithm": {"name": "fedavg", **local, **sections.pop("algorithm", {})},
-        "run": {"rounds": 5, "eval_every": 5, "dtype": "float64", "eval_samples": 300, **sections.pop("run", {})},
+        "run": {"rounds": 5, "eval_every": 5, "dtype": "float64", "eval_samples": 100, **sections.pop("run", {})},
         **sections,
     }
 
@@ -195,6 +195,7 @@ NOISE = {"clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
             "algorithm.name",
             "'choco', which compresses",
         ),
+        ({"topology": {"graph": "ring"}, "algorithm": {"name": "sgp"}}, "algorithm.name", "do not sum to 1"),
         ({"adversary": {"eps": 0.1, "steps": 1, "attack_on": "received"}}, "adversary.attack_on", "allowed: local"),
         ({"run": {"kernel": "stacked"}}, "run.kernel", "this model changes buffers while it trains"),
     ],
