@@ -32,6 +32,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
+Bins = Annotated[int, Field(gt=0, le=1_000_000)]
 BatchSize = Count | Literal["full"]
 """Samples per local step; ``full`` is all the client has."""
 

@@ -43,6 +43,10 @@ class Best(Logger):
             message = f"found {self.metric!r}, of which no value is the best; allowed: {', '.join(known)}"
             raise InputError(message, key="metric")
 
+    @property
+    def writes(self) -> Mapping[str, str]:
+        return {FILE: "name"}
+
     def watcher(self) -> Watcher:
         return _Keeper(self.metric)
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from fedsim.core.metrics import Measure, Metric, View
 from fedsim.core.oracle import Task
 from fedsim.core.registry import register
-from fedsim.core.types import Count
+from fedsim.core.types import Bins
 from fedsim.engine.quality import calibration_error
 
 
@@ -34,7 +34,7 @@ class Ensemble(Measure):
         Metric("ensemble_calibration_error", unit="share", larger_is_better=False, public=True),
         Metric("ensemble_size", "samples in the ensemble", "count", public=True, kind="cost", figure="", brief=""),
     )
-    bins: Count = 15
+    bins: Bins = 15
 
     def check(self, task: Task) -> None:
         task.probabilities(task.initial().unsqueeze(0))

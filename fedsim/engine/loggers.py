@@ -30,6 +30,10 @@ class Csv(Logger):
 
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.(csv|txt)$")] = "metrics.csv"
 
+    @property
+    def writes(self) -> Mapping[str, str]:
+        return {self.file: "file"}
+
     def watcher(self) -> Watcher:
         return _Table(self.file)
 

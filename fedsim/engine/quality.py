@@ -15,7 +15,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.metrics import Measure, Metric, View
 from fedsim.core.oracle import Task
 from fedsim.core.registry import register
-from fedsim.core.types import Count
+from fedsim.core.types import Bins, Count
 
 
 def _share(name: str, words: str = "", larger_is_better: bool = True) -> Metric:
@@ -198,7 +198,7 @@ class CalibrationError(OfProbabilities):
     """
 
     metrics: ClassVar[Sequence[Metric]] = (_share("calibration_error", larger_is_better=False),)
-    bins: Count = 15
+    bins: Bins = 15
 
     def evaluate(self, view: View) -> Mapping[str, float]:
         true, probabilities = self.probabilities(view)

@@ -21,10 +21,14 @@ import yaml
 from pydantic import Field
 
 from fedsim.core.errors import InputError
+from fedsim.core.metrics import Metric
 from fedsim.core.registry import register
 from fedsim.engine.watch import Logger, Watched, Watcher
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$", max_length=128)]
+
+
+_ADDRESSES = ("http://", "https://")
 
 
 def _library(module: str, extra: str) -> Any:
@@ -104,6 +108,10 @@ class TensorBoard(Logger):
 
     folder: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "tensorboard"
 
+    @property
+    def writes(self) -> Mapping[str, str]:
+        return {self.folder: "folder", f"{self.folder}.json": "folder"}
+
     def watcher(self) -> Watcher:
         _library("tensorboard", "tensorboard")
         return _Events(self.folder)
@@ -158,6 +166,21 @@ class MLflow(Logger):
     store: str | None = None
     experiment: _Name = "fedsim"
 
+    def check(self, columns: Mapping[str, Metric]) -> None:
+        if self.store is not None and not self._named(self.store):
+            message = (
+                f"found {self.store!r}, allowed: a folder, or the http:// or https:// address of a tracking server"
+            )
+            raise InputError(message, key="store")
+
+    @staticmethod
+    def _named(store: str) -> bool:
+        return bool(store.strip()) and (store.startswith(_ADDRESSES) or "://" not in store)
+
+    @property
+    def writes(self) -> Mapping[str, str]:
+        return {"mlflow.json": "name", **({"mlruns": "store"} if self.store is None else {})}
+
     def watcher(self) -> Watcher:
         _library("mlflow", "mlflow")
         return _MlflowRun(self.store, self.experiment)
@@ -198,7 +221,7 @@ class _MlflowRun(_Tracker):
     def _uri(self, run: Watched) -> str:
         if self._store is None:
             return (run.dir / "mlruns").resolve().as_uri()
-        if self._store.startswith(("http://", "https://")):
+        if self._store.startswith(_ADDRESSES):
             return self._store
         return (run.scenario.base / Path(self._store).expanduser()).resolve().as_uri()
 
@@ -228,6 +251,10 @@ class Wandb(Logger):
 
     project: _Name = "fedsim"
     connection: Literal["offline", "online"] = "offline"
+
+    @property
+    def writes(self) -> Mapping[str, str]:
+        return {"wandb": "name", "wandb.json": "name"}
 
     def watcher(self) -> Watcher:
         _library("wandb", "wandb")

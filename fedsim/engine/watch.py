@@ -80,6 +80,11 @@ class Logger(Part, ABC):
     def check(self, columns: Mapping[str, Metric]) -> None:
         """Raise InputError where it cannot be of a run with these columns; before anything is written."""
 
+    @property
+    def writes(self) -> Mapping[str, str]:
+        """Files and folders that it has in the run directory, and the key that says so (``name``: none does)."""
+        return {}
+
     @abstractmethod
     def watcher(self) -> Watcher:
         """What is told about one run.
@@ -198,18 +203,31 @@ def listening(told: Sequence[Watcher | Progress | None]) -> list[Watcher]:
     return [w if isinstance(w, Watcher) else Tells(w) for w in told if w is not None]
 
 
+OF_THE_RUN = (
+    "scenario.yaml", "metrics.jsonl", "trace.jsonl", "params.safetensors", "partition.csv", "data.json",
+    "topology.graphml", "columns.json", "environment.json", "attack.json", "privacy.json", "releases.jsonl",
+    "checkpoint", "checkpoint.new", "checkpoint.old", "clients.bin", "samples.safetensors", "samples.bin",
+    "report.html", "figures", "error.txt",
+)  # fmt: skip
+
+
 def loggers_of(scenario: Scenario) -> list[Watcher]:
     """The watchers that ``run.loggers`` names, each kept from taking the run with it.
 
     Raises
     ------
     InputError
-        One of them cannot be had here.
+        One of them cannot be had here, or writes what somebody else writes.
     """
     found: list[Watcher] = []
+    taken = dict.fromkeys(OF_THE_RUN, "the run itself")
     for i, named in enumerate(scenario.loggers):
         try:
             named.part.check({**TABLE, **scenario.columns})
+            for file, key in named.part.writes.items():
+                if owner := taken.get(file.casefold()):
+                    raise InputError(f"writes {file!r}, which {owner} writes, too; allowed: another name", key=key)
+                taken[file.casefold()] = f"run.loggers.{i}"
             found.append(Guarded(named.name, named.part.watcher()))
         except InputError as error:
             raise error.under(f"run.loggers.{i}") from None

@@ -8,7 +8,10 @@ mechanism. All of it comes before anything is written.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 from fedsim.algorithms.base import GossipAlgorithm, ServerAlgorithm
 from fedsim.core.errors import InputError, Problem
@@ -238,9 +241,30 @@ def _columns(s: Scenario) -> Iterator[Problem]:
         yield from error.under("run.metrics").problems
 
 
+def _float32(s: Scenario) -> Iterator[Problem]:
+    """Numbers of the algorithm are numbers of the type in which it computes."""
+    if s.run.dtype != "float32":
+        return
+    for key, value in _floats(s.algorithm):
+        if math.isfinite(value) and abs(value) > _LARGEST:
+            message = f"found {value:g}, allowed with run.dtype float32: at most {_LARGEST:.5g} in size"
+            yield Problem(message, f"algorithm.{key}")
+
+
+def _floats(part: Any) -> Iterator[tuple[str, float]]:
+    """Keys and values of a part's floats, also of parts inside it."""
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if isinstance(value, float):
+            yield field.name, value
+        elif is_dataclass(value):
+            yield from ((f"{field.name}.{key}", inner) for key, inner in _floats(value))
+
+
+_LARGEST = (2 - 2**-23) * 2.0**127  # of float32
 _NO_MODEL = Problem("missing; e.g. model: {name: linear}", "model")
 _RULES: tuple[Callable[[Scenario], Iterable[Problem]], ...] = (
-    _work, _server_or_graph, rule_problems, _rule_of_graph, _merges, _mode_of_server, _continuous_time,
+    _work, _float32, _server_or_graph, rule_problems, _rule_of_graph, _merges, _mode_of_server, _continuous_time,
     _system_of_graph, _backend, _model, _adversary, _columns, message_problems, chain_problems,
 )  # fmt: skip
 
@@ -267,10 +291,18 @@ def _work_lists(s: Scenario, clients: int) -> Iterator[Problem]:
 
 def _everybody(s: Scenario, clients: int) -> Iterator[Problem]:
     """All clients take part in every round where the algorithm needs them to."""
-    reasons = (s.algorithm.needs.everyone, s.aggregator.everyone, *(part.everyone for part in s.transforms))
-    why = next((reason for reason in reasons if reason is not None), None)
-    if why is None or not isinstance(s.participation, Synchronous):
+    if not isinstance(s.participation, Synchronous):
         return
-    for key in s.participation.leaves_out(clients):
-        found = f"found {getattr(s.participation, key)!r}"
-        yield Problem(f"{found}, but all clients have to take part in every round: {why}", f"participation.{key}")
+    given = [s.algorithm.needs.everyone, *(part.everyone for part in s.transforms)]
+    remembers = next((reason for reason in given if reason is not None), None)  # of whoever was left out, too
+    if (why := remembers or s.aggregator.everyone) is None:
+        return
+    found = {
+        f"participation.{k}": f"found {getattr(s.participation, k)!r}" for k in s.participation.leaves_out(clients)
+    }
+    if remembers is not None:  # a rule skips rounds in which it lacks a message
+        found |= dict.fromkeys(s.system.unreliable, "found messages that may not arrive")
+        if s.backend.client_errors == "drop":
+            found["backend.client_errors"] = "found 'drop'"
+    for key, what in found.items():
+        yield Problem(f"{what}, but all clients have to take part in every round: {why}", key)

@@ -53,6 +53,14 @@ def measured(settings: dict[str, Any], out: Path, *metrics: dict[str, Any]) -> t
     return read_jsonl(run.dir / "metrics.jsonl")[-1], answers, outputs
 
 
+@pytest.mark.parametrize("bins", [0, 1_000_001, 10**12])
+def test_bins_that_fit_no_memory(bins: int, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        measured(DIGITS, tmp_path / "run", {"name": "calibration_error", "bins": bins})
+    assert caught.value.problems[0].key == "run.metrics.0.bins"
+    assert not (tmp_path / "run").exists()
+
+
 OF_CLASSES = [
     {"name": "macro_f1"}, {"name": "f1", "average": "micro"}, {"name": "f1", "average": "weighted"},
     {"name": "balanced_accuracy"}, {"name": "auc"}, {"name": "calibration_error", "bins": 10},

@@ -16,7 +16,7 @@ import fedsim
 from fedsim.core.errors import InputError
 from fedsim.engine.run_directory import read_jsonl
 from fedsim.engine.tracking import flat, numbers
-from fedsim.engine.watch import Row, Watcher
+from fedsim.engine.watch import OF_THE_RUN, Row, Watcher
 
 SCENARIO: dict[str, Any] = {
     "name": "told",
@@ -132,6 +132,47 @@ def test_what_is_wrong_is_said_before_anything_is_written(logger: dict[str, Any]
         fedsim.run(logged(logger), out=tmp_path / "run")
     assert caught.value.problems[0].key == f"run.loggers.0.{key}"
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("store", ["", "  ", "sqlite:///runs.db", "file:///tmp/runs", "s3://bucket/runs"])
+def test_a_store_that_is_neither_a_folder_nor_a_server(store: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="allowed: a folder, or the http") as caught:
+        fedsim.run(logged({"name": "mlflow", "store": store}), out=tmp_path / "run")
+    assert caught.value.problems[0].key == "run.loggers.0.store"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "logger,key,file",
+    [
+        ({"name": "csv", "file": "partition.csv"}, "file", "partition.csv"),
+        ({"name": "csv", "file": "Partition.csv"}, "file", "Partition.csv"),
+        ({"name": "tensorboard", "folder": "checkpoint"}, "folder", "checkpoint"),
+        ({"name": "tensorboard", "folder": "metrics.jsonl"}, "folder", "metrics.jsonl"),
+        ({"name": "tensorboard", "folder": "data"}, "folder", "data.json"),
+    ],
+)
+def test_loggers_leave_the_files_of_the_run_alone(logger: dict[str, Any], key: str, file: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"writes '{file}', which the run itself writes") as caught:
+        fedsim.run(logged(logger), out=tmp_path / "run")
+    assert caught.value.problems[0].key == f"run.loggers.0.{key}"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "logger", [{"name": "csv"}, {"name": "tensorboard"}, {"name": "mlflow", "store": "a"}, {"name": "best"}]
+)
+def test_two_loggers_do_not_write_one_file(logger: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"which run\.loggers\.0 writes, too") as caught:
+        fedsim.run(logged(logger, {"name": "csv", "file": "other.csv"}, logger), out=tmp_path / "run")
+    assert caught.value.problems[0].key.startswith("run.loggers.2.")
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_file_of_a_run_is_known(tmp_path: Path) -> None:
+    """What a run writes of itself is in the list that loggers keep away from."""
+    run = fedsim.run(logged(trace=True), out=tmp_path / "run")
+    assert {file.name for file in run.dir.iterdir()} - {".fedsim.lock"} <= set(OF_THE_RUN)
 
 
 def test_a_store_that_cannot_be_written_takes_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
