@@ -14,7 +14,7 @@ from pydantic import Field
 from fedsim.core.arrays import Array
 from fedsim.core.errors import InputError, unknown
 from fedsim.core.registry import register
-from fedsim.core.tokens import IGNORED, Tokens, compact
+from fedsim.core.tokens import IGNORED, Tokens
 from fedsim.core.types import Count
 from fedsim.data import files
 from fedsim.data.cache import cached
@@ -211,7 +211,6 @@ def _rows(splits: list[_Texts], form: Text, predict: Predict, tokens: str | None
     """What is kept in the cache: rows, targets and ids of each split, and how texts were tokenised, as JSON."""
     texts = [s.columns[form.text] for s in splits]
     tokenizer = make_tokenizer(form.tokenizer, texts[0], tokens or form.tokens, form.vocabulary, form.padding)
-    dtype = compact(np.array([0, tokenizer.size - 1])).dtype
     arrays: dict[str, Array] = {}
     notes: list[str] = []
     ys: list[Array] = []
@@ -219,7 +218,7 @@ def _rows(splits: list[_Texts], form: Text, predict: Predict, tokens: str | None
         encoded = tokenizer.encoded(split.columns[form.text])
         alone = predict == "next" and form.target is not None
         cut = windows(encoded, "label" if alone else predict, form.context, form.stride or form.context,
-                      tokenizer.padding, dtype)  # fmt: skip
+                      tokenizer.padding)  # fmt: skip
         if cut.short is not None and tokenizer.padding is None:
             row = int(cut.text[cut.short])
             message = f"the text of row {row} of {split.name} is shorter than the context of {form.context}"

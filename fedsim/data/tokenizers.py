@@ -18,6 +18,7 @@ import numpy as np
 from fedsim.core.arrays import Array, Ints
 from fedsim.core.errors import InputError, unknown
 from fedsim.core.registry import load_object
+from fedsim.core.tokens import compact
 
 UNKNOWN, PADDING = "<unk>", "<pad>"
 WORDS = re.compile(r"\w+|[^\w\s]")
@@ -68,11 +69,12 @@ class Tokenizer(ABC):
         """All texts as ids."""
         parts: list[Array] = []
         lengths: list[int] = []
+        kind = compact(np.array([0, self.size - 1])).dtype
         for start in range(0, len(texts), _BATCH):
             rows = list(self.numbers(texts[start : start + _BATCH], start))
             lengths += [len(r) for r in rows]
-            parts.append(np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64))
-        ids = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+            parts.append(np.concatenate(rows).astype(kind))
+        ids = np.concatenate(parts) if parts else np.zeros(0, dtype=kind)
         return Encoded(ids, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
 
     def record(self) -> dict[str, Any]:

@@ -37,9 +37,7 @@ class Windows:
     short: int | None
 
 
-def windows(
-    texts: Encoded, predict: Predict, context: int, stride: int, padding: int | None, dtype: np.dtype[Any]
-) -> Windows:
+def windows(texts: Encoded, predict: Predict, context: int, stride: int, padding: int | None) -> Windows:
     """Cut texts.
 
     ``every``: rows of `context` tokens that begin `stride` apart, each with the tokens one further; what is missing at
@@ -63,7 +61,7 @@ def windows(
         starts = stride * _within(counts)
         ends = starts + context
     low, high = begins[which], texts.offsets[1:][which]
-    x, inside = _gathered(texts.ids, begins[which] + starts, low, high, context, padding or 0, dtype)
+    x, inside = _gathered(texts.ids, begins[which] + starts, low, high, context, padding or 0, texts.ids.dtype)
     y: Array | None = None
     if predict == "next":
         y = texts.ids[begins[which] + ends].astype(np.int64)

@@ -42,6 +42,7 @@ _POINTWISE = (
     nn.Identity,
     nn.Hardtanh,
 )
+_TOKEN_NUMBERS = 8  # that an id stands for in an embedding, at least
 _ROW_NUMBERS = 2**13  # in a row's minibatch, from which on threads share the rows
 
 Way = Literal["auto", "stacked", "rows"]
@@ -75,7 +76,8 @@ class RowKernel(Kernel):
 
     def _rows(self, one: Callable[[int], None], inputs: Tensor) -> None:
         """Do `one` to every row, by all threads where a row's minibatch makes work enough."""
-        if inputs.device.type == "cpu" and inputs[:1].numel() >= _ROW_NUMBERS:
+        each = 1 if inputs.is_floating_point() else _TOKEN_NUMBERS
+        if inputs.device.type == "cpu" and inputs[:1].numel() * each >= _ROW_NUMBERS:
             crew.each([partial(one, i) for i in range(len(inputs))])
             return
         for i in range(len(inputs)):

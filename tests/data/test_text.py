@@ -22,7 +22,6 @@ from fedsim.models.exported import load
 from fedsim.scenario.load import parse
 
 SAYS = {"Ann": ["to be or not to be", "that is the question"], "Bob": ["whether it is nobler", "in the mind to bear"]}
-U8 = np.dtype(np.uint8)
 
 
 def write(file: Path, rows: list[dict[str, Any]]) -> None:
@@ -51,31 +50,31 @@ def lines(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def joined(*texts: list[int]) -> Encoded:
-    return Encoded(np.concatenate([np.array(t) for t in texts]), np.cumsum([0, *map(len, texts)]))
+    return Encoded(np.concatenate([np.array(t, dtype=np.uint8) for t in texts]), np.cumsum([0, *map(len, texts)]))
 
 
 def test_windows_of_every_position() -> None:
     """Each token but the first of its text is a target exactly once where rows do not overlap."""
-    found = windows(joined([1, 2, 3, 4, 5], [6], [7, 8]), "every", 3, 3, 0, U8)
+    found = windows(joined([1, 2, 3, 4, 5], [6], [7, 8]), "every", 3, 3, 0)
     assert found.x.tolist() == [[1, 2, 3], [4, 5, 0], [7, 8, 0]]
     assert found.y is not None
     assert found.y.tolist() == [[2, 3, 4], [5, IGNORED, IGNORED], [8, IGNORED, IGNORED]]
     assert found.text.tolist() == [0, 0, 2]
     assert found.short == 1
-    overlapping = windows(joined([1, 2, 3, 4, 5]), "every", 3, 2, 0, U8)
+    overlapping = windows(joined([1, 2, 3, 4, 5]), "every", 3, 2, 0)
     assert overlapping.x.tolist() == [[1, 2, 3], [3, 4, 5]]
 
 
 def test_windows_of_the_next_token() -> None:
-    found = windows(joined([1, 2, 3, 4, 5], [6], [7, 8]), "next", 3, 1, 0, U8)
+    found = windows(joined([1, 2, 3, 4, 5], [6], [7, 8]), "next", 3, 1, 0)
     assert found.x.tolist() == [[1, 2, 3], [2, 3, 4], [0, 0, 7]]
     assert found.y is not None
     assert found.y.tolist() == [4, 5, 8]
-    assert windows(joined([1, 2, 3, 4, 5, 6]), "next", 3, 2, 0, U8).x.tolist() == [[1, 2, 3], [3, 4, 5]]
+    assert windows(joined([1, 2, 3, 4, 5, 6]), "next", 3, 2, 0).x.tolist() == [[1, 2, 3], [3, 4, 5]]
 
 
 def test_windows_of_labels() -> None:
-    found = windows(joined([1, 2, 3, 4, 5], [6]), "label", 3, 3, 9, U8)
+    found = windows(joined([1, 2, 3, 4, 5], [6]), "label", 3, 3, 9)
     assert found.x.tolist() == [[1, 2, 3], [9, 9, 6]]
     assert found.y is None
 
