@@ -14,6 +14,8 @@ from fedsim.backends.placement import place_graph, split
 from fedsim.backends.shard import Shard
 from fedsim.clients.worker import Worker
 from fedsim.core.errors import InputError
+from fedsim.core.job import Job
+from fedsim.core.oracle import CARRIED
 from fedsim.engine.assembly import assemble
 from fedsim.participation.base import Arrival, Dispatch
 from fedsim.scenario.load import parse
@@ -53,8 +55,18 @@ def attacked(quadratic: Make) -> Make:
     return scenario
 
 
-def in_shards(values: dict[str, Any], number: int) -> Any:
+def in_shards(values: dict[str, Any], number: int, name: str = "x") -> Any:
     """The nodes' parameters after some rounds in that many shards, which send each other rows as actors do."""
+    shards, members = computed(values, number)
+    rows = [shard.state[name].numpy() for shard in shards]
+    found = np.empty((sum(map(len, members)), rows[0].shape[1]))
+    for mine, values_there in zip(members, rows, strict=True):
+        found[mine] = values_there
+    return found
+
+
+def computed(values: dict[str, Any], number: int) -> tuple[list[Shard], list[Any]]:
+    """The shards after some rounds, and the nodes that each has."""
     s = parse({**values, "run": {"rounds": ROUNDS, "dtype": "float64", "device": "cpu"}})
     a = assemble(s)
     assert a.network is not None
@@ -87,10 +99,7 @@ def in_shards(values: dict[str, Any], number: int) -> Any:
             out = [
                 shards[k].resume(*(rows[j, k] for j in range(number) if parts[k].incoming[j])) for k in range(number)
             ]
-    found = np.empty((n, a.task.dim))
-    for shard, mine in zip(shards, members, strict=True):
-        found[mine] = shard.state["x"].numpy()
-    return found
+    return shards, members
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -130,3 +139,47 @@ def test_pulling_from_nodes_drawn_anew(attacked: Make, run_scenario: Make) -> No
         assert np.abs(in_shards(values, number) - whole.params.numpy()).max() <= SAME
     with pytest.raises(InputError, match="node 0 has its own message and hears 5: Krum with f = 2"):
         run_scenario(**{**values, "aggregator": {"name": "krum", "f": 2}}, run={"rounds": 1})
+
+
+COUNTING: dict[str, Any] = {
+    "data": {"dataset": "digits", "clients": 7, "limit": 120},
+    "model": {"name": "own_models:NormedDropped"},
+    "topology": {"graph": "ring"},
+    "algorithm": {"name": "dspodfl", "lr": 0.1, "local_steps": 2, "batch_size": 6},
+}
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_models_that_drop_and_count(run_scenario: Make, number: int) -> None:
+    whole = run_scenario(**COUNTING, run={"rounds": ROUNDS, "eval_every": ROUNDS})
+    shards, members = computed(COUNTING, number)
+    for shard, mine in zip(shards, members, strict=True):
+        assert np.abs(shard.state["x"].numpy() - whole.params[mine].numpy()).max() <= SAME
+        for i, node in enumerate(mine):
+            mean = whole.state_dict(int(node))["norm.running_mean"]
+            assert torch.allclose(shard.state[CARRIED][i, :12], mean, rtol=0, atol=SAME)
+    centre = np.concatenate([sum(shard.node_sum(k) for shard in shards) / 7 for k in ("x", CARRIED)])
+    facts = [shard.node_facts(centre) for shard in shards]
+    last = whole.metrics.iloc[-1]
+    assert sum(f.distance for f in facts) / 7 == pytest.approx(last["consensus_distance"], rel=1e-9)
+    assert sum(f.accuracies for f in facts if f.accuracies is not None) / 7 == pytest.approx(last["node_accuracy"])
+
+
+def test_a_server_gets_their_sum_from_shards() -> None:
+    values = {k: v for k, v in COUNTING.items() if k != "topology"}
+    values["algorithm"] = {**COUNTING["algorithm"], "name": "fedavg"}
+    s = parse({**values, "run": {"rounds": 1, "dtype": "float64", "device": "cpu"}})
+    a = assemble(s)
+    received = {"x": a.task.initial(), **a.task.carried}
+    clients, one, steps = np.arange(7), np.ones(7, dtype=np.int64), np.full(7, 2)
+    weights = np.linspace(0.1, 0.2, 7)
+    alone = Worker(a.task, s.algorithm).run(Job(clients, one, steps, received))
+    build = partial(Worker, algorithm=s.algorithm, pipeline=a.pipeline)
+    parts = []
+    for mine in (np.array([0, 3, 4]), np.array([1, 2, 5, 6])):
+        shard = Shard(a.task.shard(mine), build, mine, False)
+        shard.dispatch(mine, one[mine], steps[mine], mine, {k: v.numpy() for k, v in received.items()})
+        shard.collect(mine, {})
+        parts.append({k: shard.reduce(k, weights[mine]) for k in shard.collected().widths})
+    for k, v in alone.items():
+        assert np.abs(parts[0][k] + parts[1][k] - weights @ v.numpy()).max() <= SAME
