@@ -39,7 +39,7 @@ class Keyed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         named = dict(kwargs or {})
-        if torch.Tag.nondeterministic_seeded not in func.tags:
+        if torch.Tag.nondeterministic_seeded not in func.tags or _drops_nothing(func, args, named):
             return func(*args, **named)
         draw = _DRAWS.get(func)
         if draw is None or named.pop("generator", None) is not None:
@@ -50,6 +50,15 @@ class Keyed(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
         self.draws += 1
         return draw(np.random.Philox(key=int(rng.fold(self.key, self.draws)[0])), *args, **named)
+
+
+def _drops_nothing(func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> bool:
+    """Whether an operator that could drop (attention, a recurrent layer in one) is told not to."""
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.name in ("dropout_p", "dropout"):
+            given = args[place] if place < len(args) else named.get(argument.name, argument.default_value)
+            return not given
+    return False
 
 
 def _fill(out: Tensor, values: Any) -> Tensor:

@@ -78,6 +78,15 @@ def test_a_mask_drops_as_often_as_it_should(p: float) -> None:
         assert torch.equal(nn.functional.dropout(torch.ones(5), 0.0), torch.ones(5))
 
 
+def test_attention_that_drops_nothing_is_left_alone() -> None:
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(8, 2, batch_first=True)
+    with Keyed(1) as keyed:
+        found = layer(X, X, X, need_weights=False)[0]
+    assert keyed.draws == 0
+    assert torch.equal(found, layer(X, X, X, need_weights=False)[0])
+
+
 def test_places_in_a_forward_pass_have_masks_of_their_own() -> None:
     ones = torch.ones(1000)
     with Keyed(1) as keyed:
