@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from fedsim.core.clock import LONGEST
@@ -26,6 +26,16 @@ Aggregate = Callable[..., Tensor]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _accountable(z: float) -> float:
+    if z and z < 1e-100:
+        raise ValueError(f"found {z:g}, allowed: 0, or from 1e-100 to 1e+100")
+    return z
+
+
+NoiseMultiplier = Annotated[float, Field(ge=0, le=1e100), AfterValidator(_accountable)]
+"""Standard deviation of noise over the sensitivity; what accountants can square."""
 Seconds = Annotated[float, Field(gt=0, le=LONGEST)]
 """Virtual seconds."""
 Fraction = Annotated[float, Field(gt=0, le=1)]

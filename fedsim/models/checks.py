@@ -28,8 +28,8 @@ def refuse_batch_statistics(module: nn.Module) -> None:
     Raises
     ------
     InputError
-        Parameters that are uninitialised (lazy), complex or integer, two parameters that share their memory without
-        being one, or no parameter that trains. The message names the sub-module.
+        Parameters that are uninitialised (lazy), empty, complex or integer, two parameters that share their memory
+        without being one, or no parameter that trains. The message names the sub-module.
     """
     owners: dict[int, tuple[nn.Parameter, str]] = {}
     trains = False
@@ -162,6 +162,8 @@ def try_out(name: str, module: nn.Module, rows: Tensor, num_outputs: int, positi
 def _refuse_parameter(what: str, p: nn.Parameter) -> None:
     if nn.parameter.is_lazy(p) or p.is_meta:
         raise _refusal(f"{what} is not initialised; give the layer its input size")
+    if not p.numel():
+        raise _refusal(f"{what} has the shape {list(p.shape)}, without a number; allowed: at least one in and one out")
     if not p.is_floating_point():
         raise _refusal(f"{what} is {str(p.dtype).removeprefix('torch.')}; parameters are real floating-point numbers")
 

@@ -37,7 +37,7 @@ from fedsim.core.metrics import Metric, metric
 from fedsim.core.oracle import Task
 from fedsim.core.registry import Part
 from fedsim.core.returned import same_form
-from fedsim.core.types import Aggregate, Message, NonNegative, Positive, State
+from fedsim.core.types import Aggregate, Message, NoiseMultiplier, State
 from fedsim.core.wrapped import WrappedTask
 from fedsim.messages.base import MessageTransform
 from fedsim.participation.base import Setting
@@ -61,8 +61,8 @@ class Mechanism(Part, ABC):
     noise_seed : with the scenario's seed, decides the noise.
     """
 
-    epsilon: Positive | None = None
-    noise_multiplier: NonNegative | None = None
+    epsilon: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    noise_multiplier: NoiseMultiplier | None = None
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     trust: Literal["central", "secagg", "local"] = "central"
     noise_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -22,7 +22,7 @@ from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.oracle import Oracle, Plan, Task
 from fedsim.core.registry import register
-from fedsim.core.types import Aggregate, BatchSize, Message, NonNegative, State
+from fedsim.core.types import Aggregate, BatchSize, Message, NoiseMultiplier, State
 from fedsim.messages.aggregators import Mean
 from fedsim.participation.base import Setting
 from fedsim.privacy.accounting import Profile, Release, calibrate, epsilon, scaled
@@ -47,8 +47,8 @@ class GaussianBvr(Mechanism):
     inner_share : share of the budget that the local steps get, about.
     """
 
-    difference_noise_multiplier: NonNegative | None = None
-    inner_noise_multiplier: NonNegative | None = None
+    difference_noise_multiplier: NoiseMultiplier | None = None
+    inner_noise_multiplier: NoiseMultiplier | None = None
     inner_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
     def bind(self, setting: Setting) -> Bound:

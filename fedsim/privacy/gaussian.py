@@ -23,7 +23,7 @@ from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
 from fedsim.core.job import Job
 from fedsim.core.registry import register
-from fedsim.core.types import Aggregate, Count, Message, NonNegative, State
+from fedsim.core.types import Aggregate, Count, Message, NoiseMultiplier, State
 from fedsim.messages.aggregators import Mean
 from fedsim.participation.base import Setting
 from fedsim.privacy.accounting import Release, mu_for
@@ -54,7 +54,7 @@ class Gaussian(Mechanism):
     honest : with ``trust: secagg``, how many clients are trusted to add their share (default: all).
     """
 
-    difference_noise_multiplier: NonNegative | None = None
+    difference_noise_multiplier: NoiseMultiplier | None = None
     calibration: Literal["exact", "paper"] = "exact"
     restart_share: Annotated[float, Field(gt=0, lt=1)] = 0.8
     honest: Count | None = None

@@ -41,6 +41,10 @@ def holding(p: Tensor) -> nn.Module:
 REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: nn.Sequential(nn.LazyLinear(3)), "'weight' of sub-module '0' \\(LazyLinear\\) is not initialised"),
     (lambda: nn.Linear(3, 2, device="meta"), "not initialised"),
+    (
+        lambda: nn.Sequential(nn.Linear(3, 0), nn.Linear(0, 2)),
+        "'weight' of sub-module '0' \\(Linear\\) has the shape \\[0, 3",
+    ),
     (Overlapping, "'weight' of sub-module 'b' .* shares its memory with parameter 'weight' of sub-module 'a'"),
     (lambda: nn.Linear(3, 2).requires_grad_(False), "Linear has no trainable parameters"),
     (lambda: nn.Sequential(nn.Flatten(), nn.ReLU()), "Sequential has no trainable parameters"),

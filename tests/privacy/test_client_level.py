@@ -309,3 +309,20 @@ def test_other_aggregators_are_refused(settings: Make) -> None:
     for privacy in (FEDAVG, FTRL):
         with pytest.raises(InputError, match="weighted mean"):
             assemble(parse({**settings(privacy), "aggregator": {"name": "median"}}))
+
+
+UNACCOUNTABLE = [
+    ("dp_fedavg", "noise_multiplier", 1e300), ("dp_fedavg", "noise_multiplier", 1e-200),
+    ("dp_fedavg", "epsilon", 1e200), ("dp_sgd", "noise_multiplier", 1e300),
+    ("dp_ftrl", "noise_multiplier", 1e-200), ("local_dp", "epsilon", 1e10),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mechanism,key,value", UNACCOUNTABLE)
+def test_numbers_that_no_accountant_can_square_are_refused(mechanism: str, key: str, value: float) -> None:
+    with pytest.raises(InputError, match=r"found .*, allowed: .*1e") as caught:
+        parse({
+            "data": {"dataset": "quadratic", "file": "q.npz"}, "algorithm": {"name": "fedavg"},
+            "privacy": {"mechanism": mechanism, "clip_norm": 1.0, key: value},
+        })  # fmt: skip
+    assert caught.value.problems[0].key == f"privacy.{key}"
