@@ -70,6 +70,10 @@ class Reconstruction(Audit):
     def check(self, subject: Subject) -> None:
         if not subject.material.data.train_x.is_floating_point():
             raise InputError("inputs are searched among real numbers, found integers", key="data.dataset")
+        held = [len(rows) for rows in subject.material.rows[: self.victims]]
+        if self.images > min(held):
+            found = f"found images {self.images}, but client {held.index(min(held))} holds {min(held)} examples"
+            raise InputError(f"{found}; allowed: at most {min(held)}", key="audit")
 
     def run(self, subject: Subject) -> Finding:
         victims = min(self.victims, len(subject.material.rows))

@@ -178,6 +178,13 @@ def test_what_cannot_be_attacked_is_said(make: Any, attack: str, key: str) -> No
     assert caught.value.problems[0].key == key
 
 
+def test_more_images_than_a_victim_has_are_refused() -> None:
+    held = [len(rows) for rows in Subject(scenario()).material.rows[:2]]
+    keys = {"idlg": {"victims": 2, "images": min(held) + 1}}
+    with pytest.raises(InputError, match=f"found images {min(held) + 1}, but client .* allowed: at most {min(held)}"):
+        audit(scenario(audit=keys))
+
+
 def test_a_victim_holds_as_many_images_as_asked() -> None:
     material = Subject(scenario()).material
     rows = cut(2, 1)(material).rows

@@ -186,11 +186,13 @@ def test_a_resumed_run_goes_on_as_it_was(sections: dict[str, Any], tmp_path: Pat
                       "sampling_rate": 0.1}}, "privacy.mechanism", "found 'dp_sgd', which clips the gradient of each"),
         ({"algorithm": {"name": "diff2", "clip_norm": 1.0}}, "algorithm.name", "'diff2', which needs the gradient of"),
         ({"run": {"kernel": "stacked"}}, "run.kernel", "this model draws random numbers while it trains"),
+        ({"algorithm": {"name": "fsgld", "surrogate": {"name": "laplace", "covariance": "diagonal"}},
+          "participation": {"clients_per_round": 1}}, "algorithm.surrogate.name", "no curvature that is known"),
     ],
 )  # fmt: skip
 def test_refused_before_anything_is_written(sections: dict[str, Any], key: str, says: str, tmp_path: Path) -> None:
     made = scenario("Dropped", **sections)
-    if key != "run.kernel":
+    if key in ("privacy.mechanism", "algorithm.name"):
         made["algorithm"].pop("batch_size")
     if key == "algorithm.name":
         made["algorithm"].pop("local_steps")
