@@ -245,6 +245,24 @@ def test_supervised_data_in_shards(run_scenario: Make, algorithm: str) -> None:
     same(alone, run_scenario(**scenario, run=run, backend=ray_backend(3)), 1e-10)
 
 
+@pytest.mark.parametrize("setting", ["server", "graph"])
+def test_models_that_drop_and_count(run_scenario: Make, setting: str) -> None:
+    local = {"lr": 0.1, "local_steps": 2, "batch_size": 8}
+    scenario: dict[str, Any] = {
+        "data": {"dataset": "digits", "clients": 6, "limit": 120},
+        "model": {"name": "own_models:NormedDropped"},
+        "algorithm": {"name": "fedavg", **local},
+    }
+    if setting == "graph":
+        scenario |= {"algorithm": {"name": "dspodfl", **local}, "topology": {"graph": "ring"}}
+        scenario["participation"] = {"mode": "gossip", "compute": 0.7, "links": 0.6}
+    run = {"rounds": 4, "eval_every": 2}
+    one = run_scenario(**scenario, run=run)
+    other = run_scenario(**scenario, run=run, backend=ray_backend(2))
+    same(one, other)
+    assert all(np.allclose(v, other.state_dict()[k], rtol=0, atol=SAME) for k, v in one.state_dict().items())
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "scaffold": {},
     "gradient_tracking": {"topology": {"graph": "ring"}},
