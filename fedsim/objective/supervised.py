@@ -198,11 +198,9 @@ class SupervisedTask(Task):
                 raise InputError("clients keep their data to themselves; allowed: measures on the test data")
             own = torch.as_tensor(self.indices[self.offsets[client] : self.offsets[client + 1]], device=self.device)
             inputs, targets = self.inputs[own], self.targets[own]
-        if change is not None and self.tokens.vocabulary is not None:
-            inputs = widened(inputs)
         outputs = torch.cat(
             [
-                self.kernel.outputs(params.unsqueeze(0), widened(x if change is None else change(x)))[0]
+                self.kernel.outputs(params.unsqueeze(0), widened(x) if change is None else change(widened(x)))[0]
                 for x in torch.split(inputs, self._eval_rows)
             ]
         )
@@ -379,10 +377,8 @@ class SupervisedTask(Task):
     @property
     def _eval_rows(self) -> int:
         """Samples that an evaluation takes at a time; of long outputs fewer."""
-        positions = self.tokens.positions
-        if positions is None:
-            return _EVAL_SAMPLES
-        return max(1, min(_EVAL_SAMPLES, _EVAL_FLOATS // (positions * (self.num_classes or 1))))
+        outputs = (self.tokens.positions or 0) * (self.num_classes or 1)
+        return max(1, min(_EVAL_SAMPLES, _EVAL_FLOATS // outputs)) if outputs else _EVAL_SAMPLES
 
     def _each(self, parts: Sequence[Callable[[], _T]]) -> list[_T]:
         """What the parts of an evaluation give: on a CPU threads share them, on a GPU one follows the other."""
