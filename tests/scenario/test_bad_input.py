@@ -130,7 +130,7 @@ RANGES = [
 ]
 MISSING = [
     server("model:\n  name: mlp\n  hidden: [8]\n", "", "s.yaml: model: missing; e.g. model: {name: linear}"),
-    server("  name: mlp", "  bias: true", at(8, "model.name"), "missing; allowed: cnn, linear"),
+    server("  name: mlp", "  bias: true", at(8, "model.name"), "missing; allowed: char_lstm, cnn, linear"),
     server("  dataset: digits\n", "", at(3, "data.dataset"), "missing; allowed: calif"),
     server("  clients: 4\n", "", at(3, "data.clients"), "missing; allowed: the number of clients"),
     server("{scheme: iid}", "{scheme: dirichlet}", at(7, "data.partition.alpha"), "missing"),
