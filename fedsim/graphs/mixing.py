@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -23,9 +23,8 @@ from fedsim.core.arrays import Array
 from fedsim.core.errors import InputError
 from fedsim.core.registry import lookup, register
 from fedsim.graphs import spectrum
-from fedsim.graphs.cleaning import remarks_of
 from fedsim.graphs.file_weights import weights_of_file
-from fedsim.graphs.rates import DENSE, EXACT_CHI_2, chi_1_of, chi_2_of, laplacian
+from fedsim.graphs.rates import DENSE, chi_1_of, chi_2_of, laplacian
 
 Matrix = Any  # scipy.sparse.csr_array [n, n] float64; scipy has no type information
 
@@ -73,7 +72,7 @@ def _check_links(W: Matrix, graph: nx.Graph[Any], weights: str) -> None:
 def metropolis(graph: nx.Graph[Any]) -> Matrix:
     """``w_ij = 1 / (1 + max(deg_i, deg_j))`` on edges: symmetric, doubly stochastic, needs only neighbours' degrees."""
     A = _undirected(graph, "metropolis").tocoo()
-    degree = _degrees(A)
+    degree = degrees(A)
     weight = 1.0 / (1.0 + np.maximum(degree[A.row], degree[A.col]))
     return _with_diagonal(sparse.coo_array((weight, (A.row, A.col)), shape=A.shape))
 
@@ -82,7 +81,7 @@ def metropolis(graph: nx.Graph[Any]) -> Matrix:
 def max_degree(graph: nx.Graph[Any]) -> Matrix:
     """``w_ij = 1 / (1 + max_k deg_k)`` on edges: symmetric, doubly stochastic, one global number."""
     A = _undirected(graph, "max_degree")
-    return _with_diagonal(A / (1.0 + _degrees(A).max()))
+    return _with_diagonal(A / (1.0 + degrees(A).max()))
 
 
 @register.mixing("lazy")
@@ -101,14 +100,14 @@ def uniform(graph: nx.Graph[Any]) -> Matrix:
     """
     A = adjacency(graph).T.tocsr()  # row v: from whom v receives
     A = A + sparse.eye_array(A.shape[0], format="csr")
-    return sparse.csr_array(sparse.diags_array(1.0 / _degrees(A)) @ A)
+    return sparse.csr_array(sparse.diags_array(1.0 / degrees(A)) @ A)
 
 
 @register.mixing("push")
 def push(graph: nx.Graph[Any]) -> Matrix:
     """``w_ij = 1 / (1 + outdeg_j)`` over j and those it sends to: columns sum to 1, and each node knows its own."""
     A = sparse.csr_array(adjacency(graph).T + sparse.eye_array(graph.number_of_nodes(), format="csr"))
-    return sparse.csr_array(A @ sparse.diags_array(1.0 / _degrees(A.T)))
+    return sparse.csr_array(A @ sparse.diags_array(1.0 / degrees(A.T)))
 
 
 push.columns = True  # type: ignore[attr-defined] # what it sums to 1 over
@@ -314,69 +313,6 @@ def has_bridge(graph: nx.Graph[Any]) -> bool:
     return bool(nx.has_bridges(graph))
 
 
-def summary(graph: nx.Graph[Any], W: Matrix) -> dict[str, Any]:
-    """What a graph and its mixing matrix promise, as plain numbers; None where something is not defined or too costly.
-
-    Keys: ``nodes``, ``edges``, ``directed``, ``connected``, ``degree_min``, ``degree_mean``, ``degree_max`` (out-degree
-    if directed), ``diameter`` (hops), ``spectral_gap``, ``chi_1``, ``chi_2``, ``symmetric``, ``doubly_stochastic``,
-    ``latency_ms`` and ``bandwidth_mbps`` (``[min, max]``, where edges have them),
-    and ``notes``: why something is None, an estimate, or what reading a
-    graph file changed and left unused. Above 5000 nodes ``diameter`` is None and ``diameter_at_least`` and
-    ``diameter_at_most`` are given; above 3000 ``chi_2`` is None where it is not quick.
-    """
-    n = graph.number_of_nodes()
-    directed = graph.is_directed()
-    connected = bool(nx.is_strongly_connected(cast(Any, graph)) if directed else nx.is_connected(graph))
-    A = adjacency(graph)
-    degree = _degrees(A)
-    notes: list[str] = []
-    gap, exact = spectral_gap_found(W)
-    result: dict[str, Any] = {
-        "nodes": n,
-        "edges": graph.number_of_edges(),
-        "directed": directed,
-        "connected": connected,
-        "degree_min": int(degree.min()),
-        "degree_mean": float(degree.mean()),
-        "degree_max": int(degree.max()),
-        "diameter": None,
-        "spectral_gap": gap,
-        "chi_1": None,
-        "chi_2": None,
-        "symmetric": is_symmetric(W),
-        "doubly_stochastic": is_doubly_stochastic(W),
-    }
-    if math.isnan(gap):
-        result["spectral_gap"] = None
-        notes.append("spectral_gap: the eigenvalue iteration did not converge")
-    elif not exact:
-        notes.append("spectral_gap: an estimate, at most that (the iteration did not converge)")
-    if not connected:
-        notes.append("diameter, chi_1, chi_2: the graph is not connected by itself")
-    else:
-        low, high = spectrum.diameter(A)
-        if n <= spectrum.EXACT_DIAMETER and low == high:
-            result["diameter"] = low
-        else:
-            result |= {"diameter_at_least": low, "diameter_at_most": high}
-            notes.append("diameter: too large to search from every node, a lower bound and an upper bound")
-    if connected and directed:
-        notes.append("chi_1, chi_2: defined for undirected graphs")
-    elif connected and n > 1:
-        result["chi_1"], exact = chi_1_found(graph)
-        if not exact:
-            notes.append("chi_1: an estimate, at least that (the iteration did not converge)")
-        if n <= EXACT_CHI_2 or has_bridge(graph):
-            result["chi_2"] = chi_2(graph)
-        else:
-            notes.append(f"chi_2: not computed above {EXACT_CHI_2} nodes")
-    for key in ("latency_ms", "bandwidth_mbps"):
-        values = list(nx.get_edge_attributes(graph, key).values())
-        if values:
-            result[key] = [float(min(values)), float(max(values))]
-    return {**result, "notes": notes + remarks_of(graph)}
-
-
 def _undirected(graph: nx.Graph[Any], rule: str) -> Matrix:
     if graph.is_directed():
         raise InputError(
@@ -386,14 +322,15 @@ def _undirected(graph: nx.Graph[Any], rule: str) -> Matrix:
     return adjacency(graph)
 
 
-def _degrees(A: Matrix) -> Array:
+def degrees(A: Matrix) -> Array:
+    """Of an adjacency matrix, or the sums of any one's rows: ``[n]``."""
     return np.asarray(A.sum(axis=1)).ravel()
 
 
 def _with_diagonal(off_diagonal: Matrix) -> Matrix:
     """Fill the diagonal so that rows sum to 1."""
     W = sparse.csr_array(off_diagonal)
-    return sparse.csr_array(W + sparse.diags_array(1.0 - _degrees(W), format="csr"))
+    return sparse.csr_array(W + sparse.diags_array(1.0 - degrees(W), format="csr"))
 
 
 def _links(graph: nx.Graph[Any], what: str) -> Array:

@@ -28,6 +28,7 @@ from fedsim.models.losses import Loss, predictions
 from fedsim.objective.batches import Batches, Change, Inputs, SupervisedPlan
 from fedsim.objective.curvature import class_probabilities, gauss_newton, outputs_of
 from fedsim.objective.kernel import Kernel, Precision
+from fedsim.objective.rows import evaluated, index_lists
 from fedsim.objective.scores import Sums, counted, summed
 from fedsim.objective.smoothness import convexity_of_linear, of_linear
 from fedsim.objective.stacked import Way
@@ -81,8 +82,8 @@ class SupervisedTask(Task):
         names = ("train_loss", "test_loss", "test_accuracy", *perplexity, *self.seen.metrics)
         self.metrics = tuple(n for n in names if self.is_classification or not n.endswith("_accuracy"))
         self._eval_samples = eval_samples
-        self._train_rows = _subset(self.indices, eval_samples, seed, "train")
-        test_rows = _subset(np.arange(len(test_inputs)), eval_samples, seed, "test")
+        self._train_rows = evaluated(self.indices, eval_samples, seed, "train")
+        test_rows = evaluated(np.arange(len(test_inputs)), eval_samples, seed, "test")
         every_row = len(test_rows) == len(test_inputs)
         self.test_inputs = test_inputs if every_row else test_inputs[torch.as_tensor(test_rows)]
         self.test_targets = test_targets if every_row else test_targets[torch.as_tensor(test_rows)]
@@ -167,7 +168,7 @@ class SupervisedTask(Task):
     def judged_by(self, clients: Ints) -> Self:
         part = copy.copy(self)
         own = np.concatenate([self.indices[self.offsets[c] : self.offsets[c + 1]] for c in clients])
-        part._train_rows = _subset(own, self._eval_samples, self.seed, "train")
+        part._train_rows = evaluated(own, self._eval_samples, self.seed, "train")
         return part
 
     def smoothness(self, weights: Floats) -> tuple[Floats, float] | None:
@@ -383,17 +384,3 @@ class SupervisedTask(Task):
     def _each(self, parts: Sequence[Callable[[], _T]]) -> list[_T]:
         """What the parts of an evaluation give: on a CPU threads share them, on a GPU one follows the other."""
         return crew.each(parts) if self.device.type == "cpu" else [part() for part in parts]
-
-
-def _subset(rows: Ints, limit: int | None, seed: int, purpose: str) -> Ints:
-    """All rows, or a seeded sample of `limit` of them, in a fixed order."""
-    if limit is None or limit >= len(rows):
-        return np.sort(rows)
-    chosen = rng.generator(seed, "eval_" + purpose).choice(len(rows), size=limit, replace=False)
-    return np.sort(rows[chosen])
-
-
-def index_lists(rows: Sequence[Ints]) -> tuple[Ints, Ints]:
-    """Clients' row lists as one array and its offsets ``[n + 1]``: client i has ``flat[offsets[i]:offsets[i + 1]]``."""
-    lengths = np.fromiter((len(r) for r in rows), dtype=np.int64, count=len(rows))
-    return np.concatenate(rows).astype(np.int64), np.concatenate([[0], np.cumsum(lengths)])

@@ -21,7 +21,8 @@ from fedsim.data.labels import shown
 from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.place import ACTORS, client_load, shards_mix
 from fedsim.engine.states import merge_bytes
-from fedsim.graphs.mixing import expected_mixing, spectral_gap, summary
+from fedsim.graphs.facts import summary
+from fedsim.graphs.mixing import expected_mixing, spectral_gap
 from fedsim.graphs.topology import Topology, build_topology
 from fedsim.participation.base import Arrival, Ended
 from fedsim.participation.gossip import Gossip

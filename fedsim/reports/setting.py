@@ -176,8 +176,9 @@ def _graph(path: Path, run: Record, save: Save, name: str) -> tuple[dict[str, st
     from matplotlib import rc_context
 
     from fedsim.figures.topology import topology_figure
+    from fedsim.graphs.facts import summary
     from fedsim.graphs.files import read_graph
-    from fedsim.graphs.mixing import mixing_matrix, summary
+    from fedsim.graphs.mixing import mixing_matrix
     from fedsim.graphs.topology import OWN
 
     graph = read_graph(path)

@@ -17,8 +17,9 @@ import pytest
 from fedsim.core.errors import InputError
 from fedsim.graphs.cleaning import REMARKS, labels
 from fedsim.graphs.edge_values import FIBRE, great_circle
+from fedsim.graphs.facts import summary
 from fedsim.graphs.files import read_graph
-from fedsim.graphs.mixing import mixing_matrix, summary
+from fedsim.graphs.mixing import mixing_matrix
 from fedsim.graphs.readers import FORMATS
 from fedsim.graphs.topology import Topology, build_topology
 

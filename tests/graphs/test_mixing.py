@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from fedsim.core.errors import InputError
+from fedsim.graphs.facts import summary
 from fedsim.graphs.mixing import (
     adjacency,
     check_mixing,
@@ -28,7 +29,6 @@ from fedsim.graphs.mixing import (
     is_symmetric,
     mixing_matrix,
     spectral_gap,
-    summary,
 )
 from fedsim.graphs.topology import build_topology
 

@@ -14,7 +14,8 @@ from scipy import sparse
 from scipy.sparse.csgraph import shortest_path
 
 from fedsim.graphs import spectrum
-from fedsim.graphs.mixing import adjacency, mixing_matrix, spectral_gap, summary
+from fedsim.graphs.facts import summary
+from fedsim.graphs.mixing import adjacency, mixing_matrix, spectral_gap
 from fedsim.graphs.topology import build_topology
 
 N = 1600  # above what a dense solver does by itself, below what it takes long for
