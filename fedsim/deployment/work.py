@@ -240,7 +240,8 @@ def _write_held(file: Path, held: Held) -> None:
 def _read_held(file: Path, client: int) -> Held:
     with safe_open(file, framework="pt") as opened:
         about = json.loads(opened.metadata()["about"])
-        tokens = Tokens(**about["tokens"]) if about["tokens"] is not None else None
+        told = about.get("tokens")  # a folder that an older version made says nothing of tokens
+        tokens = Tokens(**told) if told is not None else None
         x, y, sizes = (opened.get_tensor(k) for k in ("x", "y", "sizes"))
         known = "low" in opened.keys()  # noqa: SIM118 - it is no mapping
         pixels = PixelRange(opened.get_tensor("low"), opened.get_tensor("high")) if known else None
