@@ -24,7 +24,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a run's model in plain PyTorch, with all that is needed to apply it to a new row."""
-    from fedsim.engine.export import export_model
+    from fedsim.engine.best import FILE as BEST
+    from fedsim.engine.export import PARAMS, export_model
     from fedsim.engine.run_directory import Run
     from fedsim.models import exported
 
@@ -34,7 +35,8 @@ def export(
         raise InputError(f"--code: found {code.name!r}; allowed: a file name that ends in .py")
     if best and node is not None:
         raise InputError("--node: found a node with --best, which is the mean model; allowed: one of the two")
-    about = export_model(run, Run(run).best_params if best else Run(run).params, file, node)
+    params, saved = (Run(run).best_params, BEST) if best else (Run(run).params, PARAMS)
+    about = export_model(run, params, file, node, saved)
     if code is not None:
         code.write_text(Path(exported.__file__).read_text(encoding="utf-8"), encoding="utf-8")
     if as_json:

@@ -321,7 +321,7 @@ class MeasuredFunction(Measure):
         return [Metric(self.column, words, self.said.unit, self.said.larger_is_better, public=True)]
 
     def check(self, task: Task) -> None:
-        self._number(task, task.initial(), task.answers(task.initial()), InputError)
+        self._number(task, task.untrained(), task.answers(task.untrained()), InputError)
 
     def evaluate(self, view: View) -> Mapping[str, float]:
         return {self.column: self._number(view.task, view.centre, view.answers, RunError)}

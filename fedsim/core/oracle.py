@@ -122,6 +122,10 @@ class Task(ABC):
         """
         return {}
 
+    def untrained(self) -> Tensor:
+        """The model before the first round, as the task is asked about it: ``[d]``, or ``[d + s]``."""
+        return torch.cat([self.initial(), *self.carried.values()])
+
     @abstractmethod
     def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Plan:
         """Minibatches for ``steps[i]`` local steps of ``clients[i]`` in its round ``rounds[i]``.

@@ -312,9 +312,7 @@ def _supervised(
             None if s.adversary is None or data.pixels is None else s.adversary.on(data.pixels),
         )  # fmt: skip
     with _section("adversary"):
-        task.seen.check(
-            task.kernel, torch.cat([task.initial(), *task.carried.values()]), task.inputs[:1], task.targets[:1]
-        )
+        task.seen.check(task.kernel, task.untrained(), task.inputs[:1], task.targets[:1])
     if held is not None:
         task.sizes, task.importance = held.sizes, held.sizes / held.sizes.sum()
     labels = data.num_classes if tokens.single else None

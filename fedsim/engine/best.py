@@ -77,7 +77,9 @@ class _Keeper(Watcher):
             self._value = float(value)
             about = {"round": str(number), "metric": self._metric, "value": repr(self._value), **self._run.layout}
             temporary = self._run.dir / f"{FILE}.new"
-            write_tensors(temporary, {"params": self._run.now().centre}, about)
+            now = self._run.now()
+            params, buffers = now.centre[: now.task.dim], now.centre[now.task.dim :]
+            write_tensors(temporary, {"params": params, **({"buffers": buffers} if len(buffers) else {})}, about)
             temporary.replace(self._run.dir / FILE)
 
 

@@ -37,7 +37,7 @@ class Ensemble(Measure):
     bins: Bins = 15
 
     def check(self, task: Task) -> None:
-        task.probabilities(task.initial().unsqueeze(0))
+        task.probabilities(task.untrained().unsqueeze(0))
 
     def evaluate(self, view: View) -> Mapping[str, float]:
         probabilities, count = view.predictive()

@@ -23,6 +23,8 @@ from fedsim.models import exported
 from fedsim.models.build import COMMON, Model, OwnModel, new_module
 from fedsim.models.layout import layout, load_flat, placed, views
 
+PARAMS = "params.safetensors"
+"""The file of a run directory with the final parameters, and buffers that go with them."""
 FORMAT = "fedsim model 1"
 SUFFIXES = (".pt", ".safetensors", ".pt2")
 
@@ -47,8 +49,12 @@ def chosen(params: Tensor, node: int | None, attackers: Sequence[int] = ()) -> T
     return params[node].clone()
 
 
-def run_model(folder: Path, params: Tensor, node: int | None = None) -> tuple[nn.Module, dict[str, Any]]:
+def run_model(
+    folder: Path, params: Tensor, node: int | None = None, saved: str = PARAMS
+) -> tuple[nn.Module, dict[str, Any]]:
     """The module with its trained parameters, and what describes it (see :func:`fedsim.models.exported.build`).
+
+    `saved` is the file of the run directory that has the parameters, and the buffers that go with them.
 
     Raises
     ------
@@ -73,7 +79,7 @@ def run_model(folder: Path, params: Tensor, node: int | None = None) -> tuple[nn
     if flat.numel() != layout(module).total:
         raise RunError(f"{folder} has {flat.numel()} parameters, but its model needs others: was its code changed?")
     load_flat(module, flat)
-    load_buffers(module, folder, node)
+    load_buffers(module, folder, node, saved)
     keys = {k: v for k, v in section.items() if k not in ("name", *(COMMON if isinstance(model, OwnModel) else ()))}
     takes = about["input"].get("model_takes", about["input"]["type"])
     return module.eval(), {
@@ -86,11 +92,11 @@ def run_model(folder: Path, params: Tensor, node: int | None = None) -> tuple[nn
 
 
 @torch.no_grad()
-def load_buffers(module: nn.Module, folder: Path, node: int | None) -> None:
+def load_buffers(module: nn.Module, folder: Path, node: int | None, file: str) -> None:
     """Copy the buffers that the run's training changed into `module`; integers are rounded."""
     from safetensors import safe_open
 
-    with safe_open(folder / "params.safetensors", "pt") as saved:
+    with safe_open(folder / file, "pt") as saved:
         if "buffers" not in saved.keys():  # noqa: SIM118 - it is no mapping
             return
         names = json.loads(saved.metadata()["buffers"])
@@ -101,7 +107,9 @@ def load_buffers(module: nn.Module, folder: Path, node: int | None) -> None:
         own[name].copy_(value if own[name].is_floating_point() else value.round())
 
 
-def export_model(folder: Path, params: Tensor, file: Path, node: int | None = None) -> dict[str, Any]:
+def export_model(
+    folder: Path, params: Tensor, file: Path, node: int | None = None, saved: str = PARAMS
+) -> dict[str, Any]:
     """Write the run's model to `file`; what it is goes by the extension.
 
     ``.pt``: ``torch.save`` of plain types and tensors (``torch.load(..., weights_only=True)`` reads it): `state_dict`,
@@ -124,10 +132,12 @@ def export_model(folder: Path, params: Tensor, file: Path, node: int | None = No
         raise InputError(f"found {file.name!r}; allowed: a file name that ends in {', '.join(SUFFIXES)}")
     if not file.absolute().parent.is_dir():
         raise InputError(f"no folder {file.absolute().parent}", file=str(file))
-    module, model = run_model(folder, params, node)
+    module, model = run_model(folder, params, node, saved)
     data = {k: v for k, v in read_about(folder).items() if k != "clients"}  # who trained it stays with the run
-    rows = "node" if "topology" in read_yaml(folder / "scenario.yaml").values else "chain"  # of a server's run
-    which = "the server's" if params.dim() == 1 else f"the mean of the {rows}s'" if node is None else f"{rows} {node}'s"
+    graph = "topology" in read_yaml(folder / "scenario.yaml").values
+    rows = "node" if graph else "chain"  # of a server's run
+    one = params.dim() == 1 and not graph
+    which = "the server's" if one else f"the mean of the {rows}s'" if node is None else f"{rows} {node}'s"
     about = {"format": FORMAT, "fedsim": fedsim.__version__, "which": which, "model": model, "data": data}
     code = Path(exported.__file__).read_text(encoding="utf-8")
     temporary = file.with_name(f".{file.name}.new{file.suffix}")

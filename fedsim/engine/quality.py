@@ -26,7 +26,7 @@ class OfClasses(Measure):
     """Of the classes that a model takes the test samples for."""
 
     def check(self, task: Task) -> None:
-        if task.answers(task.initial()).guesses is None:
+        if task.answers(task.untrained()).guesses is None:
             raise InputError("is of classes, found a regression; allowed: a data set with classes", key="name")
 
     @staticmethod
@@ -41,7 +41,7 @@ class OfProbabilities(Measure):
     """Of the probabilities that a model gives the classes of the test samples."""
 
     def check(self, task: Task) -> None:
-        task.probabilities(task.initial().unsqueeze(0))
+        task.probabilities(task.untrained().unsqueeze(0))
 
     @staticmethod
     def probabilities(view: View) -> tuple[Ints, Tensor]:
@@ -53,7 +53,7 @@ class OfNumbers(Measure):
     """Of the numbers that a regression gives."""
 
     def check(self, task: Task) -> None:
-        if task.answers(task.initial()).guesses is not None:
+        if task.answers(task.untrained()).guesses is not None:
             raise InputError("is of numbers, found classes; allowed: a data set with numbers as targets", key="name")
 
     @staticmethod
@@ -143,7 +143,7 @@ class TopK(OfClasses):
 
     def check(self, task: Task) -> None:
         super().check(task)
-        classes = task.answers(task.initial()).outputs.shape[-1]
+        classes = task.answers(task.untrained()).outputs.shape[-1]
         if not self.k < classes:
             message = f"found {self.k}, allowed: fewer than the model has outputs, {classes}"
             raise InputError(message, key="k")

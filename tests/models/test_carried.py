@@ -17,7 +17,10 @@ from fedsim.core import rng
 from fedsim.core.errors import InputError
 from fedsim.core.job import Job
 from fedsim.core.oracle import CARRIED
+from fedsim.core.registry import names
 from fedsim.engine.assembly import assemble
+from fedsim.engine.best import FILE, read_best
+from fedsim.engine.export import run_model
 from fedsim.models import exported
 from fedsim.models.draws import Keyed
 from fedsim.scenario.load import parse
@@ -228,3 +231,23 @@ def test_a_minibatch_of_one_sample_has_no_statistics(work: dict[str, Any], says:
     assert not (tmp_path / "run").exists()
     made["model"] = {"name": "own_models:Normed"}  # a single image has statistics of its pixels
     assemble(parse(made))
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["server", "graph"])
+def test_measures_and_loggers_see_the_whole_model(graph: bool, tmp_path: Path) -> None:
+    """Every metric of classes, a function's and somebody's own probabilities; the best model is exported as it was."""
+    metrics: list[dict[str, Any]] = [{"name": n} for n in names("metric") if n not in ("ensemble", "mae", "r2", "f1")]
+    metrics += [{"name": "f1", "average": "micro"}, {"name": "sklearn.metrics:log_loss", "of": "probabilities"}]
+    run = {"metrics": metrics, "loggers": [{"name": "best", "metric": "test_loss"}, {"name": "csv"}], "rounds": 2}
+    made = stepping("Normed", run={**run, "eval_every": 1}, **(RING if graph else {}))
+    done = fedsim.run(made, out=tmp_path / "run")
+    last = done.metrics.iloc[-1]
+    assert last["log_loss"] == pytest.approx(last["test_loss"])
+    assert last["micro_f1"] == pytest.approx(last["test_accuracy"])
+    assert last[["auc", "top_5_accuracy", "calibration_error", "balanced_accuracy"]].notna().all()
+    best, told = read_best(done.dir)
+    assert int(told["round"]) == int(done.metrics["test_loss"].idxmin())
+    task: Any = assemble(parse(made)).task
+    module, _ = run_model(done.dir, best, saved=FILE)
+    loss = nn.functional.cross_entropy(module(task.test_inputs), task.test_targets)
+    assert float(loss.detach()) == pytest.approx(float(told["value"]), rel=1e-12)  # of other buffers it has another loss
