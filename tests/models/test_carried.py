@@ -250,4 +250,4 @@ def test_measures_and_loggers_see_the_whole_model(graph: bool, tmp_path: Path) -
     task: Any = assemble(parse(made)).task
     module, _ = run_model(done.dir, best, saved=FILE)
     loss = nn.functional.cross_entropy(module(task.test_inputs), task.test_targets)
-    assert float(loss.detach()) == pytest.approx(float(told["value"]), rel=1e-12)  # of other buffers it has another loss
+    assert float(loss.detach()) == pytest.approx(float(told["value"]), rel=1e-12)  # not with other buffers
