@@ -12,6 +12,7 @@ import json
 import math
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-class _Tracker(Watcher):
+class _Tracker(Watcher, ABC):
     """Tells every evaluation once: a resumed run remembers in a file of its directory how far it had come.
 
     Parameters
@@ -88,12 +89,13 @@ class _Tracker(Watcher):
     def ended(self, run: Watched) -> None:
         self.saving()
 
+    @abstractmethod
     def open(self, run: Watched, kept: Mapping[str, Any]) -> Mapping[str, Any]:
         """Begin, or go on with what `kept` names; what to keep."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tell(self, step: int, values: Mapping[str, float]) -> None:
-        raise NotImplementedError
+        """The numbers of an evaluation."""
 
 
 @register.logger("tensorboard")
