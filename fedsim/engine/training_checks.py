@@ -12,6 +12,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.job import Job
 from fedsim.core.oracle import Task
 from fedsim.models.nature import trains_on_one
+from fedsim.objective.kernel import NoSampleGradientError
 from fedsim.objective.supervised import SupervisedTask
 from fedsim.scenario.sections import Scenario
 
@@ -42,7 +43,7 @@ def check_training(s: Scenario, supervised: SupervisedTask, clipped: bool) -> No
         )
     try:
         _step(s, supervised)
-    except NotImplementedError:
+    except NoSampleGradientError:
         raise InputError(
             f"found '{s.names['algorithm']}', which needs the gradient of each sample, and a model with {what}; "
             "allowed: model.batch_norm group or frozen, dropout 0, or another algorithm",

@@ -44,6 +44,10 @@ ROWS_ON_CPU = (*CONVOLUTIONS, nn.RNNBase)
 _AT_MANY_PLACES = 8
 
 
+class NoSampleGradientError(Exception):
+    """A model has no gradient of one sample alone: it draws, or counts samples, while it trains."""
+
+
 class Kernel(ABC):
     """How one model family is evaluated for `m` parameter rows at once."""
 

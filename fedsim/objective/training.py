@@ -24,7 +24,7 @@ from fedsim.models.layout import call, views
 from fedsim.models.losses import Loss
 from fedsim.models.nature import Nature, initial_state, nature_of
 from fedsim.models.norms import training
-from fedsim.objective.kernel import Kernel, Precision, Training
+from fedsim.objective.kernel import Kernel, NoSampleGradientError, Precision, Training
 from fedsim.objective.stacked import RowKernel, Way, build_kernel
 
 
@@ -95,7 +95,7 @@ class TrainingKernel(RowKernel):
         return torch.stack([self._evaluated(row, inputs, None) for row in x])
 
     def per_sample_grad(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        raise NotImplementedError("a model that draws or counts while it trains has no gradient of one sample alone")
+        raise NoSampleGradientError
 
     def _evaluated(self, row: Tensor, inputs: Tensor, state: Tensor | None) -> Tensor:
         module, d = self.own.get(), self.layout.total
