@@ -86,3 +86,27 @@ class Shifted(FedAvg):
 
     def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
         return {"delta": local["x"] - received["shifted"] + 1}, {}, client
+
+
+def sections(adversary: dict[str, Any] | None, outputs: int = 1, **algorithm: Any) -> dict[str, Any]:
+    model = {"name": "adversary_makers:Binary", "outputs": outputs}
+    return {
+        "data": {"dataset": "adversary_makers:Points"},
+        "model": {**model, "loss": "logistic" if outputs == 1 else "cross_entropy"},
+        "algorithm": {
+            "name": "fedavg" if adversary is None else "fal", "lr": 0.1, "local_steps": 5, "batch_size": "full",
+            "weighting": "uniform", **algorithm,
+        },
+        **({} if adversary is None else {"adversary": adversary}),
+    }  # fmt: skip
+
+
+def on_digits(adversary: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
+    return {
+        "seed": 3,
+        "data": {"dataset": "digits", "clients": 4, "limit": 60, "normalize": "standard"},
+        "model": {"name": "mlp", "hidden": [8]},
+        "algorithm": {"name": "fedavg", "lr": 0.2, "local_steps": 3, "batch_size": 5},
+        **({} if adversary is None else {"adversary": adversary}),
+        **more,
+    }  # fmt: skip
