@@ -344,7 +344,7 @@ def _traffic(s: Scenario, a: Assembly, event: Arrival) -> Rows:
 
 def _memory(s: Scenario, a: Assembly, event: Arrival) -> Rows:
     item = np.dtype(s.run.dtype).itemsize
-    model, initial = a.task.dim * item, a.task.initial()
+    initial, model = a.task.initial(), a.task.untrained().numel() * item
     kept = state_bytes(fresh_rows(s.algorithm, a.task, a.pipeline)) * a.task.num_clients
     rows: Rows = {"one model": _size(model)}
     if a.stays.get("bytes"):

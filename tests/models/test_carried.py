@@ -169,6 +169,7 @@ def test_bytes_count_the_buffers(tmp_path: Path) -> None:
     found = fedsim.plan(scenario("Normed"))
     assert found["data"]["numbers in buffers"].startswith("18: ")
     assert found["messages"]["one message"] == f"{8 * (dim + 18) / 1024:.4g} KiB"
+    assert found["memory"]["one model"] == found["messages"]["one message"]
 
 
 @pytest.mark.parametrize("name", MODELS)
