@@ -46,4 +46,15 @@ def scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             return scope(nodeid)
 
+        def remove_node(self, node: Any) -> str | None:
+            """Of a worker that died, hand on what it has not run, and not the files it is through with.
+
+            xdist hands these on, too; who gets such an empty one is never heard of again, and the tests never end.
+            """
+            work = self.assigned_work.get(node, {})
+            for done in [name for name, tests in work.items() if all(tests.values())]:
+                del work[done]
+            crashed: str | None = super().remove_node(node)
+            return crashed
+
     return Scheduling(config, log)
