@@ -102,6 +102,13 @@ class ClientHalf(Part, ABC):
         a node of a graph has it, which combines for itself. Under a server it is empty. Names are in one of the two.
         """
 
+    def personal_model(self, received: Message, client: State) -> Tensor:
+        """The model that each client would use itself, rows ``[m, d]``, of what it receives and what it keeps.
+
+        Clients are evaluated with it (`data.local_test`). It is the common model unless they train one of their own.
+        """
+        return received["x"]
+
     # --- for its methods ----------------------------------------------------------------------------------------------
 
     def gradient(self, oracle: Oracle, x: Tensor) -> Tensor:
