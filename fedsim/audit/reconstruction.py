@@ -51,7 +51,7 @@ class Reconstruction(Audit):
     Parameters
     ----------
     images : examples that each victim holds; its data are cut down to that many.
-    victims : clients attacked, one after another.
+    victims : clients attacked, one after another; all where there are fewer.
     labels : ``inferred`` from the last layer's gradient, or ``known``.
     """
 
@@ -77,6 +77,8 @@ class Reconstruction(Audit):
 
     def run(self, subject: Subject) -> Finding:
         victims = min(self.victims, len(subject.material.rows))
+        if victims < self.victims:
+            subject.say(f"{type(self).__name__}: attacks {victims} clients, not {self.victims}: there are no more")
         assembly = assemble(subject.scenario, cut(self.images, victims))
         cases = []
         for victim in range(victims):

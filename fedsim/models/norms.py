@@ -35,8 +35,8 @@ def prepare(module: nn.Module, choice: str | None) -> nn.Module:
     InputError
         It has none, or the choice needs running statistics that a layer does not keep.
     """
-    found = norms(module)
-    if choice is not None and not found:
+    layers = norms(module)
+    if choice is not None and not layers:
         raise InputError(
             f"found {choice}, but no layer of {type(module).__name__} normalises with statistics of a batch; allowed: "
             "no such key",
@@ -44,10 +44,11 @@ def prepare(module: nn.Module, choice: str | None) -> nn.Module:
         )
     if choice == "group":
         return grouped(module)
-    for name, layer in found.items():
+    for name, layer in layers.items():
         if layer.running_mean is None:
             where = f"sub-module '{name}' ({type(layer).__name__})" if name else f"the module ({type(layer).__name__})"
-            message = f"found {choice or 'average'}, but {where} keeps no running statistics to evaluate with"
+            found = f"found {choice}, but" if choice else "missing, so statistics would be averaged, but"
+            message = f"{found} {where} keeps no running statistics to evaluate with"
             raise InputError(f"{message}; allowed: group", key="batch_norm")
         if choice == "frozen":
             setattr(layer, _EVALUATES, True)

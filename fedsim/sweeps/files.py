@@ -30,9 +30,9 @@ _LONGEST = 90
 class SweepFile(BaseModel):
     """A sweep: every case times every sample of the random axes times every point of the grid.
 
-    `set` changes the scenario for all of them; `cases` maps a label to changes; `grid` maps a dotted key to a list of
-    values; `random` maps a dotted key to a law, of which `samples` values are drawn, decided by `seed`. `stop` ends bad
-    runs early where runs are side by side.
+    `set` changes the scenario for all of them, and the command line's ``--set`` after it; `cases` maps a label to
+    changes; `grid` maps a dotted key to a list of values; `random` maps a dotted key to a law, of which `samples`
+    values are drawn, decided by `seed`. `stop` ends bad runs early where runs are side by side.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -91,7 +91,8 @@ def _read(path: str | Path, settings: list[str] | None) -> Plan:
     except InputError as error:
         raise document.locate(error) from None
     note(document, older)
-    base = _base(document, sweep_file.scenario, settings or [])
+    _check_settings(sweep_file, settings or [])
+    base = override(_with(_base(document, sweep_file.scenario), document, "set", sweep_file.set), settings or [])
     found: list[Point] = []
     wrong: dict[Problem, list[str]] = {}
     axes = sweep_file.random
@@ -105,7 +106,7 @@ def _read(path: str | Path, settings: list[str] | None) -> Plan:
             of_grid = {k: v for k, v in chosen.items() if k in sweep_file.grid}
             of_random = {k: v for k, v in chosen.items() if k not in sweep_file.grid}
             every = (
-                ("set", sweep_file.set), (f"cases.{case}", changes or {}), ("random", of_random), ("grid", of_grid),
+                (f"cases.{case}", changes or {}), ("random", of_random), ("grid", of_grid),
             )  # fmt: skip
             try:
                 scenario = _variant(base, document, {"name": f"{sweep_file.name}-{label}"}, every)
@@ -134,12 +135,34 @@ def _directed(document: Document, stop: Stop | None, points: Sequence[Point]) ->
         raise document.locate(error) from None
 
 
-def _base(sweep_file: Document, scenario: str, settings: list[str]) -> Document:
+def _check_settings(sweep_file: SweepFile, settings: list[str]) -> None:
+    """Raise InputError where ``--set`` is about a key that runs of the sweep differ in: it would be lost in them."""
+    cases = {key: f"cases.{case}" for case, changes in sweep_file.cases.items() for key in changes or {}}
+    varied = {**cases, **dict.fromkeys(sweep_file.random, "random"), **dict.fromkeys(sweep_file.grid, "grid")}
+    for setting in settings:
+        given = setting.partition("=")[0].strip()
+        for key, where in varied.items():
+            if f"{given}.".startswith(f"{key}.") or f"{key}.".startswith(f"{given}."):
+                message = (
+                    f"found {setting!r}, but the sweep's '{where}' changes {key}; allowed: keys that it leaves alone"
+                )
+                raise InputError(message, given, "--set")
+
+
+def _base(sweep_file: Document, scenario: str) -> Document:
     """The scenario that a sweep varies."""
     file = sweep_file.base / scenario
     if not file.is_file():
         raise sweep_file.locate(InputError(f"found no file {file}; allowed: a scenario file", key="scenario"))
-    return override(read_yaml(file), settings)
+    return read_yaml(file)
+
+
+def _with(document: Document, sweep_file: Document, where: str, changes: dict[str, Any]) -> Document:
+    """The scenario with the changes that stand under `where` in the sweep file."""
+    for key, value in changes.items():
+        source: Source = (str(sweep_file.file), sweep_file.lines.get(f"{where}.{key}"))
+        document = change(document, key, value, source)
+    return document
 
 
 def _variant(
@@ -150,9 +173,7 @@ def _variant(
     for key, value in heading.items():
         document = change(document, key, value, (str(sweep_file.file), None))
     for where, changes in every:
-        for key, value in changes.items():
-            source: Source = (str(sweep_file.file), sweep_file.lines.get(f"{where}.{key}"))
-            document = change(document, key, value, source)
+        document = _with(document, sweep_file, where, changes)
     return parse(document)
 
 

@@ -177,7 +177,12 @@ def test_somebodys_own_loss(own: str) -> None:
         ("picky", {"depth": 0}, "depth", "^depth: found 0"),
         ("normed", {"batch_norm": "both"}, "batch_norm", "found 'both', allowed: .*group"),
         ("Net", {"batch_norm": "group"}, "batch_norm", "no layer of Net normalises with statistics of a batch"),
-        ("untracked", {}, "batch_norm", "found average, but sub-module '1' .* no running statistics .* allowed: group"),
+        (
+            "untracked",
+            {},
+            "batch_norm",
+            "missing, so statistics would be averaged, but sub-module '1' .* no running statistics .* allowed: group",
+        ),
         ("untracked", {"batch_norm": "frozen"}, "batch_norm", "found frozen, but sub-module '1' .BatchNorm1d"),
         ("Counting", {}, "name", "buffer 'scale' changes"),
         ("Centred", {}, "name", "another output alone than in a batch"),

@@ -63,10 +63,24 @@ def test_cases_times_grid(tmp_path: Path) -> None:
     assert len({p.scenario.hash() for p in found}) == 12
 
 
-def test_settings_change_the_scenario_and_the_sweep_wins(tmp_path: Path) -> None:
-    _, found = points(write(tmp_path), ["run.rounds=9", "algorithm.lr=7", "algorithm.local_steps=5"])
+def test_settings_change_what_the_sweep_leaves_alone(tmp_path: Path) -> None:
+    _, found = points(write(tmp_path), ["run.rounds=9", "algorithm.momentum=0.5"])
     first = found[0].scenario.resolved()
-    assert (first["run"]["rounds"], first["algorithm"]["lr"], first["algorithm"]["local_steps"]) == (9, 0.1, 2)
+    assert (first["run"]["rounds"], first["algorithm"]["momentum"], first["algorithm"]["lr"]) == (9, 0.5, 0.1)
+
+
+def test_settings_come_after_what_the_sweep_sets_for_all(tmp_path: Path) -> None:
+    _, found = points(write(tmp_path), ["algorithm.local_steps=5"])
+    assert {p.scenario.resolved()["algorithm"]["local_steps"] for p in found} == {5}
+
+
+@pytest.mark.parametrize(
+    "setting, where",
+    [("algorithm.lr=7", "grid"), ("algorithm={name: fedavg}", "cases.ring"), ("algorithm.name=fedprox", "cases")],
+)
+def test_settings_that_would_be_lost_are_refused(tmp_path: Path, setting: str, where: str) -> None:
+    with pytest.raises(InputError, match=rf"--set: .*the sweep's '{where}.*' changes algorithm.*allowed: keys that it"):
+        points(write(tmp_path), [setting])
 
 
 def test_a_sweep_without_cases_or_grid(tmp_path: Path) -> None:
