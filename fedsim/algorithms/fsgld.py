@@ -9,7 +9,7 @@ The prior is not divided by f_s, and the variance of the noise is h, for the dri
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from fedsim.algorithms.surrogates import Laplace, Local, SurrogateKey, spectrum
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.job import VISIT
+from fedsim.core.limits import check_room
 from fedsim.core.oracle import Task
 from fedsim.core.registry import register
 from fedsim.core.types import Count, NonNegative, Positive
@@ -77,6 +78,13 @@ class FSGLD(ServerAlgorithm):
                 raise InputError(message, key=name)
 
     # --- the run around it --------------------------------------------------------------------------------------------
+
+    def settled(self, task: Task, alpha: float | None) -> Self:
+        item = torch.empty((), dtype=task.dtype).element_size()
+        check_room(
+            self.chains * task.dim * item, f"a state of {self.chains:,} chains of {task.dim:,} numbers", "chains"
+        )
+        return super().settled(task, alpha)
 
     def objective(self, task: Task, picked: Floats) -> Task:
         if not (picked > 0).all():
