@@ -79,6 +79,14 @@ class Plan(ABC):
 
 
 @dataclass(frozen=True)
+class Losses:
+    """What models lose on clients' own samples, ``[m, 1]`` each: the mean over the samples, and the mean square."""
+
+    mean: Tensor
+    square: Tensor
+
+
+@dataclass(frozen=True)
 class Answers:
     """What a model says of some samples: outputs ``[N, k]``, targets ``[N]``, and, of classes, its guesses ``[N]``."""
 
@@ -184,6 +192,28 @@ class Task(ABC):
             There are none: a quadratic problem has no samples, and a deployment's server no training data.
         """
         raise InputError("a quadratic problem has no test data; allowed: a data set of samples")
+
+    def losses(self, models: Tensor, clients: Ints, rounds: Ints, samples: BatchSize) -> Losses:
+        """What models lose on training samples of their own clients: ``models[i]`` on those of ``clients[i]``.
+
+        Parameters
+        ----------
+        models : rows ``[m, d]``, or one ``[d]`` for all; where the task carries something ``d + s``.
+        rounds : of the clients, ``[m]``: another round draws other samples.
+        samples : how many a client takes, drawn without replacement, or ``full``: all of them. The samples are as they
+            are, neither augmented nor attacked, and models are as they are evaluated.
+
+        Raises
+        ------
+        InputError
+            These objectives have no losses.
+        """
+        raise InputError(f"{type(self).__name__} does not say what models lose on clients' samples")
+
+    def loss_samples(self, clients: Ints, samples: BatchSize) -> int:
+        """Losses of single samples that `losses` evaluates."""
+        sizes = self.sizes[clients]
+        return int((sizes if samples == "full" else np.minimum(sizes, samples)).sum())
 
     def shard(self, clients: Ints) -> Self:
         """The same objectives with the training data of `clients` only; clients keep their numbers and draws.

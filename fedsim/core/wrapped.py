@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fedsim.core.arrays import Floats, Ints
-from fedsim.core.oracle import Answers, Plan, Task
+from fedsim.core.oracle import Answers, Losses, Plan, Task
 from fedsim.core.types import BatchSize
 
 
@@ -44,6 +44,9 @@ class WrappedTask(Task):
         self, params: Tensor, client: int | None = None, change: Callable[[Tensor], Tensor] | None = None
     ) -> Answers:
         return self.inner.answers(params, client, change)
+
+    def losses(self, models: Tensor, clients: Ints, rounds: Ints, samples: BatchSize) -> Losses:
+        return self.inner.losses(models, clients, rounds, samples)
 
     def correct(self, params: Tensor) -> Ints | None:
         return self.inner.correct(params)

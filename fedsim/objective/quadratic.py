@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsim.core import rng
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
-from fedsim.core.oracle import Oracle, Plan, Task
+from fedsim.core.oracle import Losses, Oracle, Plan, Task
 from fedsim.core.types import BatchSize
 from fedsim.data.sets import Quadratic
 
@@ -73,6 +73,13 @@ class QuadraticTask(Task):
     def gradient(self, x: Tensor, rows: Tensor) -> Tensor:
         """A_i (x_i - b_i), ``[m, d]``."""
         return self._times(self.A[rows], x - self.b[rows])
+
+    def losses(self, models: Tensor, clients: Ints, rounds: Ints, samples: BatchSize) -> Losses:
+        """f_i of the models; there are no samples, so that they are exact."""
+        rows = self.rows(clients)
+        gap = models - self.b[rows]
+        mean = 0.5 * (gap * self._times(self.A[rows], gap)).sum(-1, keepdim=True)
+        return Losses(mean, mean.square())
 
     def evaluate(self, params: Tensor) -> dict[str, float]:
         gap = params - self.b

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fedsim.core import crew, rng
 from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.errors import InputError
-from fedsim.core.oracle import CARRIED, Answers, Plan, Task
+from fedsim.core.oracle import CARRIED, Answers, Losses, Plan, Task
 from fedsim.core.tokens import IGNORED, widened
 from fedsim.core.types import BatchSize, State
 from fedsim.data.augment import Augment, moved
@@ -28,6 +28,7 @@ from fedsim.models.losses import Loss, predictions
 from fedsim.objective.batches import Batches, Change, Inputs, SupervisedPlan
 from fedsim.objective.curvature import class_probabilities, gauss_newton, outputs_of
 from fedsim.objective.kernel import Kernel, Precision
+from fedsim.objective.own_losses import of_clients
 from fedsim.objective.rows import evaluated, index_lists
 from fedsim.objective.scores import Sums, counted, summed
 from fedsim.objective.smoothness import convexity_of_linear, of_linear
@@ -147,6 +148,9 @@ class SupervisedTask(Task):
         seen = self.seen.evaluate(partial(self._score, params, self.test_inputs, self.test_targets, None))
         result |= {k: v for k, v in zip(self.seen.metrics, seen, strict=True) if k in self.metrics}
         return result
+
+    def losses(self, models: Tensor, clients: Ints, rounds: Ints, samples: BatchSize) -> Losses:
+        return of_clients(self, models, clients, rounds, samples)
 
     def poisoned(self, clients: Ints, change: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]) -> Self:
         part = copy.copy(self)
