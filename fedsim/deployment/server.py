@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.clients.round import begin
+from fedsim.clients.round import begin, initial
 from fedsim.clients.worker import Worker
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.job import Job
@@ -162,9 +162,8 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
 
 def _one_message(scenario: Scenario, assembly: Assembly, worker: Worker) -> Message:
     """What a client that does nothing would send: the names, shapes and types of every message."""
-    x = assembly.task.initial()
-    algorithm = scenario.algorithm
-    state = algorithm.init(x if assembly.network is None else x.expand(assembly.task.num_clients, -1).clone())
+    algorithm, task = scenario.algorithm, assembly.task
+    state = initial(algorithm, task, None if assembly.network is None else task.num_clients)
     received = {k: v if v.dim() == 1 else v[:1] for k, v in begin(algorithm, state).items()}
     return worker.run(Job(np.zeros(1, np.int64), np.ones(1, np.int64), np.zeros(1, np.int64), received))
 

@@ -107,8 +107,8 @@ def _check_minibatches(s: Scenario, task: SupervisedTask) -> None:
         )
 
 
-def _step(s: Scenario, task: Task) -> None:
-    client = np.array([int(task.sizes.argmax())])  # on a machine of a deployment the only one that has data
+def _step(s: Scenario, task: SupervisedTask) -> None:
+    client = np.array([int(np.diff(task.offsets).argmax())])  # on a machine of a deployment the only one with rows here
     received, _ = one_message(s.algorithm, task, gossip=s.algorithm.setting == "gossip")
     one = np.ones(1, dtype=np.int64)
     Worker(task, s.algorithm, chunk_rows=1).run(Job(client, one, one, received))

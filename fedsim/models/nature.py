@@ -45,10 +45,13 @@ def nature_of(module: nn.Module, rows: Tensor) -> Nature:
     """
     if _surely_plain(module):
         return PLAIN
-    named = dict(module.named_buffers())
-    draws, buffers = _trained(module, rows if len(rows) > 1 else torch.cat([rows, rows]))
-    changed = {name: b for name, b in named.items() if buffers[name] is not b and not torch.equal(buffers[name], b)}
-    return Nature(draws > 0, placed(changed))
+    named, rows = dict(module.named_buffers()), rows if len(rows) > 1 else torch.cat([rows, rows])
+    tried = [_trained(module, rows)]
+    if rows.is_floating_point() and named:  # rows of zeros, say, may leave as it is what others change
+        generator = torch.Generator().manual_seed(0)
+        tried.append(_trained(module, torch.randn(rows.shape, generator=generator).to(rows)))
+    changed = {k: b for k, b in named.items() if any(not torch.equal(after[k], b) for _, after in tried)}
+    return Nature(any(draws > 0 for draws, _ in tried), placed(changed))
 
 
 def trains_on_one(module: nn.Module, row: Tensor) -> bool:

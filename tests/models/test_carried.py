@@ -23,6 +23,7 @@ from fedsim.engine.best import FILE, read_best
 from fedsim.engine.export import run_model
 from fedsim.models import exported
 from fedsim.models.draws import Keyed
+from fedsim.models.nature import nature_of
 from fedsim.scenario.load import parse
 
 MODELS = ("Normed", "NormedDropped", "Counting")
@@ -180,6 +181,12 @@ def test_an_export_has_the_buffers(name: str, suffix: str, tmp_path: Path) -> No
     loaded, own = exported.load(tmp_path / f"model{suffix}").module.state_dict(), run.state_dict()
     assert loaded.keys() == own.keys()
     assert all(torch.equal(v, own[k]) and v.dtype == own[k].dtype for k, v in loaded.items())
+
+
+def test_rows_that_leave_a_buffer_as_it_is_do_not_hide_it() -> None:
+    """What a model carries is the same for clients whose first rows are zeros."""
+    nature = nature_of(own_models.Counting(10), torch.zeros(8, 64))
+    assert nature.buffers.names == ("mean", "steps")
 
 
 NOISE = {"clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
