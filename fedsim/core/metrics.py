@@ -29,7 +29,7 @@ FILE = "columns.json"
 """Where a run directory keeps what its own columns mean, so that whoever reads it needs none of the run's modules."""
 
 Brief = Literal["line", "table", ""]
-Figure = Literal["progress", "optimum", "gossip", "delay", "other", ""]
+Figure = Literal["progress", "optimum", "gossip", "clients", "delay", "other", ""]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Curves of a metric against rounds, time, bytes or work: one panel, or a grid of small multiples."""
+"""Curves of a metric against rounds, time, bytes or work, and clouds of points: one panel, or a grid of them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ OPEN_END = "dotted, ends in \N{MULTIPLICATION SIGN}: unfinished run"
 _COLOURS = ("#2f7ebc", "#e07b00", "#0f9d76", "#cf4b7d", "#8a6fd1", "#a5822f", "#3fb0d6", "#8a8f96")
 _STYLES: tuple[Dashes, ...] = ("-", "--", "-.")
 _MOST_POINTS = 1500
+_MARKERS: dict[Dashes, str] = {"-": "o", "--": "s", "-.": "^"}
+_SPREAD = 20
+"""Largest over smallest `x` of a cloud from which on its axis is logarithmic."""
 _LARGEST = 1e300
 """Beyond it an axis has no ticks: what they are computed from overflows. A run that diverged so far is off it."""
 _LEGEND_ROWS = 30
@@ -32,7 +35,10 @@ _LEGEND_ROWS = 30
 
 @dataclass(frozen=True)
 class Line:
-    """``x, y [points]`` of a group of runs (`group` decides its colour), the band around it, or one unfinished run."""
+    """``x, y [points]`` of a group of runs (`group` decides its colour), the band around it, or one unfinished run.
+
+    With `cloud` the points stand for themselves: nothing joins them, and none is left out.
+    """
 
     group: int
     x: Floats
@@ -40,6 +46,7 @@ class Line:
     low: Floats | None = None
     high: Floats | None = None
     unfinished: bool = False
+    cloud: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ def panel_figure(panel: Panel, groups: int) -> Figure:
     """One panel without legend, on a transparent ground. No pyplot state: save it with ``figure.savefig``."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.5, 2.5), layout="constrained", facecolor="none")
+    figure = Figure(figsize=(3.5, 2.5), layout="constrained", facecolor="none", dpi=200)
     _draw(figure.add_subplot(), panel, groups)
     return figure
 
@@ -101,6 +108,9 @@ def _draw(axes: Any, panel: Panel, groups: int) -> None:
 
     for line in panel.lines:
         colour, dashes = style(line.group, groups)
+        if line.cloud:
+            _draw_cloud(axes, line, colour, dashes)
+            continue
         x, y, low, high = _thin(line)
         if panel.log:  # a logarithm has no place for zero
             y = np.where(y > 0, y, np.nan)
@@ -122,6 +132,9 @@ def _draw(axes: Any, panel: Panel, groups: int) -> None:
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4) if panel.lines else AutoLocator())
         axes.xaxis.set_major_formatter(EngFormatter(unit=panel.unit, sep=" " if panel.unit else ""))
+    clouds = [line.x for line in panel.lines if line.cloud and len(line.x)]
+    if clouds:
+        _spread_out(axes, np.concatenate(clouds))
     axes.set_xlabel(_plain(panel.xlabel), fontsize=9, color=INK)
     axes.set_ylabel(_plain(panel.ylabel), fontsize=9, color=INK)
     axes.set_facecolor("none")
@@ -129,6 +142,26 @@ def _draw(axes: Any, panel: Panel, groups: int) -> None:
     axes.grid(color="#80858c", alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
+
+
+def _draw_cloud(axes: Any, line: Line, colour: str, dashes: Dashes) -> None:
+    """Every point; of many the picture, since a page would grow by a hundred bytes for each."""
+    count = len(line.x)
+    axes.plot(
+        line.x, _drawable(line.y), _MARKERS[dashes], color=colour, markersize=4.5 if count <= 100 else 3,
+        alpha=0.7 if count <= 100 else 0.4, markeredgewidth=0, rasterized=count > _MOST_POINTS,
+    )  # fmt: skip
+
+
+def _spread_out(axes: Any, x: Floats) -> None:
+    """A logarithmic axis where values spread over orders of magnitude."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    if x.min() > 0 and x.max() > _SPREAD * x.min():
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if x.max() < 300 * x.min() else (1,), numticks=6))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
 
 
 def _log_ticks(axes: Any) -> None:

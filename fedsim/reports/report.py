@@ -8,33 +8,29 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim.core.errors import InputError
-from fedsim.core.metrics import TABLE, Metric, metric
+from fedsim.core.metrics import TABLE, Metric
 from fedsim.engine.run_directory import LAST
-from fedsim.figures.curves import BAND, OPEN_END, Line, Panel, grid_figure, panel_figure, style
+from fedsim.figures.curves import Panel, grid_figure
 from fedsim.figures.html import (
     Markup,
     details,
     heading,
-    inline_svg,
-    legend,
     mark,
-    named,
     notes,
     page,
-    panels,
     paragraph,
     pre,
-    swatch,
     table,
 )
 from fedsim.reports.groups import Group, Record, find_runs, group_runs, metrics_of, sweep_errors
+from fedsim.reports.numbers import number, spread
+from fedsim.reports.panels import curves, named_group, shown_panels
 from fedsim.reports.sections import Page, ReportSection, made, sections_named
 from fedsim.reports.setting import environments
 
@@ -59,7 +55,6 @@ _LEADS = {
         "link fires costs 1 + 1."
     ),
 }
-_TICKS = {"s": "s", "B": "B", "count": ""}  # units in which an axis counts thousands and millions
 _MANY_GROUPS = 6
 _TAIL = f"mean of the last {LAST}"
 
@@ -124,7 +119,7 @@ def make_page(runs: Sequence[Record], figures: Path, title: str, own: Sequence[R
     body += _results(groups, differing, shown) if len(runs) > 1 else _one_result(runs[0], shown)
     for name, called, lead, rows in _figures(groups, shown):
         save(name, grid_figure(rows, [g.label for g in groups], called))
-        body += [heading(2, called), paragraph(lead, soft=True) if lead else "", *_panels(name, rows, groups)]
+        body += [heading(2, called), paragraph(lead, soft=True) if lead else "", *shown_panels(name, rows, groups)]
     body += made(Page(runs, groups, differing, shown, save), own)
     if len(runs) > 1:
         body += _runs_table(groups, shown)
@@ -224,7 +219,7 @@ def _results(groups: Sequence[Group], differing: Sequence[str], shown: Sequence[
     cost = [_Column(m.title, m) for m in _costs(shown)]
 
     def compare(columns: Sequence[_Column]) -> Markup:
-        names = [(_name(g, i, len(groups)), str(len(g.counted))) for i, g in enumerate(groups)]
+        names = [(named_group(groups, i), str(len(g.counted))) for i, g in enumerate(groups)]
         rows = [[*name, *(column.cell(g) for column in columns)] for name, g in zip(names, groups, strict=True)]
         return table(["group", "k", *(column.title for column in columns)], rows)
 
@@ -243,7 +238,7 @@ def _differences(groups: Sequence[Group], differing: Sequence[str]) -> Markup:
     if len(groups) > _MANY_GROUPS:
         lines = [[g.label, *(g.settings.get(key, "") for key in differing)] for g in groups]
         return table(["group", *differing], lines)
-    labels = [_name(g, i, len(groups), state=False) for i, g in enumerate(groups)]
+    labels = [named_group(groups, i, state=False) for i, g in enumerate(groups)]
     return table(["key", *labels], [[key, *(g.settings.get(key, "") for g in groups)] for key in differing])
 
 
@@ -252,7 +247,7 @@ def _runs_table(groups: Sequence[Group], shown: Sequence[Metric]) -> list[object
     header = ["run", "group", "seed", "status", "round", *(f"{m.title}, final" for m in metrics)]
     rows = [
         [
-            str(run.dir), _name(group, i, len(groups), state=False), str(run.seed),
+            str(run.dir), named_group(groups, i, state=False), str(run.seed),
             run.status if run.finished else mark(run.status), str(run.round),
             *(number(run.final(m.name), m) for m in metrics),
         ]
@@ -262,45 +257,12 @@ def _runs_table(groups: Sequence[Group], shown: Sequence[Metric]) -> list[object
 
 
 def _quality(shown: Sequence[Metric]) -> list[Metric]:
-    return [m for m in shown if m.kind == "quality"]
+    """What a run achieved; of what is told per client the main numbers, the rest is in a section of its own."""
+    return [m for m in shown if m.kind == "quality" and (m.figure != "clients" or m.brief)]
 
 
 def _costs(shown: Sequence[Metric]) -> list[Metric]:
     return [m for m in shown if m.kind == "cost"]
-
-
-def _name(group: Group, index: int, groups: int, state: bool = True) -> Markup:
-    """A group's label with its colour, and, with `state`, what is unfinished about it."""
-    status = group.status if state and group.status != "finished" else ""
-    return named(swatch(*style(index, groups)), group.label, status)
-
-
-def number(value: float, of: Metric | str = "") -> str:
-    """A metric as text: shares with four places, bytes in units, counts whole, the rest with four digits."""
-    unit = (metric(of) if isinstance(of, str) else of).unit
-    if not math.isfinite(value):
-        return "\N{EN DASH}"
-    if unit == "share":
-        return f"{value:.4f}"
-    if unit == "B":
-        return _bytes(value)
-    if value.is_integer() and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:,.1f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
-
-
-def spread(mean: float, std: float, of: Metric | str = "") -> str:
-    """``mean ± std``; the mean alone for one run, and for a cost that all seeds share."""
-    of = metric(of) if isinstance(of, str) else of
-    if not math.isfinite(std) or (std == 0 and of.kind == "cost"):
-        return number(mean, of)
-    shown = number(std, of) if of.unit == "share" or std == 0 else number(float(f"{std:.2g}"), of)
-    return f"{number(mean, of)} \N{PLUS-MINUS SIGN} {shown}"
-
-
-def _bytes(count: float) -> str:
-    power = min(4, int(math.log10(count) // 3)) if count >= 1 else 0
-    return f"{count / 1000**power:.4g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 # --- curves -----------------------------------------------------------------------------------------------------------
@@ -315,48 +277,13 @@ def _figures(groups: Sequence[Group], shown: Sequence[Metric]) -> Iterator[tuple
     for name, called in _FIGURES.items():
         ys = larger if name == "delay" else [m for m in shown if m.figure == name]
         xs = delays if name == "delay" else usual[:1] if name == "other" else usual
-        rows = [[panel for x in xs if (panel := _panel(groups, x, y)).lines] for y in ys]
+        rows = [[panel for x in xs if (panel := curves(groups, x, y)).lines] for y in ys]
         rows = [row for row in rows if row]
         if name == "other":
             flat = [panel for row in rows for panel in row]
             rows = [flat[i : i + 4] for i in range(0, len(flat), 4)]
         if rows:
             yield name, called, _LEADS.get(name, ""), rows
-
-
-def _panel(groups: Sequence[Group], x: Metric, y: Metric) -> Panel:
-    lines = [line for i, group in enumerate(groups) for line in _lines(i, group, x.name, y.name)]
-    if all(len(line.x) == 0 or line.x[-1] <= 0 for line in lines) and x.name != "round":
-        lines = []  # nothing was sent, or nothing was delayed: no axis to draw against
-    return Panel(f"{y.name}-{x.name}", x.axis, y.title, lines, _TICKS.get(x.unit), log=y.log)
-
-
-def _lines(index: int, group: Group, x: str, y: str) -> Iterator[Line]:
-    band = group.band(x, y)
-    if band is not None:
-        yield Line(index, *band)
-    for run in group.runs:
-        a, b = run.series(x, y)
-        if len(a) and (band is None or not run.finished):
-            yield Line(index, a, b, unfinished=not run.finished)
-
-
-def _panels(name: str, rows: Sequence[Sequence[Panel]], groups: Sequence[Group]) -> list[object]:
-    """The panels one by one, so that a narrow screen puts them below each other, and one legend for all."""
-    drawn = [panel for row in rows for panel in row]
-    lines = [line for panel in drawn for line in panel.lines]
-    entries = [(swatch(*style(i, len(groups))), groups[i].label) for i in sorted({line.group for line in lines})]
-    if any(line.low is not None for line in lines):
-        entries.append((swatch("", "band"), BAND))
-    if any(line.unfinished for line in lines):
-        entries.append((swatch("", ":", marker=True), OPEN_END))
-    plain = len(groups) == 1 and len(entries) == 1
-
-    def picture(panel: Panel) -> Markup:
-        alt = f"{panel.ylabel} against {panel.xlabel}"
-        return inline_svg(panel_figure(panel, len(groups)), f"{name}-{panel.name}", alt)
-
-    return ["" if plain else legend(entries), *(panels(map(picture, row)) for row in rows)]
 
 
 # --- what it was run with ---------------------------------------------------------------------------------------------

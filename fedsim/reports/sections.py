@@ -19,6 +19,7 @@ from fedsim.core.metrics import Metric
 from fedsim.core.registry import Part
 from fedsim.figures import html
 from fedsim.reports.attackers import attackers
+from fedsim.reports.clients import clients
 from fedsim.reports.deployment import deployments
 from fedsim.reports.groups import Group, Record
 from fedsim.reports.merging import merging
@@ -99,6 +100,11 @@ class _BuiltIn:
 SECTIONS = (
     _BuiltIn(
         "Trade-offs", lambda p: tradeoffs(p.groups, p.differing, p.shown, p.save), ("metrics.jsonl", "topology.graphml")
+    ),
+    _BuiltIn(
+        "Clients",
+        lambda page: clients(page.groups, page.shown, page.save),
+        ("clients.parquet", "metrics.jsonl", "partition.csv"),
     ),
     _BuiltIn("Merging", lambda page: merging(page.groups, page.save), ("scenario.yaml", "metrics.jsonl")),
     _BuiltIn(

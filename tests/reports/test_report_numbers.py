@@ -11,7 +11,7 @@ from fedsim.engine.run_directory import bests
 from fedsim.figures.curves import Line, Panel, grid_figure, panel_figure
 from fedsim.figures.html import inline_svg
 from fedsim.reports.groups import Record, mean_std
-from fedsim.reports.report import number, spread
+from fedsim.reports.numbers import number, spread
 
 
 def test_mean_and_std_are_numpys():
