@@ -21,14 +21,19 @@ from fedsim.cli.app import app
 from fedsim.core import registry
 from fedsim.sweeps.files import points
 
-SHORT, WINDOWS = ["--set", "run.rounds=2"], ["--set", "run.rounds=20"]  # of a schedule, every window has a round
 _OWN_TESTS = ("install", "pip ", "pytest", "chromium")
+
+
+def rounds(text: str) -> int:
+    """Enough to try a file: of a schedule every window has a round, and of runs that may be stopped the first one."""
+    grace = re.search(r"\bgrace: (\d+)", text)
+    return 20 if "schedule:" in text else 2 if grace is None else int(grace[1])
 
 
 def shortened(text: str) -> str:
     """A scenario's or a sweep's file with fewer rounds in what a sweep sets by itself, and fewer steps of an attack."""
-    rounds = "20" if "schedule:" in text else "2"
-    return re.sub(r"\biterations: \d+", "iterations: 20", re.sub(r"\brun\.rounds: \d+", f"run.rounds: {rounds}", text))
+    few = re.sub(r"\brun\.rounds: \d+", f"run.rounds: {rounds(text)}", text)
+    return re.sub(r"\biterations: \d+", "iterations: 20", few)
 
 
 class Desk:
@@ -77,7 +82,7 @@ class Desk:
         if any(word in command for word in _OWN_TESTS):
             return "installs, or has tests of its own"
         if arguments[0] in ("run", "sweep"):
-            arguments += WINDOWS if "schedule:" in Path(arguments[1]).read_text(encoding="utf-8") else SHORT
+            arguments += ["--set", f"run.rounds={rounds(Path(arguments[1]).read_text(encoding='utf-8'))}"]
         if reason := self._needs(arguments):
             if "--out" in arguments:
                 self.missing.add(arguments[arguments.index("--out") + 1])

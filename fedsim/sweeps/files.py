@@ -125,10 +125,14 @@ def _read(path: str | Path, settings: list[str] | None) -> Plan:
 
 
 def _directed(document: Document, stop: Stop | None, points: Sequence[Point]) -> Stop | None:
-    """When bad runs are stopped, in the direction that all runs' metrics have."""
+    """When bad runs are stopped, in the direction that all runs' metrics have; InputError where that is never."""
     if stop is None:
         return None
     table, _ = merged({**TABLE, **point.scenario.columns} for point in points)
+    longest = max(point.scenario.run.rounds for point in points)
+    if stop.grace > longest:
+        message = f"found {stop.grace}, but runs have {longest} rounds at most, so that none would be stopped"
+        raise document.locate(InputError(f"{message}; allowed: 1 to {longest}", key="stop.grace"))
     try:
         return stop.directed(table)
     except InputError as error:

@@ -83,6 +83,12 @@ def test_settings_that_would_be_lost_are_refused(tmp_path: Path, setting: str, w
         points(write(tmp_path), [setting])
 
 
+def test_a_rung_that_no_run_reaches_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"stop\.grace: found 4, but runs have 3 rounds at most.*allowed: 1 to 3"):
+        points(write(tmp_path, stop={"grace": 4}))
+    points(write(tmp_path, stop={"grace": 3}))
+
+
 def test_a_sweep_without_cases_or_grid(tmp_path: Path) -> None:
     assert points(write(tmp_path, cases={}))[1][0].label == "lr=0.1_seed=0"
     assert [p.label for p in points(write(tmp_path, grid={}))[1]] == ["plain", "proximal", "ring"]
