@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from fedsim.cli.ending import Commands, interruptible, out_of_memory, own_fault, say_interrupted
+from fedsim.cli.examples import examples
 from fedsim.cli.export import export
 from fedsim.cli.json_output import AsJson, emit
 from fedsim.cli.progress import run_progress, told_steps
@@ -239,12 +240,15 @@ def deploy(
     scenario: ScenarioFile,
     folder: Annotated[Path, typer.Argument(help="where the app goes: a new or empty folder", metavar="DIR")],
     settings: Settings = None,
+    wheel: Annotated[
+        bool, typer.Option("--wheel", help="put a wheel of this fedsim beside it, to install it from")
+    ] = False,
 ) -> None:
     """Write a Flower app that runs the scenario on real clients, ready for `flwr run`."""
     from fedsim.deployment.app import deploy as write_app
     from fedsim.scenario.load import load
 
-    for name in write_app(load(scenario, settings), folder):
+    for name in write_app(load(scenario, settings), folder, wheel):
         say(f"  {folder / name}")
     say(" has the commands", bold=str(folder / "README.md"))
 
@@ -266,6 +270,7 @@ def check(
 
 
 app.command()(export)
+app.command()(examples)
 
 
 @app.command("list")

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import __version__
+from fedsim.core.about import DISTRIBUTION, install
 from fedsim.core.errors import InputError
 from fedsim.core.modules import imported_from, own_file
 from fedsim.deployment.noise import check_trust
 from fedsim.deployment.server import RUN_KEYS
+from fedsim.deployment.wheel import write_wheel
 from fedsim.scenario.sections import Scenario
 
 PACKAGE = "fedsim_deployment"
@@ -31,7 +33,7 @@ name = "{project}"
 version = "1.0.0"
 description = "The fedsim scenario '{name}' as a Flower app"
 license = "Apache-2.0"
-dependencies = ["fedsim[flower]=={version}"]
+dependencies = ["{distribution}[flower]=={version}"]
 
 [tool.hatch.build.targets.wheel]
 packages = ["."]
@@ -52,17 +54,32 @@ _COMPONENT = '''\
 
 from pathlib import Path
 
-from fedsim.deploy_{side} import make_{side}_app
+from fedsim.deployment.{side} import make_{side}_app
 
 app = make_{side}_app(Path(__file__).with_name("scenario.yaml"))
+'''
+
+_INIT = '''\
+"""Made by `fedsim deploy` of {distribution} {version}."""
+
+try:
+    from fedsim.deployment.made import made_by
+except ImportError as error:
+    raise ImportError("the 'fedsim' here is another project or an old one: {install}") from error
+
+made_by("{version}")
 '''
 
 _README = """\
 # {name}: a Flower deployment
 
 Made by `fedsim deploy` (fedsim {version}). Algorithm `{algorithm}`, {clients} clients, {rounds} rounds; all of the
-scenario is in `{package}/scenario.yaml`. fedsim and flwr have to be installed on the SuperLink's machine and on every
-client's.
+scenario is in `{package}/scenario.yaml`. On the SuperLink's machine and on every client's, fedsim and flwr have to be
+installed (`fedsim` on the public index is another project):
+
+```sh
+{installs}
+```
 
 ## On this machine
 
@@ -115,8 +132,10 @@ fedsim.
 """
 
 
-def deploy(scenario: Scenario, folder: Path) -> list[str]:
+def deploy(scenario: Scenario, folder: Path, wheel: bool = False) -> list[str]:
     """Write the app into `folder`, which must not exist or be empty; the names of the files.
+
+    With `wheel` a wheel of this fedsim lies in ``wheels/`` beside it, for machines that have no index that has it.
 
     Raises
     ------
@@ -135,8 +154,14 @@ def deploy(scenario: Scenario, folder: Path) -> list[str]:
         package = folder / PACKAGE
         package.mkdir(parents=True)
         place = folder.resolve()
-        text = {"name": scenario.name, "version": __version__, "package": PACKAGE, "folder": place}
-        (package / "__init__.py").write_text('"""Made by fedsim deploy."""\n', encoding="utf-8")
+        text = {
+            "name": scenario.name,
+            "version": __version__,
+            "package": PACKAGE,
+            "folder": place,
+            "distribution": DISTRIBUTION,
+        }
+        (package / "__init__.py").write_text(_INIT.format(**text, install=install("flower")), encoding="utf-8")
         for side, what in (("server", "ServerApp"), ("client", "ClientApp")):
             component = _COMPONENT.format(side=side, what=what)
             (package / f"{side}_app.py").write_text(component, encoding="utf-8")
@@ -150,12 +175,18 @@ def deploy(scenario: Scenario, folder: Path) -> list[str]:
         readme = _README.format(
             **text, algorithm=scenario.names["algorithm"], clients=clients, rounds=scenario.run.rounds,
             supernodes="\n".join(_supernode(i, clients) for i in range(min(clients, 3))) + ("\n..." * (clients > 3)),
-            out=place / "results",
+            out=place / "results", installs=_from_wheel(folder) if wheel else install("flower"),
         )  # fmt: skip
         (folder / "README.md").write_text(readme, encoding="utf-8")
     except OSError as error:
         raise InputError(f"DIR: the app cannot be written to {folder}: {error}") from None
     return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
+
+
+def _from_wheel(folder: Path) -> str:
+    """The command that installs the wheel, which is written."""
+    file = write_wheel(folder / "wheels")
+    return f"# {file.name} is in wheels/ of this folder: copy it to every machine\npip install './{file.name}[flower]'"
 
 
 def _supernode(client: int, clients: int) -> str:

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
+from fedsim.core.about import install
 from fedsim.core.errors import InputError
 from fedsim.core.metrics import Metric
 from fedsim.core.registry import register
@@ -37,7 +38,7 @@ def _library(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        message = f"found {extra}, but its library cannot be imported ({error}); pip install 'fedsim[{extra}]'"
+        message = f"found {extra}, but its library cannot be imported ({error}); {install(extra)}"
         raise InputError(message, key="name") from None
 
 

@@ -8,7 +8,7 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -57,6 +57,56 @@ def test_the_app_is_thin_and_complete(tmp_path: Path) -> None:
     readme = (folder / "README.md").read_text()
     assert "partition-id=2 num-partitions=5" in readme
     assert "num-supernodes=5" in readme
+
+
+def test_the_app_says_which_fedsim_it_needs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """`fedsim` on the public index is another project, which has no such modules."""
+    deploy(parse(SCENARIO), tmp_path / "app")
+    dependencies = tomllib.loads((tmp_path / "app" / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert dependencies == [f"fedsim-learn[flower]=={fedsim.__version__}"]
+    init = tmp_path / "app" / PACKAGE / "__init__.py"
+    exec(init.read_text(), {})
+    assert not caplog.records
+    exec(init.read_text().replace(f'made_by("{fedsim.__version__}")', 'made_by("0.0.7")'), {})
+    assert f"made by fedsim-learn 0.0.7, this machine has {fedsim.__version__}" in caplog.text
+    other = tmp_path / "other" / "fedsim"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("")
+    command = [sys.executable, "-c", f"import {PACKAGE}.client_app"]
+    paths = os.pathsep.join([str(tmp_path / "app"), str(tmp_path / "other")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "the 'fedsim' here is another project or an old one: pip install 'fedsim-learn[flower]'" in ended.stderr
+
+
+def test_the_wheel_is_the_fedsim_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Installed:
+        version: str = fedsim.__version__
+        texts: ClassVar = {
+            "METADATA": "Metadata-Version: 2.4\nName: fedsim-learn\nVersion: 0.1.0\n",
+            "entry_points.txt": "",
+        }
+
+        def read_text(self, name: str) -> str | None:
+            return self.texts.get(name)
+
+    monkeypatch.setattr("fedsim.deployment.wheel.distribution", lambda _: Installed())
+    names = deploy(parse(SCENARIO), tmp_path / "app", wheel=True)
+    (wheel,) = (name for name in names if name.startswith("wheels/"))
+    assert f"pip install './{Path(wheel).name}[flower]'" in (tmp_path / "app" / "README.md").read_text()
+    with zipfile.ZipFile(tmp_path / "app" / wheel) as archive:
+        assert archive.testzip() is None
+        archive.extractall(tmp_path / "site")
+        record = archive.read(next(n for n in archive.namelist() if n.endswith("RECORD"))).decode().splitlines()
+        assert {line.split(",")[0] for line in record} == set(archive.namelist())
+    command = [sys.executable, "-c", "import fedsim.deployment.client; print(fedsim.__file__)"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == str(tmp_path / "site" / "fedsim" / "__init__.py")
+    monkeypatch.setattr(Installed, "version", "0.0.7")
+    with pytest.raises(InputError, match=r"--wheel: fedsim-learn 0\.0\.7 is installed, but"):
+        deploy(parse(SCENARIO), tmp_path / "again", wheel=True)
 
 
 @pytest.mark.slow

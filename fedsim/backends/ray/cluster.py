@@ -20,6 +20,7 @@ from fedsim.backends.ray.transport import Packed, unpack
 from fedsim.backends.shard import Shard
 from fedsim.clients.malloc import keep_freed_memory
 from fedsim.core import crew
+from fedsim.core.about import install
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.modules import Places
 
@@ -53,7 +54,7 @@ class Cluster:
         try:
             import ray
         except ImportError:
-            raise InputError("found 'ray', which is not installed: pip install 'fedsim[ray]'", key="name") from None
+            raise InputError(f"found 'ray', which is not installed: {install('ray')}", key="name") from None
         self.ray: Any = ray
         self.mine = not ray.is_initialized()
         self.broken, self.closing = False, threading.Event()

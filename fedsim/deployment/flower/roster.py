@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fedsim import __version__
 from fedsim.deployment.flower.records import HELLO, BadRecord, Greeting, Order, pack, shown, unpack
 
 LOG = logging.getLogger("flwr.fedsim")
@@ -126,6 +127,8 @@ class Roster:
         problem = self._is_taken(node, greeting) or self.refuses(greeting)
         if problem is not None:
             return problem
+        if greeting.version != __version__:
+            LOG.warning("client %d has fedsim %s, this server %s", greeting.client, greeting.version, __version__)
         LOG.info("client %d is SuperNode %d (%d samples)", greeting.client, node, greeting.samples)
         self._node_of[greeting.client], self._client_at[node] = node, greeting.client
         self.greetings[greeting.client] = greeting
