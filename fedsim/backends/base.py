@@ -11,6 +11,7 @@ from torch import Tensor
 from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.errors import RunError
 from fedsim.core.job import Job
+from fedsim.core.own_tests import Asked, OwnAnswers
 from fedsim.core.row_files import RowStream, TensorFile
 from fedsim.core.types import Message
 from fedsim.graphs.mixing_matrix import MixingMatrix
@@ -62,6 +63,17 @@ class Backend(Protocol):
             They keep it to themselves.
         """
 
+    def own_answers(self, clients: Ints, received: Message, asked: Asked) -> OwnAnswers:
+        """What the models of `clients` say of the clients' own test rows; see `fedsim.clients.evaluating.evaluate`.
+
+        All work that was dispatched before is done first.
+
+        Raises
+        ------
+        RunError
+            They keep their rows to themselves.
+        """
+
     @property
     def wants_checkpoint(self) -> bool:
         """Whether a checkpoint is due, since too much would have to be done again after a loss."""
@@ -83,6 +95,10 @@ class BackendDefaults:
     def kept(self, name: str, clients: Ints) -> Tensor:
         """Not to be had."""
         raise RunError("clients keep what is theirs to themselves here: no measure can read it")
+
+    def own_answers(self, clients: Ints, received: Message, asked: Asked) -> OwnAnswers:
+        """Not to be had."""
+        raise RunError("clients keep what is theirs to themselves here: they cannot be evaluated one by one")
 
     def checkpointed(self, saved: Saved) -> None:
         """Nothing depends on it."""
@@ -119,6 +135,9 @@ class NodeBackend(Backend, Protocol):
 
     def rows(self, name: str, nodes: Ints, idle: Floats | None = None) -> Tensor:
         """A state of some nodes, ``[m, width]``."""
+
+    def nodes_answers(self, clients: Ints, asked: Asked, idle: Floats | None = None) -> OwnAnswers:
+        """What the models of these nodes say of their own test rows."""
 
     def nodes(self, idle: Floats | None = None) -> dict[str, RowStream]:
         """The nodes' states, ``[n, d]`` each, in parts."""

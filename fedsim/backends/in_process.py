@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from fedsim.backends.base import BackendDefaults
+from fedsim.clients.evaluating import evaluate
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import RunError
 from fedsim.core.job import Job
+from fedsim.core.own_tests import Asked, OwnAnswers
 from fedsim.core.types import Message
 
 
@@ -77,6 +79,11 @@ class Vectorized(BackendDefaults):
 
     def kept(self, name: str, clients: Ints) -> Tensor:
         return self.worker.store.gather(clients)[name]
+
+    def own_answers(self, clients: Ints, received: Message, asked: Asked) -> OwnAnswers:
+        if asked.personal:
+            self.compute()
+        return evaluate(self.worker, clients, received, asked)
 
     def compute(self) -> None:
         """All pending jobs in one batch."""

@@ -8,28 +8,29 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.backends.guard import Guard
 from fedsim.backends.in_process import Vectorized
 from fedsim.backends.placement import Exchange
 from fedsim.backends.ray.transport import as_array, as_arrays, as_tensor, as_tensors
+from fedsim.clients.evaluating import asked_about
 from fedsim.clients.mixing import Mixing
 from fedsim.clients.round import begin, describe, finish, flowed, initial, model
 from fedsim.clients.round import some as some_of
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Array, Bools, Floats, Ints
-from fedsim.core.blame import blamed
-from fedsim.core.errors import FedsimError, RunError
+from fedsim.core.errors import RunError
 from fedsim.core.job import Contribution, Job
 from fedsim.core.oracle import Task
-from fedsim.core.returned import WrongFormError
+from fedsim.core.own_tests import Asked, OwnAnswers
 from fedsim.core.row_files import Place, Stored
-from fedsim.core.types import Message, State, agree
+from fedsim.core.types import Message, agree
 from fedsim.graphs.mixing_matrix import MixingMatrix, repeated
 
 Arrays = dict[str, Array]
@@ -37,14 +38,6 @@ Arrays = dict[str, Array]
 TABLE = "table."
 """Names of tables of clients' rows in a checkpoint begin so."""
 _PART_BYTES = 2**25  # that are made ready to be written at a time
-
-
-class ClientError(FedsimError):
-    """The local work of some clients raised: client numbers to what was raised."""
-
-    def __init__(self, clients: Mapping[int, str]) -> None:
-        super().__init__(clients)
-        self.clients = dict(clients)
 
 
 @dataclass(frozen=True)
@@ -87,56 +80,6 @@ class Part(NamedTuple):
     exchange: Exchange
     some: Ints | None = None
     elapsed: Floats | None = None
-
-
-class Guard:
-    """A worker whose clients cannot take the others down: who raises is found, and named or left out."""
-
-    def __init__(self, worker: Worker, drop: bool) -> None:
-        self.worker, self.drop = worker, drop
-        self.dropped: dict[int, str] = {}
-        """Jobs left out since they were last asked for, and why; their rows are zeros."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.worker, name)
-
-    def run(self, job: Job) -> Message:
-        """As `Worker.run`.
-
-        Raises
-        ------
-        ClientError
-            Some clients' work raises when each is computed alone, and they are not to be dropped. What clients keep is
-            then as before.
-        """
-        before = self.worker.store.gather(job.clients)
-        try:
-            return self.worker.run(job)
-        except Exception as error:
-            self.worker.store.scatter(job.clients, before)
-            guilty = {} if isinstance(error, WrongFormError) else self._guilty(job, before)  # that is no client's fault
-            if not guilty:
-                raise  # only all together: out of memory, say
-            if not self.drop:
-                raise ClientError({int(job.clients[i]): why for i, why in guilty.items()}) from None
-            numbers = job.numbers
-            self.dropped |= {int(numbers[i]): f"client {job.clients[i]}: {why}" for i, why in guilty.items()}
-            idle = job.steps.copy()
-            idle[list(guilty)] = 0
-            return self.worker.run(replace(job, steps=idle))
-
-    def _guilty(self, job: Job, before: State) -> dict[int, str]:
-        """Rows that raise when computed alone."""
-        found = {}
-        for i in range(len(job.clients)):
-            one = slice(i, i + 1)
-            received = {k: v[one] if v.dim() > 1 else v for k, v in job.received.items()}
-            try:
-                self.worker.run(Job(job.clients[one], job.rounds[one], job.steps[one], received))
-            except Exception as error:  # somebody's data may raise anything
-                found[i] = blamed(error) or f"{type(error).__name__}: {error}"
-            self.worker.store.scatter(job.clients[one], {k: v[one] for k, v in before.items()})
-        return found
 
 
 class _SuspendedError(Exception):
@@ -206,6 +149,15 @@ class Shard:
         if idle is None:
             return as_array(self.state[name][rows])
         return as_array(flowed(self.algorithm, some_of(self.state, rows), idle)[name])
+
+    def own_answers(self, clients: Ints, received: Arrays, asked: Asked) -> OwnAnswers:
+        """What the models of some of the clients say of their own test rows, of what they `received`."""
+        return self.backend.own_answers(clients, as_tensors(received, self.device), asked)
+
+    def nodes_answers(self, clients: Ints, asked: Asked, idle: Floats | None = None) -> OwnAnswers:
+        """The same of some of the nodes, after all have flowed for `idle` virtual seconds."""
+        state, rows = flowed(self.algorithm, self.state, idle), np.searchsorted(self.clients, clients)
+        return self.backend.own_answers(clients, asked_about(self.algorithm, state, rows, asked), asked)
 
     def write(self, name: str, place: Place, clients: Ints, rows: Ints, idle: Floats | None = None) -> None:
         """Write what `kept` gives into those rows of a file, some at a time."""

@@ -203,6 +203,9 @@ class Measure(Part, ABC):
     """
 
     metrics: ClassVar[Sequence[Metric]] = ()
+    per_client: ClassVar[bool] = False
+    """Whether it can be asked about one client's rows: it looks at `View.answers`, and at `Task.probabilities`, alone.
+    """
     of_samples: ClassVar[bool] = False
     """Whether it is about samples that a run keeps, so that the algorithm has to be one that does."""
 
@@ -303,6 +306,8 @@ class Keys:
 @dataclass(frozen=True, kw_only=True)
 class MeasuredFunction(Measure):
     """What ``function(targets, guesses, **keys)`` says of the (mean) model on the test data: one number."""
+
+    per_client: ClassVar[bool] = True
 
     called: str
     function: Callable[..., Any] = field(repr=False)

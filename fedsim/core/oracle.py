@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
+from fedsim.core.own_tests import OwnAnswers
 from fedsim.core.types import BatchSize, Message, State, clip_norm
 
 CARRIED = "model:buffers"
@@ -93,6 +94,27 @@ class Answers:
     outputs: Tensor
     targets: Tensor
     guesses: Tensor | None = None
+
+
+class OwnTests(Protocol):
+    """The test rows of each client's own, as a task has them."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether all clients have the same ones."""
+
+    @property
+    def sizes(self) -> Ints:
+        """Rows per client, ``[n]``."""
+
+    def targets_of(self, clients: Ints) -> Ints:
+        """How many targets the rows of `clients` have, ``[m]``: as many, unless there is one at every position."""
+
+    def answers(self, models: Tensor, clients: Ints, whole: bool = False) -> OwnAnswers:
+        """What one model ``[d]``, or the models ``[m, d]`` of `clients`, say of them; with outputs if `whole`."""
+
+    def said(self, client: int, outputs: Array) -> tuple[Answers, Tensor | None]:
+        """What was said of one client's rows, and the classes' probabilities ``[N, classes]`` where there are some."""
 
 
 class Task(ABC):
@@ -214,6 +236,11 @@ class Task(ABC):
         """Losses of single samples that `losses` evaluates."""
         sizes = self.sizes[clients]
         return int((sizes if samples == "full" else np.minimum(sizes, samples)).sum())
+
+    @property
+    def own(self) -> OwnTests | None:
+        """The test rows of each client's own; None: clients are not tested one by one."""
+        return None
 
     def shard(self, clients: Ints) -> Self:
         """The same objectives with the training data of `clients` only; clients keep their numbers and draws.

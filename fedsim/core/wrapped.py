@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fedsim.core.arrays import Floats, Ints
-from fedsim.core.oracle import Answers, Losses, Plan, Task
+from fedsim.core.oracle import Answers, Losses, OwnTests, Plan, Task
 from fedsim.core.types import BatchSize
 
 
@@ -48,6 +48,10 @@ class WrappedTask(Task):
     def losses(self, models: Tensor, clients: Ints, rounds: Ints, samples: BatchSize) -> Losses:
         return self.inner.losses(models, clients, rounds, samples)
 
+    @property
+    def own(self) -> OwnTests | None:
+        return self.inner.own
+
     def correct(self, params: Tensor) -> Ints | None:
         return self.inner.correct(params)
 
@@ -72,3 +76,10 @@ class WrappedTask(Task):
         if name == "inner" or name.startswith("__"):  # asked for while a copy is made that has nothing yet
             raise AttributeError(name)
         return getattr(self.inner, name)
+
+
+def plain(task: Task) -> Task:
+    """The task whose oracle gives the gradients of the samples as they are."""
+    while isinstance(task, WrappedTask):
+        task = task.inner
+    return task

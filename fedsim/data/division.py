@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from fedsim.core.arrays import Array, Ints
 from fedsim.core.errors import InputError
 from fedsim.data.labels import shown
+from fedsim.data.local_test import LocalTest, hold_out
 from fedsim.data.natural import ByColumn
 from fedsim.data.partition import Partition, assign_partition
 from fedsim.data.sets import Dataset
@@ -29,6 +30,10 @@ class Division:
         The column's values of each client.
     test_samples
         ``[clients]`` rows of test that are of the same ids.
+    held
+        Rows of train per client that it never trains on, and that are not among `rows`; None: nothing is held out.
+    natural
+        Rows of test per client that are of the same ids; None: the data do not say whose they are.
     column
         The column that was divided by.
     notes
@@ -39,6 +44,8 @@ class Division:
     names: tuple[str, ...] = ()
     ids: tuple[list[Any], ...] = ()
     test_samples: Ints | None = None
+    held: list[Ints] | None = None
+    natural: list[Ints] | None = None
     column: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -57,14 +64,27 @@ def column_of(scheme: Partition | None) -> str | None:
     return scheme.partition_by if isinstance(scheme, ByColumn) else None
 
 
-def divided(scheme: Partition | None, data: Dataset, clients: int | None, seed: int) -> Division:
-    """Divide the rows of train.
+def divided(
+    scheme: Partition | None, data: Dataset, clients: int | None, seed: int, local_test: LocalTest | None = None
+) -> Division:
+    """Divide the rows of train, and hold out what clients are tested on.
 
     Raises
     ------
     InputError
         With keys relative to the scenario's ``data``.
     """
+    found = _divided(scheme, data, clients, seed)
+    if isinstance(local_test, float):
+        rows, held = hold_out(found.rows, local_test, seed)
+        return replace(found, rows=rows, held=held)
+    if local_test == "natural" and (found.natural is None or not any(len(rows) for rows in found.natural)):
+        message = "found natural, but the data have no test rows of clients' own ids"
+        raise InputError(f"{message}; allowed: a share, e.g. 0.2", key="local_test")
+    return found
+
+
+def _divided(scheme: Partition | None, data: Dataset, clients: int | None, seed: int) -> Division:
     if isinstance(scheme, ByColumn) and data.ids is not None:
         try:
             return _by_column(scheme, data, data.ids, clients)
@@ -84,10 +104,13 @@ def _by_column(scheme: ByColumn, data: Dataset, ids: Array, clients: int | None)
             key="clients",
         )
     owner = {value: i for i, group in enumerate(groups) for value in group}
-    samples, notes = None, list[str]()
+    samples, natural, notes = None, None, list[str]()
     if data.test_ids is not None:
-        found, counts = np.unique(data.test_ids, return_counts=True)
+        found, place, counts = np.unique(data.test_ids, return_inverse=True, return_counts=True)
         samples = np.zeros(len(rows), dtype=np.int64)
+        owners = np.array([owner.get(value, -1) for value in found.tolist()], dtype=np.int64)[place]
+        by_owner = np.argsort(owners, kind="stable")
+        natural = np.split(by_owner, np.searchsorted(owners[by_owner], np.arange(len(rows) + 1)))[1:-1]
         foreign = []
         for value, count in zip(found.tolist(), counts.tolist(), strict=True):
             if value in owner:
@@ -99,4 +122,6 @@ def _by_column(scheme: ByColumn, data: Dataset, ids: Array, clients: int | None)
                 f"{len(foreign)} values of '{scheme.partition_by}' are of test rows alone and of no client: "
                 f"{shown(foreign)}"
             )
-    return Division(rows, tuple(names), tuple(groups), samples, scheme.partition_by, tuple(notes))
+    return Division(
+        rows, tuple(names), tuple(groups), samples, natural=natural, column=scheme.partition_by, notes=tuple(notes)
+    )

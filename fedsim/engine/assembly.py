@@ -38,6 +38,7 @@ from fedsim.models.build import NO_TOKENS, build_model
 from fedsim.models.checks import takes, typical_rows
 from fedsim.models.layout import stays
 from fedsim.models.losses import Loss
+from fedsim.objective.own_rows import client_tests
 from fedsim.objective.quadratic import QuadraticTask
 from fedsim.objective.supervised import SupervisedTask
 from fedsim.participation.base import Participation, Setting
@@ -289,7 +290,7 @@ def _supervised(
 ) -> tuple[SupervisedTask, Any, dict[str, str], dict[str, Any]]:
     with _section("data", s):
         data = replace(data, tokens=tokens_of(data))
-        division = divided(s.partition, data, s.clients, s.seed) if held is None else Division(held.rows)
+        division = divided(s.partition, data, s.clients, s.seed, s.local_test) if held is None else Division(held.rows)
     with _section("model", s):
         assert s.model is not None
         targets = int(data.train_y.shape[1]) if data.train_y.dim() > 1 else 1
@@ -311,6 +312,10 @@ def _supervised(
             how.eval_samples, s.augment, how.precision, how.kernel,
             None if s.adversary is None or data.pixels is None else s.adversary.on(data.pixels),
         )  # fmt: skip
+    if s.tests_clients and held is None:
+        task.tests = client_tests(
+            task, division.held, division.natural if s.local_test == "natural" else None, made.data
+        )
     with _section("adversary"):
         task.seen.check(task.kernel, task.untrained(), task.inputs[:1], task.targets[:1])
     if held is not None:

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from fedsim.core.arrays import Ints
+from fedsim.core.client_metrics import ClientTable
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.metrics import TABLE, Metric, metric
 from fedsim.core.oracle import Answers, Task
 from fedsim.engine.assembly import Assembly
+from fedsim.engine.client_evaluation import ClientEvaluation
 from fedsim.engine.samples import Samples
 from fedsim.engine.states import RunState
 from fedsim.engine.totals import Totals
@@ -96,11 +98,20 @@ class Evaluation:
                 measure.check(assembly.task)
             except InputError as error:
                 raise error.under(f"run.metrics.{i}") from None
+        self.clients: ClientEvaluation | None = None
+        if scenario.tests_clients:
+            run, task = assembly.pipeline.run, assembly.task
+            honest = np.arange(task.num_clients, dtype=np.int64) if run.honest is None else run.honest
+            self.clients = ClientEvaluation(scenario, task, honest)
         self._privacy = assembly.privacy
         self._privacy.publishes(scenario.columns.values())
 
-    def row(self, moment: Moment) -> Columns:
-        """A row of ``metrics.jsonl``.
+    def table(self, moment: Moment) -> ClientTable | None:
+        """What is measured of clients one by one; None where nothing is."""
+        return None if self.clients is None else self.clients.table(moment.home, moment.round)
+
+    def row(self, moment: Moment, table: ClientTable | None = None) -> Columns:
+        """A row of ``metrics.jsonl``; with the columns that sum up the `table` of clients.
 
         Raises
         ------
@@ -110,6 +121,8 @@ class Evaluation:
         row: Columns = {}
         for standing in _STANDING:
             row |= standing(moment)
+        if table is not None and self.clients is not None:
+            row |= self.clients.row(table)
         fresh: Columns = {}
         for measure in self.own:
             found, declared = measure.evaluate(moment), {m.name for m in measure.metrics}

@@ -14,6 +14,7 @@ from fedsim.core.global_draws import GlobalDraws
 from fedsim.core.types import State
 from fedsim.engine.assembly import Assembly
 from fedsim.engine.checkpoint import Checkpoint
+from fedsim.engine.client_rows import ClientRows, names_of
 from fedsim.engine.evaluate import Evaluation, Moment, check_finite
 from fedsim.engine.place import make_backend
 from fedsim.engine.recorder import Recorder
@@ -102,7 +103,9 @@ class Simulation:
 
     def run(self, *told: Watcher | Progress | None) -> Run:
         """Run to the last round; what is recorded is told to the scenario's loggers and to `told`."""
-        kept = [] if self.samples is None else [self.samples]
+        kept: list[Watcher] = [] if self.samples is None else [self.samples]
+        if self.evaluation.clients is not None:
+            kept.append(ClientRows(names_of(self.assembly.about)))
         self.watch = All([Recorder(self.scenario.run.trace), *kept, *self.loggers, *listening(told)])
         with self.watch:
             columns, layout = self.evaluation.columns, self.assembly.layout
@@ -211,7 +214,9 @@ class Simulation:
     def _merge_at_end(self) -> None:
         """What is reported and saved is the nodes' mean; the last checkpoint, of which a run goes on, is not."""
         self._merge()
-        self.watch.round(self.round, {**self.evaluation.row(self._moment()), "merged": True})
+        moment = self._moment()
+        row = self.evaluation.row(moment, self.evaluation.table(moment))
+        self.watch.round(self.round, {**row, "merged": True})
 
     # --- recording ----------------------------------------------------------------------------------------------------
 
@@ -222,7 +227,10 @@ class Simulation:
     def _evaluate(self) -> None:
         moment = self._moment()
         self.draws.look()
-        row = self.evaluation.row(moment)
+        table = self.evaluation.table(moment)
+        row = self.evaluation.row(moment, table)
+        if table is not None:
+            self.watch.clients(table)
         self.watch.round(self.round, row)
         self.records.report(always=self.round == 0)
         check_finite(moment, row, self.folder)

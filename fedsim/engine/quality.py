@@ -25,6 +25,8 @@ def _share(name: str, words: str = "", larger_is_better: bool = True) -> Metric:
 class OfClasses(Measure):
     """Of the classes that a model takes the test samples for."""
 
+    per_client: ClassVar[bool] = True
+
     def check(self, task: Task) -> None:
         if task.answers(task.untrained()).guesses is None:
             raise InputError("is of classes, found a regression; allowed: a data set with classes", key="name")
@@ -40,6 +42,8 @@ class OfClasses(Measure):
 class OfProbabilities(Measure):
     """Of the probabilities that a model gives the classes of the test samples."""
 
+    per_client: ClassVar[bool] = True
+
     def check(self, task: Task) -> None:
         task.probabilities(task.untrained().unsqueeze(0))
 
@@ -51,6 +55,8 @@ class OfProbabilities(Measure):
 
 class OfNumbers(Measure):
     """Of the numbers that a regression gives."""
+
+    per_client: ClassVar[bool] = True
 
     def check(self, task: Task) -> None:
         if task.answers(task.untrained()).guesses is not None:

@@ -60,7 +60,7 @@ def _kept(folder: Path, name: str, wanted: Sequence[int], done: int) -> list[str
     path, needed = folder / name, set(wanted)
     implied = f"the checkpoint of round {done} implies"
     if not path.exists():
-        raise RunError(f"{path} is missing, but {implied} {_shown(wanted)}; {_WAY_OUT}")
+        raise RunError(f"{path} is missing, but {implied} {shown_rounds(wanted)}; {_WAY_OUT}")
     try:
         both = [(row.get("round"), line) for row, line in rows(path) if not row.get("merged")]
     except InputError as error:
@@ -68,14 +68,13 @@ def _kept(folder: Path, name: str, wanted: Sequence[int], done: int) -> list[str
     numbers = [n for n, _ in both if type(n) is not int or n in needed]  # what came later is recorded again
     if numbers != list(wanted):
         lost = [n for n in wanted if n not in numbers]
-        missing = f"{_shown(lost)} missing" if lost else "some twice, in another order, or without a number"
-        raise RunError(
-            f"{path} has {_shown([n for n, _ in both])}, but {implied} {_shown(wanted)}: {missing}; {_WAY_OUT}"
-        )
+        missing = f"{shown_rounds(lost)} missing" if lost else "some twice, in another order, or without a number"
+        found = f"{path} has {shown_rounds([n for n, _ in both])}"
+        raise RunError(f"{found}, but {implied} {shown_rounds(wanted)}: {missing}; {_WAY_OUT}")
     return [line for n, line in both if n in needed]
 
 
-def _shown(numbers: Sequence[object]) -> str:
+def shown_rounds(numbers: Sequence[object]) -> str:
     """Round numbers in words, the middle of many left out."""
     if not numbers:
         return "no rows"

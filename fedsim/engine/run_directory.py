@@ -29,6 +29,8 @@ from fedsim.engine.attackers import FILE as ATTACK
 from fedsim.engine.best import FILE as BEST
 from fedsim.engine.best import read_best
 from fedsim.engine.checkpoint import Checkpoint, load_checkpoint
+from fedsim.engine.client_rows import FILE as CLIENT_ROWS
+from fedsim.engine.client_rows import check_rows, evaluated_rounds, keep_rows, read_clients
 from fedsim.engine.export import export_model, run_model
 from fedsim.engine.rows import kept, rows
 from fedsim.engine.samples import FILE as SAMPLES
@@ -74,6 +76,11 @@ class Run:
         import pandas as pd
 
         return pd.DataFrame(read_jsonl(self.dir / "metrics.jsonl"))
+
+    @cached_property
+    def clients(self) -> Any:
+        """``clients.parquet`` as a pandas DataFrame, one row per evaluation and client."""
+        return read_clients(self.dir).to_pandas()
 
     @cached_property
     def columns(self) -> dict[str, Metric]:
@@ -146,7 +153,10 @@ def find_checkpoint(folder: Path, scenario: Scenario) -> Checkpoint | None:
         _check_same(checkpoint.place, scenario)
         _check_rounds(folder, checkpoint.progress["round"], scenario)
         _check_fixed(checkpoint.place, scenario)
-        kept(folder, checkpoint.progress["round"], scenario)
+        done = checkpoint.progress["round"]
+        kept(folder, done, scenario)
+        if scenario.tests_clients:
+            check_rows(folder, evaluated_rounds(scenario, done), done)
     return checkpoint
 
 
@@ -168,6 +178,8 @@ def open_directory(folder: Path, scenario: Scenario, checkpoint: Checkpoint | No
             done = checkpoint.progress["round"]
             for name, lines in kept(folder, done, scenario).items():
                 _write_atomically(folder / name, "".join(line + "\n" for line in lines))
+            if scenario.tests_clients:
+                keep_rows(folder, evaluated_rounds(scenario, done))
             if done < scenario.run.rounds:
                 (folder / "params.safetensors").unlink(missing_ok=True)
         if not scenario.run.trace:
@@ -241,7 +253,7 @@ def clear(folder: Path, releases: bool = True) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (
         "metrics.jsonl", "trace.jsonl", "params.safetensors", "topology.graphml", "report.html", "privacy.json",
-        ATTACK, BEST, CLIENTS, SAMPLES, SAMPLE_ROWS,
+        ATTACK, BEST, CLIENTS, CLIENT_ROWS, SAMPLES, SAMPLE_ROWS,
     ):  # fmt: skip
         (folder / name).unlink(missing_ok=True)
 

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, one_message
 from fedsim.backends.base import Backend, NodeBackend, Saved
+from fedsim.clients.evaluating import asked_about
 from fedsim.clients.round import begin, column, describe, finish, flowed, initial, model
 from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.errors import RunError
 from fedsim.core.job import Job
 from fedsim.core.oracle import CARRIED, Task
+from fedsim.core.own_tests import Asked, OwnAnswers
 from fedsim.core.returned import aggregating, same_form
 from fedsim.core.row_files import RowStream
 from fedsim.core.types import Message, State, agree, message_bytes
@@ -125,6 +127,10 @@ class RunState(ABC):
     def centre(self) -> Tensor:
         """The model that is evaluated, ``[d]``: the server's, or the mean of the honest nodes'."""
 
+    @abstractmethod
+    def own_answers(self, clients: Ints, asked: Asked) -> OwnAnswers:
+        """What the models of `clients` say of the clients' own test rows."""
+
     def nodes(self, centre: Tensor) -> NodeFacts | None:
         """About a graph's nodes; None where there is a server."""
         return None
@@ -214,6 +220,16 @@ class ServerState(RunState):
     def centre(self) -> Tensor:
         return model(self.values, self.algorithm.centre(self.values))
 
+    def own_answers(self, clients: Ints, asked: Asked) -> OwnAnswers:
+        tests = self.task.own
+        if asked.personal:
+            return self.backend.own_answers(clients, begin(self.algorithm, self.values), asked)
+        centre, d = self.centre(), self.task.dim
+        if asked.tuning is None and tests is not None:  # the data are here, whoever else has them
+            return tests.answers(centre, clients, asked.whole)
+        carried = dict.fromkeys(self.task.carried, centre[d:])
+        return self.backend.own_answers(clients, {"x": centre[:d], **carried}, asked)
+
     def _nobody(self, event: Arrival) -> Message | None:
         """Messages of nobody, rows ``[0, d]``, where a private sum is released all the same: its absence would tell."""
         privacy = self.assembly.privacy
@@ -293,6 +309,9 @@ class GraphState(RunState):
         accuracy, lowest = float(right.sum()) / (len(x) * asked), float(right.min()) / asked
         return NodeFacts(distance, accuracy, lowest, self.there)
 
+    def own_answers(self, clients: Ints, asked: Asked) -> OwnAnswers:
+        return self.backend.own_answers(clients, asked_about(self.algorithm, self.now, clients, asked), asked)
+
     def _honest(self) -> Tensor:
         """Models of the nodes that do not attack and are there: nothing that is measured looks at the others."""
         there = self.measured
@@ -358,6 +377,9 @@ class RemoteState(RunState):
 
     def nodes(self, centre: Tensor) -> NodeFacts | None:
         return NodeFacts(*self.remote.facts(centre, self.idle, self.measured), self.there)
+
+    def own_answers(self, clients: Ints, asked: Asked) -> OwnAnswers:
+        return self.remote.nodes_answers(clients, asked, self.idle)
 
     def state(self, name: str, nodes: Ints | None = None) -> Tensor:
         return self.remote.rows(name, np.arange(self.task.num_clients) if nodes is None else nodes, self.idle)

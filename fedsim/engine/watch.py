@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from fedsim.core.client_metrics import ClientTable
 from fedsim.core.errors import InputError
 from fedsim.core.metrics import TABLE, Metric, View
 from fedsim.core.registry import Part
@@ -62,6 +63,9 @@ class Watcher:
 
     def scheduled(self, row: Row) -> None:
         """The realised schedule of a round, with ``run.trace``; told before the round is."""
+
+    def clients(self, table: ClientTable) -> None:
+        """What is measured of clients one by one, where it is; told before the round is."""
 
     def saving(self) -> None:
         """A checkpoint is about to be written: what was told before has to outlive this process."""
@@ -124,6 +128,9 @@ class Guarded(Watcher):
     def scheduled(self, row: Row) -> None:
         self._try(self._watcher.scheduled, row)
 
+    def clients(self, table: ClientTable) -> None:
+        self._try(self._watcher.clients, table)
+
     def saving(self) -> None:
         self._try(self._watcher.saving)
 
@@ -178,6 +185,10 @@ class All(Watcher):
         for watcher in self.watchers:
             watcher.scheduled(row)
 
+    def clients(self, table: ClientTable) -> None:
+        for watcher in self.watchers:
+            watcher.clients(table)
+
     def saving(self) -> None:
         for watcher in self.watchers:
             watcher.saving()
@@ -205,7 +216,8 @@ def listening(told: Sequence[Watcher | Progress | None]) -> list[Watcher]:
 
 OF_THE_RUN = (
     "scenario.yaml", "metrics.jsonl", "trace.jsonl", "params.safetensors", "partition.csv", "data.json",
-    "topology.graphml", "columns.json", "environment.json", "attack.json", "privacy.json", "releases.jsonl",
+    "topology.graphml", "columns.json", "clients.parquet", "environment.json", "attack.json", "privacy.json",
+    "releases.jsonl",
     "checkpoint", "checkpoint.new", "checkpoint.old", "clients.bin", "samples.safetensors", "samples.bin",
     "report.html", "figures", "error.txt",
 )  # fmt: skip

@@ -163,15 +163,21 @@ class ChainKernel(Kernel):
         scale = weights.flatten() if isinstance(weights, Tensor) else torch.full_like(losses, weights)
         return torch.autograd.grad(losses, flat, scale)[0].view_as(out)
 
-    @torch.no_grad()
     def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
+        return self._forward(x, inputs.flatten(1).unsqueeze(0), shared=True)
+
+    def own_outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
+        return self._forward(x, inputs.flatten(2), shared=False)
+
+    @torch.no_grad()
+    def _forward(self, x: Tensor, h: Tensor, shared: bool) -> Tensor:
+        """Of inputs ``[m, b, n]``, or `shared` ones ``[1, b, n]`` for all until the first Linear layer."""
         params = iter(views(x, self.layout).values())
-        h = inputs.flatten(1).unsqueeze(0)  # one row serves all models until the first Linear layer
         for layer in self.chain:
             if isinstance(layer, nn.Linear):
                 weight = next(params)
                 m, k, width = weight.shape
-                if len(h) == 1:  # the inputs are shared, so all models' outputs are one matrix product
+                if shared and len(h) == 1:  # the inputs are shared, so all models' outputs are one matrix product
                     z = (h[0] @ weight.reshape(m * k, width).T).view(-1, m, k).transpose(0, 1)
                 else:
                     z = torch.bmm(h, weight.transpose(1, 2))

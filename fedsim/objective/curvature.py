@@ -64,7 +64,11 @@ def class_probabilities(kernel: Kernel, loss_name: str, params: Tensor, inputs: 
     if loss_name not in ("cross_entropy", "logistic"):
         message = f"is of probabilities, found the loss '{loss_name}'; allowed: cross_entropy, logistic"
         raise InputError(message, key="name")
-    outputs = kernel.outputs(params, inputs)
+    return probabilities_of(loss_name, kernel.outputs(params, inputs))
+
+
+def probabilities_of(loss_name: str, outputs: Tensor) -> Tensor:
+    """What outputs ``[..., k]`` say of the classes, under a loss that is of probabilities."""
     if loss_name == "cross_entropy":
         return torch.softmax(outputs, -1)
     positive = torch.sigmoid(outputs)

@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,13 @@ class Kernel(ABC):
     @abstractmethod
     def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
         """Outputs of `m` models on the same inputs: x ``[m, d]``, inputs ``[N, ...]`` -> ``[m, N, k]``, no gradient."""
+
+    alone: ClassVar[bool] = False
+    """Whether models are computed one after the other, so that nothing is gained by equally many samples."""
+
+    def own_outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
+        """Outputs of `m` models, each on inputs of its own: x ``[m, d]``, inputs ``[m, b, ...]`` -> ``[m, b, k]``."""
+        return torch.stack([self.outputs(x[i : i + 1], own)[0] for i, own in enumerate(inputs)])
 
     def per_sample_grad(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         """Each sample's own gradient: x ``[m, d]``, inputs ``[m, b, ...]`` -> ``[m, b, d]``."""

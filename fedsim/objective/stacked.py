@@ -51,6 +51,8 @@ Way = Literal["auto", "stacked", "rows"]
 class RowKernel(Kernel):
     """One row after the other through the ordinary forward and backward."""
 
+    alone = True
+
     def __init__(
         self, module: nn.Module, loss: Loss, precision: Precision = "full", channels_last: bool = False
     ) -> None:
@@ -143,6 +145,10 @@ class VmapKernel(Kernel):
     @torch.no_grad()
     def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
         return self.forward(views(x, self.layout), inputs, shared=True)
+
+    @torch.no_grad()
+    def own_outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
+        return self.forward(views(x, self.layout), inputs)
 
     def forward(self, params: dict[str, Tensor], inputs: Tensor, shared: bool = False) -> Tensor:
         """Outputs ``[m, b, k]`` on inputs ``[m, b, ...]``, or `shared` ones ``[b, ...]``."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fedsim.core import crew, rng
 from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.errors import InputError
-from fedsim.core.oracle import CARRIED, Answers, Losses, Plan, Task
+from fedsim.core.oracle import CARRIED, Answers, Losses, OwnTests, Plan, Task
 from fedsim.core.tokens import IGNORED, widened
 from fedsim.core.types import BatchSize, State
 from fedsim.data.augment import Augment, moved
@@ -29,6 +29,7 @@ from fedsim.objective.batches import Batches, Change, Inputs, SupervisedPlan
 from fedsim.objective.curvature import class_probabilities, gauss_newton, outputs_of
 from fedsim.objective.kernel import Kernel, Precision
 from fedsim.objective.own_losses import of_clients
+from fedsim.objective.own_rows import OwnRows, Tested
 from fedsim.objective.rows import evaluated, index_lists
 from fedsim.objective.scores import Sums, counted, summed
 from fedsim.objective.smoothness import convexity_of_linear, of_linear
@@ -46,6 +47,8 @@ class SupervisedTask(Task):
 
     sees_training_data = True
     """Whether the clients' samples are here, so that their loss can be evaluated; not so at a deployment's server."""
+    tests: OwnRows | None = None
+    """The test rows of each client's own."""
 
     def __init__(
         self,
@@ -64,8 +67,8 @@ class SupervisedTask(Task):
         seen: Inputs | None = None,
     ) -> None:
         self.device, self.dtype, self.seed, self.augment = device, dtype, seed, augment
-        self.inputs, self.targets = self._place(dataset.train_x, dataset.train_y)
-        test_inputs, test_targets = self._place(dataset.test_x, dataset.test_y)
+        self.inputs, self.targets = self.place(dataset.train_x, dataset.train_y)
+        test_inputs, test_targets = self.place(dataset.test_x, dataset.test_y)
         self.indices, self.offsets = index_lists(rows)
         self.num_clients = len(rows)
         self.sizes = np.diff(self.offsets)
@@ -105,12 +108,13 @@ class SupervisedTask(Task):
         part._targets_each = part._count()
         part.offsets = np.zeros_like(self.offsets)
         part.offsets[clients] = np.cumsum(self.sizes[clients]) - self.sizes[clients]
+        part.tests = None if self.tests is None else self.tests.shard(clients)
         part._train_rows = part.indices[:0]  # the training loss is measured where all data are
         return part
 
     def to(self, device: torch.device) -> Self:
         part = super().to(device)
-        part.seen = self.seen.to(device)
+        part.seen, part.tests = self.seen.to(device), None if self.tests is None else self.tests.to(device)
         if device != self.device:
             module, rows = self.kernel.module.to(device), widened(part.inputs[:8])
             part.kernel = kernel_of(module, self.loss, device, rows, *self._engine)
@@ -206,7 +210,7 @@ class SupervisedTask(Task):
         outputs = torch.cat(
             [
                 self.kernel.outputs(params.unsqueeze(0), widened(x) if change is None else change(widened(x)))[0]
-                for x in torch.split(inputs, self._eval_rows)
+                for x in torch.split(inputs, self.eval_rows)
             ]
         )
         if not self.tokens.single:
@@ -214,6 +218,10 @@ class SupervisedTask(Task):
             outputs, targets = outputs[kept], targets[kept]
         guesses = predictions(outputs, self.loss_name) if self.is_classification else None
         return Answers(outputs, targets, guesses)
+
+    @property
+    def own(self) -> OwnTests | None:
+        return None if self.tests is None else Tested(self, self.tests)
 
     def curvature(self, client: int, x: Tensor, diagonal: bool) -> Tensor:
         if not self.kernel.nature.plain:
@@ -240,8 +248,8 @@ class SupervisedTask(Task):
         if not self.is_classification:
             return None
         width = widest(self.kernel.module, widened(self.inputs[:1]))
-        models = max(1, min(len(params), _EVAL_FLOATS // (min(self._eval_rows, len(self.test_inputs)) * width)))
-        both = (torch.split(v, self._eval_rows) for v in (self.test_inputs, self.test_targets))
+        models = max(1, min(len(params), _EVAL_FLOATS // (min(self.eval_rows, len(self.test_inputs)) * width)))
+        both = (torch.split(v, self.eval_rows) for v in (self.test_inputs, self.test_targets))
         samples = list(zip(*both, strict=True))
 
         def right(rows: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -250,7 +258,7 @@ class SupervisedTask(Task):
             )
 
         chunks = torch.split(params, models)
-        found = self._each([partial(right, rows, x, y) for rows in chunks for x, y in samples])
+        found = self.each([partial(right, rows, x, y) for rows in chunks for x, y in samples])
         per_chunk = [sum(found[i : i + len(samples)]) for i in range(0, len(found), len(samples))]
         return torch.cat([torch.as_tensor(c) for c in per_chunk]).cpu().numpy().astype(np.int64)
 
@@ -311,7 +319,7 @@ class SupervisedTask(Task):
         )
         return taken
 
-    def _place(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def place(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         x = x.to(device=self.device, dtype=self.dtype if x.is_floating_point() else None)
         return x, y.to(device=self.device, dtype=self.dtype if y.is_floating_point() else None)
 
@@ -368,8 +376,8 @@ class SupervisedTask(Task):
             guesses = predictions(out, self.loss_name) if self.is_classification else None
             return summed(self.loss(out, y), guesses, y, self.tokens.single)
 
-        rows_each = self._eval_rows
-        scores = self._each([partial(score, start) for start in range(0, count, rows_each)])
+        rows_each = self.eval_rows
+        scores = self.each([partial(score, start) for start in range(0, count, rows_each)])
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         for part in scores:
@@ -380,11 +388,11 @@ class SupervisedTask(Task):
         return float(loss) / count, float(correct) / count
 
     @property
-    def _eval_rows(self) -> int:
+    def eval_rows(self) -> int:
         """Samples that an evaluation takes at a time; of long outputs fewer."""
         outputs = (self.tokens.positions or 0) * (self.num_classes or 1)
         return max(1, min(_EVAL_SAMPLES, _EVAL_FLOATS // outputs)) if outputs else _EVAL_SAMPLES
 
-    def _each(self, parts: Sequence[Callable[[], _T]]) -> list[_T]:
+    def each(self, parts: Sequence[Callable[[], _T]]) -> list[_T]:
         """What the parts of an evaluation give: on a CPU threads share them, on a GPU one follows the other."""
         return crew.each(parts) if self.device.type == "cpu" else [part() for part in parts]

@@ -41,6 +41,8 @@ def check_data(s: Scenario, data: Dataset | Quadratic) -> None:
         for key, why in (("partition", "is already divided"), ("augment", "has no images")):
             if getattr(s, key) is not None:
                 problems.append(Problem(f"a quadratic problem {why}: remove the key", f"data.{key}"))
+        if s.local_test is not None:
+            problems.append(Problem("a quadratic problem has no rows to hold out: remove the key", "data.local_test"))
         if s.adversary is not None:
             problems.append(Problem("a quadratic problem has no inputs to change: remove the section", "adversary"))
         problems += _model_of_quadratic(s)
@@ -233,6 +235,19 @@ def _adversary(s: Scenario) -> Iterator[Problem]:
         yield Problem(f"{message}, e.g. adversary: {{eps: 0.1, step: 0.025, steps: 10}}", "adversary")
 
 
+def _clients(s: Scenario) -> Iterator[Problem]:
+    """Clients are evaluated one by one where that is asked for, after at most one kind of tuning."""
+    how = s.run.finetune
+    if how is None:
+        return
+    if not s.tests_clients:
+        message = "found, but clients are not evaluated; allowed with data.local_test, or run.eval_clients: all"
+        yield Problem(message, "run.finetune")
+    if (how.steps is None) == (how.epochs is None):
+        found = "neither 'steps' nor 'epochs'" if how.steps is None else "both 'steps' and 'epochs'"
+        yield Problem(f"found {found}, allowed: one of the two", "run.finetune")
+
+
 def _columns(s: Scenario) -> Iterator[Problem]:
     """Measures add columns that nobody else has."""
     try:
@@ -265,7 +280,7 @@ _LARGEST = (2 - 2**-23) * 2.0**127  # of float32
 _NO_MODEL = Problem("missing; e.g. model: {name: linear}", "model")
 _RULES: tuple[Callable[[Scenario], Iterable[Problem]], ...] = (
     _work, _float32, _server_or_graph, rule_problems, _rule_of_graph, _merges, _mode_of_server, _continuous_time,
-    _system_of_graph, _backend, _model, _adversary, _columns, message_problems, chain_problems,
+    _system_of_graph, _backend, _model, _adversary, _clients, _columns, message_problems, chain_problems,
 )  # fmt: skip
 
 

@@ -14,13 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fedsim.algorithms.base import Algorithm
 from fedsim.clients.store import Choice
+from fedsim.core.client_metrics import BASE, client_columns
 from fedsim.core.documents import Document
 from fedsim.core.errors import InputError
 from fedsim.core.fields import keys_of
 from fedsim.core.metrics import Measure, Metric, columns
 from fedsim.core.registry import lookup
-from fedsim.core.types import Count, Seconds
+from fedsim.core.types import BatchSize, Count, Positive, Seconds
 from fedsim.data.augment import Augment
+from fedsim.data.local_test import LocalTest
 from fedsim.data.partition import Partition
 from fedsim.data.sets import DatasetPart
 from fedsim.devices.system import SystemSection
@@ -58,6 +60,16 @@ _EVERY_SCENARIO = "every scenario needs this section"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._=-]*$"
 
 
+class Finetune(BaseModel):
+    """Plain SGD of each client on its own training rows, of which nothing is kept."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    steps: Count | None = Field(None, description="local steps")
+    epochs: Count | None = Field(None, description="passes over the client's training rows, instead of steps")
+    lr: Positive | None = Field(None, description="learning rate (default: algorithm.lr as it is in that round)")
+    batch_size: BatchSize | None = Field(None, description="samples per step (default: algorithm.batch_size)")
+
+
 class RunSection(BaseModel):
     """How long a run is and what it records."""
 
@@ -74,6 +86,12 @@ class RunSection(BaseModel):
     trace: bool = Field(False, description="record the realised schedule in trace.jsonl")
     eval_samples: Count | None = Field(
         None, description="evaluate on a fixed random sample of that many rows (default: all)"
+    )
+    eval_clients: Count | Literal["all"] | None = Field(
+        None, description="evaluate that many clients, drawn anew each time, or all (default: all with data.local_test)"
+    )
+    finetune: Finetune | None = Field(
+        None, description="SGD on its training rows that each client's model takes before it is evaluated"
     )
     chunk_rows: Count | None = Field(
         None, description="clients computed together (default: what fits the cache or the GPU)"
@@ -124,6 +142,15 @@ class Heading(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     name: Annotated[str, Field(pattern=NAME, max_length=200)] = "scenario"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class Held(BaseModel):
+    """What clients are tested on."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    local_test: LocalTest = Field(
+        description="share of each client's rows that is held out, or natural: its own test rows"
+    )
 
 
 class Clients(BaseModel):
@@ -183,6 +210,7 @@ class Scenario:
         Partition | None, PartSection(path="data.partition", kind="partition", key="scheme", fill=_natural)
     ]
     augment: Annotated[Augment | None, FormSection(path="data.augment", form=Augment, optional="{flip: true, crop: 4}")]
+    local_test: Annotated[LocalTest | None, ValueSection(path="data.local_test", form=Held, optional=True)]
     model: Annotated[Model | None, PartSection(path="model", kind="model")]
     algorithm: Annotated[Algorithm, PartSection(path="algorithm", kind="algorithm", required=_EVERY_SCENARIO)]
     topology: Annotated[Graph | None, PartSection(path="topology", kind="graph", key="graph", paths=True)]
@@ -245,8 +273,26 @@ class Scenario:
 
     @property
     def columns(self) -> dict[str, Metric]:
-        """What those measures say of the columns that they add."""
-        return columns(self.measures)
+        """What those measures say of the columns that they add, and what the columns are that sum up clients."""
+        return {
+            **columns(self.measures),
+            **(client_columns(self.client_metrics.values()) if self.tests_clients else {}),
+        }
+
+    @property
+    def tests_clients(self) -> bool:
+        """Whether clients are evaluated one by one."""
+        return self.local_test is not None or self.run.eval_clients is not None
+
+    @property
+    def client_measures(self) -> list[Measure]:
+        """The measures that are asked about every client, too."""
+        return [measure for measure in self.measures if measure.per_client]
+
+    @property
+    def client_metrics(self) -> dict[str, Metric]:
+        """What is measured of every client."""
+        return {**BASE, **columns(self.client_measures)}
 
     def resolved(self) -> dict[str, Any]:
         """The scenario with every default written out and paths absolute: running it again gives the same numbers."""

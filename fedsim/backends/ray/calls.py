@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fedsim.backends.guard import ClientError
 from fedsim.backends.placement import split_saved
 from fedsim.backends.ray.cluster import Cluster, Shipment, log
 from fedsim.backends.ray.transport import as_array, pack
-from fedsim.backends.shard import TABLE, ClientError
+from fedsim.backends.shard import TABLE
 from fedsim.clients.mixing import Mixing
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Ints

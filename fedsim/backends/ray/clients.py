@@ -16,11 +16,13 @@ from fedsim.backends.ray.cluster import Cluster, log
 from fedsim.backends.ray.rows import Rows
 from fedsim.backends.ray.transport import as_arrays, as_tensor
 from fedsim.backends.shard import TABLE, Collected
+from fedsim.clients.evaluating import assembled
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import RunError
 from fedsim.core.job import Job
 from fedsim.core.oracle import Task
+from fedsim.core.own_tests import Asked, OwnAnswers
 from fedsim.core.row_files import Place, RowStream
 from fedsim.core.types import Message
 
@@ -118,6 +120,25 @@ class RayBackend(Shards):
 
     def kept(self, name: str, clients: Ints) -> Tensor:
         return self._gathered(TABLE + name, clients)
+
+    def own_answers(self, clients: Ints, received: Message, asked: Asked) -> OwnAnswers:
+        places = self._places(clients)
+        common = all(v.dim() == 1 for v in received.values())
+        told = as_arrays(received) if common else {}
+        calls = {
+            k: (clients[rows], told if common else as_arrays(_rows(received, rows)), asked)
+            for k, rows in places.items()
+        }
+        return self._put_together(places, clients, self._answers("own_answers", calls))
+
+    def _put_together(self, places: Mapping[int, Ints], clients: Ints, parts: Mapping[int, OwnAnswers]) -> OwnAnswers:
+        assert self.task.own is not None
+        return assembled([(places[k], part) for k, part in parts.items()], self.task.own.sizes[clients])
+
+    def _places(self, clients: Ints) -> dict[int, Ints]:
+        """Where among `clients` those of each shard are."""
+        found = {k: np.flatnonzero(self.owner[clients] == k) for k in self.shards}
+        return {k: rows for k, rows in found.items() if len(rows)}
 
     def _gathered(self, name: str, clients: Ints, idle: Floats | None = None) -> Tensor:
         """Rows that shards keep of these clients, ``[m, width]`` (see `Shard.kept`)."""

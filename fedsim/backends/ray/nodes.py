@@ -30,6 +30,7 @@ from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.job import Job
 from fedsim.core.oracle import Task
+from fedsim.core.own_tests import Asked, OwnAnswers
 from fedsim.core.row_files import RowStream, Stored
 from fedsim.graphs.mixing_matrix import MixingMatrix
 from fedsim.graphs.network import Network
@@ -280,6 +281,14 @@ class RayNodes(RayBackend):
         """A state of some nodes, ``[m, width]``."""
         self._settle()
         return self._gathered(name, nodes, None if idle is None else idle[nodes])
+
+    def nodes_answers(self, clients: Ints, asked: Asked, idle: Floats | None = None) -> OwnAnswers:
+        """What the models of these nodes say of their own test rows."""
+        self._settle()
+        places = self._places(clients)
+        flowing: dict[int, tuple[Floats, ...]] = {k: () if idle is None else (idle[self.members[k]],) for k in places}
+        calls = {k: (clients[rows], asked, *flowing[k]) for k, rows in places.items()}
+        return self._put_together(places, clients, self._answers("nodes_answers", calls))
 
     def kept(self, name: str, clients: Ints) -> Tensor:
         self._settle()

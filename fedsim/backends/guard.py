@@ -1,0 +1,72 @@
+"""A worker among whose clients some may raise: they are found, and named or left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from fedsim.clients.worker import Worker
+from fedsim.core.blame import blamed
+from fedsim.core.errors import FedsimError
+from fedsim.core.job import Job
+from fedsim.core.returned import WrongFormError
+from fedsim.core.types import Message, State
+
+
+class ClientError(FedsimError):
+    """The local work of some clients raised: client numbers to what was raised."""
+
+    def __init__(self, clients: Mapping[int, str]) -> None:
+        super().__init__(clients)
+        self.clients = dict(clients)
+
+
+class Guard:
+    """A worker whose clients cannot take the others down: who raises is found, and named or left out."""
+
+    def __init__(self, worker: Worker, drop: bool) -> None:
+        self.worker, self.drop = worker, drop
+        self.dropped: dict[int, str] = {}
+        """Jobs left out since they were last asked for, and why; their rows are zeros."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.worker, name)
+
+    def run(self, job: Job) -> Message:
+        """As `Worker.run`.
+
+        Raises
+        ------
+        ClientError
+            Some clients' work raises when each is computed alone, and they are not to be dropped. What clients keep is
+            then as before.
+        """
+        before = self.worker.store.gather(job.clients)
+        try:
+            return self.worker.run(job)
+        except Exception as error:
+            self.worker.store.scatter(job.clients, before)
+            guilty = {} if isinstance(error, WrongFormError) else self._guilty(job, before)  # that is no client's fault
+            if not guilty:
+                raise  # only all together: out of memory, say
+            if not self.drop:
+                raise ClientError({int(job.clients[i]): why for i, why in guilty.items()}) from None
+            numbers = job.numbers
+            self.dropped |= {int(numbers[i]): f"client {job.clients[i]}: {why}" for i, why in guilty.items()}
+            idle = job.steps.copy()
+            idle[list(guilty)] = 0
+            return self.worker.run(replace(job, steps=idle))
+
+    def _guilty(self, job: Job, before: State) -> dict[int, str]:
+        """Rows that raise when computed alone."""
+        found = {}
+        for i in range(len(job.clients)):
+            one = slice(i, i + 1)
+            received = {k: v[one] if v.dim() > 1 else v for k, v in job.received.items()}
+            try:
+                self.worker.run(Job(job.clients[one], job.rounds[one], job.steps[one], received))
+            except Exception as error:  # somebody's data may raise anything
+                found[i] = blamed(error) or f"{type(error).__name__}: {error}"
+            self.worker.store.scatter(job.clients[one], {k: v[one] for k, v in before.items()})
+        return found

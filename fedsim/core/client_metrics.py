@@ -1,0 +1,92 @@
+"""What is measured of every client on test rows of its own: a table of clients, and the columns that sum it up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsim.core.arrays import Floats, Ints
+from fedsim.core.metrics import Metric
+
+BASE: Mapping[str, Metric] = {
+    m.name: m
+    for m in (
+        Metric("accuracy", unit="share", larger_is_better=True),
+        Metric("loss", larger_is_better=False),
+        Metric("perplexity", larger_is_better=False),
+    )
+}
+"""What is measured of clients without being asked for."""
+
+DECILES = range(1, 10)
+
+
+@dataclass(frozen=True)
+class ClientTable:
+    """Rows of ``clients.parquet``: the clients ``[m]`` that were evaluated after a round.
+
+    Parameters
+    ----------
+    train_samples, test_samples : ``[m]`` rows that each trains on, and is tested on.
+    targets : ``[m]`` targets of the test rows, by which clients are weighted: as many, but of tokens.
+    values : of each metric by client; nan where a client has none.
+    """
+
+    round: int
+    clients: Ints
+    train_samples: Ints
+    test_samples: Ints
+    targets: Ints
+    values: Mapping[str, Floats]
+
+
+def client_columns(of: Iterable[Metric]) -> dict[str, Metric]:
+    """The columns of ``metrics.jsonl`` that sum up these metrics over clients.
+
+    They look at clients' own rows, so that none is public.
+    """
+    found = [column for metric in of for column in _columns(metric)]
+    return {column.name: column for column in found}
+
+
+def _columns(m: Metric) -> Iterable[Metric]:
+    words = f"client {m.words}"
+
+    def column(ending: str, said: str, figure: str = "other", brief: str = "", directed: bool = True) -> Metric:
+        better = m.larger_is_better if directed else None
+        return Metric(f"client_{m.name}_{ending}", said, m.unit, better, figure=figure, brief=brief)  # type: ignore[arg-type]
+
+    yield column("mean", f"mean {words}", brief="line" if m.name == "accuracy" else "table")
+    yield column("weighted_mean", f"{words}, weighted by test samples")
+    yield column("std", f"standard deviation of {words}", directed=False)
+    if m.larger_is_better is not None:
+        yield column("worst", f"worst {words}", brief="line" if m.name == "accuracy" else "")
+    for k in DECILES:
+        yield column(f"decile_{k}", f"{words}, decile {k}", figure="")
+
+
+def summary(table: ClientTable, metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """Values of those columns. Deciles count from the smallest value; standard deviations are of these clients alone.
+
+    A metric that is not among `BASE` may have no value for a client (nan), which is then left out.
+    """
+    row: dict[str, float] = {}
+    for name, every in table.values.items():
+        kept = np.ones(len(every), dtype=bool) if name in BASE else ~np.isnan(every)
+        values, weights = every[kept], table.targets[kept]
+        found = {f"decile_{k}": float("nan") for k in DECILES}
+        mean = weighted = std = worst = float("nan")
+        if len(values):
+            with np.errstate(invalid="ignore", over="ignore"):
+                mean, std = float(values.mean()), float(values.std())
+                weighted = float(np.average(values, weights=weights))
+                worst = float(values.min() if metrics[name].larger_is_better else values.max())
+                deciles = np.quantile(values, np.array(DECILES) / 10)
+            found = {f"decile_{k}": float(v) for k, v in zip(DECILES, deciles, strict=True)}
+        row |= {f"client_{name}_mean": mean, f"client_{name}_weighted_mean": weighted, f"client_{name}_std": std}
+        if metrics[name].larger_is_better is not None:
+            row[f"client_{name}_worst"] = worst
+        row |= {f"client_{name}_{ending}": value for ending, value in found.items()}
+    return row

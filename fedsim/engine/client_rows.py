@@ -1,0 +1,190 @@
+"""``clients.parquet`` of a run: one row per evaluation and client.
+
+A parquet file cannot be appended to. Rows wait in memory and are written with the next checkpoint: the old row groups
+are copied as they are, the new ones follow, and the new file takes the old one's place in one step. So the file is
+whole at any moment, and holds at least the rows that the checkpoint implies; what came after is cut off on a resume.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedsim.core.client_metrics import ClientTable
+from fedsim.core.disk import cannot_write
+from fedsim.core.errors import InputError, RunError
+from fedsim.engine.rows import shown_rounds
+from fedsim.engine.watch import Watched, Watcher
+from fedsim.scenario.sections import Scenario
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FILE = "clients.parquet"
+_MOST_ROWS = 10**6
+"""That wait; more are written before a checkpoint is due."""
+
+
+class ClientRows(Watcher):
+    """Writes the rows of the clients that were evaluated; `names` are the clients' names, where they have some."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = np.array(list(names), dtype=object)
+        self._waiting: list[ClientTable] = []
+        self._path: Path | None = None
+
+    def began(self, run: Watched) -> None:
+        self._path = run.dir / FILE
+
+    def clients(self, table: ClientTable) -> None:
+        self._waiting.append(table)
+        if sum(len(t.clients) for t in self._waiting) > _MOST_ROWS:
+            self.saving()
+
+    def saving(self) -> None:
+        if self._waiting and self._path is not None:
+            _append(self._path, [self._made(table) for table in self._waiting])
+            self._waiting.clear()
+
+    def closed(self, error: BaseException | None) -> None:
+        try:
+            self.saving()
+        except RunError:
+            if error is None:  # else what ended the run is told, not what the disk says now
+                raise
+
+    def _made(self, table: ClientTable) -> pa.Table:
+        import pyarrow as pa
+
+        columns: dict[str, Any] = {
+            "round": pa.array(np.full(len(table.clients), table.round, dtype=np.int64)),
+            "client": pa.array(table.clients),
+            **({"name": pa.array(self._names[table.clients], pa.string())} if len(self._names) else {}),
+            "train_samples": pa.array(table.train_samples),
+            "test_samples": pa.array(table.test_samples),
+            **{name: pa.array(values, pa.float64()) for name, values in table.values.items()},
+        }
+        return pa.table(columns)
+
+
+def check_rows(folder: Path, rounds: Sequence[int], done: int) -> None:
+    """Raise RunError where the clients' rows are not those that the checkpoint of round `done` implies."""
+    path = folder / FILE
+    implied = f"the checkpoint of round {done} implies {shown_rounds(rounds)}"
+    if not path.exists():
+        raise RunError(f"{path} is missing, but {implied}; start from the beginning, without --resume")
+    import pyarrow.compute as pc
+
+    try:
+        found = read_clients(folder, ["round", "client"])
+    except InputError as error:
+        raise RunError(f"{error}, but {implied}; start from the beginning, without --resume") from None
+    found = found.filter(pc.is_in(found["round"], value_set=_int64(rounds)))
+    there = sorted(pc.unique(found["round"]).to_pylist())
+    if there != list(rounds):
+        raise RunError(f"{path} has {shown_rounds(there)}, but {implied}; start from the beginning, without --resume")
+    if found.group_by(["round", "client"]).aggregate([]).num_rows != found.num_rows:
+        raise RunError(f"{path} has clients twice in a round; start from the beginning, without --resume")
+
+
+def keep_rows(folder: Path, rounds: Sequence[int]) -> None:
+    """Cut off the rows of other rounds than these."""
+    import pyarrow.compute as pc
+
+    path, wanted = folder / FILE, _int64(rounds)
+    with _writing(path):
+        parts = (part.filter(pc.is_in(part["round"], value_set=wanted)) for part in _parts(path))
+        _write(path, (part for part in parts if part.num_rows))
+
+
+def read_clients(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows.
+
+    Raises
+    ------
+    InputError
+        There are none, or the file is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / FILE
+    if not path.exists():
+        raise InputError(
+            "no such file: the run evaluates no clients (data.local_test, run.eval_clients)", file=str(path)
+        )
+    try:
+        return pq.read_table(path, columns=None if columns is None else list(columns))
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"cannot be read: {str(error).splitlines()[0]}", file=str(path)) from None
+
+
+def names_of(about: Any) -> Sequence[str]:
+    """The clients' names, from what is known of the data."""
+    names: Sequence[str] = ((about or {}).get("clients") or {}).get("names", ())
+    return names
+
+
+def evaluated_rounds(scenario: Scenario, done: int) -> list[int]:
+    """The rounds up to `done` after which clients were evaluated."""
+    return [n for n in range(done + 1) if scenario.run.evaluates(n)]
+
+
+def _append(path: Path, tables: list[pa.Table]) -> None:
+    import pyarrow as pa
+
+    with _writing(path):
+        _write(path, (*_parts(path), pa.concat_tables(tables)))
+
+
+def _parts(path: Path) -> Iterator[pa.Table]:
+    """The row groups of a file."""
+    import pyarrow.parquet as pq
+
+    if path.exists():
+        with pq.ParquetFile(path) as file:
+            for i in range(file.num_row_groups):
+                yield file.read_row_group(i)
+
+
+def _write(path: Path, parts: Iterator[pa.Table] | Sequence[pa.Table]) -> None:
+    import pyarrow.parquet as pq
+
+    temporary, writer = path.with_name(f"{path.name}.new"), None
+    try:
+        for part in parts:
+            writer = writer or pq.ParquetWriter(temporary, part.schema)
+            writer.write_table(part)
+    finally:
+        if writer is not None:
+            writer.close()
+    if writer is None:
+        path.unlink(missing_ok=True)
+        return
+    with temporary.open("rb") as handle:
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+
+
+class _writing:
+    """Says what the disk refuses in a sentence."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, OSError):
+            raise cannot_write(self.path, error) from error
+
+
+def _int64(values: Sequence[int]) -> pa.Array:
+    import pyarrow as pa
+
+    return pa.array(list(values), pa.int64())
