@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.core.arrays import Floats, Ints
+from fedsim.core.arrays import Array, Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.own_tests import OwnAnswers
 from fedsim.core.types import BatchSize, Message, State, clip_norm

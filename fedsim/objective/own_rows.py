@@ -122,7 +122,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Tested(OwnTests):
-    """The rows, and the models that are asked about them; see `fedsim.core.own_tests.OwnTests`."""
+    """The rows, and the models that are asked about them; see `fedsim.core.oracle.OwnTests`."""
 
     task: Judge
     rows: OwnRows

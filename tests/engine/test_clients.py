@@ -74,7 +74,8 @@ def test_columns_sum_the_table_up(served: Run) -> None:
             for k in range(1, 10):
                 assert row[f"client_{name}_decile_{k}"] == pytest.approx(np.quantile(values, k / 10), rel=1e-12)
     columns = served.columns
-    assert columns["client_accuracy_worst"].larger_is_better and columns["client_loss_mean"].larger_is_better is False
+    assert columns["client_accuracy_worst"].larger_is_better
+    assert columns["client_loss_mean"].larger_is_better is False
     assert columns["client_accuracy_std"].larger_is_better is None
     assert not columns["client_accuracy_mean"].public
 
@@ -84,10 +85,12 @@ def test_held_out_rows_are_each_clients_own_and_keyed_by_it_alone(sizes: list[in
     rows = np.split(np.random.default_rng(3).permutation(sum(sizes)), np.cumsum(sizes)[:-1])
     train, held = hold_out(rows, 0.2, seed=5)
     for own, kept, out in zip(rows, train, held, strict=True):
-        assert len(kept) and len(out) == np.clip(round(len(own) * 0.2), 1, len(own) - 1)
+        assert len(kept)
+        assert len(out) == np.clip(round(len(own) * 0.2), 1, len(own) - 1)
         assert sorted([*kept, *out]) == sorted(own)
     other = hold_out([rows[0], rows[1] + 1000], 0.2, seed=5)[1]
-    assert np.array_equal(other[0], held[0]) and np.array_equal(other[1] - 1000, held[1])
+    assert np.array_equal(other[0], held[0])
+    assert np.array_equal(other[1] - 1000, held[1])
     longer = hold_out([np.arange(40)], 0.2, seed=5)[1][0]
     assert not np.array_equal(longer, hold_out([np.arange(40)], 0.2, seed=6)[1][0])
 
@@ -119,5 +122,5 @@ def test_a_resumed_run_has_every_client_of_every_round_once(tmp_path: Path) -> N
 def test_rows_that_a_checkpoint_implies_are_asked_for(tmp_path: Path) -> None:
     fedsim.run(scenario(run={"rounds": 4}), out=tmp_path / "run")
     (tmp_path / "run" / FILE).unlink()
-    with pytest.raises(RunError, match="clients.parquet is missing"):
+    with pytest.raises(RunError, match=r"clients\.parquet is missing"):
         fedsim.run(scenario(run={"rounds": 6}), out=tmp_path / "run", resume=True)
