@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import re
+import runpy
 import subprocess
 import sys
 from dataclasses import fields
@@ -77,9 +78,22 @@ def test_every_field_of_a_round_is_described() -> None:
     assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [f.name for f in fields(fedsim.Round)]
 
 
+def test_every_scenario_is_on_the_page_of_scenarios() -> None:
+    """And it says there what its file says of itself."""
+    written = runpy.run_path(str(ROOT / "docs" / "scenarios.py"))["page"]()
+    assert (ROOT / "docs" / "scenarios.md").read_text(encoding="utf-8") == written, "python docs/scenarios.py"
+    assert all(f"[{scenario.name}]" in written for scenario in SCENARIOS)
+
+
 def test_the_pages_show_something() -> None:
     for page in PAGES:
-        assert items(page) or page.name in ("speed.md", "combinations.md", "architecture.md", "slurm.md"), page.name
+        assert items(page) or page.name in (
+            "speed.md",
+            "combinations.md",
+            "architecture.md",
+            "slurm.md",
+            "scenarios.md",
+        ), page.name
     assert sum(i.command is not None for page in PAGES for i in items(page)) > 20
 
 
