@@ -7,6 +7,7 @@ import `core` alone. Start with `fedprox`, which changes one line, then `scaffol
 
 from fedsim.algorithms import (
     acid,
+    afl,
     beer,
     choco,
     dadao,
@@ -28,12 +29,13 @@ from fedsim.algorithms import (
     monna,
     powersgd,
     push_sum,
+    qffl,
     sam,
     scaffold,
 )
 
 __all__ = [
-    "acid", "beer", "choco", "dadao", "diff2", "diff2_bvr", "dspodfl", "ef21", "fedamd", "fedasync", "fedavg", "fedcm",
-    "feddyn", "fednova", "fedopt", "fedprox", "fedspeed", "fsgld", "gradient_tracking", "monna", "powersgd", "push_sum",
-    "sam", "scaffold",
+    "acid", "afl", "beer", "choco", "dadao", "diff2", "diff2_bvr", "dspodfl", "ef21", "fedamd", "fedasync", "fedavg",
+    "fedcm", "feddyn", "fednova", "fedopt", "fedprox", "fedspeed", "fsgld", "gradient_tracking", "monna", "powersgd",
+    "push_sum", "qffl", "sam", "scaffold",
 ]  # fmt: skip

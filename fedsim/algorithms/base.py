@@ -45,6 +45,10 @@ class Algorithm(ClientHalf):
         """State of the server, ``params [d]``, or of all nodes of a graph, ``params [n, d]``."""
         return {"x": params}
 
+    def of_clients(self, importance: Tensor) -> State:
+        """What a server keeps about every client beside `init`, rows ``[n, 1]``; importance ``[n, 1]`` sums to 1."""
+        return {}
+
     def broadcast(self, state: State) -> Message:
         """What clients receive."""
         return {"x": state["x"]}
@@ -339,6 +343,6 @@ def _of_model(algorithm: Algorithm, x: Tensor, gossip: bool) -> tuple[Message, M
     one = x.new_ones((1, 1))
     start = algorithm.start(received, client)
     by_row(start, None, 1, x, algorithm, "start")
-    travels, stays, _ = algorithm.message(start, received, client, Effort(one, one))
+    travels, stays, _ = algorithm.message(start, received, client, Effort(one, one, one))
     by_row(travels, None, 1, x, algorithm, "message")
     return received, travels, stays

@@ -102,6 +102,11 @@ class ClientHalf(Part, ABC):
         a node of a graph has it, which combines for itself. Under a server it is empty. Names are in one of the two.
         """
 
+    @property
+    def evaluates_on(self) -> BatchSize | None:
+        """Samples on which a client evaluates the model that it receives, for `Effort.loss`; None: it does not."""
+        return None
+
     def personal_model(self, received: Message, client: State) -> Tensor:
         """The model that each client would use itself, rows ``[m, d]``, of what it receives and what it keeps.
 

@@ -16,10 +16,15 @@ Report = tuple[Message, Message, State]
 
 @dataclass(frozen=True)
 class Effort:
-    """The local work behind each row's message: `steps` done and the learning rate used, both ``[m, 1]``."""
+    """The local work behind each row's message: `steps` done and the learning rate used, both ``[m, 1]``.
+
+    `loss` ``[m, 1]`` is the mean loss of the model that was received on the client's own data, where the algorithm asks
+    for it (`ClientHalf.evaluates_on`).
+    """
 
     steps: Tensor
     lr: Tensor
+    loss: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ class Round:
     `weights` ``[m, 1]`` are the aggregation weights (None for gossip, where a mixing matrix aggregates); `importance`
     ``[m, 1]`` are the p_i of these clients in the global objective (they sum to 1 over all `num_clients`); `steps` and
     `lr` ``[m, 1]`` tell the local work; `staleness` ``[m, 1]`` counts combines since each client pulled its model;
-    `roles` ``[m, 1]`` are the numbers of the clients' roles (None where all do the same).
+    `roles` ``[m, 1]`` are the numbers of the clients' roles (None where all do the same); `clients` ``[m]`` are their
+    own numbers.
     """
 
     number: int
@@ -40,6 +46,7 @@ class Round:
     weights: Tensor | None = None
     staleness: Tensor | None = None
     roles: Tensor | None = None
+    clients: Tensor | None = None
 
 
 @dataclass(frozen=True)

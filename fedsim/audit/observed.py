@@ -146,6 +146,9 @@ def observe(scenario: Scenario, assembly: Any, client: int, classes: int | None)
         )
     if assembly.network is not None:
         raise InputError("a graph has no server that sees a client's update; allowed: a server algorithm", "algorithm")
+    if algorithm.evaluates_on is not None:
+        message = f"found '{scenario.names['algorithm']}', whose messages depend on a loss that no replay knows"
+        raise InputError(f"{message}; allowed: an algorithm without, such as fedavg", "algorithm.name")
     clients, rounds = np.array([client]), np.array([1])
     _, epochs = algorithm.work()
     batch_size = algorithm.batch_size

@@ -51,7 +51,11 @@ def initial(algorithm: Algorithm, task: Task, nodes: int | None = None) -> State
     def each(v: Tensor) -> Tensor:
         return v if nodes is None else v.expand(nodes, -1).clone()
 
-    return {**algorithm.init(each(task.initial())), **{k: each(v) for k, v in task.carried.items()}}
+    known: State = {}
+    if nodes is None:
+        importance = torch.as_tensor(task.importance, dtype=task.dtype, device=task.device).unsqueeze(1)
+        known = algorithm.of_clients(importance)
+    return {**algorithm.init(each(task.initial())), **known, **{k: each(v) for k, v in task.carried.items()}}
 
 
 def begin(algorithm: Algorithm, state: State, rows: Tensor | None = None) -> Message:
@@ -108,6 +112,7 @@ def describe(algorithm: Algorithm, task: Population, event: Combined) -> Round:
         weights=None if event.weights is None else of(event.weights),
         staleness=of(stale),
         roles=None if roles is None else of(roles),
+        clients=torch.as_tensor(event.clients, device=task.device),
     )
 
 

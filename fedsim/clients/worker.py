@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Effort, one_message
 from fedsim.clients.parallel import InTurn, Kept, Rows, portion, share
+from fedsim.clients.round import model
 from fedsim.clients.store import ClientStore
 from fedsim.core.arrays import Ints
 from fedsim.core.job import Job
@@ -86,7 +87,7 @@ class Worker:
         kept_rows = store.gather(job.clients)
         client, links = own_rows(kept_rows), {k: v for k, v in kept_rows.items() if SEPARATOR in k}
         job = replace(job, received=algorithm.receive(job.received, client))
-        lr = self._column(algorithm.lr_at(job.rounds))
+        lr, loss = self._column(algorithm.lr_at(job.rounds)), self._loss(algorithm, job)
         m, most = len(job.clients), int(job.steps.max(initial=0))
         local = by_row(algorithm.begin(job.received, client), None, m, self.initial, algorithm, "start")
         local = {k: v.expand(m, -1) for k, v in local.items()}
@@ -103,7 +104,7 @@ class Worker:
             if count < end:  # rows count..end have done all their steps
                 carried = None if plan is None or count >= busy else plan.carried
                 finished.insert(
-                    0, self._finish(algorithm, job, slice(count, end), local, client, links, lr, store, carried)
+                    0, self._finish(algorithm, job, slice(count, end), local, client, links, lr, loss, store, carried)
                 )
                 local, kept, rates, end = _head(local, count), _head(client, count), lr[:count], count
                 received = {k: v[:count] if v.dim() > 1 else v for k, v in job.received.items()}
@@ -127,6 +128,7 @@ class Worker:
         client: State,
         links: State,
         lr: Tensor,
+        loss: Tensor | None,
         store: Kept,
         carried: Tensor | None,
     ) -> Message:
@@ -135,7 +137,7 @@ class Worker:
         `carried` is what the models of all rows carry besides their parameters now (None: what they received).
         """
         clients, steps = job.clients[rows], job.steps[rows]
-        effort = Effort(self._column(steps), lr[rows])
+        effort = Effort(self._column(steps), lr[rows], None if loss is None else loss[rows])
         received = {k: v[rows] if v.dim() > 1 else v for k, v in job.received.items()}
         kept = {k: v[rows] for k, v in client.items()}
         travels, stays, after = algorithm.report({k: v[rows] for k, v in local.items()}, received, kept, effort)
@@ -158,6 +160,14 @@ class Worker:
         if steps.size and steps[0] > 0:
             store.scatter(clients, after)
         return {k: v.expand(len(steps), -1) for k, v in (travels | stays).items()}
+
+    def _loss(self, algorithm: Algorithm, job: Job) -> Tensor | None:
+        """Mean loss of the models that were received on their clients' data, ``[m, 1]``, where it is asked for."""
+        samples = algorithm.evaluates_on
+        if samples is None:
+            return None
+        received = {k: v.expand(len(job.clients), -1) for k, v in job.received.items()}
+        return self.task.losses(model(received, received["x"]), job.clients, job.rounds, samples).mean
 
     def _column(self, values: npt.NDArray[np.generic]) -> Tensor:
         return torch.as_tensor(values, dtype=self.initial.dtype, device=self.initial.device).unsqueeze(1)

@@ -86,6 +86,8 @@ def inputs_untouched(bench: Bench) -> str:
 
     initial = bench.initial(task)
     state = call("init", initial)
+    if not bench.gossip:
+        state |= call("of_clients", torch.as_tensor(bench.p).unsqueeze(1))
     keeps = call("init_client", task.initial().expand(CLIENTS, -1).clone())
     for number in (1, 2):
         clients, _ = bench.cohort(number, full=True)
@@ -99,7 +101,9 @@ def inputs_untouched(bench: Bench) -> str:
         for _ in range(int(steps[0])):
             call("direction", oracle, local["x"], received, keeps)
             local = call("local_step", oracle, local, received, keeps)
-        travels, stays, keeps = call("message", local, received, keeps, Effort(info.steps, info.lr))
+        travels, stays, keeps = call(
+            "message", local, received, keeps, Effort(info.steps, info.lr, bench.loss(received))
+        )
         state = call("combine", state, travels | stays, info, aggregate)
     return f"{calls} calls left their inputs as they were"
 
@@ -109,14 +113,14 @@ def last_axis_only(bench: Bench) -> str:
     a = bench.algorithm
     received, keeps = _somewhere(bench)
     steps = 2 if bench.any_steps else 1
-    lr = torch.full((CLIENTS, 1), a.lr, dtype=torch.float64)
+    lr, loss = torch.full((CLIENTS, 1), a.lr, dtype=torch.float64), bench.loss(received)
 
     def half(rows: Any) -> Report:
         mine, kept = {k: v[rows] for k, v in received.items()}, {k: v[rows] for k, v in keeps.items()}
         local, oracle = a.start(mine, kept), ExactOracle(bench, rows, lr[rows])
         for _ in range(steps):
             local = a.local_step(oracle, local, mine, kept)
-        return a.message(local, mine, kept, Effort(torch.full_like(lr, steps)[rows], lr[rows]))
+        return a.message(local, mine, kept, Effort(torch.full_like(lr, steps)[rows], lr[rows], loss[rows]))
 
     stacked, worst = half(slice(None)), 0.0
     for i in range(CLIENTS):
@@ -183,16 +187,16 @@ def message_without_a_step(bench: Bench) -> str:
     """`message` works on what `start` gives, in the form that it has after a step."""
     a, (received, keeps) = bench.algorithm, _somewhere(bench)
     none = torch.zeros((CLIENTS, 1), dtype=torch.float64)
-    lr, start = none + a.lr, a.start(received, keeps)
+    lr, start, loss = none + a.lr, a.start(received, keeps), bench.loss(received)
     try:
-        idle = a.message(start, received, keeps, Effort(none, lr))
+        idle = a.message(start, received, keeps, Effort(none, lr, loss))
     except KeyError as error:
         raise LawBrokenError(
             f"message needs {error}, which only local_step makes; clients without a step and fedsim plan have what "
             "start gives alone: let start make it, or do without it"
         ) from None
     local = a.local_step(ExactOracle(bench, slice(None), lr), start, received, keeps)
-    busy = a.message(local, received, keeps, Effort(none + 1, lr))
+    busy = a.message(local, received, keeps, Effort(none + 1, lr, loss))
     for what, one, other in zip(_PARTS[:2], idle, busy, strict=False):  # clients without a step keep what they had
         forms = [{k: v.shape[-1] for k, v in m.items()} for m in (one, other)]
         if forms[0] != forms[1]:
@@ -236,6 +240,7 @@ def right_form(bench: Bench) -> str:
     rows = (CLIENTS,) if bench.gossip else ()
     x = task.initial()
     form("init", a.init(bench.initial(task)), rows)
+    form("of_clients", known := a.of_clients(torch.as_tensor(bench.p).unsqueeze(1)), (CLIENTS,))
     form("broadcast", a.broadcast(a.init(bench.initial(task))), rows)
     form("init_client", a.init_client(x.unsqueeze(0)), (1,))
     _one_client(bench)
@@ -243,7 +248,7 @@ def right_form(bench: Bench) -> str:
     for what, tensors in bench.simulate(EVERYBODY, 2, bench.noise, full=True):
         state = tensors if what.endswith("state") else state
         leading = rows if what.endswith("state") else (CLIENTS,)
-        form(what, tensors, leading)
+        form(what, {k: v for k, v in tensors.items() if k not in known}, leading)
     if "x" not in state or state["x"].shape != (*rows, DIMENSION):
         found = f"shape {list(state['x'].shape)}" if "x" in state else f"keys {list(state)}"
         raise LawBrokenError(f"the state has {found}, allowed: 'x' of shape {[*rows, DIMENSION]}, the parameters")
@@ -259,7 +264,7 @@ def _one_client(bench: Bench) -> None:
     form("start", local, (1,))
     local = a.local_step(ExactOracle(bench, slice(0, 1), a.lr * one), local, received, kept)
     form("local_step", local, (1,))
-    result = a.message(local, received, kept, Effort(one, a.lr * one))
+    result = a.message(local, received, kept, Effort(one, a.lr * one, one))
     if not (isinstance(result, tuple) and len(result) == len(_PARTS)):
         found = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
         raise LawBrokenError(f"message gave {found}, allowed: three dicts, {', '.join(_PARTS)}")

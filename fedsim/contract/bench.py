@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Round, Surroundings
 from fedsim.algorithms.work import Work
-from fedsim.clients.round import begin, describe, finish, flowed
+from fedsim.clients.round import begin, describe, finish, flowed, initial
 from fedsim.clients.worker import Worker
 from fedsim.core import rng
 from fedsim.core.arrays import Floats, Ints
@@ -101,6 +101,11 @@ class Bench:
         """``[d]`` for a server, ``[n, d]`` for a graph."""
         return task.initial().expand(CLIENTS, -1).clone() if self.gossip else task.initial()
 
+    def loss(self, received: Message) -> Tensor:
+        """What every client loses with the model that it received, ``[m, 1]``."""
+        everybody = np.arange(CLIENTS, dtype=np.int64)
+        return self.task(0.0).losses(received["x"], everybody, everybody, "full").mean
+
     def cohort(self, number: int, full: bool = False) -> tuple[Ints, Ints]:
         """Clients of a round and their local steps, ``[m]`` each.
 
@@ -135,7 +140,7 @@ class Bench:
         """Run a few rounds with one worker per shard; yields (what it is, tensors) for everything that comes out."""
         task = self.task(noise)
         workers = [Worker(task, self.algorithm, chunk_rows, pipeline=self.pipeline) for _ in shards]
-        state = self.algorithm.init(self.initial(task))
+        state = initial(self.algorithm, task, CLIENTS if self.gossip else None)
         for number in range(1, rounds + 1):
             clients, steps = self.cohort(number, full)
             state = flowed(self.algorithm, state, self.elapsed(number))

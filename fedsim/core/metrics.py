@@ -109,6 +109,7 @@ TABLE: Mapping[str, Metric] = {
         _cost("wall", "wall clock", "s"),
         _cost("bytes_sent", "bytes sent", "B", axis="bytes sent", brief="table"),
         _cost("gradients", "sample gradients", "count", axis="sample gradients"),
+        _cost("loss_evaluations", "sample losses", "count", axis="sample losses"),
         _cost("communications", "communications of two nodes", "count", axis="communications of two nodes"),
         _cost("delay_processing", "processing delay", figure="delay", axis="processing delay"),
         _cost("delay_transmission", "transmission delay", figure="delay", axis="transmission delay"),

@@ -190,7 +190,9 @@ def _staleness(moment: Moment) -> Columns:
 def _work(moment: Moment) -> Columns:
     totals = moment.totals
     pairs = {"communications": totals.communications} if moment.scenario.participation.continuous else {}
-    return {"bytes_sent": totals.bytes_sent, "gradients": totals.gradients, **pairs}
+    asks = moment.scenario.algorithm.evaluates_on is not None
+    losses = {"loss_evaluations": totals.loss_evaluations} if asks else {}
+    return {"bytes_sent": totals.bytes_sent, "gradients": totals.gradients, **losses, **pairs}
 
 
 def _backdoor(moment: Moment) -> Columns:

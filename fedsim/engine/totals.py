@@ -25,6 +25,8 @@ class Totals:
     """In continuous time: how often two nodes mixed over their link."""
     empty: int = 0
     """Rounds in which nobody took part."""
+    loss_evaluations: int = 0
+    """Losses of single samples that clients evaluated for the algorithm, or for who is to take part."""
     skipped: int = 0
     """Rounds with too few messages for the aggregator."""
 
@@ -48,6 +50,8 @@ class Totals:
         """Add what a round's clients sent and computed, each of its messages of that many bytes."""
         self.bytes_sent += event.sends * message_bytes
         self.gradients += algorithm.gradients(task, event.clients, event.rounds, event.steps)
+        if algorithm.evaluates_on is not None:
+            self.loss_evaluations += task.loss_samples(event.clients, algorithm.evaluates_on)
         self.communications += sum(len(tick.nodes) == 2 for tick in event.ticks or ())
         self.contributions += len(event.clients)
         self.staleness += int(event.staleness.sum())

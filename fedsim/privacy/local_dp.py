@@ -67,7 +67,7 @@ def _check_messages(algorithm: ServerAlgorithm, d: int) -> None:
     client, one = algorithm.fresh_client(params.unsqueeze(0)), params.new_ones((1, 1))
     received = algorithm.receive(algorithm.broadcast(algorithm.init(params)), client)
     received = {k: v.reshape(1, -1) for k, v in received.items()}
-    sent, _, _ = algorithm.message(algorithm.start(received, client), received, client, Effort(one, one))
+    sent, _, _ = algorithm.message(algorithm.start(received, client), received, client, Effort(one, one, one))
     odd = [k for k, v in sent.items() if v.shape[-1] != len(params) or bool(v.any())]
     if odd:
         raise InputError(

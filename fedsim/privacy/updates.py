@@ -62,7 +62,7 @@ def _message(algorithm: ServerAlgorithm, params: Tensor, local: Tensor) -> Messa
     received = algorithm.receive(algorithm.broadcast(algorithm.init(params)), client)
     rows = {k: v.reshape(1, -1) for k, v in received.items()}
     start = algorithm.start(rows, client)
-    return algorithm.message({**start, "x": local.unsqueeze(0)}, rows, client, Effort(one, one))[0]
+    return algorithm.message({**start, "x": local.unsqueeze(0)}, rows, client, Effort(one, one, one))[0]
 
 
 def _looks_at_messages(algorithm: ServerAlgorithm, params: Tensor) -> bool:

@@ -54,6 +54,11 @@ def message_problems(s: Scenario) -> Iterator[Problem]:
                 found = "found it" if section in s.given else f"'{name}' compresses what is sent"
                 at = section if section in s.given else "algorithm.name"
                 yield _refused(s, at, f"{found} beside '{s.names['privacy']}': {why}", "dp_sgd, local_dp")
+    if s.privacy is not None and s.algorithm.evaluates_on is not None:
+        found = f"'{name}' sends what clients lose on their own data, which no mechanism makes noise for"
+        yield Problem(
+            f"{found}; allowed: no privacy, or an algorithm without losses, such as fedavg", "privacy.mechanism"
+        )
     if s.attack is not None and s.audits:
         yield Problem("an audit asks what an honest run gives away; allowed: one of the two sections", "attack")
     if isinstance(s.attack, Attack):

@@ -45,6 +45,7 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "scaffold": (SERVER, {"local_epochs": 1}),
     "fal": ({**SERVER, "adversary": {"eps": 0.1, "steps": 2, "random_start": True}}, {"local_steps": 2}),
     "dspodfl": (GOSSIP, {}),
+    "afl": (SERVER, {"loss_samples": 5}),
     "monna": (ATTACKED, {"beta": 0.9, "exchanges": 2, "wait": "quorum"}),
     "gradient_tracking": ({**GOSSIP, "participation": {"compute": 0.5}}, {}),
     "ef21": ({**SERVER, "compression": {"name": "qsgd", "levels": 3}}, {}),

@@ -14,7 +14,9 @@ from fedsim.core.registry import lookup, names
 from fedsim.scenario.load import parse
 
 SERVERS = [n for n in names("algorithm") if lookup("algorithm", n).setting == "server"]
-PAST = {"scaffold", "fedgamma", "feddyn", "fedspeed", "fedsmoo", "fedamd", "diff2_bvr", "ef21", "ef21_w", "powersgd"}
+PAST = {
+    "scaffold", "fedgamma", "feddyn", "fedspeed", "fedsmoo", "fedamd", "diff2_bvr", "ef21", "ef21_w", "powersgd", "afl",
+}  # fmt: skip
 ROBUST = [{"name": "median"}, {"name": "trimmed_mean", "trim": 0.2}]
 
 

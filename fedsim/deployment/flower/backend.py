@@ -105,7 +105,7 @@ class Flower(BackendDefaults):
 
     def dispatch(self, job: Job) -> None:
         """Send every client its job."""
-        idle = (job.steps == 0) & (not self.stateful)
+        idle = (job.steps == 0) & (not self.stateful) & (self.worker.algorithm.evaluates_on is None)
         if idle.any():
             index = torch.as_tensor(np.flatnonzero(idle), device=self.worker.initial.device)
             received = {k: v if v.dim() == 1 else v.index_select(0, index) for k, v in job.received.items()}
