@@ -220,13 +220,11 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
         mode.check_run(setting)
     task = s.algorithm.objective(task, s.participation.picked(task))
     privacy: Bound = NoPrivacy()
-    clipped = False
     if s.privacy is not None:
         privacy = s.privacy.bind(setting)
-        task, clean = privacy.task(task), task
-        clipped = task is not clean
+        task = privacy.task(task)
     if supervised is not None:
-        check_training(s, supervised, clipped)
+        check_training(s, supervised)
     pipeline = replace(transforms, links=(*privacy.links, *transforms.links))
     return Assembly(
         task, network, device, dtype, counts, layout, durations, privacy, pipeline, s.algorithm, about, kept, parts

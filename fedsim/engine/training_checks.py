@@ -17,36 +17,24 @@ from fedsim.objective.supervised import SupervisedTask
 from fedsim.scenario.sections import Scenario
 
 
-def check_training(s: Scenario, supervised: SupervisedTask, clipped: bool) -> None:
+def check_training(s: Scenario, supervised: SupervisedTask) -> None:
     """Let a client take a step, where that is not sure to work.
-
-    Parameters
-    ----------
-    clipped : whether a privacy mechanism changes the gradients of samples.
 
     Raises
     ------
     InputError
-        Gradients of single samples are needed, which a sample has not while masks and statistics are of a minibatch.
+        Gradients of single samples are needed, which a sample has not while statistics are of a minibatch.
     """
-    nature = supervised.kernel.nature
-    if nature.plain:
+    if not supervised.kernel.nature.buffers.total:
         return
-    if nature.buffers.total:
-        _check_minibatches(s, supervised)
-    what = "dropout" if nature.draws else "batch normalisation or another buffer that training changes"
-    if clipped:
-        raise InputError(
-            f"found '{s.names['privacy']}', which clips the gradient of each sample, and a model with {what}; allowed: "
-            "model.batch_norm group or frozen, dropout 0, or a mechanism that clips updates",
-            key="privacy.mechanism",
-        )
+    _check_minibatches(s, supervised)
     try:
         _step(s, supervised)
     except NoSampleGradientError:
         raise InputError(
-            f"found '{s.names['algorithm']}', which needs the gradient of each sample, and a model with {what}; "
-            "allowed: model.batch_norm group or frozen, dropout 0, or another algorithm",
+            f"found '{s.names['algorithm']}', which needs the gradient of each sample, and a model with batch "
+            "normalisation or another buffer that training changes; allowed: model.batch_norm group or frozen, or "
+            "another algorithm",
             key="algorithm.name",
         ) from None
 

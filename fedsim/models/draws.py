@@ -3,6 +3,8 @@
 Dropout of any kind (``nn.Dropout`` and its siblings, ``torch.nn.functional``, inside attention and recurrent layers,
 stochastic depth) ends in a few operators that draw. Inside `Keyed` they draw from a key and their place among the draws
 of the forward pass, so that a mask is the same for a client alone, in a shard, after a resume and on any device.
+
+Under ``vmap`` operations see all clients at once, whose axis comes first: each part of a draw is of its client's key.
 """
 
 from __future__ import annotations
@@ -17,13 +19,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsim.core import rng
 from fedsim.core.errors import InputError
+from fedsim.core.rng import Keys
 
 _aten = torch.ops.aten
 _WORDS = 2.0**32
 
 
 class Keyed(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within it, draws of tensors in this thread depend on `key` and their order alone.
+    """Within it, draws of tensors in this thread depend on a key and their order alone.
+
+    Parameters
+    ----------
+    key : a number, or ``[m]`` of so many rows that ``vmap`` computes together (with ``randomness="different"``): a
+        tensor's first axis is then theirs.
 
     Raises
     ------
@@ -31,9 +39,9 @@ class Keyed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         An operator draws that is not known here, or from a generator of the module's own.
     """
 
-    def __init__(self, key: int) -> None:
+    def __init__(self, key: int | Keys) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.key, self.draws = np.array([key], dtype=np.uint64), 0
+        self.keys, self.draws = np.asarray([key] if isinstance(key, int) else key, dtype=np.uint64), 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -49,7 +57,7 @@ class Keyed(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 key="name",
             )
         self.draws += 1
-        return draw(np.random.Philox(key=int(rng.fold(self.key, self.draws)[0])), *args, **named)
+        return draw(rng.fold(self.keys, self.draws), *args, **named)
 
 
 def _drops_nothing(func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> bool:
@@ -65,62 +73,73 @@ def _fill(out: Tensor, values: Any) -> Tensor:
     return out.copy_(torch.from_numpy(values).view(out.shape))
 
 
-def _kept(bits: np.random.Philox, out: Tensor, p: float) -> Tensor:
+def _each(keys: Keys, out: Tensor, make: Callable[[np.random.Philox, int], Any], dtype: type) -> Any:
+    """Numbers for `out` ``[k, ...]``, as many of each of the k keys: ``[k, numbers]``."""
+    made: Any = np.empty((len(keys), out.numel() // len(keys)), dtype)
+    for row, key in zip(made, keys.tolist(), strict=True):
+        row[:] = make(np.random.Philox(key=key), row.size)
+    return made
+
+
+def _kept(keys: Keys, out: Tensor, p: float) -> Tensor:
     """1 with probability `p`, else 0: 32 bits a number."""
-    words = bits.random_raw(-(-out.numel() // 2)).view(np.uint32)[: out.numel()]
-    return _fill(out, words < round(p * _WORDS) if p < 1 else np.ones(out.numel(), dtype=bool))
+    if p >= 1:
+        return out.fill_(1)
+    words = _each(keys, out, lambda bits, n: bits.random_raw(-(-n // 2)).view(np.uint32)[:n], np.uint32)
+    return _fill(out, words < round(p * _WORDS))
 
 
-def _uniforms(bits: np.random.Philox, out: Tensor) -> Tensor:
-    return _fill(out, np.random.Generator(bits).random(out.numel()))
+def _uniforms(keys: Keys, out: Tensor) -> Tensor:
+    return _fill(out, _each(keys, out, lambda bits, n: np.random.Generator(bits).random(n), np.float64))
 
 
-def _bernoulli_(bits: np.random.Philox, out: Tensor, p: float = 0.5) -> Tensor:
-    return _kept(bits, out, p)
+def _bernoulli_(keys: Keys, out: Tensor, p: float = 0.5) -> Tensor:
+    return _kept(keys, out, p)
 
 
-def _bernoulli_tensor_(bits: np.random.Philox, out: Tensor, p: Tensor) -> Tensor:
-    return out.copy_(_uniforms(bits, torch.empty(out.shape, dtype=torch.float64, device=out.device)) < p)
+def _bernoulli_tensor_(keys: Keys, out: Tensor, p: Tensor) -> Tensor:
+    return out.copy_(_uniforms(keys, torch.empty(out.shape, dtype=torch.float64, device=out.device)) < p)
 
 
-def _bernoulli_p(bits: np.random.Philox, like: Tensor, p: float) -> Tensor:
-    return _kept(bits, torch.empty_like(like), p)
+def _bernoulli_p(keys: Keys, like: Tensor, p: float) -> Tensor:
+    return _kept(keys, torch.empty_like(like), p)
 
 
-def _bernoulli(bits: np.random.Philox, p: Tensor) -> Tensor:
-    return _bernoulli_tensor_(bits, torch.empty_like(p), p)
+def _bernoulli(keys: Keys, p: Tensor) -> Tensor:
+    return _bernoulli_tensor_(keys, torch.empty_like(p), p)
 
 
-def _native_dropout(bits: np.random.Philox, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+def _native_dropout(keys: Keys, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
     mask = torch.empty(x.shape, dtype=torch.bool, device=x.device)
     if train is False:
         return x.clone(), mask.fill_(True)
-    _kept(bits, mask, 1 - p)
+    _kept(keys, mask, 1 - p)
     return x * mask * (0.0 if p == 1 else 1 / (1 - p)), mask
 
 
-def _rand(bits: np.random.Philox, size: Sequence[int], **how: Any) -> Tensor:
-    return _uniforms(bits, torch.empty(size, **how))
+def _rand(keys: Keys, size: Sequence[int], **how: Any) -> Tensor:
+    return _uniforms(keys, torch.empty(size, **how))
 
 
-def _rand_like(bits: np.random.Philox, like: Tensor, **how: Any) -> Tensor:
-    return _uniforms(bits, torch.empty_like(like, **how))
+def _rand_like(keys: Keys, like: Tensor, **how: Any) -> Tensor:
+    return _uniforms(keys, torch.empty_like(like, **how))
 
 
-def _randn(bits: np.random.Philox, size: Sequence[int], **how: Any) -> Tensor:
-    return _normal_(bits, torch.empty(size, **how))
+def _randn(keys: Keys, size: Sequence[int], **how: Any) -> Tensor:
+    return _normal_(keys, torch.empty(size, **how))
 
 
-def _randn_like(bits: np.random.Philox, like: Tensor, **how: Any) -> Tensor:
-    return _normal_(bits, torch.empty_like(like, **how))
+def _randn_like(keys: Keys, like: Tensor, **how: Any) -> Tensor:
+    return _normal_(keys, torch.empty_like(like, **how))
 
 
-def _uniform_(bits: np.random.Philox, out: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-    return _uniforms(bits, out).mul_(high - low).add_(low)
+def _uniform_(keys: Keys, out: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    return _uniforms(keys, out).mul_(high - low).add_(low)
 
 
-def _normal_(bits: np.random.Philox, out: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    return _fill(out, mean + std * np.random.Generator(bits).standard_normal(out.numel()))
+def _normal_(keys: Keys, out: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    drawn = _each(keys, out, lambda bits, n: np.random.Generator(bits).standard_normal(n), np.float64)
+    return _fill(out, mean + std * drawn)
 
 
 _DRAWS: dict[Any, Callable[..., Any]] = {

@@ -255,11 +255,10 @@ class _AdversarialOracle(BatchOracle):
         return super().floats_per_sample(difference) + made + _TENSORS * self.task.inputs[0].numel()
 
     def clipped_part(
-        self, x: Tensor, seen: Tensor, targets: Tensor, valid: Tensor | None, bound: Tensor, minus: Tensor | None,
-        at_minus: Callable[[], Tensor],
+        self, kernel: Kernel, x: Tensor, seen: Tensor, targets: Tensor, valid: Tensor | None, bound: Tensor,
+        minus: Tensor | None, at_minus: Callable[[], Tensor],
     ) -> Tensor:  # fmt: skip
         """A difference is one of gradients at other inputs: each model's own."""
-        kernel = self.task.kernel
         if minus is None:
             return kernel.clipped_sum(x, seen, targets, valid, bound, None)
         change = kernel.per_sample_grad(x, seen, targets) - kernel.per_sample_grad(minus, at_minus(), targets)
@@ -285,7 +284,7 @@ class _OnReceived(_AdversarialOracle):
         return super().seen_part(self.received[rows].to(x.dtype), rows, columns, inputs, targets)
 
     def clipped_part(
-        self, x: Tensor, seen: Tensor, targets: Tensor, valid: Tensor | None, bound: Tensor, minus: Tensor | None,
-        at_minus: Callable[[], Tensor],
+        self, kernel: Kernel, x: Tensor, seen: Tensor, targets: Tensor, valid: Tensor | None, bound: Tensor,
+        minus: Tensor | None, at_minus: Callable[[], Tensor],
     ) -> Tensor:  # fmt: skip
-        return BatchOracle.clipped_part(self, x, seen, targets, valid, bound, minus, at_minus)
+        return BatchOracle.clipped_part(self, kernel, x, seen, targets, valid, bound, minus, at_minus)

@@ -100,6 +100,14 @@ class BatchOracle(Oracle):
         writes, self._counted = writes and not self._counted, self._counted or writes
         return kernel.during(Training(batch.keys, batch.counts, batch.state, writes))
 
+    def of_samples(self, rows: slice, columns: slice) -> Kernel:
+        """The kernel where gradients of these samples are taken, of each alone: what one draws is of its own key."""
+        kernel, batch = self.task.kernel, self.batch
+        if batch.keys is None or batch.state is None:
+            return kernel
+        keys = rng.fold(batch.keys[rows, None], batch.positions[rows, columns])
+        return kernel.during(Training(batch.keys[rows], batch.counts[rows], batch.state[rows], False, keys))
+
     @cached_property
     def inputs(self) -> Tensor:
         """The samples, augmented, ``[m, b, *sample]``."""
@@ -121,7 +129,8 @@ class BatchOracle(Oracle):
         minibatch.descend(kernel, x, seen, self.batch.targets, self.batch.weights, self.lr)
 
     def per_sample_grad(self, x: Tensor) -> Tensor:
-        grads, weights = self.task.kernel.per_sample_grad(x, self.seen(x), self.batch.targets), self.batch.weights
+        kernel, weights = self.of_samples(slice(None), slice(None)), self.batch.weights
+        grads = kernel.per_sample_grad(x, self.seen(x), self.batch.targets)
         return grads * (weights > 0).unsqueeze(-1) if isinstance(weights, Tensor) else grads
 
     @property
@@ -133,11 +142,11 @@ class BatchOracle(Oracle):
         return self.task.kernel.floats_per_sample(difference) + self.task.inputs[0].numel()
 
     def clipped_part(
-        self, x: Tensor, seen: Tensor, targets: Tensor, valid: Tensor | None, bound: Tensor, minus: Tensor | None,
-        at_minus: Callable[[], Tensor],
+        self, kernel: Kernel, x: Tensor, seen: Tensor, targets: Tensor, valid: Tensor | None, bound: Tensor,
+        minus: Tensor | None, at_minus: Callable[[], Tensor],
     ) -> Tensor:  # fmt: skip
         """`Kernel.clipped_sum` of a part; `at_minus` gives the inputs that gradients at `minus` are taken of."""
-        return self.task.kernel.clipped_sum(x, seen, targets, valid, bound, minus)
+        return kernel.clipped_sum(x, seen, targets, valid, bound, minus)
 
     def clipped_sum(
         self, x: Tensor, bound: Tensor | float, minus: Tensor | None = None, dtype: torch.dtype | None = None
@@ -160,7 +169,8 @@ class BatchOracle(Oracle):
                 return self.seen_part(before, *part)
 
             seen = self.seen_part(here, *part)
-            result[rows] += self.clipped_part(here, seen, targets, valid, bounds[rows], before, at_minus)
+            kernel = self.of_samples(rows, columns)
+            result[rows] += self.clipped_part(kernel, here, seen, targets, valid, bounds[rows], before, at_minus)
         return result.to(x.dtype)
 
 

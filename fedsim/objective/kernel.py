@@ -29,13 +29,15 @@ class Training:
     """What a training forward of `m` rows depends on besides parameters and samples, where it does.
 
     `keys` ``[m]`` are of what each draws, `counts` ``[m]`` say how many of its samples count, `state` ``[m, s]`` are
-    the buffers that it changes, in place where it `writes`.
+    the buffers that it changes, in place where it `writes`. `samples` ``[m, b]`` are keys of what each sample draws
+    where its gradient is taken alone.
     """
 
     keys: Keys
     counts: Ints
     state: Tensor
     writes: bool = True
+    samples: Keys | None = None
 
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -45,7 +47,7 @@ _AT_MANY_PLACES = 8
 
 
 class NoSampleGradientError(Exception):
-    """A model has no gradient of one sample alone: it draws, or counts samples, while it trains."""
+    """A model has no gradient of one sample alone: it counts samples while it trains."""
 
 
 class Kernel(ABC):

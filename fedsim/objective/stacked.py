@@ -126,6 +126,9 @@ class VmapKernel(Kernel):
     """``vmap`` over the forward, then one ordinary backward of the summed losses: clients are independent, so that is
     each client's own gradient."""
 
+    randomness = "error"
+    """What ``vmap`` makes of draws."""
+
     def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
         leaves = self._leaves(x)
         with self._casting(x):
@@ -154,7 +157,7 @@ class VmapKernel(Kernel):
         """Outputs ``[m, b, k]`` on inputs ``[m, b, ...]``, or `shared` ones ``[b, ...]``."""
         module = self.own.get()
         one = partial(_call, module, self.layout)
-        result: Tensor = vmap(one, in_dims=(0, None if shared else 0))(params, inputs)
+        result: Tensor = vmap(one, in_dims=(0, None if shared else 0), randomness=self.randomness)(params, inputs)
         return result
 
 

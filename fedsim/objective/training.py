@@ -1,13 +1,15 @@
 """Models that train otherwise than they are evaluated: dropout, batch normalisation, whatever counts in buffers.
 
-A training forward then depends on more than parameters and samples (`Training`), and is made for one client after the
-other, on the samples that it has, so that neither padding nor neighbours in a batch are seen.
+A training forward then depends on more than parameters and samples (`Training`), and is made on the samples that a
+client has, so that neither padding nor neighbours in a batch are seen. Models that change buffers are computed for one
+client after the other, those that only draw for all together where ``vmap`` can take them.
 """
 
 from __future__ import annotations
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -20,12 +22,12 @@ from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
 from fedsim.core.rng import Keys
 from fedsim.models.draws import Keyed
-from fedsim.models.layout import call, views
+from fedsim.models.layout import call, flatten, views
 from fedsim.models.losses import Loss
 from fedsim.models.nature import Nature, initial_state, nature_of
 from fedsim.models.norms import training
-from fedsim.objective.kernel import Kernel, NoSampleGradientError, Precision, Training
-from fedsim.objective.stacked import RowKernel, Way, build_kernel
+from fedsim.objective.kernel import ROWS_ON_CPU, Kernel, NoSampleGradientError, Precision, Training
+from fedsim.objective.stacked import RowKernel, VmapKernel, Way, build_kernel
 
 
 class TrainingKernel(RowKernel):
@@ -95,7 +97,7 @@ class TrainingKernel(RowKernel):
         return torch.stack([self._evaluated(row, inputs, None) for row in x])
 
     def per_sample_grad(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        raise NoSampleGradientError
+        return each_alone(self, self.how, x, inputs, targets)
 
     def _evaluated(self, row: Tensor, inputs: Tensor, state: Tensor | None) -> Tensor:
         module, d = self.own.get(), self.layout.total
@@ -109,10 +111,87 @@ class TrainingKernel(RowKernel):
         return _Drawing(key, self.state.device) if self.nature.draws else nullcontext()
 
 
+class DrawingKernel(VmapKernel):
+    """A model that draws and counts nothing, computed for all rows at once under ``vmap``.
+
+    What a row draws depends on how many samples it has, so that rows of one number of them are taken together; a row
+    that is alone in that takes the plain way.
+    """
+
+    randomness = "different"
+
+    def __init__(self, rows: TrainingKernel) -> None:
+        super().__init__(rows.module, rows.loss, rows.precision)
+        self.rows, self.nature = rows, rows.nature
+        self.keys: Keys | None = None
+
+    def during(self, how: Training) -> Self:
+        bound = copy.copy(self)
+        bound.rows = self.rows.during(how)
+        return bound
+
+    def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
+        how, b = self.rows.how, inputs.shape[1]
+        if how is None:
+            how = Training(np.zeros(len(x), dtype=np.uint64), np.full(len(x), b), x.new_zeros(len(x), 0))
+        if len(x) > 1 and (how.counts == b).all():
+            return self._together(how.keys, x, inputs, targets, weights)
+        result = torch.zeros_like(x)
+        for count in np.unique(how.counts[how.counts > 0]).tolist():  # a Poisson sample may be empty
+            own = np.flatnonzero(how.counts == count)
+            rows = torch.as_tensor(own, device=x.device)
+            scale = weights[rows, :count] if isinstance(weights, Tensor) else weights
+            part = (x[rows], inputs[rows, :count], targets[rows, :count], scale)
+            if len(own) > 1:
+                result[rows] = self._together(how.keys[own], *part)
+            else:
+                result[rows] = self.rows.during(replace(how, keys=how.keys[own], counts=how.counts[own])).grad(*part)
+        return result
+
+    def _together(self, keys: Keys, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
+        bound = copy.copy(self)
+        bound.keys = keys
+        training(self.own.get(), True)
+        return VmapKernel.grad(bound, x, inputs, targets, weights)
+
+    def forward(self, params: dict[str, Tensor], inputs: Tensor, shared: bool = False) -> Tensor:
+        with nullcontext() if self.keys is None else _Drawing(self.keys, inputs.device):
+            return super().forward(params, inputs, shared)
+
+    def input_grad(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Of the model as it is evaluated: an attack on inputs knows no masks."""
+        training(self.own.get(), False)
+        return super().input_grad(x, inputs, targets)
+
+    def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
+        training(self.own.get(), False)
+        return super().outputs(x, inputs)
+
+    def per_sample_grad(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        return each_alone(self, self.rows.how, x, inputs, targets)
+
+
+def each_alone(kernel: Kernel, how: Training | None, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+    """`Kernel.per_sample_grad` of a model that draws: that of a row which has the sample alone, under its own key.
+
+    Raises
+    ------
+    NoSampleGradientError
+        The model counts samples.
+    """
+    if kernel.nature.buffers.total or how is None or how.samples is None:
+        raise NoSampleGradientError
+    m, b = inputs.shape[:2]
+    alone = Training(how.samples.reshape(-1), np.ones(m * b, dtype=np.int64), x.new_zeros(m * b, 0), False)
+    rows = x.unsqueeze(1).expand(m, b, -1).flatten(0, 1)
+    grads = kernel.during(alone).grad(rows, inputs.flatten(0, 1)[:, None], targets.flatten(0, 1)[:, None], 1.0)
+    return grads.view(m, b, -1)
+
+
 class _Drawing(AbstractContextManager[object]):
     """`Keyed`; on a GPU with the attention whose dropout is an operator that can be seen."""
 
-    def __init__(self, key: int, device: torch.device) -> None:
+    def __init__(self, key: int | Keys, device: torch.device) -> None:
         self.keyed = Keyed(key)
         self.attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()
 
@@ -153,7 +232,38 @@ def kernel_of(
     nature = nature_of(module, inputs)
     if nature.plain:
         return build_kernel(module, loss, device, inputs[0], precision, way)
+    rows_only = TrainingKernel(module, loss, nature, precision)
+    if way == "rows":
+        return rows_only
+    if nature.buffers.total:
+        why = "changes buffers while it trains"
+    elif way == "auto" and device.type == "cpu" and any(isinstance(layer, ROWS_ON_CPU) for layer in module.modules()):
+        return rows_only
+    elif _draws_alike(stacked := DrawingKernel(rows_only), inputs):
+        return stacked
+    else:
+        why = "draws random numbers in a way that torch.func.vmap cannot take"
     if way == "stacked":
-        what = "draws random numbers" if nature.draws else "changes buffers"
-        raise InputError(f"found 'stacked', but this model {what} while it trains; allowed: auto, rows", "kernel")
-    return TrainingKernel(module, loss, nature, precision)
+        raise InputError(f"found 'stacked', but this model {why}; allowed: auto, rows", "kernel")
+    return rows_only
+
+
+@torch.no_grad()
+def _draws_alike(kernel: DrawingKernel, inputs: Tensor) -> bool:
+    """Whether ``vmap`` can take a model that draws, and then draws what rows would, tried on some `inputs`."""
+    module, few = kernel.own.get(), torch.stack([inputs[:2], inputs[:2]])
+    params = views(flatten(kernel.module).expand(2, -1), kernel.layout)
+    training(module, True)
+    bound = copy.copy(kernel)
+    bound.keys = np.arange(2, dtype=np.uint64)
+    try:
+        for row, key in zip(bound.forward(params, few), bound.keys, strict=True):
+            with _Drawing(int(key), inputs.device):
+                alone = call(module, {name: v[0] for name, v in params.items()}, kernel.layout, few[0])
+            if not torch.allclose(
+                row, alone, rtol=0, atol=torch.finfo(row.dtype).eps ** 0.5 * float(alone.abs().max())
+            ):
+                return False
+    except (RuntimeError, ValueError):  # operators without a batching rule, draws of a form that is not the rows'
+        return False
+    return True

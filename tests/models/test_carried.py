@@ -208,12 +208,16 @@ NOISE = {"clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
         ),
         ({"topology": {"graph": "ring"}, "algorithm": {"name": "sgp"}}, "algorithm.name", "do not sum to 1"),
         ({"adversary": {"eps": 0.1, "steps": 1, "attack_on": "received"}}, "adversary.attack_on", "allowed: local"),
+        ({"algorithm": {"name": "diff2", "clip_norm": 1.0}}, "algorithm.name", "'diff2', which needs the gradient of"),
         ({"run": {"kernel": "stacked"}}, "run.kernel", "this model changes buffers while it trains"),
     ],
 )
 def test_refused_before_anything_is_written(sections: dict[str, Any], key: str, says: str, tmp_path: Path) -> None:
+    made = scenario("Normed", **{k: dict(v) for k, v in sections.items()})
+    if "diff2" in says:
+        del made["algorithm"]["local_epochs"], made["algorithm"]["batch_size"]
     with pytest.raises(InputError, match=says) as caught:
-        fedsim.run(scenario("Normed", **{k: dict(v) for k, v in sections.items()}), out=tmp_path / "run")
+        fedsim.run(made, out=tmp_path / "run")
     assert caught.value.problems[0].key == key
     assert not (tmp_path / "run").exists()
 
