@@ -76,12 +76,16 @@ def run(
         result = simulate(checked, out, resume, progress)
     last = read_jsonl(result.dir / "metrics.jsonl")[-1]
     if as_json:
-        emit({"dir": str(result.dir), "resumed_at": result.resumed_at, "metrics": last, "warnings": result.warnings})
+        ending = {} if result.stopped is None else {"stopped": result.stopped}
+        about = {"dir": str(result.dir), "resumed_at": result.resumed_at, **ending}
+        emit({**about, "metrics": last, "warnings": result.warnings})
         return
-    if result.resumed_at >= checked.run.rounds:
+    if resume and result.resumed_at == last["round"]:
         say("already finished, nothing to do")
     elif resume:
         say(f"resumed at round {result.resumed_at}" if result.resumed_at else "nothing to resume, started anew")
+    if result.stopped is not None:
+        say(result.stopped)
     say(f": {metrics_line(last, result.columns)}", bold=str(result.dir))
 
 

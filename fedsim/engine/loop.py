@@ -23,6 +23,7 @@ from fedsim.engine.run_directory import Run, find_checkpoint, open_directory, sa
 from fedsim.engine.samples import samples_of
 from fedsim.engine.signals import stop_requested
 from fedsim.engine.states import merge_bytes, run_state
+from fedsim.engine.stopping import early_stop, seen, write_stop
 from fedsim.engine.totals import Totals
 from fedsim.engine.wall import WallClock
 from fedsim.engine.watch import All, Progress, Watched, Watcher, listening, loggers_of
@@ -58,6 +59,7 @@ class Simulation:
         self.scenario = self.assembly.settled(self.scenario)
         self.draws = GlobalDraws([*self.scenario.names.values(), *(m.name for m in self.scenario.metrics)])
         self.evaluation, self.loggers = Evaluation(self.scenario, self.assembly), loggers_of(self.scenario)
+        self.early = early_stop(self.scenario, self.assembly.task, self.assembly.network is not None)
         self.records = Records(self.folder, self.scenario, self.assembly)
         if self.assembly.device.type == "cpu":
             keep_freed_memory()
@@ -80,6 +82,11 @@ class Simulation:
         """The state's tensors, as far as they are in this process."""
         return self.home.values
 
+    @property
+    def stopped(self) -> bool:
+        """Whether ``run.stop`` ends it before its last round."""
+        return self.early is not None and self.early.why is not None and self.round < self.scenario.run.rounds
+
     def _begin(self, saved: Checkpoint | None) -> None:
         """The initial state, or the recorded one of a resumed run; from here on the directory is written."""
         self.home = run_state(self.scenario, self.assembly, self.backend)
@@ -95,6 +102,9 @@ class Simulation:
             self.backend.load(saved.clients)
             privacy.load(saved.progress.get("privacy", {}))
             self.home.load(saved)
+            if self.early is not None:
+                for row in seen(self.folder):
+                    self.early.see(row)
             setting = self.assembly.setting(self.scenario)
             self.home.rest(self.scenario.participation.idle(setting, self.round))
         if self.assembly.network is not None:
@@ -120,6 +130,9 @@ class Simulation:
                     f"the run ended after round {ended.number} of {self.scenario.run.rounds}, at virtual second "
                     f"{ended.time:.6g}: {ended.reason}. What was recorded up to there is in {self.folder}"
                 )
+            if self.stopped:
+                assert self.early is not None
+                LOG.info("%s", write_stop(self.folder, self.early, self.round, self.scenario.run.rounds))
             remark = self.totals.remark(self.round)
             if remark is not None:
                 LOG.warning("%s", remark)
@@ -142,6 +155,8 @@ class Simulation:
     def _rounds(self, clock: WallClock, stop: Callable[[], bool]) -> Ended | None:
         """Every event up to the last round: see `fedsim.participation.base` for what they are."""
         s = self.scenario
+        if self.stopped:
+            return None
         events = (self.source or s.participation.events)(self.assembly.setting(s), self.round)
         begun: list[Dispatch] = []  # of a round that `run.seconds` may still cut off
         for event in events:
@@ -161,6 +176,8 @@ class Simulation:
                     event = self._combine(event)
                     if event.closes:
                         self._close_round(event, clock, stop)
+                    if self.stopped:  # before the next event is asked for: on a wall clock it may take long
+                        return None
         if self.round < s.run.rounds:
             raise RunError(
                 f"the participation mode had no more events after round {self.round} of {s.run.rounds}; a mode that "
@@ -232,6 +249,8 @@ class Simulation:
         if table is not None:
             self.watch.clients(table)
         self.watch.round(self.round, row)
+        if self.early is not None:
+            self.early.see(row)
         self.records.report(always=self.round == 0)
         check_finite(moment, row, self.folder)
 

@@ -35,11 +35,14 @@ from fedsim.engine.export import export_model, run_model
 from fedsim.engine.rows import kept, rows
 from fedsim.engine.samples import FILE as SAMPLES
 from fedsim.engine.samples import ROWS as SAMPLE_ROWS
+from fedsim.engine.stopping import FILE as STOP
+from fedsim.engine.stopping import read_stop
 from fedsim.graphs.topology import Topology
 from fedsim.privacy.releases import FILE as RELEASES
 from fedsim.privacy.releases import recounted
 from fedsim.scenario.load import load
 from fedsim.scenario.sections import BackendSection, Scenario
+from fedsim.scenario.stopping import Stop
 
 LAST = 10
 """Evaluations at the end of a run whose mean stands beside the last one and the best one."""
@@ -47,9 +50,12 @@ _MAY_DIFFER = (
     "run.rounds",
     "run.checkpoint_seconds",
     "run.loggers",
+    "run.stop",
+    *(f"run.stop.{key}" for key in Stop.model_fields),
     *(f"backend.{key}" for key in BackendSection.model_fields),
 )
-"""Keys of a resumed scenario that may differ from the recorded one's: more rounds, checkpoints, loggers, the place."""
+"""Keys of a resumed scenario that may differ from the recorded one's: how many rounds there are, and at which it stops,
+checkpoints, loggers, the place."""
 
 _SAME = "--resume continues the same scenario (run.rounds may grow): give another --out, or leave --resume out"
 _PACKAGES = ("fedsim", "torch", "numpy", "scipy", "networkx", "datasets", "flwr-datasets", "scikit-learn")
@@ -116,6 +122,11 @@ class Run:
         """The parameters ``[d]`` that ``run.loggers: [{name: best}]`` kept; RunError where there are none."""
         return read_best(self.dir)[0]
 
+    @property
+    def stopped(self) -> str | None:
+        """Why it ended before its last round, where ``run.stop`` ended it: a sentence."""
+        return read_stop(self.dir)
+
     def model(self, node: int | None = None) -> nn.Module:
         """The trained model as a PyTorch module; on a graph the mean model, or a node's own.
 
@@ -180,6 +191,7 @@ def open_directory(folder: Path, scenario: Scenario, checkpoint: Checkpoint | No
                 _write_atomically(folder / name, "".join(line + "\n" for line in lines))
             if scenario.tests_clients:
                 keep_rows(folder, evaluated_rounds(scenario, done))
+            (folder / STOP).unlink(missing_ok=True)
             if done < scenario.run.rounds:
                 (folder / "params.safetensors").unlink(missing_ok=True)
         if not scenario.run.trace:
@@ -253,7 +265,7 @@ def clear(folder: Path, releases: bool = True) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (
         "metrics.jsonl", "trace.jsonl", "params.safetensors", "topology.graphml", "report.html", "privacy.json",
-        ATTACK, BEST, CLIENTS, CLIENT_ROWS, SAMPLES, SAMPLE_ROWS,
+        ATTACK, BEST, CLIENTS, CLIENT_ROWS, SAMPLES, SAMPLE_ROWS, STOP,
     ):  # fmt: skip
         (folder / name).unlink(missing_ok=True)
 

@@ -219,7 +219,7 @@ OF_THE_RUN = (
     "topology.graphml", "columns.json", "clients.parquet", "environment.json", "attack.json", "privacy.json",
     "releases.jsonl",
     "checkpoint", "checkpoint.new", "checkpoint.old", "clients.bin", "samples.safetensors", "samples.bin",
-    "report.html", "figures", "error.txt",
+    "report.html", "figures", "error.txt", "stop.json",
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from fedsim.core.documents import read_yaml
 from fedsim.core.errors import InputError
 from fedsim.core.metrics import TABLE, Metric, merged, metric, read_columns
 from fedsim.engine.run_directory import LAST
+from fedsim.engine.stopping import read_stop
 
 Row = Mapping[str, Any]
 
@@ -63,9 +64,9 @@ class Record:
 
     @property
     def status(self) -> str:
-        """``finished``, or how far it came and why it ended."""
+        """``finished``, also where it stopped early, or how far it came and why it ended."""
         if self.finished:
-            return "finished"
+            return read_stop(self.dir) or "finished"
         planned = self.value("run.rounds")
         reached = f"unfinished: round {self.round}" + (f" of {planned}" if planned is not None else "")
         if self.error:

@@ -118,8 +118,10 @@ def describe_topology(what: str, nodes: int | None, settings: list[str], weights
 
 
 def _scenario(s: Scenario) -> Rows:
+    ends = {} if s.stop is None else {"may end earlier": s.stop.said}
     return {
-        "name": s.name, "seed": s.seed, "algorithm": s.names["algorithm"], "rounds": s.run.rounds, "hash": s.hash(),
+        "name": s.name, "seed": s.seed, "algorithm": s.names["algorithm"], "rounds": s.run.rounds, **ends,
+        "hash": s.hash(),
         "run directory": f"runs/{s.name}-{s.hash()}",
     }  # fmt: skip
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from fedsim.algorithms.base import GossipAlgorithm, ServerAlgorithm
 from fedsim.core.errors import InputError, Problem
-from fedsim.core.metrics import columns
+from fedsim.core.metrics import TABLE, columns
 from fedsim.data.division import column_of
 from fedsim.data.sets import Dataset, Quadratic, QuadraticFile
 from fedsim.messages.aggregators import Aggregator
@@ -256,6 +257,21 @@ def _columns(s: Scenario) -> Iterator[Problem]:
         yield from error.under("run.metrics").problems
 
 
+def _stop(s: Scenario) -> Iterator[Problem]:
+    """What ends a run early is measured, and tells nothing that an epsilon would have to cover."""
+    if s.stop is None:
+        return
+    if s.privacy is not None:
+        message = "found beside privacy, whose epsilon is that of a number of rounds that no outcome decides"
+        yield Problem(f"{message}; allowed: run.rounds alone", "run.stop")
+    with suppress(InputError):  # columns that two measures have are said above
+        known = {**TABLE, **columns(s.measures)}
+        try:
+            s.stop.check(known)
+        except InputError as error:
+            yield from error.under("run.stop").problems
+
+
 def _float32(s: Scenario) -> Iterator[Problem]:
     """Numbers of the algorithm are numbers of the type in which it computes."""
     if s.run.dtype != "float32":
@@ -280,7 +296,7 @@ _LARGEST = (2 - 2**-23) * 2.0**127  # of float32
 _NO_MODEL = Problem("missing; e.g. model: {name: linear}", "model")
 _RULES: tuple[Callable[[Scenario], Iterable[Problem]], ...] = (
     _work, _float32, _server_or_graph, rule_problems, _rule_of_graph, _merges, _mode_of_server, _continuous_time,
-    _system_of_graph, _backend, _model, _adversary, _clients, _columns, message_problems, chain_problems,
+    _system_of_graph, _backend, _model, _adversary, _clients, _columns, _stop, message_problems, chain_problems,
 )  # fmt: skip
 
 

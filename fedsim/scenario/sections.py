@@ -39,6 +39,7 @@ from fedsim.objective.kernel import Precision
 from fedsim.objective.stacked import Way
 from fedsim.participation.base import Participation
 from fedsim.privacy.base import Mechanism
+from fedsim.scenario.stopping import Stop
 from fedsim.scenario.table import (
     FormSection,
     ListSection,
@@ -227,6 +228,7 @@ class Scenario:
         Adversary | None, FormSection(path="adversary", form=Adversary, optional="{eps: 0.1, step: 0.025, steps: 10}")
     ]
     run: Annotated[RunSection, FormSection(path="run", form=RunSection)]
+    stop: Annotated[Stop | None, FormSection(path="run.stop", form=Stop, optional="{patience: 5}")]
     metrics: Annotated[
         tuple[Named, ...],
         ListSection(path="run.metrics", kind="metric", description="measures besides those that every run has"),

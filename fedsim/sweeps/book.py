@@ -118,8 +118,14 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     last = metrics[-1] if metrics else {}
     columns = {**TABLE, **outcome.point.scenario.columns}
     error = str(outcome.error) if outcome.error else None
-    ending = {"status": outcome.status, "error": error}
+    ending = {"status": outcome.status, "error": error, **_stopped(outcome)}
     return {"run": outcome.point.label, **outcome.point.changes, **last, **bests(metrics, columns), **ending}
+
+
+def _stopped(outcome: Outcome) -> dict[str, str]:
+    """Why a run that finished did so before its last round, where it did."""
+    said = outcome.run.stopped if outcome.run is not None else None
+    return {} if said is None else {"stopped": said}
 
 
 def _metrics(outcome: Outcome) -> list[dict[str, Any]]:

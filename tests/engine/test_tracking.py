@@ -7,10 +7,12 @@ import math
 import os
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import fedsim
 from fedsim.core.errors import InputError
@@ -195,3 +197,34 @@ def test_numbers_and_keys() -> None:
     row = {"round": 3, "a": 1, "b": None, "c": math.inf, "d": 0.5, "merged": True}
     assert numbers(row) == {"a": 1.0, "d": 0.5, "merged": 1.0}
     assert flat({"a": {"b": 1, "c": [1, None]}, "d": "x"}) == {"a.b": "1", "a.c": "[1, null]", "d": "x"}
+
+
+def test_runs_of_a_sweep_are_told_each_by_itself(tmp_path: Path) -> None:
+    names = ("csv", "best", "tensorboard", "mlflow")
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(logged(*({"name": name} for name in names), rounds=2)))
+    sweep = {"name": "s", "scenario": "s.yaml", "grid": {"algorithm.lr": [0.1, 0.2]}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    losses = []
+    for outcome in fedsim.sweep(tmp_path / "sweep.yaml", out=tmp_path / "out"):
+        assert outcome.run is not None
+        rows = expected(outcome.run)
+        assert events(outcome.dir / "tensorboard")["test_loss"] == pytest.approx(rows["test_loss"], rel=1e-6)
+        assert mlflow_run(outcome.dir, outcome.dir / "mlruns")[1] == rows
+        assert len((outcome.dir / "metrics.csv").read_text().splitlines()) == 3
+        assert outcome.run.best_params.shape == outcome.run.params.shape
+        losses.append(rows["test_loss"][2])
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.skipif(find_spec("flwr") is None, reason="needs flwr")
+def test_a_deployment_tells_them(tmp_path: Path) -> None:
+    from flower_loopback import Deployment
+
+    names = ("csv", "best", "tensorboard", "mlflow")
+    settings = logged(*({"name": name} for name in names), rounds=2)
+    run = Deployment(tmp_path / "app", settings, 4).run()
+    rows = expected(run)
+    assert events(run.dir / "tensorboard")["test_loss"] == pytest.approx(rows["test_loss"], rel=1e-6)
+    assert mlflow_run(run.dir, run.dir / "mlruns")[1] == rows
+    assert len((run.dir / "metrics.csv").read_text().splitlines()) == 3
+    assert run.best_params.shape == run.params.shape
