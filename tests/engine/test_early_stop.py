@@ -1,4 +1,4 @@
-"""Early stopping: a run ends where a plain loop over its rows says so, says why, and remembers it when it is resumed."""
+"""Early stopping: a run ends where a plain loop over its rows says so, says why, and remembers it when resumed."""
 
 from __future__ import annotations
 
@@ -199,6 +199,7 @@ def test_a_sweep_says_why(tmp_path: Path) -> None:
     assert "stopped" not in told[1]
 
 
+PRIVATE = {"mechanism": "dp_fedavg", "clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-3}
 QUADRATIC: dict[str, Any] = {"data": {"dataset": "quadratic"}, "algorithm": {"name": "fedavg"}, "run": {}}
 
 
@@ -213,8 +214,7 @@ QUADRATIC: dict[str, Any] = {"data": {"dataset": "quadratic"}, "algorithm": {"na
         (SERVER, {"patience": 3, "metric": "node_accuracy"}, {}, "run.stop.metric", "unknown column of this run"),
         (SERVER, {"patience": 3, "metric": "macro_f1"}, {}, "run.stop.metric", "unknown metric 'macro_f1'"),
         (QUADRATIC, {"patience": 3}, {}, "run.stop.metric", "allowed: train_loss, optimum_distance"),
-        (SERVER, {"patience": 3}, {"privacy": {"mechanism": "dp_fedavg", "clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-3}},
-         "run.stop", "found beside privacy"),
+        (SERVER, {"patience": 3}, {"privacy": PRIVATE}, "run.stop", "found beside privacy"),
     ],
 )  # fmt: skip
 def test_what_cannot_end_a_run_is_refused_first(

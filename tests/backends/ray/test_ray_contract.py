@@ -295,7 +295,8 @@ def test_a_run_goes_on_elsewhere(quadratic: Make, tmp_path: Path, name: str, fir
 
 def test_a_run_stops_early_over_actors(tmp_path: Path, quadratic: Make) -> None:
     stop = {"metric": "optimum_distance", "patience": 2, "min_delta": 0.05}
-    scenario = {**sections("fedavg", quadratic(n=4, d=3)), "run": {"rounds": 40, "dtype": "float64", "eval_every": 1, "device": "cpu", "stop": stop}}
+    run = {"rounds": 40, "dtype": "float64", "eval_every": 1, "device": "cpu", "stop": stop}
+    scenario = {**sections("fedavg", quadratic(n=4, d=3)), "run": run}
     here = fedsim.run(scenario, out=tmp_path / "here")
     there = fedsim.run({**scenario, "backend": {"name": "ray", "actors": 2}}, out=tmp_path / "there")
     assert here.stopped is not None
