@@ -265,7 +265,7 @@ def _stop(s: Scenario) -> Iterator[Problem]:
         message = "found beside privacy, whose epsilon is that of a number of rounds that no outcome decides"
         yield Problem(f"{message}; allowed: run.rounds alone", "run.stop")
     with suppress(InputError):  # columns that two measures have are said above
-        known = {**TABLE, **columns(s.measures)}
+        known = {**TABLE, **s.columns}
         try:
             s.stop.check(known)
         except InputError as error:

@@ -238,6 +238,13 @@ def test_a_measure_of_ones_own_may_decide(tmp_path: Path) -> None:
     assert reached == [False] * (len(reached) - 1) + [True]
 
 
+def test_what_clients_have_may_decide(tmp_path: Path) -> None:
+    base = {**SERVER, "data": {**SERVER["data"], "local_test": 0.2}}
+    run = fedsim.run(stopping(base, {"metric": "client_accuracy_mean", "target": 0.5}), out=tmp_path / "run")
+    reached = [row["client_accuracy_mean"] >= 0.5 for row in rows(run)]
+    assert reached == [False] * (len(reached) - 1) + [True]
+
+
 def test_clients_of_a_deployment_stop_with_it(tmp_path: Path) -> None:
     pytest.importorskip("flwr")
     from flower_loopback import Deployment
