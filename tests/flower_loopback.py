@@ -125,6 +125,6 @@ class Deployment:
         read = RunConfig.read(self.grid.run_config)
         scenario = load(self.grid.scenario_file, read.settings)
         with ExitStack() as stack:
-            for module in ("flower.backend", "flower.roster", "work"):
+            for module in ("flower.backend", "flower.examiner", "flower.roster", "work"):
                 stack.enter_context(patch(f"fedsim.deployment.{module}.time", self.grid.clock))
             return serve(self.grid, scenario, read, run)

@@ -63,6 +63,10 @@ class Backend(Protocol):
             They keep it to themselves.
         """
 
+    @property
+    def asks_clients(self) -> bool:
+        """Whether clients alone say what models are worth on their rows, which are not looked at here."""
+
     def own_answers(self, clients: Ints, received: Message, asked: Asked) -> OwnAnswers:
         """What the models of `clients` say of the clients' own test rows; see `fedsim.clients.evaluating.evaluate`.
 
@@ -91,6 +95,7 @@ class BackendDefaults:
     nodes_here: NodeBackend | None = None
     lost: Ints = np.empty(0, dtype=np.int64)
     wants_checkpoint = False
+    asks_clients = False
 
     def kept(self, name: str, clients: Ints) -> Tensor:
         """Not to be had."""

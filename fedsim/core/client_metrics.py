@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsim.core.arrays import Floats, Ints
+from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.metrics import Metric
 
 BASE: Mapping[str, Metric] = {
@@ -32,6 +32,7 @@ class ClientTable:
     train_samples, test_samples : ``[m]`` rows that each trains on, and is tested on.
     targets : ``[m]`` targets of the test rows, by which clients are weighted: as many, but of tokens.
     values : of each metric by client; nan where a client has none.
+    answered : ``[m]`` of clients on machines of their own, which of them answered; None: all.
     """
 
     round: int
@@ -40,6 +41,7 @@ class ClientTable:
     test_samples: Ints
     targets: Ints
     values: Mapping[str, Floats]
+    answered: Bools | None = None
 
 
 def client_columns(of: Iterable[Metric]) -> dict[str, Metric]:
@@ -75,6 +77,7 @@ def summary(table: ClientTable, metrics: Mapping[str, Metric]) -> dict[str, floa
     row: dict[str, float] = {}
     for name, every in table.values.items():
         kept = np.ones(len(every), dtype=bool) if name in BASE else ~np.isnan(every)
+        kept &= True if table.answered is None else table.answered
         values, weights = every[kept], table.targets[kept]
         found = {f"decile_{k}": float("nan") for k in DECILES}
         mean = weighted = std = worst = float("nan")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from fedsim.core.arrays import Array, Floats, Ints
+from fedsim.core.arrays import Array, Bools, Floats, Ints
 from fedsim.core.types import BatchSize
 
 
@@ -45,6 +46,22 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What m clients say themselves that they measured, on machines of their own.
+
+    Parameters
+    ----------
+    answered : ``[m]`` which of them said something; of the others nothing is known.
+    targets : ``[m]`` targets of their test rows.
+    values : ``[m]`` of each metric.
+    """
+
+    answered: Bools
+    targets: Ints
+    values: Mapping[str, Floats]
+
+
+@dataclass(frozen=True)
 class OwnAnswers:
     """Of m clients, in the order in which they were asked.
 
@@ -53,11 +70,13 @@ class OwnAnswers:
     losses : ``[m]`` sums of the losses of each client's targets.
     right : ``[m]`` how many guesses are right; None where there are no classes.
     outputs : ``[N, ...]`` of all rows, client after client; None unless they were asked for.
+    told : what clients measured themselves, instead of all that; None where they did not.
     """
 
     losses: Floats
     right: Ints | None
     outputs: Array | None = None
+    told: Told | None = None
 
 
 def joined(parts: list[OwnAnswers]) -> OwnAnswers:

@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fedsim
-from fedsim.deployment.flower.records import Arrays, Greeting, Order, Receipt, pack, unpack, unpack_arrays
+from fedsim.deployment.flower.records import (
+    Arrays,
+    Greeting,
+    Order,
+    Receipt,
+    Verdict,
+    pack,
+    pack_metrics,
+    unpack,
+    unpack_arrays,
+)
 from fedsim.deployment.link import Spec, ask, retire
 from fedsim.deployment.node_config import NodeConfig, settings_of
 
@@ -55,6 +65,16 @@ def make_client_app(scenario_file: str | Path) -> Any:
         else:
             receipt, made = opened(order, context).work(order, arrays)
         return Message(pack(receipt, made), reply_to=message)
+
+    @app.evaluate()  # type: ignore[untyped-decorator,unused-ignore]
+    def evaluate(message: Message, context: Any) -> Message:
+        order, arrays = unpack(Order, message.content), unpack_arrays(message.content["arrays"])
+        if _has_worker(NodeConfig.read(context.node_config)):
+            record = asked("evaluate", order, arrays, context)[0]
+            verdict, samples, values = Verdict(**record["verdict"]), record["samples"], record["metrics"]
+        else:
+            verdict, samples, values = opened(order, context).evaluate(order, arrays)
+        return Message(pack_metrics(verdict, samples, values), reply_to=message)
 
     return app
 

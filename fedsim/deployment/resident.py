@@ -75,6 +75,9 @@ class Resident:
             client = self.client = self.client or self._opened()
             if header["what"] == "hello":
                 return {"record": asdict(client.greeting())}, {}
+            if header["what"] == "evaluate":
+                verdict, samples, values = client.evaluate(Order(**header["order"]), arrays)
+                return {"record": {"verdict": asdict(verdict), "samples": samples, "metrics": values}}, {}
             receipt, made = client.work(Order(**header["order"]), arrays)
         except Exception as error:
             self.client = None

@@ -17,6 +17,7 @@ from fedsim.core.job import Job
 from fedsim.core.lock import owned
 from fedsim.core.types import Message
 from fedsim.data.partition_csv import write_partition
+from fedsim.deployment.evaluation import WHO, asks_clients, check_who, examination, examiner
 from fedsim.deployment.flower.backend import Flower, Policy
 from fedsim.deployment.flower.records import Greeting
 from fedsim.deployment.flower.roster import LOG, Roster
@@ -36,7 +37,7 @@ from fedsim.scenario.sections import Scenario
 
 RUN_KEYS: Mapping[str, Any] = {
     "settings": "", "out": "", "resume": False, "min-clients": 0, "wait-seconds": 600.0, "timeout": 600.0,
-    "on-failure": "retry", "attempts": 3, "poll": 0.2, "max-samples": 1_000_000, "client-keys": "",
+    "on-failure": "retry", "attempts": 3, "poll": 0.2, "max-samples": 1_000_000, "client-keys": "", "eval": "auto",
 }  # fmt: skip
 """The keys of ``[tool.flwr.app.config]`` and what they are where nothing is said."""
 
@@ -56,6 +57,7 @@ class RunConfig:
     policy : what happens to jobs that fail.
     max_samples : the most samples that a client with data of its own may say it has, since weights follow from them.
     client_keys : folder with the public key of every client's SuperNode; empty: any SuperNode may be any client.
+    evaluates : who evaluates clients one by one (see `fedsim.deployment.evaluation`).
     """
 
     settings: list[str]
@@ -66,6 +68,7 @@ class RunConfig:
     policy: Policy
     max_samples: int = RUN_KEYS["max-samples"]
     client_keys: str = ""
+    evaluates: str = "auto"
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> RunConfig:
@@ -84,9 +87,9 @@ class RunConfig:
                 words = {str: "text", bool: "true or false", int: "a whole number >= 0", float: "a number >= 0"}[wanted]
                 raise InputError(f"run config: found {values[key]!r}, allowed: {words}", key=key)
             values[key] = found
-        if values["on-failure"] not in _FAILURES:
-            allowed = ", ".join(_FAILURES)
-            raise InputError(f"run config: found {values['on-failure']!r}, allowed: {allowed}", key="on-failure")
+        for key, words in (("on-failure", _FAILURES), ("eval", WHO)):
+            if values[key] not in words:
+                raise InputError(f"run config: found {values[key]!r}, allowed: {', '.join(words)}", key=key)
         for key in ("timeout", "poll", "attempts", "max-samples"):
             if values[key] == 0:
                 words = "a number" if type(RUN_KEYS[key]) is float else "a whole number"
@@ -94,7 +97,7 @@ class RunConfig:
         policy = Policy(values["timeout"], values["on-failure"], values["attempts"], values["poll"])
         return cls(
             settings_of(values["settings"]), values["out"], values["resume"], values["min-clients"],
-            values["wait-seconds"], policy, values["max-samples"], values["client-keys"],
+            values["wait-seconds"], policy, values["max-samples"], values["client-keys"], values["eval"],
         )  # fmt: skip
 
 
@@ -137,7 +140,8 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
         raise InputError(f"run config: {found}", key="min-clients")
     worker = assembly.worker(scenario)
     keys = read_keys(Path(config.client_keys), task.num_clients) if config.client_keys else {}
-    roster = Roster(grid, task.num_clients, run, lambda g: _refuses(g, scenario, assembly, config.max_samples), keys)
+    check_who(config.evaluates, assembly.settled(scenario), assembly)
+    roster = Roster(grid, task.num_clients, run, lambda g: _refuses(g, scenario, assembly, config), keys)
     backend = Flower(
         grid, roster, worker, _one_message(scenario, assembly, worker), config.policy,
         patient=scenario.participation.clocked, graph=assembly.network is not None,
@@ -152,6 +156,10 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
     LOG.info("fedsim: '%s' goes to %s; waiting for %d of %d clients", scenario.name, folder, wanted, task.num_clients)
     backend.gather(wanted, config.wait_seconds)
     _weigh(assembly, roster, folder)
+    supervised = _supervised(assembly)
+    if supervised is not None and asks_clients(config.evaluates, simulation.scenario, roster):
+        simulation.evaluation.clients = asked = examination(simulation.scenario, assembly, roster)
+        backend.examiner = examiner(grid, roster, asked, supervised, config.policy)
     backend.begin()
     _write_facts(folder, roster, config)
     try:
@@ -177,13 +185,17 @@ def _needs_everybody(assembly: Assembly, backend: Flower) -> str | None:
     return None
 
 
-def _refuses(greeting: Greeting, scenario: Scenario, assembly: Assembly, most: int) -> str | None:
+def _refuses(greeting: Greeting, scenario: Scenario, assembly: Assembly, config: RunConfig) -> str | None:
     """What is wrong with a client, or None."""
+    most = config.max_samples
     if greeting.scenario != scenario.hash():
         return f"it has another scenario (hash {greeting.scenario}, here {scenario.hash()})"
     if not greeting.own:
-        share = int(assembly.task.sizes[greeting.client])
-        return None if greeting.samples == share else f"it says {greeting.samples} samples; its share has {share}"
+        share, own = int(assembly.task.sizes[greeting.client]), assembly.task.own
+        if greeting.samples != share:
+            return f"it says {greeting.samples} samples; its share has {share}"
+        tests = 0 if own is None else int(own.sizes[greeting.client])
+        return None if greeting.tests == tests else f"it says {greeting.tests} test samples; its share has {tests}"
     task = _supervised(assembly)
     if assembly.algorithm != scenario.algorithm:
         return "it brings its own data, but the algorithm's step or weights were made for the scenario's"
@@ -197,6 +209,10 @@ def _refuses(greeting: Greeting, scenario: Scenario, assembly: Assembly, most: i
         return f"its own data have {found}; the scenario's have {here[0]} with {here[1]}"
     if not 1 <= greeting.samples <= most:
         return f"it says that its own data have {greeting.samples} samples; allowed: 1 to {most} (max-samples)"
+    if not 0 <= greeting.tests <= most:
+        return f"it says that its own data have {greeting.tests} test samples; allowed: 0 to {most} (max-samples)"
+    if scenario.tests_clients and config.evaluates == "server":
+        return "it brings its own data, which only it can evaluate a model on; allowed with eval = auto, clients"
     return None
 
 

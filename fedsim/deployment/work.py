@@ -19,20 +19,23 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import fedsim
+from fedsim.clients.evaluating import evaluate
 from fedsim.core.crew import working
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.job import Job
 from fedsim.core.tokens import Tokens, record
 from fedsim.core.types import State
 from fedsim.data.labels import FOUND, shown
+from fedsim.data.local_test import hold_out
 from fedsim.data.pixels import PixelRange
 from fedsim.data.sets import Dataset
 from fedsim.deployment.answers import FILE, Answers, digest
 from fedsim.deployment.flower.arrays import changed, to_arrays, to_tensors
-from fedsim.deployment.flower.records import Arrays, BadRecord, Greeting, Order, Receipt
+from fedsim.deployment.flower.records import Arrays, BadRecord, Greeting, Order, Receipt, Verdict
 from fedsim.deployment.node_config import NodeConfig
 from fedsim.deployment.noise import with_own_noise
 from fedsim.engine.assembly import Assembly, Held, assemble, load_data
+from fedsim.engine.client_evaluation import ClientEvaluation
 from fedsim.messages.wire import wired
 from fedsim.objective.supervised import SupervisedTask
 from fedsim.scenario.sections import Scenario
@@ -53,6 +56,7 @@ class Client:
             self.assembly = dataclasses.replace(self.assembly, pipeline=wired(self.assembly.pipeline))
         self.worker = self.assembly.worker(scenario)
         self.answers = self._answers()
+        self.examination = self._examination()
         self._fresh = self.worker.store.gather(np.array([node.client])) if node.client < node.clients else {}
 
     def greeting(self) -> Greeting:
@@ -61,17 +65,14 @@ class Client:
         shape = [task.dim] if held is None else list(held.data.train_x.shape[1:])
         classes = None if held is None else held.data.num_classes
         return Greeting(
-            node.client, node.clients, int(task.sizes[node.client]), node.own_data is not None,
+            node.client, node.clients, int(task.sizes[node.client]), self._tests(), node.own_data is not None,
             "x".join(map(str, shape)), classes or 0,
             self.scenario.hash(), fedsim.__version__,
         )  # fmt: skip
 
     def work(self, order: Order, arrays: Arrays) -> tuple[Receipt, Arrays]:
         """Do `order` on what was received: the message ``[1, d]``, with the state after it on the disk."""
-        if order.client != self.node.client:
-            raise BadRecord(f"a job of client {order.client} was sent to client {self.node.client}")
-        if order.round < 1 or order.steps < 0:
-            raise BadRecord(f"found round {order.round} with {order.steps} steps, expected a round from 1 on")
+        self._check(order, first=1)
         started = time.perf_counter()
         with working(self.scenario.run.threads):
             message = self._released(order, arrays)
@@ -79,6 +80,55 @@ class Client:
         if self.node.delay:
             time.sleep(self.node.delay)
         return Receipt(order.client, order.number, seconds + self.node.delay), message
+
+    def evaluate(self, order: Order, arrays: Arrays) -> tuple[Verdict, int, dict[str, float]]:
+        """What the client's model says of its own test rows, with how many these are; nothing of it is kept.
+
+        Raises
+        ------
+        RunError
+            The client says nothing of its rows: the run protects them, or has no use for it.
+        """
+        self._check(order, first=0)
+        if self.examination is None:
+            raise RunError(self._silent)
+        started = time.perf_counter()
+        self._restore(order)
+        who, received = np.array([order.client], dtype=np.int64), to_tensors(arrays, self.worker.initial.device)
+        with working(self.scenario.run.threads):
+            asked = self.examination.asked(self.worker.algorithm, order.round)
+            found = self.examination.values(who, evaluate(self.worker, who, received, asked))
+        values = {name: float(found[name][0]) for name in self.examination.names}
+        targets = int(self.examination.tests.targets_of(who)[0])
+        seconds = time.perf_counter() - started
+        return Verdict(order.client, order.round, targets, seconds), self._tests(), values
+
+    def _examination(self) -> ClientEvaluation | None:
+        """How this client is evaluated; None where it is not."""
+        if not self.scenario.tests_clients or self.assembly.privacy.claims or not self._tests():
+            return None
+        run = self.scenario.run.model_copy(update={"eval_clients": "all"})
+        alone = dataclasses.replace(self.scenario, run=run)
+        return ClientEvaluation(alone, self.assembly.task, np.array([self.node.client], dtype=np.int64))
+
+    @property
+    def _silent(self) -> str:
+        """Why this client is not evaluated."""
+        if self.assembly.privacy.claims:
+            return "this client says nothing of its rows: the run's epsilon does not cover what is measured of them"
+        return "this client has no test rows of its own, or the scenario evaluates no clients"
+
+    def _tests(self) -> int:
+        """How many test rows this client has."""
+        own = self.assembly.task.own
+        return 0 if own is None or self.node.client >= self.node.clients else int(own.sizes[self.node.client])
+
+    def _check(self, order: Order, first: int) -> None:
+        """Raise BadRecord where an order is not for this client, or of no round."""
+        if order.client != self.node.client:
+            raise BadRecord(f"a job of client {order.client} was sent to client {self.node.client}")
+        if order.round < first or order.steps < 0:
+            raise BadRecord(f"found round {order.round} with {order.steps} steps, expected a round from {first} on")
 
     def _released(self, order: Order, arrays: Arrays) -> Arrays:
         """What may leave this machine in answer to `order`; in a private run it is written down before (`answers`)."""
@@ -185,12 +235,19 @@ def _share(task: SupervisedTask, client: int) -> Held:
     """The rows of one client."""
     rows = torch.as_tensor(task.indices[task.offsets[client] : task.offsets[client + 1]], device=task.device)
     x, y = task.inputs[rows].cpu(), task.targets[rows].cpu()
-    data = Dataset("share", x, y, x[:0], y[:0], task.num_classes, pixels=task.pixels, tokens=task.tokens)
+    tx, ty = x[:0], y[:0]
+    if task.tests is not None:
+        tested = torch.as_tensor(task.tests.of(client), device=task.device)
+        tx, ty = task.tests.inputs[tested].cpu(), task.tests.targets[tested].cpu()
+    data = Dataset("share", x, y, tx, ty, task.num_classes, pixels=task.pixels, tokens=task.tokens)
     return Held(data, client, task.sizes)
 
 
 def _own(scenario: Scenario, node: NodeConfig) -> Held:
-    """All training rows of the node's own data."""
+    """All training rows of the node's own data; where clients are evaluated, without those that are held out for that.
+
+    Without a share that is held out these are the data's own test rows.
+    """
     try:
         data = load_data(dataclasses.replace(scenario, clients=1))
     except InputError as error:
@@ -198,10 +255,18 @@ def _own(scenario: Scenario, node: NodeConfig) -> Held:
     if not isinstance(data, Dataset):
         raise InputError("--node-config: a quadratic problem is not data of one's own", key="own-data")
     _same_everywhere(data)
-    sizes = np.zeros(node.clients, dtype=np.int64)
-    sizes[node.client] = len(data.train_x)
     x, y = data.train_x, data.train_y
-    own = Dataset("own", x, y, x[:0], y[:0], data.num_classes, pixels=data.pixels, tokens=data.tokens)
+    tx, ty = (data.test_x, data.test_y) if scenario.tests_clients else (x[:0], y[:0])
+    if isinstance(scenario.local_test, float):
+        try:
+            number = np.array([node.client])
+            (trained,), (tested,) = hold_out([np.arange(len(x))], scenario.local_test, scenario.seed, number)
+        except InputError as error:
+            raise error.under("--node-config: own-data") from None
+        x, y, tx, ty = x[trained], y[trained], x[tested], y[tested]
+    sizes = np.zeros(node.clients, dtype=np.int64)
+    sizes[node.client] = len(x)
+    own = Dataset("own", x, y, tx, ty, data.num_classes, pixels=data.pixels, tokens=data.tokens)
     return Held(own, node.client, sizes)
 
 
@@ -232,6 +297,8 @@ def _same_everywhere(data: Dataset) -> None:
 def _write_held(file: Path, held: Held) -> None:
     about = json.dumps({"classes": held.data.num_classes, "tokens": record(held.data.tokens)})
     tensors = {"x": held.data.train_x, "y": held.data.train_y, "sizes": torch.as_tensor(held.sizes)}
+    if len(held.data.test_x):
+        tensors |= {"test_x": held.data.test_x, "test_y": held.data.test_y}
     if held.data.pixels is not None:
         tensors |= {"low": held.data.pixels.low, "high": held.data.pixels.high}
     _write(file, tensors, {"about": about})
@@ -245,7 +312,9 @@ def _read_held(file: Path, client: int) -> Held:
         x, y, sizes = (opened.get_tensor(k) for k in ("x", "y", "sizes"))
         known = "low" in opened.keys()  # noqa: SIM118 - it is no mapping
         pixels = PixelRange(opened.get_tensor("low"), opened.get_tensor("high")) if known else None
-    data = Dataset("share", x, y, x[:0], y[:0], about["classes"], pixels=pixels, tokens=tokens)
+        tested = "test_x" in opened.keys()  # noqa: SIM118
+        tx, ty = (opened.get_tensor(k) for k in ("test_x", "test_y")) if tested else (x[:0], y[:0])
+    data = Dataset("share", x, y, tx, ty, about["classes"], pixels=pixels, tokens=tokens)
     return Held(data, client, sizes.numpy())
 
 

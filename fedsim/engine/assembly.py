@@ -38,7 +38,7 @@ from fedsim.models.build import NO_TOKENS, build_model
 from fedsim.models.checks import takes, typical_rows
 from fedsim.models.layout import stays
 from fedsim.models.losses import Loss
-from fedsim.objective.own_rows import client_tests
+from fedsim.objective.own_rows import client_tests, own_rows
 from fedsim.objective.quadratic import QuadraticTask
 from fedsim.objective.supervised import SupervisedTask
 from fedsim.participation.base import Participation, Setting
@@ -122,7 +122,7 @@ Change = Callable[[Material], Material]
 
 @dataclass(frozen=True)
 class Held:
-    """What one machine of a deployment holds of the data: all rows of `data` are client `client`'s.
+    """What one machine of a deployment holds of the data: all rows of `data` are client `client`'s, to train and test.
 
     `sizes` ``[n]`` are the samples of all clients, its own among them; those of clients it knows nothing about are 0.
     """
@@ -135,6 +135,12 @@ class Held:
     def rows(self) -> list[Ints]:
         """Rows of `data` per client."""
         return [np.arange(n if c == self.client else 0, dtype=np.int64) for c, n in enumerate(self.sizes.tolist())]
+
+    @property
+    def tests(self) -> list[Ints]:
+        """Rows of its test rows per client."""
+        tested = len(self.data.test_x)
+        return [np.arange(tested if c == self.client else 0, dtype=np.int64) for c in range(len(self.sizes))]
 
 
 def assemble(scenario: Scenario, change: Change | None = None, held: Held | None = None) -> Assembly:
@@ -314,6 +320,8 @@ def _supervised(
         task.tests = client_tests(
             task, division.held, division.natural if s.local_test == "natural" else None, made.data
         )
+    elif s.tests_clients and held is not None:
+        task.tests = own_rows(*task.place(made.data.test_x, made.data.test_y), held.tests)
     with _section("adversary"):
         task.seen.check(task.kernel, task.untrained(), task.inputs[:1], task.targets[:1])
     if held is not None:

@@ -16,7 +16,7 @@ from fedsim.core.client_metrics import ClientTable, summary
 from fedsim.core.errors import InputError
 from fedsim.core.metrics import View
 from fedsim.core.oracle import Answers, OwnTests, Task
-from fedsim.core.own_tests import Asked, Tuning
+from fedsim.core.own_tests import Asked, OwnAnswers, Tuning
 from fedsim.core.rng import generator
 from fedsim.engine.states import RunState
 from fedsim.scenario.sections import Scenario
@@ -31,8 +31,8 @@ class ClientEvaluation:
         It cannot be had here; keys are whole (``run.eval_clients``).
     """
 
-    def __init__(self, scenario: Scenario, task: Task, honest: Ints) -> None:
-        tests = task.own
+    def __init__(self, scenario: Scenario, task: Task, honest: Ints, tests: OwnTests | None = None) -> None:
+        tests = task.own if tests is None else tests
         if tests is None:
             raise InputError("clients have no test rows here", key="run.eval_clients")
         self.tests: OwnTests = tests
@@ -52,9 +52,30 @@ class ClientEvaluation:
     def table(self, home: RunState, round: int) -> ClientTable:
         """The clients that are evaluated after `round`, and what is measured of them; it changes nothing."""
         clients = self._chosen(home, round)
-        personal = owns_models(home.algorithm)
-        asked = Asked(round, personal, self._tuning(home.algorithm, round), whole=bool(self.measures))
-        answers, targets = home.own_answers(clients, asked), self.tests.targets_of(clients)
+        answers, train, tested = (
+            home.own_answers(clients, self.asked(home.algorithm, round)),
+            self.task.sizes,
+            self.tests,
+        )
+        if (told := answers.told) is not None:
+            held = train[clients], tested.sizes[clients], told.targets
+            return ClientTable(round, clients, *held, told.values, told.answered)
+        held = train[clients], tested.sizes[clients], tested.targets_of(clients)
+        return ClientTable(round, clients, *held, self.values(clients, answers))
+
+    def asked(self, algorithm: Algorithm, round: int) -> Asked:
+        """What clients are asked after `round`."""
+        return Asked(round, owns_models(algorithm), self._tuning(algorithm, round), whole=bool(self.measures))
+
+    @property
+    def names(self) -> list[str]:
+        """What is measured of every client."""
+        base = {"accuracy": "test_accuracy" in self.task.metrics, "loss": True, "perplexity": self.perplexity}
+        return [name for name in self.metrics if base.get(name, True)]
+
+    def values(self, clients: Ints, answers: OwnAnswers) -> dict[str, Floats]:
+        """What is measured of each of `clients`, from their answers."""
+        targets = self.tests.targets_of(clients)
         with np.errstate(invalid="ignore", over="ignore"):
             values: dict[str, Floats] = {} if answers.right is None else {"accuracy": answers.right / targets}
             values["loss"] = answers.losses / targets
@@ -62,7 +83,7 @@ class ClientEvaluation:
                 values["perplexity"] = np.exp(values["loss"])
         if answers.outputs is not None:
             values |= self._measured(clients, answers.outputs)
-        return ClientTable(round, clients, self.task.sizes[clients], self.tests.sizes[clients], targets, values)
+        return values
 
     def row(self, table: ClientTable) -> dict[str, float]:
         """The columns that sum the table up."""

@@ -13,6 +13,9 @@ import yaml
 Reply = Mapping[str, Any]
 
 
+_WORK = "train"
+"""What rows are about that say nothing of it; evaluations say so."""
+
 _MOST_CLIENTS = 1_000_000
 
 
@@ -44,7 +47,7 @@ def accounts(replies: Sequence[Reply], clients: int) -> list[Account]:
     found = []
     for client in range(clients):
         mine = [r for r in replies if r["client"] == client]
-        good = [r for r in mine if r["status"] == "ok"]
+        good = [r for r in mine if r["status"] == "ok" and r.get("what", _WORK) == _WORK]
         work = statistics.median(r["work"] for r in good) if good else None
         rest = statistics.median(max(r["seconds"] - r["work"], 0.0) for r in good) if good else None
         troubles = tuple(r for r in mine if r["status"] != "ok")

@@ -225,7 +225,7 @@ class ServerState(RunState):
         if asked.personal:
             return self.backend.own_answers(clients, begin(self.algorithm, self.values), asked)
         centre, d = self.centre(), self.task.dim
-        if asked.tuning is None and tests is not None:  # the data are here, whoever else has them
+        if asked.tuning is None and tests is not None and not self.backend.asks_clients:  # the data are here
             return tests.answers(centre, clients, asked.whole)
         carried = dict.fromkeys(self.task.carried, centre[d:])
         return self.backend.own_answers(clients, {"x": centre[:d], **carried}, asked)

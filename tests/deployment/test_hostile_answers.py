@@ -262,7 +262,7 @@ def test_keys_that_are_none_are_named(tmp_path: Path) -> None:
 
 KINDS: dict[type, Any] = {
     Receipt: Receipt(1, 2, 0.5),
-    Greeting: Greeting(1, N, 30, False, "64", 10, "abc", "0.1.0"),
+    Greeting: Greeting(1, N, 30, 0, False, "64", 10, "abc", "0.1.0"),
     Order: Order("1", 1, 2, 3, 1, 0, 0),
 }
 VALUES = st.one_of(

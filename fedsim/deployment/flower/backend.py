@@ -18,13 +18,17 @@ import torch
 from torch import Tensor
 
 from fedsim.backends.base import BackendDefaults
+from fedsim.clients.evaluating import evaluate
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Bools, Ints
 from fedsim.core.errors import RunError
 from fedsim.core.job import Job
+from fedsim.core.own_tests import Asked, OwnAnswers
 from fedsim.core.types import Message
 from fedsim.deployment.flower.arrays import check_message, to_arrays, to_tensors
-from fedsim.deployment.flower.records import WORK, BadRecord, Order, Receipt, pack, shown, unpack, unpack_arrays
+from fedsim.deployment.flower.examiner import Examiner
+from fedsim.deployment.flower.pulling import pulled
+from fedsim.deployment.flower.records import EXAM, WORK, BadRecord, Order, Receipt, pack, shown, unpack, unpack_arrays
 from fedsim.deployment.flower.roster import LOG, Roster
 from fedsim.messages.wire import opened, packs, travelling
 
@@ -78,6 +82,7 @@ class Flower(BackendDefaults):
     journal : file to which every answer is appended; None for none.
     patient : wait for clients that are not connected also where the policy drops them (in a clocked run nobody else
         waits for them).
+    examiner : asks clients what models are worth on their own test rows; None: that is measured here.
     graph : a gossip run, in which a job that is given up counts as one without steps: its node keeps what it has.
     """
 
@@ -89,6 +94,7 @@ class Flower(BackendDefaults):
     journal: Path | None = None
     patient: bool = False
     graph: bool = False
+    examiner: Examiner | None = None
     taken: dict[int, int] = field(default_factory=dict)
     """The last round of every client whose message was taken."""
     _kept: dict[int, int] = field(default_factory=dict)
@@ -127,6 +133,22 @@ class Flower(BackendDefaults):
             raise RunError(f"jobs {missing[:5]} were collected before they were answered")
         rows = [self._done.pop(j) for j in jobs.tolist()]
         return {k: torch.cat([row[k] for row in rows]) for k in rows[0]}
+
+    @property
+    def asks_clients(self) -> bool:  # type: ignore[override]
+        return self.examiner is not None
+
+    def own_answers(self, clients: Ints, received: Message, asked: Asked) -> OwnAnswers:
+        if self.examiner is None:
+            return evaluate(self.worker, clients, received, asked)
+
+        def built_on(client: int) -> tuple[int, int]:
+            return self.taken.get(client, 0), self._kept.get(client, 0)
+
+        def note(order: Order, status: str, seconds: float, work: float | None, reason: str) -> None:
+            self._note(order, status, seconds, work, reason=reason, what=EXAM)
+
+        return self.examiner.ask(clients, received, asked.round, built_on, note)
 
     def save(self) -> dict[str, Tensor]:
         """Which run this is and whose messages were taken; the clients' state is on the clients' disks."""
@@ -192,7 +214,7 @@ class Flower(BackendDefaults):
         self.roster.refresh()
         self._send()
         ids = [f.message_id for f in self._flights.values() if f.message_id] + self.roster.waiting() + list(self._late)
-        for reply in self._pulled(ids) if ids else ():
+        for reply in pulled(self.grid, ids):
             if not self.roster.hear(reply):
                 self._hear(reply)
         now = time.monotonic()
@@ -204,25 +226,6 @@ class Flower(BackendDefaults):
                 self._give_up(flight, "away", "it is not connected")
             elif now - flight.since > self.policy.timeout:
                 self._give_up(flight, "timeout", f"no answer within {self.policy.timeout:g} s")
-
-    def _pulled(self, ids: list[str]) -> list[Any]:
-        """Answers that are there. Flower reads them all before it gives any: one that it cannot read must not end all.
-
-        Asked for one by one the others come through; what cannot be read counts as not answered.
-        """
-        try:
-            return list(self.grid.pull_messages(ids))
-        except (ConnectionError, TimeoutError, OSError):
-            raise
-        except Exception as error:
-            LOG.warning("an answer cannot be read: %s", shown(error))
-        found: list[Any] = []
-        for one in ids:
-            try:
-                found += self.grid.pull_messages([one])
-            except Exception as error:
-                LOG.warning("the answer to message %s cannot be read: %s", one, shown(error))
-        return found
 
     def _send(self) -> None:
         """Push the jobs whose clients are there and that are not out already."""
@@ -332,7 +335,14 @@ class Flower(BackendDefaults):
             self._stand_in(idle)
 
     def _note(
-        self, order: Order, status: str, seconds: float, work: float | None = None, tries: int = 0, reason: str = ""
+        self,
+        order: Order,
+        status: str,
+        seconds: float,
+        work: float | None = None,
+        tries: int = 0,
+        reason: str = "",
+        what: str = WORK,
     ) -> None:
         """A row of the journal."""
         if self.journal is None:
@@ -341,6 +351,7 @@ class Flower(BackendDefaults):
             "at": round(self.now(), 3), "client": order.client, "round": order.round, "steps": order.steps,
             "status": status, "seconds": round(seconds, 3),
         }  # fmt: skip
+        row |= {"what": what} if what != WORK else {}
         row |= {"work": round(work, 6)} if work is not None else {}
         row |= {"tries": tries} if tries else {}
         row |= {"reason": reason} if reason else {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
@@ -21,11 +21,14 @@ from fedsim.core.errors import RunError
 Arrays = dict[str, Array]
 """A `Message` while it travels."""
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised whenever records change, so that machines with different versions of fedsim refuse each other by name."""
 
-HELLO, WORK = "query.hello", "train"
-"""Flower message types: who are you, and local work."""
+HELLO, WORK, EXAM = "query.hello", "train", "evaluate"
+"""Flower message types: who are you, local work, and what a model says of the client's own test rows."""
+
+EXAMPLES = "num-examples"
+"""What Flower calls the number of samples in a MetricRecord."""
 
 LONGEST_TEXT = 200
 """Characters of a text in a record, none of them a control character: it is shown in logs and on pages."""
@@ -71,16 +74,31 @@ class Receipt:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What comes back from an evaluation beside its metrics: whose it is, after which round, and on how many targets."""
+
+    client: int
+    round: int
+    targets: int
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if not self.seconds >= 0:
+            raise BadRecord(f"'seconds' is {self.seconds}, expected a number >= 0")
+
+
+@dataclass(frozen=True)
 class Greeting:
     """What a node says about itself: which client it is, of how many, and what it holds.
 
-    `own` says that the data are the node's own, not a share of the scenario's; `shape` and `classes` are then compared
+    `samples` are those that it trains on, and `tests` those that it is tested on. `own` says that the data are the node's own, not a share of the scenario's; `shape` and `classes` are then compared
     with the server's.
     """
 
     client: int
     clients: int
     samples: int
+    tests: int
     own: bool
     shape: str
     classes: int
@@ -132,7 +150,7 @@ def shown(value: object, longest: int = LONGEST_TEXT) -> str:
     return text if len(text) <= longest else text[:longest] + "..."
 
 
-def pack(record: Order | Receipt | Greeting, arrays: Arrays | None = None) -> Any:
+def pack(record: Order | Receipt | Verdict | Greeting, arrays: Arrays | None = None) -> Any:
     """A RecordDict with `record`, and with `arrays` where there are any."""
     from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
@@ -169,3 +187,32 @@ def unpack(kind: type[R], content: Mapping[str, Any]) -> R:
         if isinstance(value, str) and shown(value) != value:
             raise BadRecord(f"'{f.name}' is {shown(value)!r}, expected at most {LONGEST_TEXT} printable characters")
     return kind(**found)
+
+
+def pack_metrics(verdict: Verdict, samples: int, values: Mapping[str, float]) -> Any:
+    """A RecordDict with `verdict`, and a MetricRecord of `values` and the number of samples behind them."""
+    from flwr.app import MetricRecord
+
+    content = pack(verdict)
+    content["metrics"] = MetricRecord({**values, EXAMPLES: samples})
+    return content
+
+
+def unpack_metrics(content: Mapping[str, Any], names: Sequence[str]) -> tuple[int, dict[str, float]]:
+    """The number of samples, and the values of the metrics `names`.
+
+    Raises
+    ------
+    BadRecord
+        They are missing, or others, or no numbers.
+    """
+    found = dict(content.get("metrics") or {})
+    if sorted(found) != sorted([*names, EXAMPLES]):
+        raise BadRecord(f"found the metrics {shown(sorted(found))}, expected {sorted([*names, EXAMPLES])}")
+    samples = found.pop(EXAMPLES)
+    if type(samples) is not int:
+        raise BadRecord(f"'{EXAMPLES}' is {shown(repr(samples))}, expected int")
+    for name, value in found.items():
+        if type(value) not in (int, float):
+            raise BadRecord(f"'{name}' is {shown(repr(value))}, expected a number")
+    return samples, {name: float(found[name]) for name in names}
