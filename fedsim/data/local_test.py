@@ -21,8 +21,8 @@ def hold_out(
 ) -> tuple[list[Ints], list[Ints]]:
     """Each client's rows to train on, and those that are held out, both in their order.
 
-    `numbers` are the clients' (default: from 0). Which are held out depends on the seed, the client and how many rows it has, and on nothing else. At least one row
-    is on each side.
+    `numbers` are the clients' (default: from 0). Which are held out depends on the seed, the client's number and how
+    many rows it has, and on nothing else. At least one row is on each side.
 
     Raises
     ------
@@ -35,8 +35,8 @@ def hold_out(
         client = int((sizes < 2).argmax())
         alone = int((sizes < 2).sum())
         raise InputError(
-            f"found {share}, but client {numbers[client]} has {sizes[client]} row, which cannot be trained on and held out "
-            f"({alone} such clients); allowed: a partition with at least 2 rows per client",
+            f"found {share}, but client {numbers[client]} has {sizes[client]} row, which cannot be trained on and held "
+            f"out ({alone} such clients); allowed: a partition with at least 2 rows per client",
             key="local_test",
         )
     held = np.clip(np.rint(sizes * share).astype(np.int64), 1, sizes - 1)

@@ -41,10 +41,10 @@ class Elsewhere:
     def targets_of(self, clients: Ints) -> Ints:
         return self.sizes[clients]
 
-    def answers(self, models: Tensor, clients: Ints, whole: bool = False) -> OwnAnswers:  # noqa: ARG002
+    def answers(self, models: Tensor, clients: Ints, whole: bool = False) -> OwnAnswers:
         raise RunError("clients keep their test rows to themselves: they are asked")
 
-    def said(self, client: int, outputs: Array) -> tuple[Answers, Tensor | None]:  # noqa: ARG002
+    def said(self, client: int, outputs: Array) -> tuple[Answers, Tensor | None]:
         raise RunError("clients keep their test rows to themselves: they are asked")
 
 

@@ -87,9 +87,9 @@ class RunConfig:
                 words = {str: "text", bool: "true or false", int: "a whole number >= 0", float: "a number >= 0"}[wanted]
                 raise InputError(f"run config: found {values[key]!r}, allowed: {words}", key=key)
             values[key] = found
-        for key, words in (("on-failure", _FAILURES), ("eval", WHO)):
-            if values[key] not in words:
-                raise InputError(f"run config: found {values[key]!r}, allowed: {', '.join(words)}", key=key)
+        for key, allowed in (("on-failure", _FAILURES), ("eval", WHO)):
+            if values[key] not in allowed:
+                raise InputError(f"run config: found {values[key]!r}, allowed: {', '.join(allowed)}", key=key)
         for key in ("timeout", "poll", "attempts", "max-samples"):
             if values[key] == 0:
                 words = "a number" if type(RUN_KEYS[key]) is float else "a whole number"

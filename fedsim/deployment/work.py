@@ -90,6 +90,7 @@ class Client:
             The client says nothing of its rows: the run protects them, or has no use for it.
         """
         self._check(order, first=0)
+        _finite(arrays)
         if self.examination is None:
             raise RunError(self._silent)
         started = time.perf_counter()
@@ -132,9 +133,7 @@ class Client:
 
     def _released(self, order: Order, arrays: Arrays) -> Arrays:
         """What may leave this machine in answer to `order`; in a private run it is written down before (`answers`)."""
-        odd = [k for k, v in arrays.items() if not np.isfinite(v).all()]
-        if odd:  # of a private client's answer to it, what is not finite would tell without any noise
-            raise BadRecord(f"'{odd[0]}' was sent with numbers that are not finite")
+        _finite(arrays)  # of a private client's answer to them, what is not finite would tell without any noise
         past = self._restore(order)
         if self.answers is None:
             return self._computed(order, arrays, "")
@@ -229,6 +228,12 @@ class Client:
         if name is None:
             raise InputError(f"--node-config: data set '{type(dataset).__name__}' takes no path", key=key)
         return dataclasses.replace(self.scenario, dataset=dataclasses.replace(dataset, **{name: place}))  # type: ignore[type-var]
+
+
+def _finite(arrays: Arrays) -> None:
+    odd = [k for k, v in arrays.items() if not np.isfinite(v).all()]
+    if odd:
+        raise BadRecord(f"'{odd[0]}' was sent with numbers that are not finite")
 
 
 def _share(task: SupervisedTask, client: int) -> Held:

@@ -63,6 +63,8 @@ class Pool:
 class Shards:
     """The shards of a run, and the actors that hold them."""
 
+    asks_clients = False
+
     def __init__(self, pool: Pool, cluster: Cluster, task: Task, build: Callable[[Task], Worker], owner: Ints) -> None:
         """Ship every shard's data, and start the actors; ``owner[i]`` is the shard of client i."""
         self.pool, self.cluster, self.task, self.owner = pool, cluster, task, owner

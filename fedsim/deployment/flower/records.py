@@ -75,7 +75,7 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What comes back from an evaluation beside its metrics: whose it is, after which round, and on how many targets."""
+    """What comes back from an evaluation beside its metrics: whose it is, of which round, and on how many targets."""
 
     client: int
     round: int
@@ -91,8 +91,8 @@ class Verdict:
 class Greeting:
     """What a node says about itself: which client it is, of how many, and what it holds.
 
-    `samples` are those that it trains on, and `tests` those that it is tested on. `own` says that the data are the node's own, not a share of the scenario's; `shape` and `classes` are then compared
-    with the server's.
+    `samples` are those that it trains on, and `tests` those that it is tested on. `own` says that the data are the
+    node's own, not a share of the scenario's; `shape` and `classes` are then compared with the server's.
     """
 
     client: int
