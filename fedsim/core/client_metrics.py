@@ -54,19 +54,27 @@ def client_columns(of: Iterable[Metric]) -> dict[str, Metric]:
 
 
 def _columns(m: Metric) -> Iterable[Metric]:
-    words = f"client {m.words}"
+    words, telling = f"client {m.words}", m.name == "accuracy"
 
-    def column(ending: str, said: str, figure: str = "other", brief: str = "", directed: bool = True) -> Metric:
+    def column(ending: str, said: str, shown: bool = False, directed: bool = True) -> Metric:
         better = m.larger_is_better if directed else None
-        return Metric(f"client_{m.name}_{ending}", said, m.unit, better, figure=figure, brief=brief)  # type: ignore[arg-type]
+        name, brief = f"client_{m.name}_{ending}", "line" if shown else ""
+        return Metric(name, said, m.unit, better, figure="clients", brief=brief)  # type: ignore[arg-type]
 
-    yield column("mean", f"mean {words}", brief="line" if m.name == "accuracy" else "table")
+    yield column("mean", f"mean {words}", shown=m.name in ("accuracy", "loss"))
     yield column("weighted_mean", f"{words}, weighted by test samples")
     yield column("std", f"standard deviation of {words}", directed=False)
     if m.larger_is_better is not None:
-        yield column("worst", f"worst {words}", brief="line" if m.name == "accuracy" else "")
+        yield column("worst", f"worst {words}")
     for k in DECILES:
-        yield column(f"decile_{k}", f"{words}, decile {k}", figure="")
+        worst = k == worst_decile(m)
+        said = f"worst decile of {words}" if worst else f"{words}, decile {k}"
+        yield column(f"decile_{k}", said, shown=telling and worst)
+
+
+def worst_decile(m: Metric) -> int | None:
+    """The decile that a tenth of the clients is not better than; None where a metric has no direction."""
+    return None if m.larger_is_better is None else DECILES[0] if m.larger_is_better else DECILES[-1]
 
 
 def summary(table: ClientTable, metrics: Mapping[str, Metric]) -> dict[str, float]:

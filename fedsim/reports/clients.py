@@ -17,6 +17,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.metrics import Metric, metric
 from fedsim.data.partition_csv import FILE as PARTITION
 from fedsim.data.partition_csv import read_partition
+from fedsim.engine.client_rows import FILE
 from fedsim.figures.curves import Line, Panel, grid_figure
 from fedsim.figures.html import details, heading, notes, paragraph, table
 from fedsim.reports.groups import Group, Record, mean_std
@@ -26,7 +27,6 @@ from fedsim.reports.panels import curves, named_group, shown_panels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FILE = "clients.parquet"
 _FIXED = ("round", "client", "name", "train_samples", "test_samples")
 _GRID = 101  # shares of clients at which runs of several seeds are averaged
 _MOST_ROWS = 60

@@ -40,7 +40,7 @@ def deployments(runs: Sequence[Record], shown: Sequence[Metric]) -> Iterator[obj
     if pairs:
         yield heading(2, "Parity")
         yield paragraph(PARITY, soft=True)
-        compared = [m.name for m in shown if m.kind == "quality"]
+        compared = [m.name for m in shown if m.kind == "quality" and (m.figure != "clients" or m.brief)]
         rows = [[str(run.dir), str(other.dir), *_differences(run, other, compared)] for run, other in pairs]
         header = [
             "deployment",

@@ -299,3 +299,24 @@ def test_a_message_finds_no_torch(tmp_path: Path) -> None:
     pytest.importorskip("flwr")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_worker_evaluates_its_client(tmp_path: Path, supernode: subprocess.Popen[bytes]) -> None:
+    scenario = {
+        "data": {"dataset": "digits", "clients": 2, "limit": 60, "local_test": 0.3},
+        "model": {"name": "linear"},
+        "algorithm": {"name": "fedavg", "lr": 0.1},
+        "run": {"dtype": "float64", "device": "cpu", "metrics": [{"name": "auc"}]},
+    }
+    (tmp_path / "scenario.yaml").write_text(parse(scenario).to_yaml())
+    node = {"partition-id": 1, "num-partitions": 2, "state-dir": str(tmp_path / "disk")}
+    keepers = [os.getpid(), supernode.pid]
+    spec = Spec(str(tmp_path / "scenario.yaml"), [], node, "1", keepers, fedsim.__version__)
+    order, x = Order("1", 1, 0, 0, 0, 0, 0), {"x": np.random.default_rng(0).normal(size=650)}
+    told, arrays = ask(spec, "evaluate", order, x)
+    here = NodeConfig.read({**node, "state-dir": str(tmp_path / "another")})
+    verdict, samples, values = Client(fedsim.load(spec.scenario), here, "1").evaluate(order, x)
+    assert (told["samples"], arrays) == (samples, {}) == (9, {})
+    assert told["metrics"] == pytest.approx(values, nan_ok=True)
+    assert {k: told["verdict"][k] for k in ("client", "round", "targets")} == {"client": 1, "round": 0, "targets": 9}
+    assert verdict.targets == 9
