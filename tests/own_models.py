@@ -188,3 +188,10 @@ class Counting(Whole):
             self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
             self.steps += 1
         return super().forward(x - self.mean)
+
+
+class WithInit(Whole):
+    """An argument of its own that is called as a key of every model."""
+
+    def __init__(self, num_outputs: int, init: str = "none") -> None:
+        super().__init__(num_outputs)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import ConfigDict
 
@@ -63,6 +63,10 @@ class Part:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
     without: ClassVar[Mapping[str, str]] = {}
     """Keys that others of its kind have, and why it has not: a sentence after ``found ..., but``."""
+
+    def located(self, base: Path) -> Self:
+        """The part with what it knows of files that its keys name; relative paths are from the folder `base`."""
+        return self
 
 
 class _Register:

@@ -14,7 +14,7 @@ from typing import Any
 from fedsim.core.errors import InputError, nearest
 from fedsim.deployment.flower.records import BadRecord
 
-_TEXTS = ("data-path", "own-data", "state-dir")
+_TEXTS = ("data-path", "own-data", "state-dir", "model-init")
 _KEYS = ("partition-id", "num-partitions", *_TEXTS, "delay", "lost-state", "idle-seconds", "keep-runs", "budget")
 
 _SHORTEST = 5  # seconds: a worker must not end before who has started it has given it a job
@@ -34,6 +34,7 @@ class NodeConfig:
     lost_state : ``refuse`` jobs that build on state that is not on the disk, or start ``fresh`` (``lost-state``).
     idle_seconds : how long the client's worker waits for its next job before it ends (``idle-seconds``); 0: no worker.
     keep_runs : how many earlier runs' folders of this client are kept when a new run begins (``keep-runs``).
+    model_init : where this machine has the weights that the scenario's model starts from (``model-init``).
     budget : with ``trust: local``, the epsilon that this client spends at most in a run (``budget``).
     """
 
@@ -47,6 +48,7 @@ class NodeConfig:
     idle_seconds: float = 600.0
     keep_runs: int = 5
     budget: float | None = None
+    model_init: str | None = None
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> NodeConfig:
@@ -86,7 +88,7 @@ class NodeConfig:
         return cls(
             config["partition-id"], config["num-partitions"], config.get("data-path"), config.get("own-data"),
             Path(str(config.get("state-dir", cls.state_dir))).expanduser(), float(delay), lost,
-            float(idle), keep, None if budget is None else float(budget),
+            float(idle), keep, None if budget is None else float(budget), config.get("model-init"),
         )  # fmt: skip
 
     def folder(self, run: str) -> Path:

@@ -37,6 +37,7 @@ from fedsim.deployment.noise import with_own_noise
 from fedsim.engine.assembly import Assembly, Held, assemble, load_data
 from fedsim.engine.client_evaluation import ClientEvaluation
 from fedsim.messages.wire import wired
+from fedsim.models.start import Start
 from fedsim.objective.supervised import SupervisedTask
 from fedsim.scenario.sections import Scenario
 
@@ -46,6 +47,7 @@ class Client:
 
     def __init__(self, scenario: Scenario, node: NodeConfig, run: str) -> None:
         self.scenario, self.node = scenario, node
+        self.here = _starting(scenario, node.model_init)
         self.folder = node.folder(run)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.held: Held | None = None
@@ -201,7 +203,7 @@ class Client:
     def _assemble(self) -> Assembly:
         """The task with this client's rows: from the disk, or made from the data and then kept there."""
         file, node = self.folder / "data.safetensors", self.node
-        noisy = with_own_noise(self.scenario, self.folder / "noise.key", fresh=not file.exists())
+        noisy = with_own_noise(self.here, self.folder / "noise.key", fresh=not file.exists())
         if noisy.privacy is not None:
             self.secret = noisy.privacy.noise_seed
         if file.exists():
@@ -222,12 +224,24 @@ class Client:
         """The scenario with its data where the node config says they are."""
         place = getattr(self.node, key)
         if place is None:
-            return self.scenario
-        dataset = self.scenario.dataset
+            return self.here
+        dataset = self.here.dataset
         name = next((k for k in ("path", "file") if hasattr(dataset, k)), None)
         if name is None:
             raise InputError(f"--node-config: data set '{type(dataset).__name__}' takes no path", key=key)
-        return dataclasses.replace(self.scenario, dataset=dataclasses.replace(dataset, **{name: place}))  # type: ignore[type-var]
+        return dataclasses.replace(self.here, dataset=dataclasses.replace(dataset, **{name: place}))  # type: ignore[type-var]
+
+
+def _starting(scenario: Scenario, place: str | None) -> Scenario:
+    """The scenario with the weights to start from where the node config says they are; they have the same digest."""
+    if place is None:
+        return scenario
+    model = scenario.model
+    if model is None or not isinstance(model.init, Start):
+        found = "found model-init, but the scenario's model starts from no file"
+        raise InputError(f"--node-config: {found}; allowed: no such key", key="model-init")
+    here = model.init.model_copy(update={"file": str(Path(place).expanduser())})
+    return dataclasses.replace(scenario, model=dataclasses.replace(model, init=here))
 
 
 def _finite(arrays: Arrays) -> None:

@@ -29,6 +29,7 @@ from fedsim.data.sets import Dataset, Quadratic, described
 from fedsim.data.tokenized import tokens_of
 from fedsim.devices.system import Durations
 from fedsim.engine.attackers import attacked, attackers_of
+from fedsim.engine.export import start_of
 from fedsim.engine.training_checks import check_carried, check_training
 from fedsim.graphs.network import Network, build_network
 from fedsim.graphs.topology import topology_of
@@ -299,9 +300,10 @@ def _supervised(
         assert s.model is not None
         targets = int(data.train_y.shape[1]) if data.train_y.dim() > 1 else 1
         tried, tokens = typical_rows(data.train_x, data.test_x), data.tokens or NO_TOKENS
+        weights = start_of(s.model)
         module, loss_name = build_model(
             s.model, tuple(data.train_x.shape[1:]), data.num_classes, s.seed, dtype, targets, s.names["model"], tried,
-            tokens, {"training": data.train_x, "test": data.test_x},
+            tokens, {"training": data.train_x, "test": data.test_x}, weights,
         )  # fmt: skip
         if not tried.is_floating_point() and not takes(module, tried):
             data = replace(data, train_x=data.train_x.to(dtype), test_x=data.test_x.to(dtype))
@@ -337,7 +339,8 @@ def _supervised(
     counted = {"buffers": json.dumps(list(buffers.names))} if buffers.total else {}
     about = {
         **described(data), "input": {**described(data)["input"], "model_takes": takes_type, **vocabulary},
-        "clients": division.record(), "notes": [*data.notes, *division.notes],
+        "clients": division.record(),
+        "notes": [*data.notes, *division.notes, *(() if weights is None else weights.notes)],
     }  # fmt: skip
     return task, counts, {"layout": json.dumps(layout), "loss": loss_name, **counted}, about
 

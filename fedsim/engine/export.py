@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import fedsim
@@ -20,8 +21,9 @@ from fedsim.core.tokens import Tokens
 from fedsim.engine.attackers import read_attackers
 from fedsim.engine.inputs import read_about
 from fedsim.models import exported
-from fedsim.models.build import COMMON, Model, OwnModel, new_module
-from fedsim.models.layout import layout, load_flat, placed, views
+from fedsim.models.build import COMMON, ELSEWHERE, Model, OwnModel, new_module
+from fedsim.models.layout import layout, load_flat, placed, stays, views
+from fedsim.models.start import Start, Weights, read_weights
 
 PARAMS = "params.safetensors"
 """The file of a run directory with the final parameters, and buffers that go with them."""
@@ -71,16 +73,24 @@ def run_model(
     shape, target = tuple(about["input"]["shape"]), about["target"]
     classes = len(target["classes"]) if target["task"] == "classification" else None
     tokens = Tokens(about["input"].get("vocabulary"), positions=target.get("positions"))
-    module, loss, outputs = new_module(
-        model, shape, classes, int(scenario["seed"]), dtype, int(target.get("values", 1)), str(section["name"]),
-        tokens,
-    )  # fmt: skip
+
+    def new(weights: Weights | None) -> tuple[nn.Module, str, int]:
+        values, seed, name = int(target.get("values", 1)), int(scenario["seed"]), str(section["name"])
+        return new_module(model, shape, classes, seed, dtype, values, name, tokens, weights)
+
+    module, loss, outputs = new(None)
+    if isinstance(model.init, Start) and stays(module)["bytes"]:  # else everything is in the run directory
+        try:
+            module, loss, outputs = new(start_of(model))
+        except InputError as error:
+            raise error.under("model") from None
     flat = chosen(params, node, read_attackers(folder))
     if flat.numel() != layout(module).total:
         raise RunError(f"{folder} has {flat.numel()} parameters, but its model needs others: was its code changed?")
     load_flat(module, flat)
     load_buffers(module, folder, node, saved)
-    keys = {k: v for k, v in section.items() if k not in ("name", *(COMMON if isinstance(model, OwnModel) else ()))}
+    apart = ("name", *(COMMON if isinstance(model, OwnModel) else ELSEWHERE))
+    keys = {k: v for k, v in section.items() if k not in apart}
     takes = about["input"].get("model_takes", about["input"]["type"])
     return module.eval(), {
         "name": section["name"], "keys": keys, "input_shape": list(shape), "num_outputs": outputs, "loss": loss,
@@ -89,6 +99,26 @@ def run_model(
         "layers": exported.describe(module), "batch_norm": model.batch_norm,
         "vocabulary": tokens.vocabulary,
     }  # fmt: skip
+
+
+def start_of(model: Model | None) -> Weights | None:
+    """The weights that ``model.init`` names; of a run directory those that `Run.state_dict` gives. None without any.
+
+    Raises
+    ------
+    InputError
+        The file is not there, has changed, cannot be read, or the run is not finished.
+    """
+    if model is None or not isinstance(model.init, Start):
+        return None
+    path = model.init.checked()
+    if not path.is_dir():
+        return Weights(str(path), read_weights(path), model.init.partial)
+    try:
+        module, _ = run_model(path, load_file(path / PARAMS)["params"])
+    except (InputError, RunError) as error:
+        raise InputError(f"{path} has no model to start from: {error}", key="init") from None
+    return Weights(str(path), module.state_dict(), model.init.partial)
 
 
 @torch.no_grad()

@@ -10,12 +10,14 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from fedsim.core import rng
@@ -35,7 +37,10 @@ from fedsim.models.layout import load_flat as load_flat
 from fedsim.models.layout import views as views
 from fedsim.models.losses import loss_and_outputs, loss_function
 from fedsim.models.losses import predictions as predictions
-from fedsim.models.norms import evaluating, prepare, training
+from fedsim.models.norms import prepare, training
+from fedsim.models.size import flops as flops
+from fedsim.models.size import widest as widest
+from fedsim.models.start import Start, Weights, start_from
 
 NO_TOKENS = Tokens()
 
@@ -57,30 +62,30 @@ class Common(Part):
     `loss`: name of the loss; None takes the model's own, or cross_entropy (classification) or mse (regression).
     `freeze`: patterns of the names of parameters that do not train (see `fedsim.models.layout.freeze`).
     `batch_norm`: what becomes of batch normalisation (see `fedsim.models.norms`).
+    `init`: ``zeros`` starts models that are linear in their parameters at 0; the name of a file starts from weights
+    (see `fedsim.models.start.Start`).
     """
 
     loss: str | None = None
     freeze: list[str] | None = None
     batch_norm: Literal["average", "group", "frozen"] | None = None
+    init: str | Start = "default"
 
     def __post_init__(self) -> None:
         if self.loss is not None:
             loss_function(self.loss)
+        if isinstance(self.init, str) and self.init not in ("default", "zeros"):
+            object.__setattr__(self, "init", start_from(self.init))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Common, ABC):
-    """Base class of models: subclass it as a frozen dataclass whose further fields are the model's YAML keys.
-
-    `init`: ``zeros`` starts models that are linear in their parameters at 0; others could not leave that point.
-    """
+    """Base class of models: subclass it as a frozen dataclass whose further fields are the model's YAML keys."""
 
     default_loss: ClassVar[str | None] = None
     linear_in_parameters: ClassVar[bool] = False
     vocabulary_key: ClassVar[str] = "name"
     """The key that is wrong where an embedding knows fewer tokens than the data have."""
-
-    init: Literal["default", "zeros"] = "default"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,9 +102,13 @@ class Model(Common, ABC):
         if not callable(function):
             raise InputError(f"'{name}' is {type(function).__name__}, not a callable that returns an nn.Module")
         own = {key: value for key, value in keys.items() if key not in COMMON}
+        _refuse_shared(name, function, keys)
         common = make_part(Common, {key: value for key, value in keys.items() if key in COMMON})
         offered = _check_signature(name, function, own)
         return OwnModel(function=function, keys=own, offered=offered, **{k: getattr(common, k) for k in COMMON})
+
+    def located(self, base: Path) -> Self:
+        return replace(self, init=self.init.located(base)) if isinstance(self.init, Start) else self
 
     @abstractmethod
     def build(self, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
@@ -124,6 +133,8 @@ class Model(Common, ABC):
 
 COMMON = tuple(keys_of(Common))
 """Keys of a model's section that are no arguments of somebody's own function."""
+ELSEWHERE = ("init",)
+"""Keys that say nothing of how a trained model is made again."""
 
 
 @register.model("linear")
@@ -219,8 +230,9 @@ class OwnModel(Model):
     @property
     def given_keys(self) -> dict[str, Any]:
         """The keys as the scenario has them."""
-        common = {key: getattr(self, key) for key in COMMON}
-        return {**self.keys, **{key: value for key, value in common.items() if value is not None}}
+        common = {f.name: getattr(self, f.name) for f in fields(Common) if getattr(self, f.name) != f.default}
+        forms = {k: v.model_dump(mode="json", exclude_none=True) for k, v in common.items() if isinstance(v, BaseModel)}
+        return {**self.keys, **common, **forms}
 
     def build(self, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
         return self.module(input_shape, num_outputs, Tokens())
@@ -242,6 +254,7 @@ def build_model(
     rows: Tensor | None = None,
     tokens: Tokens = NO_TOKENS,
     splits: Mapping[str, Tensor] | None = None,
+    weights: Weights | None = None,
 ) -> tuple[nn.Module, str]:
     """The module that `model` stands for on some data, and the name of its loss.
 
@@ -261,6 +274,8 @@ def build_model(
         What the data's integers are.
     splits
         All inputs, by what to call them, where ids that the module does not know are looked for.
+    weights
+        What to start from, where ``model.init`` says so.
 
     Raises
     ------
@@ -269,7 +284,9 @@ def build_model(
         function of its parameters and one sample (`refuse_batch_statistics`).
     """
     name = name or type(model).__name__
-    module, loss_name, num_outputs = new_module(model, input_shape, num_classes, seed, dtype, num_targets, name, tokens)
+    module, loss_name, num_outputs = new_module(
+        model, input_shape, num_classes, seed, dtype, num_targets, name, tokens, weights
+    )
     if rows is not None and not rows.is_floating_point() and splits:
         refuse_foreign_ids(module, rows, splits, model.vocabulary_key)
     if not _built_in(model):
@@ -290,6 +307,7 @@ def new_module(
     num_targets: int,
     name: str,
     tokens: Tokens = NO_TOKENS,
+    weights: Weights | None = None,
 ) -> tuple[nn.Module, str, int]:
     """The module that nobody has tried yet, the name of its loss, and how many outputs it has; see `build_model`."""
     shape = tuple(int(n) for n in input_shape)
@@ -304,9 +322,11 @@ def new_module(
         torch.default_generator.manual_seed(int(rng.key(seed, "model")[0]))
         module = make()
         refuse_batch_statistics(module)
-        module = prepare(module, model.batch_norm)
+        before = list(module.state_dict())
+        module = prepare(module, model.batch_norm).to(dtype)
+        if weights is not None:
+            weights.put(module, before)
         freeze(module, model.freeze or ())
-        module = module.to(dtype)
         training(module, True)
         return module, loss_name, num_outputs
 
@@ -315,49 +335,13 @@ def _built_in(model: Model) -> bool:
     return type(model).__module__.startswith("fedsim.") and not isinstance(model, OwnModel)
 
 
-@torch.no_grad()
-def flops(module: nn.Module, input_shape: Sequence[int]) -> int:
-    """Floating-point operations of one sample's forward pass: two per multiply-add of Linear and convolution layers.
-
-    An estimate: activations, normalisation, biases and operations outside such layers are not counted.
-    """
-    total = 0
-
-    def count(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
-        nonlocal total
-        assert isinstance(layer.weight, Tensor)
-        total += 2 * output.numel() * math.prod(layer.weight.shape[1:])
-
-    counted = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    hooks = [layer.register_forward_hook(count) for layer in module.modules() if isinstance(layer, counted)]
-    first = next(module.parameters())
-    try:
-        with evaluating(module):
-            module(torch.zeros(1, *input_shape, dtype=first.dtype, device=first.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return total
-
-
-@torch.no_grad()
-def widest(module: nn.Module, sample: Tensor) -> int:
-    """Numbers in the largest output of a layer with parameters, for one `sample` ``[1, ...]``: what memory goes by."""
-    sizes = [1]
-    layers = [layer for layer in module.modules() if next(layer.parameters(recurse=False), None) is not None]
-    hooks = [
-        layer.register_forward_hook(
-            lambda _layer, _inputs, out: sizes.append(out.numel() if torch.is_tensor(out) else 1)
-        )
-        for layer in layers
-    ]
-    try:
-        with evaluating(module):
-            module(sample)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return max(sizes)
+def _refuse_shared(name: str, function: Any, keys: Mapping[str, Any]) -> None:
+    """Raise InputError where a key could be meant for the model or for the function that makes it."""
+    with suppress(TypeError, ValueError):  # some built-in callables have no signature
+        named = inspect.signature(function).parameters
+        if both := [key for key in keys if key in ("init", "lora") and key in named]:
+            message = f"is a key of every model, and an argument of '{name}'; allowed: another name for the argument"
+            raise InputError([Problem(message, key) for key in both])
 
 
 def _check_signature(name: str, function: Any, keys: Mapping[str, Any]) -> tuple[str, ...]:

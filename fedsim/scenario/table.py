@@ -17,7 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from fedsim.core.errors import InputError, Problem
 from fedsim.core.fields import dump_part, fields_model, make_part, part_from
-from fedsim.core.registry import lookup, names
+from fedsim.core.registry import Part, lookup, names
 
 Values = Mapping[str, Any]
 Fill = Callable[[Values], Values | None]
@@ -114,7 +114,8 @@ class PartSection(Section):
         keys = self.keys(raw, inner)
         if keys is None:
             return None, None
-        return part_from(self.kind, self.key, keys), str(keys[self.key])
+        part = part_from(self.kind, self.key, keys)
+        return part.located(base) if isinstance(part, Part) else part, str(keys[self.key])
 
     def write(self, part: Any, name: str | None) -> Any:
         return None if part is None else {self.key: name, **dump_part(part)}

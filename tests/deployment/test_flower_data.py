@@ -153,3 +153,28 @@ def test_a_copy_elsewhere_gives_the_same_share(own: Callable[..., Deployment], t
     second = app.run(run="2")
     assert torch.equal(second.params, params)
     assert second.metrics["train_loss"].tolist() == losses
+
+
+def test_weights_to_start_from_lie_elsewhere(
+    own: Callable[..., Deployment], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = {
+        "1.weight": torch.ones(3, 4),
+        "1.bias": torch.zeros(3),
+        "3.weight": torch.eye(3),
+        "3.bias": torch.ones(3),
+    }
+    torch.save(weights, tmp_path / "w.pt")
+    model = {"name": "mlp", "hidden": [3], "init": str(tmp_path / "w.pt"), "freeze": ["1.*"]}
+    app = own(model=model)
+    (tmp_path / "elsewhere").mkdir()
+    for node in app.grid.nodes.values():
+        (tmp_path / "elsewhere" / "copy.pt").write_bytes((tmp_path / "w.pt").read_bytes())
+        node.config["model-init"] = str(tmp_path / "elsewhere" / "copy.pt")
+    run = app.run()
+    assert torch.equal(run.state_dict()["1.weight"], torch.ones(3, 4, dtype=torch.float64))
+    assert not torch.equal(run.state_dict()["3.weight"], torch.eye(3, dtype=torch.float64))
+    torch.save({**weights, "1.weight": torch.zeros(3, 4)}, tmp_path / "elsewhere" / "copy.pt")
+    with pytest.raises(RunError):
+        app.run(run="2", **{"timeout": 1, "attempts": 1, "on-failure": "stop"})
+    assert "copy.pt has changed: its SHA-256 is" in " ".join(r.message for r in caplog.records)
