@@ -24,6 +24,7 @@ from fedsim.core.returned import by_row, same_form
 from fedsim.core.types import BatchSize, Message, State
 from fedsim.messages.base import SEPARATOR, Pipeline, check_names, own_rows
 
+_CPU_ACTIVATIONS = 64 * 2**20  # of a chunk, where they are more than its parameters
 _CPU_BYTES = 16 * 2**20  # parameters, gradients and the update of a chunk: about what stays in a CPU's shared cache
 _GPU_SHARE = 0.25  # of the memory that is free when the run starts
 
@@ -196,7 +197,8 @@ def default_chunk_rows(task: Task, batch_size: BatchSize) -> int:
     if task.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(task.device)
         return max(1, int(_GPU_SHARE * free) // (2 * row + task.activation_bytes(batch_size)))
-    return max(1, _CPU_BYTES // row)  # whatever the number of threads, so that no number depends on it
+    rows, each = _CPU_BYTES // row, task.activation_bytes(batch_size)  # whatever the number of threads: numbers depend
+    return max(1, min(rows, _CPU_ACTIVATIONS // each) if each else rows)  # on no machine
 
 
 def _select(job: Job, rows: Ints, index: Tensor) -> Job:

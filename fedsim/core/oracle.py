@@ -345,7 +345,7 @@ class Task(ABC):
         return 3 * self.dim * torch.empty((), dtype=self.dtype).element_size()
 
     def activation_bytes(self, batch_size: BatchSize) -> int:
-        """GPU memory that one more row's gradient takes, parameters apart, measured; 0 where it does not count."""
+        """Memory that one more row's gradient takes, parameters apart, measured; 0 where it does not count."""
         return 0
 
     def samples_per_step(self, clients: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Ints:

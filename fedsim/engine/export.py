@@ -23,6 +23,7 @@ from fedsim.engine.inputs import read_about
 from fedsim.models import exported
 from fedsim.models.build import COMMON, ELSEWHERE, Model, OwnModel, new_module
 from fedsim.models.layout import layout, load_flat, placed, stays, views
+from fedsim.models.lora import merge
 from fedsim.models.start import Start, Weights, read_weights
 
 PARAMS = "params.safetensors"
@@ -89,6 +90,7 @@ def run_model(
         raise RunError(f"{folder} has {flat.numel()} parameters, but its model needs others: was its code changed?")
     load_flat(module, flat)
     load_buffers(module, folder, node, saved)
+    merge(module)
     apart = ("name", *(COMMON if isinstance(model, OwnModel) else ELSEWHERE))
     keys = {k: v for k, v in section.items() if k not in apart}
     takes = about["input"].get("model_takes", about["input"]["type"])

@@ -35,6 +35,7 @@ from fedsim.models.layout import freeze
 from fedsim.models.layout import layout as layout
 from fedsim.models.layout import load_flat as load_flat
 from fedsim.models.layout import views as views
+from fedsim.models.lora import Lora, adapt, check_used
 from fedsim.models.losses import loss_and_outputs, loss_function
 from fedsim.models.losses import predictions as predictions
 from fedsim.models.norms import prepare, training
@@ -64,12 +65,14 @@ class Common(Part):
     `batch_norm`: what becomes of batch normalisation (see `fedsim.models.norms`).
     `init`: ``zeros`` starts models that are linear in their parameters at 0; the name of a file starts from weights
     (see `fedsim.models.start.Start`).
+    `lora`: adapters train instead of weights (see `fedsim.models.lora.Lora`).
     """
 
     loss: str | None = None
     freeze: list[str] | None = None
     batch_norm: Literal["average", "group", "frozen"] | None = None
     init: str | Start = "default"
+    lora: Lora | None = None
 
     def __post_init__(self) -> None:
         if self.loss is not None:
@@ -133,7 +136,7 @@ class Model(Common, ABC):
 
 COMMON = tuple(keys_of(Common))
 """Keys of a model's section that are no arguments of somebody's own function."""
-ELSEWHERE = ("init",)
+ELSEWHERE = ("init", "lora")
 """Keys that say nothing of how a trained model is made again."""
 
 
@@ -289,10 +292,11 @@ def build_model(
     )
     if rows is not None and not rows.is_floating_point() and splits:
         refuse_foreign_ids(module, rows, splits, model.vocabulary_key)
+    if rows is None:
+        rows = torch.randn(4, *input_shape, generator=torch.Generator().manual_seed(0))
+    if model.lora is not None:
+        check_used(module, rows)
     if not _built_in(model):
-        if rows is None:
-            generator = torch.Generator().manual_seed(0)
-            rows = torch.randn(4, *input_shape, generator=generator)
         with torch.random.fork_rng(devices=[]):
             try_out(name, module, widened(rows), num_outputs, tokens.positions)
     return module, loss_name
@@ -321,11 +325,13 @@ def new_module(
         # Not torch.manual_seed: that would also reseed the generators of other devices.
         torch.default_generator.manual_seed(int(rng.key(seed, "model")[0]))
         module = make()
-        refuse_batch_statistics(module)
+        refuse_batch_statistics(module, adapted=model.lora is not None)
         before = list(module.state_dict())
         module = prepare(module, model.batch_norm).to(dtype)
         if weights is not None:
             weights.put(module, before)
+        if model.lora is not None:
+            adapt(module, model.lora, seed)
         freeze(module, model.freeze or ())
         training(module, True)
         return module, loss_name, num_outputs

@@ -22,8 +22,10 @@ from fedsim.models.outputs import logits_of
 _LOOKED_AT = 64
 
 
-def refuse_batch_statistics(module: nn.Module) -> None:
+def refuse_batch_statistics(module: nn.Module, adapted: bool = False) -> None:
     """Refuse modules whose output for a sample is no function of the parameters and that sample alone.
+
+    One that is `adapted` later needs no parameter that trains.
 
     Raises
     ------
@@ -45,7 +47,7 @@ def refuse_batch_statistics(module: nn.Module) -> None:
                     raise _refusal(
                         f"{what} shares its memory with {its}; give each its own, or both the same nn.Parameter"
                     )
-    if not trains:
+    if not (trains or adapted):
         raise _refusal(f"{type(module).__name__} has no trainable parameters")
 
 

@@ -115,7 +115,7 @@ class Places(nn.Module):
             nn.init.normal_(table.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        places: Tensor = self.tokens(x) + self.positions.weight[: x.shape[-1]]
+        places: Tensor = self.tokens(x) + self.positions(torch.arange(x.shape[-1], device=x.device))
         return places
 
 

@@ -121,12 +121,12 @@ def freeze(module: nn.Module, patterns: Sequence[str]) -> None:
     """
     named = dict(module.named_parameters(remove_duplicate=False))
     for i, pattern in enumerate(patterns):
-        found = [p for name, p in named.items() if any(fnmatchcase(part, pattern) for part in _levels(name))]
+        found = [p for name, p in named.items() if any(fnmatchcase(part, pattern) for part in levels(name))]
         if not found:
-            known = list(dict.fromkeys(part for name in named for part in reversed(_levels(name))))
+            known = list(dict.fromkeys(part for name in named for part in reversed(levels(name))))
             raise InputError(
                 f"found '{pattern}', which matches no parameter{nearest(pattern, known)}; allowed: patterns of names: "
-                + _some(list(named)),
+                + named_some(list(named)),
                 key=f"freeze.{i}",
             )
         for p in found:
@@ -142,12 +142,12 @@ def stays(module: nn.Module) -> Mapping[str, int]:
     return {"parameters": sum(p.numel() for p in frozen), "bytes": size}
 
 
-def _levels(name: str) -> list[str]:
+def levels(name: str) -> list[str]:
     """A parameter's name and those of the sub-modules that it is in."""
     parts = name.split(".")
     return [".".join(parts[:i]) for i in range(len(parts), 0, -1)]
 
 
-def _some(names: list[str]) -> str:
+def named_some(names: list[str]) -> str:
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

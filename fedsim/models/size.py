@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.models.norms import evaluating
+from fedsim.models.outputs import logits_of
 
 
 @torch.no_grad()
@@ -55,3 +56,20 @@ def widest(module: nn.Module, sample: Tensor) -> int:
         for hook in hooks:
             hook.remove()
     return max(sizes)
+
+
+def saved_bytes(module: nn.Module, sample: Tensor) -> int:
+    """Bytes that a forward pass of one `sample` ``[1, ...]`` keeps for its backward, parameters and buffers apart."""
+    own = {v.untyped_storage().data_ptr() for v in (*module.parameters(), *module.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return saved
+
+    with evaluating(module), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+        out = logits_of(module(sample))  # alive until all is counted: else memory is used twice
+    del out
+    return sum(kept.values())

@@ -217,7 +217,7 @@ def _channels_last(module: nn.Module, device: torch.device) -> bool:
 
 
 def _is_chain(module: nn.Module, input_dims: int) -> bool:
-    """Only (leading Flatten), Linear and pointwise layers, at least one Linear, none used twice, shared or frozen."""
+    """Only (leading Flatten), Linear and pointwise layers, at least one Linear, none twice, shared, frozen, adapted."""
     if type(module) is not nn.Sequential or (input_dims > 1 and not isinstance(module[0], nn.Flatten)):
         return False
     layers = list(module)
@@ -229,7 +229,8 @@ def _is_chain(module: nn.Module, input_dims: int) -> bool:
     plain = all(type(layer) is nn.Linear or (type(layer) in _POINTWISE and not _in_place(layer)) for layer in inside)
     several = len(set(map(id, linears))) == len(linears) > 0
     numbers = sum(1 if layer.bias is None else 2 for layer in linears)
-    return flatten_first and plain and several and len(trained(module)) == numbers
+    adapted = any(layer._forward_hooks for layer in inside)
+    return flatten_first and plain and several and not adapted and len(trained(module)) == numbers
 
 
 def _in_place(layer: nn.Module) -> bool:

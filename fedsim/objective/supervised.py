@@ -22,9 +22,10 @@ from fedsim.core.types import BatchSize, State
 from fedsim.data.augment import Augment, moved
 from fedsim.data.sets import Dataset
 from fedsim.data.tokenized import tokens_of
-from fedsim.models.build import widest
 from fedsim.models.layout import flatten
+from fedsim.models.lora import adapters
 from fedsim.models.losses import Loss, predictions
+from fedsim.models.size import saved_bytes, widest
 from fedsim.objective.batches import Batches, Change, Inputs, SupervisedPlan
 from fedsim.objective.curvature import class_probabilities, gauss_newton, outputs_of
 from fedsim.objective.kernel import Kernel, Precision
@@ -262,6 +263,11 @@ class SupervisedTask(Task):
         per_chunk = [sum(found[i : i + len(samples)]) for i in range(0, len(found), len(samples))]
         return torch.cat([torch.as_tensor(c) for c in per_chunk]).cpu().numpy().astype(np.int64)
 
+    @property
+    def adapted(self) -> bool:
+        """Whether adapters train beside layers that do not: a row is then small, and what is computed with it large."""
+        return bool(adapters(self.kernel.module))
+
     def step_bytes(self, batch_size: BatchSize) -> int:
         most = int(self.sizes.max())
         width = most if batch_size == "full" else min(batch_size, most)
@@ -269,10 +275,10 @@ class SupervisedTask(Task):
         return super().step_bytes(batch_size) + 2 * taken  # gathered, and read by the model
 
     def activation_bytes(self, batch_size: BatchSize) -> int:
-        if self.device.type != "cuda":
-            return 0
         most = int(self.sizes.max())
         width = most if batch_size == "full" else min(batch_size, most)
+        if self.device.type != "cuda":  # beside whole models they hardly count
+            return width * saved_bytes(self.kernel.module, widened(self.inputs[:1])) if self.adapted else 0
         self._peak(1, width)  # libraries load and take their workspaces
         return max(0, self._peak(2, width) - self._peak(1, width))
 

@@ -126,7 +126,7 @@ def _misfit(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], N
         (lambda file: torch.save({"a": 3}, file), "'a', which is int; allowed: a state_dict"),
         (lambda file: torch.save(nn.Linear(2, 2), file), "cannot be read as weights alone"),
         (lambda file: file.write_bytes(b"not torch"), "cannot be read as weights alone"),
-        (lambda file: None, "no such file"),
+        (lambda _: None, "no such file"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(write: Callable[[Path], None], says: str, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_what_does_not_fit_is_refused_by_name(write: Callable[[Path], None], say
 def test_names_that_are_no_weights_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "readme.txt").write_text("hello")
-    with pytest.raises(InputError, match="allowed: 'default' or 'zeros', a file that ends in .pt, .pth"):
+    with pytest.raises(InputError, match=r"allowed: 'default' or 'zeros', a file that ends in \.pt, \.pth"):
         initial({**MODELS["mlp"], "init": str(tmp_path / name)})
 
 
@@ -174,7 +174,7 @@ def test_names_of_one_parameter_have_one_value() -> None:
     module = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     module[1].weight = module[0].weight
     assert put(module, {"0.weight": torch.eye(2)}, False).whole  # one of the names is enough
-    with pytest.raises(InputError, match="'0.weight' and '1.weight' differ"):
+    with pytest.raises(InputError, match=r"'0\.weight' and '1\.weight' differ"):
         put(module, {"0.weight": torch.eye(2), "1.weight": torch.ones(2, 2)}, False)
 
 
@@ -192,7 +192,7 @@ def test_a_run_records_the_file_s_digest_and_resumes_with_the_same_alone(tmp_pat
     given["run"]["rounds"] = 3
     with pytest.raises(InputError, match=r"model.init.digest: found '[0-9a-f]{64}', but the run"):
         fedsim.run(given, out=tmp_path / "run", resume=True)
-    with pytest.raises(InputError, match="w.pt has changed: its SHA-256 is"):
+    with pytest.raises(InputError, match=r"w\.pt has changed: its SHA-256 is"):
         assemble(recorded)
     assert parse(given).hash() != recorded.hash()
 
@@ -218,5 +218,5 @@ def test_a_deployment_is_refused_where_the_file_has_changed(tmp_path: Path) -> N
     here = load(tmp_path / "app" / "fedsim_deployment" / "scenario.yaml")
     assert torch.equal(assemble(here).task.initial(), flatten(other(MODELS["mlp"])))
     saved(initial(MODELS["mlp"]), tmp_path / "w.pt")
-    with pytest.raises(InputError, match="w.pt has changed"):
+    with pytest.raises(InputError, match=r"w\.pt has changed"):
         assemble(here)
