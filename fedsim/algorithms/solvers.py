@@ -115,15 +115,18 @@ class Nesterov(SGD):
 class Adam(LocalSolver):
     """``m = beta1 m + (1 - beta1) v;  s = beta2 s + (1 - beta2) v^2;  x = x - lr mhat / (sqrt(shat) + eps)``
 
-    mhat and shat are m and s over ``1 - beta^t``, t the number of the step (Kingma and Ba, arXiv 1412.6980).
+    mhat and shat are m and s over ``1 - beta^t``, t the number of the step (Kingma and Ba, arXiv 1412.6980). With
+    `amsgrad` the largest s of all steps takes its place in shat (Reddi et al., arXiv 1904.09237, in PyTorch's form).
     """
 
     beta1: Decay = 0.9
     beta2: Decay = 0.999
     eps: Positive = 1e-8
+    amsgrad: bool = False
 
     def start(self, x: Tensor) -> State:
-        return {"m": _zeros(x), "s": _zeros(x), "t": _zeros(x[..., :1])}
+        kept = {"m": _zeros(x), "s": _zeros(x), "t": _zeros(x[..., :1])}
+        return {**kept, "top": _zeros(x)} if self.amsgrad else kept
 
     def step(self, x: Tensor, v: Tensor, lr: Tensor, state: State) -> tuple[Tensor, State]:
         return self._step(x, self.decayed(x, v), lr, state)
@@ -133,7 +136,11 @@ class Adam(LocalSolver):
         m = torch.lerp(state["m"], v, 1 - self.beta1)
         s = torch.addcmul(self.beta2 * state["s"], v, v, value=1 - self.beta2)
         first, second = ((1 - beta ** t.double()).to(x.dtype) for beta in (self.beta1, self.beta2))
-        return torch.addcdiv(x, lr / first * m, (s / second).sqrt() + self.eps, value=-1.0), {"m": m, "s": s, "t": t}
+        after = {"m": m, "s": s, "t": t}
+        if self.amsgrad:
+            after["top"] = torch.maximum(state["top"], s)
+        shat = after.get("top", s) / second
+        return torch.addcdiv(x, lr / first * m, shat.sqrt() + self.eps, value=-1.0), after
 
 
 @register.solver("adamw")

@@ -16,9 +16,20 @@ from fedsim.core.types import Count, Positive
 
 
 class _Decay(Form):
+    """A schedule, which may have a warm-up before it: its own first round, t = 0, is then round `warm_up`."""
+
+    warm_up: Count | None = None
+
     @abstractmethod
     def of(self, t: Floats) -> Floats:
-        """The factor of rounds `t` (0 for the first round)."""
+        """The factor of rounds `t` (0 for the first round), where there is no warm-up."""
+
+    def at(self, t: Floats) -> Floats:
+        """The factor of rounds `t`: 1, 2, ... over `warm_up`, and from there on the schedule."""
+        if self.warm_up is None:
+            return self.of(t)
+        late = t - (self.warm_up - 1)
+        return np.where(late < 0, (t + 1) / self.warm_up, self.of(np.maximum(late, 0.0)))
 
 
 class ExponentialDecay(_Decay):
@@ -32,7 +43,7 @@ class ExponentialDecay(_Decay):
         return np.asarray(self.factor**t)
 
     def written(self) -> Any:
-        return self.factor
+        return self.factor if self.warm_up is None else super().written()
 
 
 class StepDecay(_Decay):
@@ -117,12 +128,13 @@ class LrDecay(
 
     ``lr_decay: 0.99`` is exponential, 0.99^t. Mappings: ``{model: step, factor: 0.1, every: 30}``, ``{model: inverse,
     rate: 0.01}`` = 1 / (1 + 0.01 t), ``{model: inverse_sqrt, rate: 0.01}`` = 1 / sqrt(1 + 0.01 t), ``{model: cosine,
-    rounds: 500, floor: 0.0}`` = from 1 to `floor` over 500 rounds.
+    rounds: 500, floor: 0.0}`` = from 1 to `floor` over 500 rounds. With ``warm_up: 10`` in a mapping the first 10
+    rounds have 1/10, 2/10, ..., 10/10, and the schedule goes on from the last of them.
     """
 
     def factor(self, t: Ints) -> Floats:
         """The factor of rounds `t` (0 for the first round)."""
-        return self.root.of(np.asarray(t, dtype=np.float64))
+        return self.root.at(np.asarray(t, dtype=np.float64))
 
 
 class _Amount(Form):
