@@ -62,8 +62,8 @@ def _models(worker: Worker, clients: Ints, received: Message, asked: Asked) -> T
         x = algorithm.personal_model(received, kept)
         by_row({"x": x}, None, len(clients), worker.initial, algorithm, "personal_model")
     assert x is not None
-    rows = {k: v.expand(len(clients), -1) for k, v in {"x": x, **received}.items() if k in ("x", CARRIED)}
-    models = model(rows, x.expand(len(clients), -1))
+    carried = {k: v.expand(len(clients), -1) for k, v in received.items() if k == CARRIED}
+    models = model(carried, x.expand(len(clients), -1))
     return models if asked.tuning is None else tuned(worker.task, models, clients, asked.round, asked.tuning)
 
 

@@ -18,6 +18,7 @@ from fedsim.core.metrics import View
 from fedsim.core.oracle import Answers, OwnTests, Task
 from fedsim.core.own_tests import Asked, OwnAnswers, Tuning
 from fedsim.core.rng import generator
+from fedsim.engine.assembly import Assembly
 from fedsim.engine.states import RunState
 from fedsim.scenario.sections import Scenario
 
@@ -52,11 +53,7 @@ class ClientEvaluation:
     def table(self, home: RunState, round: int) -> ClientTable:
         """The clients that are evaluated after `round`, and what is measured of them; it changes nothing."""
         clients = self._chosen(home, round)
-        answers, train, tested = (
-            home.own_answers(clients, self.asked(home.algorithm, round)),
-            self.task.sizes,
-            self.tests,
-        )
+        answers, train, tested = home.own_answers(clients, self.asked(home.algorithm, round)), self.task.sizes, self.tests
         if (told := answers.told) is not None:
             held = train[clients], tested.sizes[clients], told.targets
             return ClientTable(round, clients, *held, told.values, told.answered)
@@ -65,7 +62,7 @@ class ClientEvaluation:
 
     def asked(self, algorithm: Algorithm, round: int) -> Asked:
         """What clients are asked after `round`."""
-        return Asked(round, owns_models(algorithm), self._tuning(algorithm, round), whole=bool(self.measures))
+        return Asked(round, owns_models(algorithm), self.tuning(algorithm, round), whole=bool(self.measures))
 
     @property
     def names(self) -> list[str]:
@@ -97,7 +94,8 @@ class ClientEvaluation:
             return found
         return found[np.sort(generator(self.seed, "eval_clients", round).choice(len(found), self.count, replace=False))]
 
-    def _tuning(self, algorithm: Algorithm, round: int) -> Tuning | None:
+    def tuning(self, algorithm: Algorithm, round: int) -> Tuning | None:
+        """What a client's model goes through before it is evaluated after `round`: at the rate of the round to come."""
         how = self.finetune
         if how is None:
             return None
@@ -115,6 +113,20 @@ class ClientEvaluation:
                 for name, value in measure.evaluate(cast(View, view)).items():
                     found.setdefault(name, []).append(float(value))
         return {name: np.array(values) for name, values in found.items()}
+
+
+def client_evaluation(scenario: Scenario, assembly: Assembly) -> ClientEvaluation | None:
+    """What the scenario wants to know of every client; None where it wants nothing.
+
+    Raises
+    ------
+    InputError
+        It cannot be had here; keys are whole.
+    """
+    if not scenario.tests_clients:
+        return None
+    found, everybody = assembly.pipeline.run.honest, np.arange(assembly.task.num_clients, dtype=np.int64)
+    return ClientEvaluation(scenario, assembly.task, everybody if found is None else found)
 
 
 def owns_models(algorithm: Algorithm) -> bool:

@@ -21,7 +21,7 @@ from fedsim.core.errors import InputError, RunError
 from fedsim.core.metrics import TABLE, Metric, metric
 from fedsim.core.oracle import Answers, Task
 from fedsim.engine.assembly import Assembly
-from fedsim.engine.client_evaluation import ClientEvaluation
+from fedsim.engine.client_evaluation import client_evaluation
 from fedsim.engine.samples import Samples
 from fedsim.engine.states import RunState
 from fedsim.engine.totals import Totals
@@ -98,11 +98,7 @@ class Evaluation:
                 measure.check(assembly.task)
             except InputError as error:
                 raise error.under(f"run.metrics.{i}") from None
-        self.clients: ClientEvaluation | None = None
-        if scenario.tests_clients:
-            run, task = assembly.pipeline.run, assembly.task
-            honest = np.arange(task.num_clients, dtype=np.int64) if run.honest is None else run.honest
-            self.clients = ClientEvaluation(scenario, task, honest)
+        self.clients = client_evaluation(scenario, assembly)
         self._privacy = assembly.privacy
         self._privacy.publishes(scenario.columns.values())
 

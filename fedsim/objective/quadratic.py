@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from fedsim.core import rng
-from fedsim.core.arrays import Floats, Ints
+from fedsim.core.arrays import Array, Floats, Ints
 from fedsim.core.errors import InputError
-from fedsim.core.oracle import Losses, Oracle, Plan, Task
+from fedsim.core.oracle import Answers, Losses, Oracle, OwnTests, Plan, Task
+from fedsim.core.own_tests import OwnAnswers
 from fedsim.core.types import BatchSize
 from fedsim.data.sets import Quadratic
 
@@ -89,6 +90,11 @@ class QuadraticTask(Task):
             result["optimum_distance"] = float(torch.linalg.vector_norm(params - self._optimum))
         return result
 
+    @property
+    def own(self) -> OwnTests:
+        """A client is tested on its own objective: a quadratic problem has no rows that could be held out."""
+        return _OwnObjectives(self)
+
     def smoothness(self, weights: Floats) -> tuple[Floats, float]:
         """The largest eigenvalues of the A_i, and of their mean."""
         w = torch.as_tensor(weights, dtype=self.dtype, device=self.device).view(-1, *[1] * (self.A.dim() - 1))
@@ -119,6 +125,31 @@ class QuadraticTask(Task):
             return mean_Ab / mean_A if bool((mean_A > 0).all()) else None
         solution, info = torch.linalg.solve_ex(mean_A, mean_Ab)
         return solution if int(info) == 0 and bool(torch.isfinite(solution).all()) else None
+
+
+class _OwnObjectives(OwnTests):
+    """Each client's own objective in the place of test rows: one per client."""
+
+    shared = False
+
+    def __init__(self, task: QuadraticTask) -> None:
+        self.task = task
+
+    @property
+    def sizes(self) -> Ints:
+        return np.ones(self.task.num_clients, dtype=np.int64)
+
+    def targets_of(self, clients: Ints) -> Ints:
+        return np.ones(len(clients), dtype=np.int64)
+
+    def answers(self, models: Tensor, clients: Ints, whole: bool = False) -> OwnAnswers:
+        rows = self.task.rows(clients)
+        gap = models - self.task.b[rows]
+        losses = 0.5 * (gap * self.task.gradient(models, rows)).sum(-1)
+        return OwnAnswers(losses.double().cpu().numpy(), None)
+
+    def said(self, client: int, outputs: Array) -> tuple[Answers, Tensor | None]:
+        raise InputError("a quadratic problem has no outputs")
 
 
 class _QuadraticPlan(Plan):

@@ -30,6 +30,7 @@ from fedsim.participation.poisson import PoissonGossip
 from fedsim.participation.record import whole
 from fedsim.participation.synchronous import Synchronous
 from fedsim.reports.attack import attack_facts
+from fedsim.reports.client_tests import client_facts
 from fedsim.reports.coming import coming_facts
 from fedsim.reports.neighbourhoods import rule_facts
 from fedsim.reports.rules import server_rule_facts
@@ -66,6 +67,8 @@ def plan(scenario: Scenario | str | Path | Mapping[str, Any]) -> dict[str, Rows]
         sections["attack"] = attack
     if a.privacy.claims:
         sections["privacy"] = a.privacy.facts()
+    if tests := client_facts(scenario, a):
+        sections["clients one by one"] = tests
     sections["messages"] = _messages(scenario, a, rounds)
     if scenario.backend.name == "ray":
         sections["between processes"] = _traffic(scenario, a, rounds[0])
