@@ -53,7 +53,8 @@ class ClientEvaluation:
     def table(self, home: RunState, round: int) -> ClientTable:
         """The clients that are evaluated after `round`, and what is measured of them; it changes nothing."""
         clients = self._chosen(home, round)
-        answers, train, tested = home.own_answers(clients, self.asked(home.algorithm, round)), self.task.sizes, self.tests
+        answers = home.own_answers(clients, self.asked(home.algorithm, round))
+        train, tested = self.task.sizes, self.tests
         if (told := answers.told) is not None:
             held = train[clients], tested.sizes[clients], told.targets
             return ClientTable(round, clients, *held, told.values, told.answered)
