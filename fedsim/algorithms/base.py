@@ -24,8 +24,9 @@ from fedsim.algorithms.needs import Needs
 from fedsim.algorithms.round import Before, Effort, Report, Round, Sampling, Surroundings
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
-from fedsim.core.oracle import Oracle, Task
+from fedsim.core.oracle import CARRIED, Oracle, Task
 from fedsim.core.returned import by_row
+from fedsim.core.sharing import EVERYTHING, Sharing
 from fedsim.core.types import Aggregate, Count, Decay, Message, NonNegative, Positive, State
 
 _LAST = "last"  # what a client keeps for `relaxed_init`: its parameters at the end of its last round
@@ -316,8 +317,8 @@ __all__ = [
 
 def one_message(algorithm: Algorithm, task: Task, gossip: bool) -> tuple[Message, Message]:
     """What one client receives and what crosses the network from it (of zero work, which has the same form): rows."""
-    received, travels, _ = _of_model(algorithm, task.initial(), gossip)
-    carried = {k: v.unsqueeze(0) for k, v in task.carried.items()}
+    received, travels, _ = _of_model(algorithm, task.initial(), gossip, task.sharing)
+    carried = {k: v.unsqueeze(0) for k, v in task.common_carried.items()}
     return {**received, **carried}, {**travels, **carried}
 
 
@@ -327,22 +328,24 @@ def numbers_of(algorithm: Algorithm, task: Task, gossip: bool) -> tuple[str, ...
     The form for a model of one parameter does not tell, so that a model of two takes its place.
     """
     x = task.initial()
-    _, travels, stays = _of_model(algorithm, x.repeat(2) if len(x) == 1 else x, gossip)
+    _, travels, stays = _of_model(algorithm, x.repeat(2) if len(x) == 1 else x, gossip, EVERYTHING)
     return tuple(k for k, v in {**stays, **travels}.items() if v.shape[-1] == 1)
 
 
-def _of_model(algorithm: Algorithm, x: Tensor, gossip: bool) -> tuple[Message, Message, Message]:
+def _of_model(algorithm: Algorithm, x: Tensor, gossip: bool, sharing: Sharing) -> tuple[Message, Message, Message]:
     """What is received, what travels, and what else is said of the work, of one client with the model `x`."""
-    state = algorithm.init(x.unsqueeze(0) if gossip else x)
+    common = sharing.params.common(x)
+    state = algorithm.init(common.unsqueeze(0) if gossip else common)
     models = algorithm.tokens or 1
-    by_row(state, None, models, x, algorithm, "init")
-    sent = by_row(algorithm.broadcast(state), None, models, x, algorithm, "broadcast")
+    by_row(state, None, models, common, algorithm, "init")
+    sent = by_row(algorithm.broadcast(state), None, models, common, algorithm, "broadcast")
     received = {k: v.reshape(-1, v.shape[-1])[:1] for k, v in sent.items()}
     client = algorithm.init_client(x.unsqueeze(0))
     by_row(client, None, 1, x, algorithm, "init_client")
     one = x.new_ones((1, 1))
-    start = algorithm.start(received, client)
+    whole = {**received, "x": x.unsqueeze(0)} if sharing.params.own else received
+    start = algorithm.start(whole, client)
     by_row(start, None, 1, x, algorithm, "start")
-    travels, stays, _ = algorithm.message(start, received, client, Effort(one, one, one))
+    travels, stays, _ = algorithm.message(start, whole, client, Effort(one, one, one))
     by_row(travels, None, 1, x, algorithm, "message")
-    return received, travels, stays
+    return received, sharing.common(travels, CARRIED), sharing.common(stays, CARRIED)

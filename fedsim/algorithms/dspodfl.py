@@ -22,7 +22,7 @@ from fedsim.core.registry import register
 from fedsim.core.types import BatchSize
 
 _FLOOR = 1e-3  # as in the probability laws: a node that never computes must not make the period infinite
-_ALWAYS = Needs(compute="always", links="always")
+_ALWAYS = Needs(compute="always", links="always", personal=True)
 
 
 @register.algorithm("dspodfl")
@@ -34,7 +34,7 @@ class DSpodFL(GossipAlgorithm):
     extension: delta_i is then the whole local change.
     """
 
-    needs: ClassVar[Needs] = Needs(symmetric=True, continuous_time=True)
+    needs: ClassVar[Needs] = Needs(symmetric=True, continuous_time=True, personal=True)
 
     def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
         return {"x": received["x"]}, {"delta": local["x"] - received["x"]}, client
@@ -69,7 +69,7 @@ class DPSGD(DSpodFL):
 class RandomizedGossip(DSpodFL):
     """DSpodFL's case "sporadic aggregations" (RG): every node computes, links fire with their probabilities."""
 
-    needs: ClassVar[Needs] = Needs(symmetric=True, compute="always")
+    needs: ClassVar[Needs] = Needs(symmetric=True, compute="always", personal=True)
 
 
 @register.algorithm("sporadic_sgd")
@@ -77,7 +77,7 @@ class RandomizedGossip(DSpodFL):
 class SporadicSGD(DSpodFL):
     """DSpodFL's case "sporadic SGDs": nodes compute with their probabilities, every link is used."""
 
-    needs: ClassVar[Needs] = Needs(symmetric=True, links="always")
+    needs: ClassVar[Needs] = Needs(symmetric=True, links="always", personal=True)
 
 
 @register.algorithm("periodic_gossip")
@@ -107,6 +107,8 @@ class DFedAvg(GossipAlgorithm):
 
     With one local step this is adapt then combine (ATC), which differs from DGD in the order.
     """
+
+    needs: ClassVar[Needs] = Needs(personal=True)
 
     def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
         return {"x": local["x"]}, {}, client

@@ -25,7 +25,10 @@ class FedAsync(FedProx):
     """``x = (1 - a) x + a y,  a = alpha * s(staleness)``; direction ``g(y) + mu (y - x_sent)``."""
 
     needs: ClassVar[Needs] = Needs(
-        modes=("asynchronous",), why="it mixes one arriving model at a time", arrival_weights="identical"
+        modes=("asynchronous",),
+        why="it mixes one arriving model at a time",
+        arrival_weights="identical",
+        personal=True,
     )
     mu: NonNegative = 0.005
     alpha: Fraction = 0.6

@@ -7,7 +7,7 @@ Deltas are averaged instead of models, which is the same for ``server_lr: 1`` an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -25,6 +25,7 @@ class FedAvg(ServerAlgorithm):
     FedAvgM's rule; with ``server_momentum: 0`` (default) it is FedAvg. The first round has v = sum_i w_i delta_i.
     """
 
+    needs: ClassVar[Needs] = Needs(personal=True)
     server_momentum: Decay = 0.0
 
     def init(self, params: torch.Tensor) -> State:
@@ -50,4 +51,4 @@ class FAL(FedAvg):
     each local step or the received one is not known to us; ``adversary.attack_on`` says which.
     """
 
-    needs: ClassVar[Needs] = Needs(adversary=True)
+    needs: ClassVar[Needs] = replace(FedAvg.needs, adversary=True)

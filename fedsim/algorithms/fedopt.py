@@ -12,11 +12,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Aggregate, Decay, Message, NonNegative, Positive, Round, ServerAlgorithm, State
+from fedsim.algorithms.needs import Needs
 from fedsim.core.registry import register
 
 
@@ -27,6 +29,7 @@ class FedOpt(ServerAlgorithm):
     with D the weighted mean delta.
     """
 
+    needs: ClassVar[Needs] = Needs(personal=True)
     server_lr: Positive = 0.1
     beta1: Decay = 0.9
     tau: Positive = 1e-3

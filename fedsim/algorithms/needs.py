@@ -43,6 +43,8 @@ class Needs:
     continuous_time : whether a node's work and a link's mixing make sense one at a time, without a round (``mode:
         poisson``).
     adversary : whether clients train on inputs that are attacked, so that a section ``adversary`` has to be there.
+    personal : whether parts of a model may stay with clients (``model.personal``). Clients then see whole models, and
+        the server or the nodes of a graph vectors of what is shared; of what is broadcast ``x`` alone is made whole.
     flows : whether a node's state changes between its events, too (`Algorithm.flow`), which takes ``mode: poisson``.
     """
 
@@ -64,4 +66,5 @@ class Needs:
     alone: str | None = None
     continuous_time: bool = False
     adversary: bool = False
+    personal: bool = False
     flows: bool = False

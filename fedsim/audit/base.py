@@ -29,6 +29,7 @@ from fedsim.engine.assembly import Assembly, Change, Material, assemble
 from fedsim.engine.loop import Simulation
 from fedsim.engine.place import make_backend
 from fedsim.engine.watch import Watcher
+from fedsim.models.personal import Personal
 from fedsim.objective.supervised import SupervisedTask
 from fedsim.privacy.accounting import epsilon
 from fedsim.privacy.ledger import Claim
@@ -135,6 +136,9 @@ class Subject:
     """The scenario under audit."""
 
     def __init__(self, scenario: Scenario, progress: Callable[[str], None] | None = None) -> None:
+        if scenario.model is not None and scenario.model.stays != Personal():
+            message = "audits take models that travel whole; allowed: no such key, or batch_norm group or frozen"
+            raise InputError(message, key="model.personal" if scenario.model.personal else "model.batch_norm")
         quiet = scenario.run.model_copy(
             update={"eval_every": scenario.run.rounds, "trace": False, "checkpoint_seconds": 1e9}
         )

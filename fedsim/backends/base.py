@@ -36,6 +36,9 @@ class Backend(Protocol):
     def nodes_here(self) -> NodeBackend | None:
         """Itself, where the states of a graph's nodes are there too and never in the calling process; else None."""
 
+    shows_kept: bool
+    """Whether `kept` can be asked: clients are computed here, or by actors, and not by machines of their own."""
+
     lost: Ints
     """Which of the jobs collected last were left out (positions in `jobs`): their clients' work raised."""
 
@@ -94,6 +97,7 @@ class BackendDefaults:
 
     nodes_here: NodeBackend | None = None
     lost: Ints = np.empty(0, dtype=np.int64)
+    shows_kept = False
     wants_checkpoint = False
     asks_clients = False
 
@@ -139,13 +143,16 @@ class NodeBackend(Backend, Protocol):
         and lowest accuracy."""
 
     def rows(self, name: str, nodes: Ints, idle: Floats | None = None) -> Tensor:
-        """A state of some nodes, ``[m, width]``."""
+        """A state of some nodes, ``[m, width]``; under ``x`` their own models."""
 
     def nodes_answers(self, clients: Ints, asked: Asked, idle: Floats | None = None) -> OwnAnswers:
         """What the models of these nodes say of their own test rows."""
 
     def nodes(self, idle: Floats | None = None) -> dict[str, RowStream]:
         """The nodes' states, ``[n, d]`` each, in parts."""
+
+    def models(self, idle: Floats | None = None) -> dict[str, RowStream]:
+        """The nodes' own models with what stays with them, ``x`` ``[n, d]``, and what these carry, in parts."""
 
     def load_nodes(self, saved: Saved) -> None:
         """Continue from a checkpoint."""

@@ -21,6 +21,8 @@ from fedsim.core.types import Message
 class Vectorized(BackendDefaults):
     """Dispatching records a job; collecting a client that is not computed yet computes all pending jobs at once."""
 
+    shows_kept = True
+
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self._pending: list[Job] = []

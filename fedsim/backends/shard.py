@@ -21,7 +21,8 @@ from fedsim.backends.placement import Exchange
 from fedsim.backends.ray.transport import as_array, as_arrays, as_tensor, as_tensors
 from fedsim.clients.evaluating import asked_about
 from fedsim.clients.mixing import Mixing
-from fedsim.clients.round import begin, describe, finish, flowed, initial, model
+from fedsim.clients.personal import own_models
+from fedsim.clients.round import begin, describe, finish, flowed, initial
 from fedsim.clients.round import some as some_of
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Array, Bools, Floats, Ints
@@ -30,13 +31,15 @@ from fedsim.core.job import Contribution, Job
 from fedsim.core.oracle import Task
 from fedsim.core.own_tests import Asked, OwnAnswers
 from fedsim.core.row_files import Place, Stored
-from fedsim.core.types import Message, agree
+from fedsim.core.types import Message, State, agree
 from fedsim.graphs.mixing_matrix import MixingMatrix, repeated
 
 Arrays = dict[str, Array]
 
 TABLE = "table."
 """Names of tables of clients' rows in a checkpoint begin so."""
+WHOLE = "whole."
+"""So begin the names of what nodes' own models are made of, with what stays with them: ``x``, and what they carry."""
 _PART_BYTES = 2**25  # that are made ready to be written at a time
 
 
@@ -146,6 +149,9 @@ class Shard:
         if name.startswith(TABLE):
             return as_array(self.guard.worker.store.gather(clients)[name.removeprefix(TABLE)])
         rows = torch.as_tensor(np.searchsorted(self.clients, clients), device=self.device)
+        if name.startswith(WHOLE):
+            models, d = self._models(flowed(self.algorithm, some_of(self.state, rows), idle), clients), self.task.dim
+            return as_array(models[:, :d] if name == WHOLE + "x" else models[:, d:])
         if idle is None:
             return as_array(self.state[name][rows])
         return as_array(flowed(self.algorithm, some_of(self.state, rows), idle)[name])
@@ -312,7 +318,7 @@ class Shard:
     def node_sum(self, name: str, idle: Floats | None = None, among: Bools | None = None) -> Array:
         """Sum over the honest nodes (of those in `among`), ``[d]``, after they have flowed for `idle` virtual
         seconds."""
-        return as_array(self._honest(name, idle, among).sum(0))
+        return as_array(self._honest(idle, among)[1][name].sum(0))
 
     def fill(self, rows: Arrays) -> None:
         """Give every node these states, ``[d]`` by name."""
@@ -320,26 +326,32 @@ class Shard:
 
     def node_facts(self, centre: Array, idle: Floats | None = None, among: Bools | None = None) -> NodeSums:
         """About the honest nodes, of those in `among`."""
-        x = self._honest("x", idle, among)
+        clients, state = self._honest(idle, among)
+        x, shared = state["x"], self.task.sharing.params
         if not len(x):
             return NodeSums()
-        carried = {k: self._honest(k, idle, among) for k in self.task.carried}
-        right, asked = self.task.correct(model(carried, x)), self.task.test_samples
-        distance = float((x - as_tensor(centre, self.device)[: x.shape[-1]]).pow_(2).sum(-1).sum())
+        right, asked = self.task.correct(self._models(state, clients)), self.task.test_samples
+        middle = shared.common(as_tensor(centre, self.device)[: self.task.dim])
+        distance = float((x - middle).pow_(2).sum(-1).sum())
         common = hashlib.blake2b(np.ascontiguousarray(as_array(x[0])).tobytes()).hexdigest() if agree(x) else ""
         if right is None:
             return NodeSums(len(x), distance, common)
         accuracy = float(right.sum()) / (len(x) * asked)
         return NodeSums(len(x), distance, common, accuracy * len(x), float(right.min()) / asked)
 
-    def _honest(self, name: str, idle: Floats | None, among: Bools | None) -> Tensor:
-        """A state of the nodes that do not attack, of those in `among` (None: of all)."""
+    def _honest(self, idle: Floats | None, among: Bools | None) -> tuple[Ints, State]:
+        """The nodes that do not attack, of those in `among` (None: of all), and their states."""
         attackers = self.guard.worker.pipeline.run.attackers
-        rows = flowed(self.algorithm, self.state, idle)[name]
+        state = flowed(self.algorithm, self.state, idle)
         if not attackers and among is None:
-            return rows
+            return self.clients, state
         honest = ~np.isin(self.clients, attackers or ())
-        return rows[torch.as_tensor(honest if among is None else honest & among, device=self.device)]
+        looked_at = np.flatnonzero(honest if among is None else honest & among)
+        return self.clients[looked_at], some_of(state, torch.as_tensor(looked_at, device=self.device))
+
+    def _models(self, state: State, clients: Ints) -> Tensor:
+        """Nodes' own models ``[m, d + b]``, with what stays with them."""
+        return own_models(self.task, state, self.guard.worker.store.gather(clients))
 
     def node_widths(self) -> dict[str, int]:
         return {k: v.shape[-1] for k, v in self.state.items()}

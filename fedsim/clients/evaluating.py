@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm
+from fedsim.clients.personal import composed, parted
 from fedsim.clients.round import begin, model, some
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Ints
@@ -57,8 +58,8 @@ def _models(worker: Worker, clients: Ints, received: Message, asked: Asked) -> T
     """The models ``[m, d]``, and what they carry besides."""
     algorithm, x = worker.algorithm, received.get("x")
     if asked.personal:
-        kept = own_rows(worker.store.gather(clients))
-        received = algorithm.receive(received, kept)
+        personal, kept = parted(own_rows(worker.store.gather(clients)))
+        received = algorithm.receive(composed(received, personal, worker.task.sharing), kept)
         x = algorithm.personal_model(received, kept)
         by_row({"x": x}, None, len(clients), worker.initial, algorithm, "personal_model")
     assert x is not None

@@ -55,7 +55,8 @@ def initial(algorithm: Algorithm, task: Task, nodes: int | None = None) -> State
     if nodes is None:
         importance = torch.as_tensor(task.importance, dtype=task.dtype, device=task.device).unsqueeze(1)
         known = algorithm.of_clients(importance)
-    return {**algorithm.init(each(task.initial())), **known, **{k: each(v) for k, v in task.carried.items()}}
+    carried = {k: each(v) for k, v in task.common_carried.items()}
+    return {**algorithm.init(each(task.common())), **known, **carried}
 
 
 def begin(algorithm: Algorithm, state: State, rows: Tensor | None = None) -> Message:
@@ -65,7 +66,8 @@ def begin(algorithm: Algorithm, state: State, rows: Tensor | None = None) -> Mes
 
 
 def model(state: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """The model with the parameters `x` ``[..., d]`` and what it carries besides, ``[..., d + s]``."""
+    """The model with the parameters `x` ``[..., d]`` and what it carries besides, ``[..., d + s]``; what is shared of
+    it."""
     return torch.cat([x, state[CARRIED]], -1) if CARRIED in state else x
 
 

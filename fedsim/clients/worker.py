@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Effort, one_message
 from fedsim.clients.parallel import InTurn, Kept, Rows, portion, share
+from fedsim.clients.personal import composed, fresh_personal, kept_of, parted
 from fedsim.clients.round import model
 from fedsim.clients.store import ClientStore
 from fedsim.core.arrays import Ints
@@ -86,8 +87,10 @@ class Worker:
         """Local work of one chunk (rows sorted by falling steps): all its steps before the next chunk starts."""
         _, epochs = algorithm.work()
         kept_rows = store.gather(job.clients)
-        client, links = own_rows(kept_rows), {k: v for k, v in kept_rows.items() if SEPARATOR in k}
-        job = replace(job, received=algorithm.receive(job.received, client))
+        personal, client = parted(own_rows(kept_rows))
+        beside = {k: v for k, v in kept_rows.items() if SEPARATOR in k} | personal
+        received = composed(job.received, personal, self.task.sharing)
+        job = replace(job, received=algorithm.receive(received, client))
         lr, loss = self._column(algorithm.lr_at(job.rounds)), self._loss(algorithm, job)
         m, most = len(job.clients), int(job.steps.max(initial=0))
         local = by_row(algorithm.begin(job.received, client), None, m, self.initial, algorithm, "start")
@@ -105,7 +108,7 @@ class Worker:
             if count < end:  # rows count..end have done all their steps
                 carried = None if plan is None or count >= busy else plan.carried
                 finished.insert(
-                    0, self._finish(algorithm, job, slice(count, end), local, client, links, lr, loss, store, carried)
+                    0, self._finish(algorithm, job, slice(count, end), local, client, beside, lr, loss, store, carried)
                 )
                 local, kept, rates, end = _head(local, count), _head(client, count), lr[:count], count
                 received = {k: v[:count] if v.dim() > 1 else v for k, v in job.received.items()}
@@ -127,7 +130,7 @@ class Worker:
         rows: slice,
         local: State,
         client: State,
-        links: State,
+        beside: State,
         lr: Tensor,
         loss: Tensor | None,
         store: Kept,
@@ -135,6 +138,7 @@ class Worker:
     ) -> Message:
         """Messages of rows whose work is done, as they leave; rows that did no work keep their state as it was.
 
+        `beside` is what is kept beside what the algorithm keeps: by the pipeline's links, and of their own models.
         `carried` is what the models of all rows carry besides their parameters now (None: what they received).
         """
         clients, steps = job.clients[rows], job.steps[rows]
@@ -142,18 +146,20 @@ class Worker:
         received = {k: v[rows] if v.dim() > 1 else v for k, v in job.received.items()}
         kept = {k: v[rows] for k, v in client.items()}
         travels, stays, after = algorithm.report({k: v[rows] for k, v in local.items()}, received, kept, effort)
-        m = len(steps)
+        m, now, sharing = len(steps), None, self.task.sharing
         if CARRIED in received:
             before = received[CARRIED].expand(m, -1)
             now = before if carried is None else carried[rows]
             travels = {**travels, CARRIED: now - before if algorithm.setting == "server" else now}
-        by_row(travels, self.form, m, self.initial, algorithm, "message")
         by_row(stays, None, m, self.initial, algorithm, "message")
+        travels, stays = sharing.common(travels, CARRIED), sharing.common(stays, CARRIED)
+        by_row(travels, self.form, m, self.initial, algorithm, "message")
         by_row(after, client, m, self.initial, algorithm, "message")
+        after = {**after, **kept_of(local["x"][rows], now, sharing)}
         if self.pipeline.links:
-            sent = Job(clients, job.rounds[rows], steps, received)
+            sent = Job(clients, job.rounds[rows], steps, sharing.common(received, CARRIED))
             travels = {k: v.expand(len(steps), -1) for k, v in travels.items()}
-            mine = {k: v[rows] for k, v in links.items()}
+            mine = {k: v[rows] for k, v in beside.items()}
             travels, links = self.pipeline.send(travels, mine, sent)
             after = {**after, **links}
             if algorithm.setting == "gossip" and steps.size and steps[0] == 0 and (idle := self.pipeline.idle(links)):
@@ -184,6 +190,7 @@ def fresh_rows(algorithm: Algorithm, task: Task, pipeline: Pipeline) -> State:
     """
     own = algorithm.fresh_client(task.initial().unsqueeze(0))
     check_names(own, type(algorithm).__name__)
+    own = {**own, **fresh_personal(task)}
     if not pipeline.links:
         return own
     return {**own, **pipeline.fresh(one_message(algorithm, task, gossip=algorithm.setting == "gossip")[1])}

@@ -21,10 +21,13 @@ from torch import Tensor
 from fedsim.core.arrays import Array, Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.own_tests import OwnAnswers
+from fedsim.core.sharing import EVERYTHING, Sharing, Split
 from fedsim.core.types import BatchSize, Message, State, clip_norm
 
 CARRIED = "model:buffers"
 """In states and messages the name of what models carry besides their parameters; see `Task.carried`."""
+PERSONAL, PERSONAL_CARRIED = "model:personal", "model:personal buffers"
+"""The names under which clients keep what stays with them of their parameters and of what models carry besides."""
 
 
 class Oracle(ABC):
@@ -138,6 +141,8 @@ class Task(ABC):
     """Gradients that one sample of a minibatch costs: more than its own where its inputs are attacked first."""
     quadratic: bool = False
     """Whether every objective is a quadratic one, so that its `curvature` is the same everywhere."""
+    sharing: Sharing = EVERYTHING
+    """Which numbers of models are shared; the others stay with each client."""
 
     @abstractmethod
     def initial(self) -> Tensor:
@@ -151,6 +156,35 @@ class Task(ABC):
         something, models that it is asked about are vectors ``[..., d + s]``.
         """
         return {}
+
+    def common(self) -> Tensor:
+        """The shared part ``[s]`` of the initial parameters: what a server and the nodes of a graph begin with."""
+        return self.sharing.params.common(self.initial())
+
+    @property
+    def common_carried(self) -> State:
+        """The shared part of `carried`: nothing where all of it stays with clients."""
+        return self.sharing.common(self.carried, CARRIED)
+
+    def model(self, common: Tensor, personal: State | None = None) -> Tensor:
+        """Models as the task is asked about them, ``[..., d + b]``, from their shared parts ``[..., s + c]``.
+
+        `personal` has what stays with clients (`PERSONAL`, `PERSONAL_CARRIED`); what is not in it is as it was at
+        first.
+        """
+        if self.sharing.everything:
+            return common
+        found, parts = personal or {}, list[Tensor]()
+        first = 0
+        whole = ((PERSONAL, self.sharing.params, self.initial()), *self._whole_buffers())
+        for name, split, initial in whole:
+            v = common[..., first : first + split.width - split.numbers]
+            first += v.shape[-1]
+            parts.append(split.whole(v, found.get(name, split.personal(initial))) if split.own else v)
+        return torch.cat(parts, -1)
+
+    def _whole_buffers(self) -> list[tuple[str, Split, Tensor]]:
+        return [(PERSONAL_CARRIED, self.sharing.buffers, v) for v in self.carried.values()]
 
     def untrained(self) -> Tensor:
         """The model before the first round, as the task is asked about it: ``[d]``, or ``[d + s]``."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.oracle import Answers, Losses, OwnTests, Plan, Task
-from fedsim.core.types import BatchSize
+from fedsim.core.types import BatchSize, State
 
 
 class WrappedTask(Task):
@@ -21,9 +21,14 @@ class WrappedTask(Task):
         self.sizes, self.importance = inner.sizes, inner.importance
         self.device, self.dtype, self.metrics = inner.device, inner.dtype, inner.metrics
         self.quadratic, self.shapes, self.passes = inner.quadratic, inner.shapes, inner.passes
+        self.sharing = inner.sharing
 
     def initial(self) -> Tensor:
         return self.inner.initial()
+
+    @property
+    def carried(self) -> State:
+        return self.inner.carried
 
     def plan(self, clients: Ints, rounds: Ints, steps: Ints, batch_size: BatchSize, epochs: bool) -> Plan:
         return self.inner.plan(clients, rounds, steps, batch_size, epochs)

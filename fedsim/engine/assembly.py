@@ -324,6 +324,8 @@ def _supervised(
         )
     elif s.tests_clients and held is not None:
         task.tests = own_rows(*task.place(made.data.test_x, made.data.test_y), held.tests)
+    with _section("model"):
+        task.sharing = s.model.stays.of(made.module, task.kernel.layout, task.kernel.nature.buffers)
     with _section("adversary"):
         task.seen.check(task.kernel, task.untrained(), task.inputs[:1], task.targets[:1])
     if held is not None:

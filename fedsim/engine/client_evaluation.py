@@ -63,7 +63,8 @@ class ClientEvaluation:
 
     def asked(self, algorithm: Algorithm, round: int) -> Asked:
         """What clients are asked after `round`."""
-        return Asked(round, owns_models(algorithm), self.tuning(algorithm, round), whole=bool(self.measures))
+        personal = owns_models(algorithm) or not self.task.sharing.everything
+        return Asked(round, personal, self.tuning(algorithm, round), whole=bool(self.measures))
 
     @property
     def names(self) -> list[str]:

@@ -16,13 +16,14 @@ from fedsim.engine.assembly import Assembly
 from fedsim.engine.checkpoint import Checkpoint
 from fedsim.engine.client_rows import ClientRows, names_of
 from fedsim.engine.evaluate import Evaluation, Moment, check_finite
+from fedsim.engine.outcomes import merge_bytes
 from fedsim.engine.place import make_backend
 from fedsim.engine.recorder import Recorder
 from fedsim.engine.records import Records, note_empty
 from fedsim.engine.run_directory import Run, find_checkpoint, open_directory, save_params
 from fedsim.engine.samples import samples_of
 from fedsim.engine.signals import stop_requested
-from fedsim.engine.states import merge_bytes, run_state
+from fedsim.engine.states import run_state
 from fedsim.engine.stopping import early_stop, seen, write_stop
 from fedsim.engine.totals import Totals
 from fedsim.engine.wall import WallClock

@@ -7,25 +7,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import Algorithm, one_message
+from fedsim.algorithms.base import one_message
 from fedsim.backends.base import Backend, NodeBackend, Saved
 from fedsim.clients.evaluating import asked_about
+from fedsim.clients.personal import fresh_personal
 from fedsim.clients.round import begin, column, describe, finish, flowed, initial, model
 from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.errors import RunError
 from fedsim.core.job import Job
-from fedsim.core.oracle import CARRIED, Task
+from fedsim.core.oracle import CARRIED
 from fedsim.core.own_tests import Asked, OwnAnswers
 from fedsim.core.returned import aggregating, same_form
 from fedsim.core.row_files import RowStream
 from fedsim.core.types import Message, State, agree, message_bytes
 from fedsim.engine.assembly import Assembly
+from fedsim.engine.outcomes import Combined, NodeFacts
 from fedsim.graphs.presence import There
 from fedsim.messages.aggregators import COMBINES
 from fedsim.messages.base import SEPARATOR
@@ -34,35 +36,6 @@ from fedsim.scenario.sections import Scenario
 
 _RULE = f"aggregator{SEPARATOR}"
 """Before the names of what an aggregator keeps, among the tensors of a checkpoint."""
-
-
-@dataclass(frozen=True)
-class Combined:
-    """What a round did: the event without the clients that were left out, and the bytes of each of its messages.
-
-    None where a server got nobody's results, so that there is nothing to count.
-    """
-
-    event: Arrival
-    message_bytes: int | None
-
-
-@dataclass(frozen=True)
-class NodeFacts:
-    """How far apart a graph's honest nodes are: mean squared distance to `centre`, and their own models' mean and
-    lowest accuracy."""
-
-    distance: float
-    accuracy: float | None
-    lowest: float | None
-    there: There | None = None
-    """On a graph whose links and nodes come and go: who is there, and is measured."""
-
-
-def merge_bytes(algorithm: Algorithm, task: Task) -> int:
-    """Bytes of a merge of all nodes: every node sends every other one all that it mixes, uncompressed."""
-    n, state = task.num_clients, algorithm.init(task.initial().unsqueeze(0))
-    return n * (n - 1) * message_bytes({k: v for k, v in state.items() if v.shape[-1] == task.dim} | task.carried)
 
 
 class RunState(ABC):
@@ -103,13 +76,29 @@ class RunState(ABC):
 
     @property
     def params(self) -> Tensor | RowStream:
-        """Parameters of the server ``[d]``, or of all nodes ``[n, d]``, as they are now."""
-        return self.kept()["x"]
+        """Parameters of the server ``[d]``, or of all nodes ``[n, d]``, as they are now.
+
+        What stays with clients is as it was at first at a server; of nodes it is their own, where it can be known.
+        """
+        return self.models()["x"]
 
     @property
     def carried(self) -> Tensor | RowStream | None:
         """What models carry besides their parameters, rows like those of `params`; None: nothing."""
-        return self.kept()[CARRIED] if self.task.carried else None
+        return self.models()[CARRIED] if self.task.carried else None
+
+    @abstractmethod
+    def models(self) -> Mapping[str, Tensor | RowStream]:
+        """`params` as ``x``, and `carried`."""
+
+    def _apart(self, models: Tensor) -> State:
+        d = self.task.dim
+        return {"x": models[..., :d].contiguous(), CARRIED: models[..., d:].contiguous()}
+
+    def personal(self, clients: Ints) -> State:
+        """What stays with these clients of their own models, by name, where it can be known here: rows ``[m, p]``."""
+        names = fresh_personal(self.task) if self.backend.shows_kept else ()
+        return {name: self.backend.kept(name, clients) for name in names}
 
     @abstractmethod
     def dispatch(self, event: Dispatch) -> int:
@@ -180,6 +169,15 @@ class ServerState(RunState):
     def kept(self) -> Mapping[str, Tensor | RowStream]:
         return {**self.values, **{_RULE + k: v for k, v in self.rule.items()}}
 
+    def models(self) -> Mapping[str, Tensor | RowStream]:
+        return self._apart(self._model(self.values["x"]))
+
+    def _model(self, x: Tensor) -> Tensor:
+        return self.task.model(model(self.values, x))
+
+    def state(self, name: str, nodes: Ints | None = None) -> Tensor:
+        return self._model(self.values["x"])[: self.task.dim] if name == "x" else super().state(name, nodes)
+
     def dispatch(self, event: Dispatch) -> int:
         received = self._start(event, begin(self.algorithm, self.values))
         sent = (len(event.clients) + len(event.in_vain)) * message_bytes(received)
@@ -218,7 +216,7 @@ class ServerState(RunState):
         return Combined(everything, size)
 
     def centre(self) -> Tensor:
-        return model(self.values, self.algorithm.centre(self.values))
+        return self._model(self.algorithm.centre(self.values))
 
     def own_answers(self, clients: Ints, asked: Asked) -> OwnAnswers:
         tests = self.task.own
@@ -247,12 +245,10 @@ class GraphState(RunState):
         super().__init__(scenario, assembly, backend)
         self.values = initial(self.algorithm, self.task, self.task.num_clients)
         self.mixing = assembly.mixing(scenario)
-
         self._now: State | None = None
 
-    @property
-    def params(self) -> Tensor | RowStream:
-        return self.now["x"]
+    def models(self) -> Mapping[str, Tensor | RowStream]:
+        return self._apart(self._models(None))
 
     @property
     def now(self) -> State:
@@ -297,13 +293,15 @@ class GraphState(RunState):
         self.rest(None if self.idle is None else np.zeros_like(self.idle))
 
     def centre(self) -> Tensor:
-        return self._honest().mean(0)  # of what they carry besides, too
+        return self.task.model(self._common(self._honest()).mean(0))  # of what they carry besides, too
 
     def nodes(self, centre: Tensor) -> NodeFacts | None:
-        models, d = self._honest(), self.task.dim
-        right, asked = self.task.correct(models), self.task.test_samples
-        x = models[:, :d]
-        distance = 0.0 if agree(x) else float((x - centre[:d]).pow_(2).sum(-1).mean())
+        who, shared = self._honest(), self.task.sharing.params
+        x = self._raw("x", who)
+        distance = 0.0 if agree(x) else float((x - shared.common(centre[: self.task.dim])).pow_(2).sum(-1).mean())
+        if not (self.task.sharing.everything or self.backend.shows_kept):
+            return NodeFacts(distance, None, None, self.there)
+        right, asked = self.task.correct(self._models(who)), self.task.test_samples
         if right is None:
             return NodeFacts(distance, None, None, self.there)
         accuracy, lowest = float(right.sum()) / (len(x) * asked), float(right.min()) / asked
@@ -312,21 +310,31 @@ class GraphState(RunState):
     def own_answers(self, clients: Ints, asked: Asked) -> OwnAnswers:
         return self.backend.own_answers(clients, asked_about(self.algorithm, self.now, clients, asked), asked)
 
-    def _honest(self) -> Tensor:
-        """Models of the nodes that do not attack and are there: nothing that is measured looks at the others."""
+    def _honest(self) -> Ints | None:
+        """The nodes that do not attack and are there (None: all): nothing that is measured looks at the others."""
         there = self.measured
-        if there is not None:
-            who = np.flatnonzero(there)
-            return self._models(who if self.honest is None else np.intersect1d(who, self.honest))
-        return self._models(self.honest)
+        if there is None:
+            return self.honest
+        who = np.flatnonzero(there)
+        return who if self.honest is None else np.intersect1d(who, self.honest)
+
+    def _common(self, nodes: Ints | None) -> Tensor:
+        """What is shared of the models of some nodes, rows ``[m, s + c]``."""
+        return model({k: self._raw(k, nodes) for k in self.task.common_carried}, self._raw("x", nodes))
 
     def _models(self, nodes: Ints | None) -> Tensor:
-        carried = {k: self.state(k, nodes) for k in self.task.carried}
-        return model(carried, self.state("x", nodes))
+        """Their models, ``[m, d + b]``."""
+        who = np.arange(self.task.num_clients, dtype=np.int64) if nodes is None else nodes
+        return self.task.model(self._common(nodes), self.personal(who))
 
-    def state(self, name: str, nodes: Ints | None = None) -> Tensor:
+    def _raw(self, name: str, nodes: Ints | None) -> Tensor:
         rows = self.now[name]
         return rows if nodes is None else rows[torch.as_tensor(nodes, device=rows.device)]
+
+    def state(self, name: str, nodes: Ints | None = None) -> Tensor:
+        if name == "x" and self.task.sharing.params.own:
+            return self._models(nodes)[:, : self.task.dim]
+        return self._raw(name, nodes)
 
     def _rows(self, clients: Ints) -> Tensor | None:
         """The rows of an event that is not of all nodes (None: it is)."""
@@ -350,9 +358,8 @@ class RemoteState(RunState):
     def kept(self) -> Mapping[str, Tensor | RowStream]:
         return self.remote.nodes()
 
-    @property
-    def params(self) -> Tensor | RowStream:
-        return self.remote.nodes(self.idle)["x"]
+    def models(self) -> Mapping[str, Tensor | RowStream]:
+        return (self.remote.nodes if self.task.sharing.everything else self.remote.models)(self.idle)
 
     def dispatch(self, event: Dispatch) -> int:
         self._start(event, {})
@@ -372,8 +379,8 @@ class RemoteState(RunState):
         self.rest(None if self.idle is None else np.zeros_like(self.idle))
 
     def centre(self) -> Tensor:
-        x, *carried = (self.remote.mean(k, self.idle, self.measured) for k in ("x", *self.task.carried))
-        return torch.cat([x, *carried]) if carried else x
+        x, *carried = (self.remote.mean(k, self.idle, self.measured) for k in ("x", *self.task.common_carried))
+        return self.task.model(torch.cat([x, *carried]) if carried else x)
 
     def nodes(self, centre: Tensor) -> NodeFacts | None:
         return NodeFacts(*self.remote.facts(centre, self.idle, self.measured), self.there)

@@ -41,14 +41,14 @@ def check_training(s: Scenario, supervised: SupervisedTask) -> None:
 
 def check_carried(s: Scenario, task: Task) -> None:
     """Raise InputError where what models carry beside their parameters cannot be averaged as the field does it."""
-    if not task.carried:
+    if not task.common_carried:
         return
     found = next((reason for reason in _reasons(s) if reason is not None), None)
     if found is not None:
         key, what, allowed = found
         raise InputError(
             f"{what}, and statistics of batches (or other buffers) travel beside parameters; allowed: {allowed}, or "
-            "model.batch_norm group or frozen",
+            "model.batch_norm local, group or frozen",
             key=key,
         )
 

@@ -39,6 +39,7 @@ from fedsim.models.lora import Lora, adapt, check_used
 from fedsim.models.losses import loss_and_outputs, loss_function
 from fedsim.models.losses import predictions as predictions
 from fedsim.models.norms import prepare, training
+from fedsim.models.personal import Personal
 from fedsim.models.size import flops as flops
 from fedsim.models.size import widest as widest
 from fedsim.models.start import Start, Weights, start_from
@@ -66,13 +67,15 @@ class Common(Part):
     `init`: ``zeros`` starts models that are linear in their parameters at 0; the name of a file starts from weights
     (see `fedsim.models.start.Start`).
     `lora`: adapters train instead of weights (see `fedsim.models.lora.Lora`).
+    `personal`: patterns of the names of parameters that stay with clients (see `fedsim.models.personal`).
     """
 
     loss: str | None = None
     freeze: list[str] | None = None
-    batch_norm: Literal["average", "group", "frozen"] | None = None
+    batch_norm: Literal["average", "local", "group", "frozen"] | None = None
     init: str | Start = "default"
     lora: Lora | None = None
+    personal: list[str] | None = None
 
     def __post_init__(self) -> None:
         if self.loss is not None:
@@ -112,6 +115,11 @@ class Model(Common, ABC):
 
     def located(self, base: Path) -> Self:
         return replace(self, init=self.init.located(base)) if isinstance(self.init, Start) else self
+
+    @property
+    def stays(self) -> Personal:
+        """What of it stays with each client."""
+        return Personal(tuple(self.personal or ()), self.batch_norm == "local")
 
     @abstractmethod
     def build(self, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:

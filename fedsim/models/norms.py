@@ -1,7 +1,8 @@
 """Batch normalisation by choice, and modules that train and that are evaluated.
 
 ``frozen`` and ``group`` make a module a function of its parameters and of one sample: the former normalises with the
-statistics that the module came with, the latter has group normalisation in their place.
+statistics that the module came with, the latter has group normalisation in their place. ``average`` and ``local``
+differ in what travels alone (`fedsim.models.personal`).
 """
 
 from __future__ import annotations

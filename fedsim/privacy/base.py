@@ -69,6 +69,8 @@ class Mechanism(Part, ABC):
 
     counts_on_messages: ClassVar[bool] = True
     """Whether its noise or its sensitivity counts on messages as clients send them, so that nothing may change them."""
+    personal: ClassVar[bool] = False
+    """Whether it protects a client as a whole in what it sends, whatever the client keeps of its own model."""
     shares_noise: ClassVar[bool] = False
     """Whether clients draw some of it together, so that all of them have to know the same seed."""
     linear_mixing: ClassVar[str | None] = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class DPFedAvg(Mechanism):
     honest : secagg: clients that surely add their share (default: all).
     """
 
+    personal: ClassVar[bool] = True
     trust: Literal["central", "secagg"] = "central"
     clip_norm: Positive | None = None
     adaptive: Adaptive | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -56,6 +56,7 @@ class DPFTRL(Mechanism):
     restart_every : a new tree (or matrix) after that many rounds; its noise starts anew, and a client counts in each.
     """
 
+    personal: ClassVar[bool] = True
     trust: Literal["central"] = "central"
     clip_norm: Positive | None = None
     correlation: Literal["tree", "banded", "none"] = "tree"

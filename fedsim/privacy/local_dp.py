@@ -41,6 +41,7 @@ class LocalDP(Mechanism):
 
     trust: Literal["local"] = "local"
     counts_on_messages: ClassVar[bool] = False
+    personal: ClassVar[bool] = True
     clip_norm: Positive | None = None
 
     def bind(self, setting: Setting) -> Bound:

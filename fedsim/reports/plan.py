@@ -19,8 +19,8 @@ from fedsim.core.registry import names
 from fedsim.core.types import message_bytes
 from fedsim.data.labels import shown
 from fedsim.engine.assembly import Assembly, assemble
+from fedsim.engine.outcomes import merge_bytes
 from fedsim.engine.place import ACTORS, client_load, shards_mix
-from fedsim.engine.states import merge_bytes
 from fedsim.graphs.facts import summary
 from fedsim.graphs.mixing import expected_mixing, spectral_gap
 from fedsim.graphs.topology import Topology, build_topology
@@ -135,9 +135,16 @@ def _data(a: Assembly) -> Rows:
     if a.stays.get("parameters"):
         rows["parameters"] = f"{a.task.dim} that train and travel"
         rows["frozen parameters"] = f"{a.stays['parameters']}: they stay as they are, once on a device"
+    if a.task.sharing.params.own:
+        own = a.task.sharing.params.numbers
+        rows["parameters"] = f"{a.task.dim} that train, of which {a.task.dim - own} travel"
+        rows["personal parameters"] = f"{own}: they stay with each client; test_accuracy has them as they are at first"
     if a.task.carried:
         numbers = sum(v.numel() for v in a.task.carried.values())
-        rows["numbers in buffers"] = f"{numbers}: training changes them; they travel beside parameters and are averaged"
+        travel = "they travel beside parameters and are averaged"
+        if a.task.sharing.buffers.own:
+            travel = f"{a.task.sharing.buffers.numbers} of them stay with each client, the others are averaged"
+        rows["numbers in buffers"] = f"{numbers}: training changes them; {travel}"
     if a.counts is not None or sizes.max() > 1:
         rows |= {
             "samples": int(sizes.sum()),

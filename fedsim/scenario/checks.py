@@ -26,6 +26,7 @@ from fedsim.participation.poisson import PoissonGossip
 from fedsim.participation.synchronous import Synchronous
 from fedsim.scenario.chain_checks import chain_clients, chain_problems
 from fedsim.scenario.message_checks import cohort_problems, message_problems
+from fedsim.scenario.personal_checks import personal_problems
 from fedsim.scenario.rule_checks import rule_clients, rule_problems
 from fedsim.scenario.sections import MODES, Scenario
 
@@ -297,6 +298,7 @@ _NO_MODEL = Problem("missing; e.g. model: {name: linear}", "model")
 _RULES: tuple[Callable[[Scenario], Iterable[Problem]], ...] = (
     _work, _float32, _server_or_graph, rule_problems, _rule_of_graph, _merges, _mode_of_server, _continuous_time,
     _system_of_graph, _backend, _model, _adversary, _clients, _columns, _stop, message_problems, chain_problems,
+    personal_problems,
 )  # fmt: skip
 
 

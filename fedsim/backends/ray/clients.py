@@ -34,6 +34,7 @@ class RayBackend(Shards):
     """Dispatches to shards and combines what they collect; see `Backend`."""
 
     nodes_here: NodeBackend | None = None
+    shows_kept = True
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ from fedsim.backends.ray.calls import LostError, Pool
 from fedsim.backends.ray.clients import RayBackend
 from fedsim.backends.ray.cluster import Cluster, log
 from fedsim.backends.ray.transport import as_array
-from fedsim.backends.shard import NodeSums, Part
+from fedsim.backends.shard import WHOLE, NodeSums, Part
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.job import Job
@@ -278,8 +278,9 @@ class RayNodes(RayBackend):
         return distance, sum(accuracies) / n, min(part.lowest for part in parts if part.lowest is not None)
 
     def rows(self, name: str, nodes: Ints, idle: Floats | None = None) -> Tensor:
-        """A state of some nodes, ``[m, width]``."""
+        """A state of some nodes, ``[m, width]``; under ``x`` their own models."""
         self._settle()
+        name = WHOLE + name if name == "x" and self.task.sharing.params.own else name
         return self._gathered(name, nodes, None if idle is None else idle[nodes])
 
     def nodes_answers(self, clients: Ints, asked: Asked, idle: Floats | None = None) -> OwnAnswers:
@@ -299,6 +300,12 @@ class RayNodes(RayBackend):
         widths = self._ask("node_widths")[self.shards[0]]
         having = {k: (self.members[k], self.members[k]) for k in self.shards}
         return {name: self._stream(name, self.task.num_clients, width, having, idle) for name, width in widths.items()}
+
+    def models(self, idle: Floats | None = None) -> dict[str, RowStream]:
+        self._settle()
+        having = {k: (self.members[k], self.members[k]) for k in self.shards}
+        widths = {"x": self.task.dim} | {name: v.shape[-1] for name, v in self.task.carried.items()}
+        return {k: self._stream(WHOLE + k, self.task.num_clients, width, having, idle) for k, width in widths.items()}
 
     def draw_from(self, word: int) -> None:
         self._settle()

@@ -1,0 +1,39 @@
+"""What goes together with parameters that stay with clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedsim.algorithms.needs import Needs
+from fedsim.core.errors import Problem
+from fedsim.core.registry import lookup, names
+from fedsim.models.personal import Personal
+from fedsim.scenario.sections import Scenario
+
+
+def personal_problems(s: Scenario) -> Iterator[Problem]:
+    """Rules about ``model.personal`` and ``model.batch_norm: local`` that need neither data nor model."""
+    if s.model is None or s.model.stays == Personal():
+        return
+    key = "model.personal" if s.model.personal else "model.batch_norm"
+    what = "found parameters that stay with clients" if s.model.personal else "found local, which stays with clients"
+    if not s.algorithm.needs.personal:
+        asked, setting = s.names["algorithm"], s.algorithm.setting
+        message = f"{what}, but '{asked}' keeps more about all parameters than the model itself"
+        yield Problem(f"{message}; allowed: {', '.join(_taking(setting))}", key)
+    if s.privacy is not None and not s.privacy.personal:
+        message = (
+            f"{what}: they follow a client's examples without noise, and '{s.names['privacy']}' protects examples; "
+            "allowed: a mechanism that protects clients as a whole, such as dp_fedavg, dp_ftrl and local_dp"
+        )
+        yield Problem(message, key)
+
+
+def _taking(setting: str) -> list[str]:
+    """The algorithms of this package under which parameters may stay with clients."""
+    found = ((name, lookup("algorithm", name)) for name in names("algorithm"))
+    return [
+        name
+        for name, part in found
+        if part.setting == setting and isinstance(part.needs, Needs) and part.needs.personal
+    ]
