@@ -8,11 +8,14 @@ import `core` alone. Start with `fedprox`, which changes one line, then `scaffol
 from fedsim.algorithms import (
     acid,
     afl,
+    apfl,
+    baselines,
     beer,
     choco,
     dadao,
     diff2,
     diff2_bvr,
+    ditto,
     dspodfl,
     ef21,
     fedamd,
@@ -27,6 +30,7 @@ from fedsim.algorithms import (
     fsgld,
     gradient_tracking,
     monna,
+    pfedme,
     powersgd,
     push_sum,
     qffl,
@@ -35,7 +39,7 @@ from fedsim.algorithms import (
 )
 
 __all__ = [
-    "acid", "afl", "beer", "choco", "dadao", "diff2", "diff2_bvr", "dspodfl", "ef21", "fedamd", "fedasync", "fedavg",
-    "fedcm", "feddyn", "fednova", "fedopt", "fedprox", "fedspeed", "fsgld", "gradient_tracking", "monna", "powersgd",
-    "push_sum", "qffl", "sam", "scaffold",
+    "acid", "afl", "apfl", "baselines", "beer", "choco", "dadao", "diff2", "diff2_bvr", "ditto", "dspodfl", "ef21",
+    "fedamd", "fedasync", "fedavg", "fedcm", "feddyn", "fednova", "fedopt", "fedprox", "fedspeed", "fsgld",
+    "gradient_tracking", "monna", "pfedme", "powersgd", "push_sum", "qffl", "sam", "scaffold",
 ]  # fmt: skip

@@ -27,7 +27,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.oracle import CARRIED, Oracle, Task
 from fedsim.core.returned import by_row
 from fedsim.core.sharing import EVERYTHING, Sharing
-from fedsim.core.types import Aggregate, Count, Decay, Message, NonNegative, Positive, State
+from fedsim.core.types import Aggregate, Count, Decay, Message, NonNegative, Positive, State, message_bytes
 
 _LAST = "last"  # what a client keeps for `relaxed_init`: its parameters at the end of its last round
 
@@ -126,6 +126,10 @@ class Algorithm(ClientHalf):
     def compresses(self) -> Mapping[str, Any]:
         """Further keys of its own compressor; see `fedsim.messages.memory.OwnCompressor`."""
         return {}
+
+    def received_size(self, received: Message) -> int:
+        """Bytes of what a client receives under a server."""
+        return message_bytes(received)
 
     def message_size(self, form: Message) -> int | None:
         """Bytes of one client's message in all exchanges of a round, where its tensors take more; see `needs`."""

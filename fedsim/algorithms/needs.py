@@ -45,6 +45,8 @@ class Needs:
     adversary : whether clients train on inputs that are attacked, so that a section ``adversary`` has to be there.
     personal : whether parts of a model may stay with clients (``model.personal``). Clients then see whole models, and
         the server or the nodes of a graph vectors of what is shared; of what is broadcast ``x`` alone is made whole.
+    own_models : whether clients train models of their own beside the common one. Models that carry more than parameters
+        are then refused, for the common one's statistics would be taken of both.
     flows : whether a node's state changes between its events, too (`Algorithm.flow`), which takes ``mode: poisson``.
     """
 
@@ -67,4 +69,5 @@ class Needs:
     continuous_time: bool = False
     adversary: bool = False
     personal: bool = False
+    own_models: bool = False
     flows: bool = False

@@ -218,6 +218,17 @@ class Task(ABC):
         """
         raise InputError("it changes labels of samples, and a quadratic problem has none", key="attack.name")
 
+    def pooled(self) -> Self:
+        """The same task in which client 0 trains on what all clients have, and the others have nothing.
+
+        Raises
+        ------
+        InputError
+            These objectives cannot be put together.
+        """
+        message = f"{type(self).__name__} does not say what all clients' data are together"
+        raise InputError(f"{message}; allowed: another algorithm", key="algorithm.name")
+
     def judged_by(self, clients: Ints) -> Self:
         """The same task whose `evaluate` asks these clients alone what they lose: the others attack.
 

@@ -25,7 +25,7 @@ from fedsim.core.oracle import CARRIED
 from fedsim.core.own_tests import Asked, OwnAnswers
 from fedsim.core.returned import aggregating, same_form
 from fedsim.core.row_files import RowStream
-from fedsim.core.types import Message, State, agree, message_bytes
+from fedsim.core.types import Message, State, agree
 from fedsim.engine.assembly import Assembly
 from fedsim.engine.outcomes import Combined, NodeFacts
 from fedsim.graphs.presence import There
@@ -180,7 +180,7 @@ class ServerState(RunState):
 
     def dispatch(self, event: Dispatch) -> int:
         received = self._start(event, begin(self.algorithm, self.values))
-        sent = (len(event.clients) + len(event.in_vain)) * message_bytes(received)
+        sent = (len(event.clients) + len(event.in_vain)) * self.algorithm.received_size(received)
         if self.assembly.durations is not None:
             sent += sum(lost.sent for lost in event.in_vain) * self.assembly.durations.up
         return sent

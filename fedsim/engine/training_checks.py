@@ -62,6 +62,8 @@ def _reasons(s: Scenario) -> Iterator[tuple[str, str, str] | None]:
         yield "algorithm.name", f"found '{names['algorithm']}', which compresses what travels", "another algorithm"
     if a.tokens is not None or a.needs.alone is not None or a.sampling is not None or a.needs.flows:
         yield "algorithm.name", f"found '{names['algorithm']}', whose models do not meet in rounds", "another algorithm"
+    if a.needs.own_models:
+        yield "algorithm.name", f"found '{names['algorithm']}', which trains two models", "another algorithm"
     if a.needs.columns:
         yield "algorithm.name", f"found '{names['algorithm']}', whose weights do not sum to 1", "another algorithm"
     if s.compression is not None:

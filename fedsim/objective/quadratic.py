@@ -49,6 +49,17 @@ class QuadraticTask(Task):
         part._places[clients] = np.arange(len(clients))
         return part
 
+    def pooled(self) -> Self:
+        """``sum_i p_i f_i`` in the place of f_0, up to a constant."""
+        if self._optimum is None:
+            message = "the clients' quadratics have no single minimum together"
+            raise InputError(f"{message}; allowed: another algorithm", key="algorithm.name")
+        part = copy.copy(self)
+        p = self._p.view(-1, *[1] * (self.A.dim() - 1))
+        part.A = torch.cat([(p * self.A).sum(0, keepdim=True), self.A[1:]])
+        part.b = torch.cat([self._optimum.unsqueeze(0), self.b[1:]])
+        return part
+
     def judged_by(self, clients: Ints) -> Self:
         part = copy.copy(self)
         share = np.zeros(self.num_clients)

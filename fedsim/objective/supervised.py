@@ -174,6 +174,13 @@ class SupervisedTask(Task):
         part._targets_each = part._count()
         return part
 
+    def pooled(self) -> Self:
+        part = copy.copy(self)
+        part.offsets = np.full_like(self.offsets, self.offsets[-1])
+        part.offsets[0] = 0
+        part.sizes = np.diff(part.offsets)
+        return part
+
     def judged_by(self, clients: Ints) -> Self:
         part = copy.copy(self)
         own = np.concatenate([self.indices[self.offsets[c] : self.offsets[c + 1]] for c in clients])

@@ -6,7 +6,6 @@ import numpy as np
 
 from fedsim.algorithms.base import Algorithm, one_message
 from fedsim.core.oracle import Task
-from fedsim.core.types import message_bytes
 from fedsim.devices.system import Durations, SystemSection
 from fedsim.messages.base import Pipeline
 
@@ -26,5 +25,5 @@ def durations_of(section: SystemSection, algorithm: Algorithm, task: Task, pipel
     if algorithm.setting == "gossip":
         return Durations(section, task.num_clients, pipeline.run.seed, samples=samples)
     received, sent = one_message(algorithm, task, gossip=False)
-    down, up = message_bytes(received), pipeline.row_bytes(sent)
+    down, up = algorithm.received_size(received), pipeline.row_bytes(sent)
     return Durations(section, task.num_clients, pipeline.run.seed, down, up, samples)

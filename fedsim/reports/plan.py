@@ -310,7 +310,7 @@ def _named(topology: Topology) -> Rows:
 
 def _messages(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:
     received, sent = one_message(s.algorithm, a.task, a.network is not None)
-    down = 0 if a.network is not None else message_bytes(received)
+    down = 0 if a.network is not None else s.algorithm.received_size(received)
     up = a.pipeline.row_bytes(sent) * a.mixing(s).exchanges
     traffic = [len(e.clients) * down + e.sends * up for e in rounds]
     more = rounds[0].sends * (a.pipeline.row_bytes(sent, first=True) - a.pipeline.row_bytes(sent))  # once

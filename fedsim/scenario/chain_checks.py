@@ -28,7 +28,7 @@ def _alone(s: Scenario, why: str) -> Iterator[Problem]:
         message = f"found '{s.names['aggregator']}', but {why}, which it would compare with nothing; allowed: mean"
         yield Problem(message, "aggregator.name")
     for section, key, found, does in (
-        ("privacy", "mechanism", s.privacy, "would clip and noise, so that chains sample something else"),
+        ("privacy", "mechanism", s.privacy, "would clip and noise"),
         ("compression", "name", s.compression, "would change"),
         ("attack", "name", s.attack, "would change, and nobody could tell"),
     ):

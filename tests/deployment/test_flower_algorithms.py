@@ -52,7 +52,7 @@ def fits(name: str) -> bool:
     """Whether the algorithm runs in synchronous rounds of some clients; others have tests of their own."""
     algorithm = lookup("algorithm", name)()
     needs = algorithm.needs
-    if algorithm.tokens is not None:  # chains stay in one process
+    if needs.alone is not None:  # chains stay in one process, and baselines send nothing
         return False
     return (needs.modes is None or "synchronous" in needs.modes) and needs.everyone is None and not needs.flows
 
