@@ -21,7 +21,6 @@ from fedsim.deployment.flower.examiner import Examiner
 from fedsim.deployment.flower.roster import Roster
 from fedsim.engine.assembly import Assembly
 from fedsim.engine.client_evaluation import ClientEvaluation, owns_models
-from fedsim.objective.supervised import SupervisedTask
 from fedsim.scenario.sections import Scenario
 
 if TYPE_CHECKING:
@@ -88,10 +87,9 @@ def examination(scenario: Scenario, assembly: Assembly, roster: Roster) -> Clien
     return ClientEvaluation(scenario, task, honest, Elsewhere(sizes))
 
 
-def examiner(grid: Any, roster: Roster, evaluation: ClientEvaluation, task: SupervisedTask, policy: Policy) -> Examiner:
-    """What asks them; its answers have what `evaluation` measures."""
+def examiner(grid: Any, roster: Roster, evaluation: ClientEvaluation, positions: int, policy: Policy) -> Examiner:
+    """What asks them; its answers have what `evaluation` measures, on rows with at most so many targets each."""
     names = evaluation.names
-    positions = 1 if task.tokens.single else task.tokens.positions or 1
     return Examiner(
         grid, roster, {n: evaluation.metrics[n] for n in names}, [n for n in names if n in BASE], positions,
         policy.timeout, policy.poll,

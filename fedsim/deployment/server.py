@@ -156,10 +156,9 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
     LOG.info("fedsim: '%s' goes to %s; waiting for %d of %d clients", scenario.name, folder, wanted, task.num_clients)
     backend.gather(wanted, config.wait_seconds)
     _weigh(assembly, roster, folder)
-    supervised = _supervised(assembly)
-    if supervised is not None and asks_clients(config.evaluates, simulation.scenario, roster):
+    if asks_clients(config.evaluates, simulation.scenario, roster):
         simulation.evaluation.clients = asked = examination(simulation.scenario, assembly, roster)
-        backend.examiner = examiner(grid, roster, asked, supervised, config.policy)
+        backend.examiner = examiner(grid, roster, asked, _positions(assembly), config.policy)
     backend.begin()
     _write_facts(folder, roster, config)
     try:
@@ -220,6 +219,12 @@ def _supervised(assembly: Assembly) -> SupervisedTask | None:
     """The task with data, under whatever oracle a privacy mechanism has put before it."""
     task = assembly.task.inner if isinstance(assembly.task, WrappedTask) else assembly.task
     return task if isinstance(task, SupervisedTask) else None
+
+
+def _positions(assembly: Assembly) -> int:
+    """How many targets a row has at most."""
+    task = _supervised(assembly)
+    return 1 if task is None or task.tokens.single else task.tokens.positions or 1
 
 
 def _weigh(assembly: Assembly, roster: Roster, folder: Path) -> None:

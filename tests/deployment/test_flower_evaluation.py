@@ -50,7 +50,7 @@ def asked(app: Deployment) -> list[Any]:
     return [m for m in app.grid.pushed if m.metadata.message_type == EXAM]
 
 
-def same(deployed: Run, simulated: Run) -> None:
+def same(deployed: Run, simulated: Run, name: str = "accuracy") -> None:
     """Every number of every client and every column that sums them up: counts to the bit, losses but for rounding.
 
     The simulation takes the rows of all clients in one pass.
@@ -59,7 +59,7 @@ def same(deployed: Run, simulated: Run) -> None:
     pd.testing.assert_frame_equal(deployed.clients[counted], simulated.clients[counted], check_exact=True)
     assert deployed.clients.loss.tolist() == pytest.approx(simulated.clients.loss.tolist(), rel=1e-12)
     summed = [c for c in simulated.metrics if c.startswith("client_")]
-    assert "client_accuracy_mean" in summed
+    assert f"client_{name}_mean" in summed
     pd.testing.assert_frame_equal(deployed.metrics[summed], simulated.metrics[summed], rtol=1e-12)
 
 
@@ -106,6 +106,17 @@ def test_other_runs_are_evaluated_alike(tmp_path: Path, sections: dict[str, Any]
     deployed = app.run()
     same(deployed, fedsim.run(values, out=tmp_path / "simulated"))
     assert len(asked(app)) == 3 * N
+
+
+def test_clients_of_quadratics_are_asked_too(tmp_path: Path, quadratic: Callable[..., Any]) -> None:
+    values = {
+        "data": quadratic(n=N, d=3).section(),
+        "algorithm": {"name": "fedavg", "lr": 0.1},
+        "run": {"rounds": 1, "eval_clients": "all", "device": "cpu", "dtype": "float64"},
+    }
+    app = Deployment(tmp_path / "app", values, N, eval="clients")
+    same(app.run(), fedsim.run(values, out=tmp_path / "simulated"), "loss")
+    assert len(asked(app)) == 2 * N
 
 
 def test_the_server_evaluates_by_itself_where_it_can(tmp_path: Path) -> None:
