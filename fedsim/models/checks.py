@@ -150,7 +150,8 @@ def try_out(name: str, module: nn.Module, rows: Tensor, num_outputs: int, positi
     found = list(together.shape) if isinstance(together, Tensor) else type(together).__name__
     wanted = [count, num_outputs] if positions is None else [count, positions, num_outputs]
     if found != wanted:
-        raise InputError(f"'{name}' must give outputs {wanted} for {count} samples, found {found}", key="name")
+        way = "; where an argument of its own says how many, give it as a key" if _more(found, wanted) else ""
+        raise InputError(f"'{name}' must give outputs {wanted} for {count} samples, found {found}{way}", key="name")
     if together.isnan().any():
         raise InputError(f"'{name}' gives outputs that are NaN before any training", key="name")
     for key, b in module.named_buffers():
@@ -159,6 +160,11 @@ def try_out(name: str, module: nn.Module, rows: Tensor, num_outputs: int, positi
     tolerance = torch.finfo(dtype).eps ** 0.5 * float(together.abs().max())
     if not torch.allclose(together, torch.cat(alone), rtol=0, atol=tolerance, equal_nan=True):
         raise _refusal(f"'{name}' gives a sample another output alone than in a batch (randomness, or mixed samples)")
+
+
+def _more(found: list[int] | str, wanted: list[int]) -> bool:
+    """Whether outputs differ in nothing but in how many there are of each."""
+    return isinstance(found, list) and found[:-1] == wanted[:-1]
 
 
 def _refuse_parameter(what: str, p: nn.Parameter) -> None:
