@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.core.arrays import Array, Ints
+from fedsim.core.arrays import Array, Bools, Ints
 from fedsim.core.oracle import Answers, OwnTests
 from fedsim.core.own_tests import OwnAnswers
 from fedsim.core.tokens import IGNORED, Tokens, widened
@@ -54,6 +54,14 @@ class OwnRows:
         """The rows of a client."""
         return self.indices if self.shared else self.indices[self.offsets[client] : self.offsets[client + 1]]
 
+    def of_all(self, clients: Ints) -> Ints:
+        """The rows of `clients`, of one after the other."""
+        if self.shared:
+            return np.tile(self.indices, len(clients))
+        sizes = self.sizes[clients]
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return self.indices[np.repeat(self.offsets[clients], sizes) + within]
+
     def targets_of(self, clients: Ints) -> Ints:
         """How many targets count of the rows of `clients`, ``[m]``: as many as rows, but of tokens."""
         if self.targets.is_floating_point() or self.targets.dim() == 1:
@@ -65,7 +73,7 @@ class OwnRows:
         """The same with the rows of `clients` alone; the others have none."""
         if self.shared:
             return self
-        kept, indices = np.unique(np.concatenate([self.of(c) for c in clients.tolist()]), return_inverse=True)
+        kept, indices = np.unique(self.of_all(clients), return_inverse=True)
         rows = torch.as_tensor(kept, device=self.inputs.device)
         sizes = np.zeros(len(self.offsets) - 1, dtype=np.int64)
         sizes[clients] = self.sizes[clients]
@@ -140,9 +148,8 @@ class Tested(OwnTests):
 
     def answers(self, models: Tensor, clients: Ints, whole: bool = False) -> OwnAnswers:
         sizes = self.rows.sizes[clients]
-        rows = [self.rows.of(c) for c in clients.tolist()]
-        one = models.dim() == 1
-        parts = _of_one(self, models, np.concatenate(rows)) if one else _of_each(self, models, rows)
+        rows = self.rows.of_all(clients)
+        parts = _of_one(self, models, rows) if models.dim() == 1 else _of_each(self, models, rows, sizes)
         found = self.task.each([part for _, part in parts])
         losses, right = np.empty(int(sizes.sum())), np.empty(int(sizes.sum()), dtype=np.int64)
         outputs: Array | None = None
@@ -184,25 +191,28 @@ def _of_one(tested: Tested, params: Tensor, rows: Ints) -> list[_Part]:
     return [(p, partial(score, p)) for p in np.split(every, np.arange(task.eval_rows, len(rows), task.eval_rows))]
 
 
-def _of_each(tested: Tested, models: Tensor, rows: list[Ints]) -> list[_Part]:
+def _of_each(tested: Tested, models: Tensor, rows: Ints, sizes: Ints) -> list[_Part]:
+    """Of `rows`, of which client i has ``sizes[i]``, one client's after the other's."""
     task, own = tested.task, tested.rows
-    sizes = np.array([len(r) for r in rows])
     starts = np.cumsum(sizes) - sizes
     most = task.eval_rows
     layer = widest(task.kernel.module, widened(own.inputs[:1]))
     widths = np.where(sizes > most, 0, sizes if task.kernel.alone else _filled(sizes))
     parts: list[_Part] = []
 
-    def together(who: Ints, width: int) -> _Scores:
-        filled = np.stack([np.resize(rows[i], width) if len(rows[i]) < width else rows[i] for i in who.tolist()])
-        x, y = _taken(own, filled)
-        kept = torch.as_tensor(np.arange(width)[None, :] < sizes[who][:, None], device=x.device).flatten()
-        chosen = models if len(who) == len(models) else models[torch.as_tensor(who, device=models.device)]
-        out = task.kernel.own_outputs(chosen, x).flatten(0, 1)
-        return _scores(task, out[kept], y.flatten(0, 1)[kept])
+    def together(who: Ints, counts: Bools) -> _Scores:
+        slots = np.minimum(np.arange(counts.shape[1]), sizes[who][:, None] - 1)  # its last row fills a client up
+        x, y = _taken(own, rows[starts[who][:, None] + slots])
+        all_of_them = len(who) == len(models)
+        chosen = models if all_of_them else models.index_select(0, torch.as_tensor(who, device=models.device))
+        out, y = task.kernel.own_outputs(chosen, x).flatten(0, 1), y.flatten(0, 1)
+        if counts.all():
+            return _scores(task, out, y)
+        kept = torch.as_tensor(np.flatnonzero(counts), device=x.device)
+        return _scores(task, out.index_select(0, kept), y.index_select(0, kept))
 
     def alone(i: int, part: slice) -> _Scores:
-        x, y = _taken(own, rows[i][part])
+        x, y = _taken(own, rows[starts[i] + part.start : starts[i] + part.stop])
         return _scores(task, task.kernel.outputs(models[i : i + 1], x)[0], y)
 
     for width in np.unique(widths).tolist():
@@ -214,8 +224,8 @@ def _of_each(tested: Tested, models: Tensor, rows: list[Ints]) -> list[_Part]:
             continue
         step = max(1, min(_EVAL_FLOATS // (width * layer), _MODEL_FLOATS // task.dim))
         for who in np.split(group, np.arange(step, len(group), step)):
-            places = np.concatenate([starts[i] + np.arange(sizes[i]) for i in who.tolist()])
-            parts.append((places, partial(together, who, width)))
+            counts = np.arange(width) < sizes[who][:, None]
+            parts.append(((starts[who][:, None] + np.arange(width))[counts], partial(together, who, counts)))
     return parts
 
 
