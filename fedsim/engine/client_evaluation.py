@@ -63,8 +63,7 @@ class ClientEvaluation:
 
     def asked(self, algorithm: Algorithm, round: int) -> Asked:
         """What clients are asked after `round`."""
-        personal = owns_models(algorithm) or not self.task.sharing.everything
-        return Asked(round, personal, self.tuning(algorithm, round), whole=bool(self.measures))
+        return Asked(round, self.own_models(algorithm), self.tuning(algorithm, round), whole=bool(self.measures))
 
     @property
     def names(self) -> list[str]:
@@ -95,6 +94,10 @@ class ClientEvaluation:
         if self.count >= len(found):
             return found
         return found[np.sort(generator(self.seed, "eval_clients", round).choice(len(found), self.count, replace=False))]
+
+    def own_models(self, algorithm: Algorithm) -> bool:
+        """Whether a client's model is another than the common one, or than that of its node."""
+        return owns_models(algorithm) or not self.task.sharing.everything
 
     def tuning(self, algorithm: Algorithm, round: int) -> Tuning | None:
         """What a client's model goes through before it is evaluated after `round`: at the rate of the round to come."""

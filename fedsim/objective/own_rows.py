@@ -60,7 +60,8 @@ class OwnRows:
             return np.tile(self.indices, len(clients))
         sizes = self.sizes[clients]
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return self.indices[np.repeat(self.offsets[clients], sizes) + within]
+        found: Ints = self.indices[np.repeat(self.offsets[clients], sizes) + within]
+        return found
 
     def targets_of(self, clients: Ints) -> Ints:
         """How many targets count of the rows of `clients`, ``[m]``: as many as rows, but of tokens."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedsim.core.errors import InputError
 from fedsim.engine.assembly import Assembly
-from fedsim.engine.client_evaluation import client_evaluation, owns_models
+from fedsim.engine.client_evaluation import client_evaluation
 from fedsim.engine.client_rows import FILE, evaluated_rounds
 from fedsim.scenario.sections import Scenario
 
@@ -37,7 +37,7 @@ def client_facts(s: Scenario, a: Assembly) -> dict[str, Any]:
     facts |= {
         "test rows per client": f"{rows.min()} to {rows.max()}, median {int(np.median(rows))}",
         "clients per evaluation": f"{found.count} of {task.num_clients}",
-        "models": "each client's own" if owns_models(s.algorithm) or a.network is not None else "the server's",
+        "models": "each client's own" if found.own_models(s.algorithm) or a.network is not None else "the server's",
         "samples per evaluation": f"{about}{samples:,}",
     }
     if (how := found.tuning(s.algorithm, 0)) is not None:

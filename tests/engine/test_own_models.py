@@ -19,7 +19,7 @@ from fedsim.backends.shard import Shard
 from fedsim.clients.evaluating import assembled, evaluate, tuned
 from fedsim.core.client_metrics import ClientTable
 from fedsim.core.errors import InputError
-from fedsim.core.metrics import View
+from fedsim.core.oracle import PERSONAL
 from fedsim.core.own_tests import Asked, Tuning
 from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.run_directory import Run
@@ -46,6 +46,9 @@ MODES: dict[str, dict[str, Any]] = {
     "poisson": {**NODES, "participation": {"mode": "poisson"}},
     "nodes": {**NODES, "algorithm": {"name": "dspodfl", "lr": 0.1, "batch_size": 8}},
     "push-sum": {**NODES, "algorithm": {"name": "sgp", "lr": 0.1, "batch_size": 8}},
+    "ditto": {"algorithm": {"name": "ditto", "lr": 0.1, "batch_size": 8}, "participation": {"fraction": 0.5}},
+    "personal": {"algorithm": {"name": "fedavg", "lr": 0.1, "batch_size": 8}},
+    "personal nodes": {**NODES, "algorithm": {"name": "dspodfl", "lr": 0.1, "batch_size": 8}},
     "scaffold": {"algorithm": {"name": "scaffold", "lr": 0.1, "local_steps": 2}},
 }
 
@@ -63,16 +66,17 @@ class Sees(Watcher):
         self.seen.append((table, self._models(self.now(), table.clients)))
 
     @staticmethod
-    def _models(view: View, clients: np.ndarray) -> torch.Tensor:
-        try:
-            x = view.state("x", clients)
-        except TypeError:
-            x = view.state("x")
+    def _models(view: Any, clients: np.ndarray) -> torch.Tensor:
+        x, name = view.state("x", clients), view.scenario.names["algorithm"]
         x = x.expand(len(clients), -1)
-        algorithm = view.scenario.algorithm  # type: ignore[attr-defined]
-        if type(algorithm).__name__.startswith("Keeps"):
+        if name == "ditto":
+            return view.kept("v", clients)
+        if "Keeps" in name:
             return 0.5 * (x + view.kept("v", clients))
-        return x
+        if view.task.sharing.everything:
+            return x
+        split, own = view.task.sharing.params, view.home.personal(clients)[PERSONAL]
+        return split.whole(split.common(x), own)
 
 
 def by_hand(assembly: Assembly, model: torch.Tensor, client: int) -> tuple[float, float]:
@@ -88,6 +92,8 @@ def by_hand(assembly: Assembly, model: torch.Tensor, client: int) -> tuple[float
 @pytest.mark.parametrize("mode", MODES)
 def test_every_client_is_asked_with_the_model_that_it_would_use(mode: str, tmp_path: Path) -> None:
     sees, settings = Sees(), {**BASE, **MODES[mode]}
+    if mode.startswith("personal"):
+        settings["model"] = {**BASE["model"], "personal": ["*.weight"]}
     run = fedsim.run(settings, out=tmp_path / "run", watchers=[sees])
     assembly = assemble(given(settings))
     assert [table.round for table, _ in sees.seen] == [0, 3, 6]
