@@ -37,6 +37,17 @@ MODELS: dict[str, dict[str, Any]] = {
     "frozen norm": {"name": "own_models:Normed", "batch_norm": "frozen"},
     "group norm": {"name": "own_models:Normed", "batch_norm": "group"},
     "tokens": {"name": "char_lstm", "embedding": 3, "hidden": 5},
+    "tokens and adapters": {
+        "name": "transformer",
+        "width": 8,
+        "heads": 2,
+        "layers": 1,
+        "lora": {"targets": ["wide", "0"], "rank": 2},
+    },
+    "adapters and dropout": {
+        "name": "own_models:Whole",
+        "lora": {"targets": ["body"], "dropout": 0.3, "train": ["head"]},
+    },
     "tokens and dropout": {"name": "transformer", "width": 8, "heads": 2, "layers": 1, "dropout": 0.2},
 }
 
@@ -58,7 +69,12 @@ def sections(folder: Path, model: str, algorithm: str, rounds: int = 3, **more: 
 
 
 def same(deployed: fedsim.Run, simulated: fedsim.Run, model: str) -> None:
-    if model in ("dropout, together", "tokens and dropout"):  # sums of several clients' matrix products are rounded
+    if model in (
+        "dropout, together",
+        "tokens and dropout",
+        "tokens and adapters",
+        "adapters and dropout",
+    ):  # sums of several clients' matrix products are rounded
         assert float((deployed.params - simulated.params).abs().max()) < 1e-13
         return
     assert torch.equal(deployed.params, simulated.params)

@@ -245,12 +245,24 @@ def test_supervised_data_in_shards(run_scenario: Make, algorithm: str) -> None:
     same(alone, run_scenario(**scenario, run=run, backend=ray_backend(3)), 1e-10)
 
 
-@pytest.mark.parametrize("setting", ["server", "graph"])
-def test_models_that_drop_and_count(run_scenario: Make, setting: str) -> None:
+ADAPTED = {"name": "own_models:Whole", "lora": {"targets": ["body"], "rank": 2, "train": ["head"]}}
+
+
+@pytest.mark.parametrize(
+    "setting,model",
+    [
+        ("server", {"name": "own_models:NormedDropped"}),
+        ("graph", {"name": "own_models:NormedDropped"}),
+        ("server", ADAPTED),
+        ("graph", ADAPTED),
+    ],
+    ids=["server", "graph", "server, adapters", "graph, adapters"],
+)
+def test_models_that_drop_and_count(run_scenario: Make, setting: str, model: dict[str, Any]) -> None:
     local = {"lr": 0.1, "local_steps": 2, "batch_size": 8}
     scenario: dict[str, Any] = {
         "data": {"dataset": "digits", "clients": 6, "limit": 120},
-        "model": {"name": "own_models:NormedDropped"},
+        "model": model,
         "algorithm": {"name": "fedavg", **local},
     }
     if setting == "graph":
