@@ -109,9 +109,7 @@ def memory(folder: Path, clients: int) -> None:
     made = assemble(parse(scenario(folder, BIG, ALL, "numbers", clients, 4)))
     adapters, base = made.task.dim * 4 / 2**20, made.stays["bytes"] / 2**20
     one, all_of_them = peak(folder, 1), peak(folder, clients)
-    print(
-        f"\nbase {base:.1f} MiB, one client's adapters {adapters:.2f} MiB, of all {clients} {clients * adapters:.0f} MiB"
-    )
+    print(f"\nbase {base:.1f} MiB, one's adapters {adapters:.2f} MiB, of {clients}: {clients * adapters:.0f} MiB")
     print(f"peak with 1 client {one:.0f} MiB, with {clients} {all_of_them:.0f} MiB: {all_of_them - one:.0f} MiB more")
     print(f"{clients} whole models would be {clients * (base + adapters):,.0f} MiB")
 
