@@ -157,6 +157,21 @@ class Algorithm(ClientHalf):
     def _with_solver(self, kept: State, remembered: State) -> State:
         return {**kept, **for_solver(remembered)} if self.local_solver.state == "kept" else kept
 
+    def check_train(self) -> None:
+        """Raise InputError where phases of local work do not go with other keys, or with what is made of steps."""
+        if self.train is None:
+            return
+        for name in ("local_steps", "local_epochs"):
+            if getattr(self, name) is not None:
+                raise InputError(f"found beside train, whose phases have {name[6:]} of their own", key=name)
+        if len({phase.epochs is None for phase in self.train}) > 1:
+            raise InputError("found steps in one phase and epochs in another, allowed: the same in all", key="train")
+        if self.needs.steps in ("own", "linear"):
+            why = "takes its local steps by its own rule" if self.needs.steps == "own" else "divides by local steps"
+            raise InputError(f"{type(self).__name__} {why}, of all parameters; allowed: no such key", key="train")
+        if self.local_solver.state == "kept":
+            raise InputError("found kept beside train, whose phases start anew; allowed: round", key="solver.state")
+
     def check_solver(self) -> None:
         """Raise InputError where the solver does not go with other keys, or with what the algorithm makes of steps."""
         if self.solver is None:

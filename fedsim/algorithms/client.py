@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
+from fedsim.algorithms.phases import Phases
 from fedsim.algorithms.round import Effort, Report
 from fedsim.algorithms.solvers import SGD, LocalSolver, Solver
 from fedsim.algorithms.work import LrDecay, Work
@@ -47,6 +48,7 @@ class ClientHalf(Part, ABC):
     lr : local learning rate.
     local_steps, local_epochs : local work per round, one of the two (default: one step). A number, a list (one per
         client), or ``{model: uniform, low: 1, high: 5}``.
+    train : local work in phases that train different parameters, in the place of `local_steps` and `local_epochs`.
     batch_size : samples per local step, or ``full`` for the client's whole data.
     momentum, weight_decay : heavy-ball momentum, reset every round, and the L2 coefficient of the solver ``sgd``.
     solver : another local solver, with keys of its own.
@@ -57,6 +59,7 @@ class ClientHalf(Part, ABC):
     lr: Positive = 0.1
     local_steps: Work | None = None
     local_epochs: Work | None = None
+    train: Phases | None = None
     batch_size: BatchSize = 32
     momentum: Decay = 0.0
     weight_decay: NonNegative = 0.0
@@ -157,6 +160,8 @@ class ClientHalf(Part, ABC):
 
     def work(self) -> tuple[Work, bool]:
         """The local work and whether it counts epochs."""
+        if self.train is not None:
+            return Work.model_validate(sum(phase.units for phase in self.train)), self.train[0].epochs is not None
         if self.local_epochs is not None:
             return self.local_epochs, True
         return self.local_steps or _ONE_STEP, False

@@ -16,6 +16,7 @@ from torch import Tensor
 from fedsim.algorithms.base import Algorithm, Effort, one_message
 from fedsim.clients.parallel import InTurn, Kept, Rows, portion, share
 from fedsim.clients.personal import composed, fresh_personal, kept_of, parted
+from fedsim.clients.phases import Masked, Schedule
 from fedsim.clients.round import model
 from fedsim.clients.store import ClientStore
 from fedsim.core.arrays import Ints
@@ -27,6 +28,7 @@ from fedsim.messages.base import SEPARATOR, Pipeline, check_names, own_rows
 
 _CPU_ACTIVATIONS = 64 * 2**20  # of a chunk, where they are more than its parameters
 _CPU_BYTES = 16 * 2**20  # parameters, gradients and the update of a chunk: about what stays in a CPU's shared cache
+_ONE = np.ones(1, dtype=np.int64)
 _GPU_SHARE = 0.25  # of the memory that is free when the run starts
 
 
@@ -51,6 +53,7 @@ class Worker:
         self.store = store or ClientStore(
             fresh_rows(algorithm, task, self.pipeline), self.initial.device, task.num_clients
         )
+        self.schedule = Schedule.of(algorithm, task)
         self.chunk_rows = chunk_rows or default_chunk_rows(task, algorithm.batch_size)
 
     def draw_from(self, word: int) -> None:
@@ -100,7 +103,8 @@ class Worker:
         if most > 0:
             plan = self.task.plan(job.clients[:busy], job.rounds[:busy], job.steps[:busy], algorithm.batch_size, epochs)
             plan.begin({k: v[:busy] if v.dim() > 1 else v for k, v in job.received.items()})
-        plain = algorithm.is_plain_sgd
+        plain, schedule, now = algorithm.is_plain_sgd, self.schedule, None
+        per_unit = self.task.steps_per_epoch(job.clients, algorithm.batch_size) if epochs and schedule else _ONE
         finished: list[Message] = []
         working = (job.steps[None, :] > np.arange(most + 1)[:, None]).sum(1).tolist()  # rows that take step 0, 1, ...
         received, kept, rates, end = job.received, client, lr, m
@@ -114,13 +118,16 @@ class Worker:
                 received = {k: v[:count] if v.dim() > 1 else v for k, v in job.received.items()}
             if count and plan is not None:
                 oracle = plan.oracle(step, count, rates)
+                if schedule is not None:
+                    before, now = now, schedule.at(np.broadcast_to(step // per_unit, m)[:count])
+                    local, oracle = now.begun(algorithm, local, before), Masked(oracle, now.trains)
                 if plain:
                     local = {"x": local["x"].clone(memory_format=torch.contiguous_format)} if step == 0 else local
                     oracle.descend(local["x"])
                 else:
                     stepped = algorithm.local_step(oracle, local, received, kept)
                     same_form(stepped, local, algorithm, "local_step", "step", "direction")
-                    local = stepped
+                    local = stepped if now is None else now.after(stepped, local)
         return finished[0] if len(finished) == 1 else {k: torch.cat([f[k] for f in finished]) for k in finished[0]}
 
     def _finish(

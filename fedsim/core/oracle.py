@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, Self
@@ -185,6 +185,25 @@ class Task(ABC):
 
     def _whole_buffers(self) -> list[tuple[str, Split, Tensor]]:
         return [(PERSONAL_CARRIED, self.sharing.buffers, v) for v in self.carried.values()]
+
+    def named(self, which: str | Sequence[str]) -> Tensor:
+        """Parameters as True in ``[d]``: all, those that are personal or shared, or those that a pattern matches.
+
+        Raises
+        ------
+        InputError
+            There are none; the key is empty, or the number of a pattern.
+        """
+        if which == "all":
+            return torch.ones(self.dim, dtype=torch.bool, device=self.device)
+        if isinstance(which, str):
+            found = torch.full((self.dim,), which == "shared", device=self.device)
+            for start, end in self.sharing.params.own:
+                found[start:end] = which == "personal"
+            if not found.any():
+                raise InputError("found personal, but all parameters are shared; allowed: with model.personal")
+            return found
+        raise InputError("a quadratic problem has no parameters with names; allowed: all")
 
     def untrained(self) -> Tensor:
         """The model before the first round, as the task is asked about it: ``[d]``, or ``[d + s]``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -35,6 +35,9 @@ class WrappedTask(Task):
 
     def poisson_plan(self, clients: Ints, rounds: Ints, steps: Ints, rates: Floats, seed: int | None = None) -> Plan:
         return self.inner.poisson_plan(clients, rounds, steps, rates, seed)
+
+    def named(self, which: str | Sequence[str]) -> Tensor:
+        return self.inner.named(which)
 
     def step_bytes(self, batch_size: BatchSize) -> int:
         return self.inner.step_bytes(batch_size)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedsim.core.arrays import Array, Ints
 from fedsim.core.client_metrics import BASE
 from fedsim.core.errors import InputError, RunError
-from fedsim.core.oracle import Answers
+from fedsim.core.oracle import Answers, Task
 from fedsim.core.own_tests import OwnAnswers
 from fedsim.deployment.flower.examiner import Examiner
 from fedsim.deployment.flower.roster import Roster
@@ -49,7 +49,7 @@ class Elsewhere:
 
 def check_who(who: str, scenario: Scenario, assembly: Assembly) -> None:
     """Raise InputError where what the run config's ``eval`` says cannot be, before anything is written."""
-    kept = scenario.tests_clients and owns_models(scenario.algorithm)
+    kept = scenario.tests_clients and owns_models(scenario.algorithm, assembly.task)
     private = bool(assembly.privacy.claims)
     if who == "clients" and not scenario.tests_clients:
         message = "found clients, but the scenario evaluates none; allowed with data.local_test or run.eval_clients"
@@ -63,11 +63,11 @@ def check_who(who: str, scenario: Scenario, assembly: Assembly) -> None:
         raise InputError(f"run config: {message}; allowed: {allowed}", key="eval")
 
 
-def asks_clients(who: str, scenario: Scenario, roster: Roster) -> bool:
+def asks_clients(who: str, scenario: Scenario, task: Task, roster: Roster) -> bool:
     """Whether clients are asked, now that it is known whether they bring data of their own."""
     if not scenario.tests_clients:
         return False
-    needed = owns_models(scenario.algorithm) or any(g.own for g in roster.greetings.values())
+    needed = owns_models(scenario.algorithm, task) or any(g.own for g in roster.greetings.values())
     return who == "clients" or (who == "auto" and needed)
 
 

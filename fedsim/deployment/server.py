@@ -156,7 +156,7 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
     LOG.info("fedsim: '%s' goes to %s; waiting for %d of %d clients", scenario.name, folder, wanted, task.num_clients)
     backend.gather(wanted, config.wait_seconds)
     _weigh(assembly, roster, folder)
-    if asks_clients(config.evaluates, simulation.scenario, roster):
+    if asks_clients(config.evaluates, simulation.scenario, task, roster):
         simulation.evaluation.clients = asked = examination(simulation.scenario, assembly, roster)
         backend.examiner = examiner(grid, roster, asked, _positions(assembly), config.policy)
     backend.begin()

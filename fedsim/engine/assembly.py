@@ -13,6 +13,7 @@ from torch import nn
 
 from fedsim.algorithms.base import Algorithm, GossipAlgorithm, numbers_of, one_message
 from fedsim.clients.mixing import Mixing
+from fedsim.clients.phases import Schedule
 from fedsim.clients.store import ClientStore
 from fedsim.clients.worker import Worker
 from fedsim.core.arrays import Ints
@@ -179,6 +180,8 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
         supervised, counts, layout, about = _supervised(s, data, device, dtype, change, held)
         task, kept = supervised, dict(stays(supervised.kernel.module))
         check_carried(s, task)
+    with _section("algorithm"):
+        Schedule.of(s.algorithm, task)
     check_clients(s, task.num_clients)
     if held is None:  # a machine of a deployment sees its own data alone; its server has the whole
         s = _settled(s, task)

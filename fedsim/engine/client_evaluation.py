@@ -97,7 +97,7 @@ class ClientEvaluation:
 
     def own_models(self, algorithm: Algorithm) -> bool:
         """Whether a client's model is another than the common one, or than that of its node."""
-        return owns_models(algorithm) or not self.task.sharing.everything
+        return owns_models(algorithm, self.task)
 
     def tuning(self, algorithm: Algorithm, round: int) -> Tuning | None:
         """What a client's model goes through before it is evaluated after `round`: at the rate of the round to come."""
@@ -134,9 +134,9 @@ def client_evaluation(scenario: Scenario, assembly: Assembly) -> ClientEvaluatio
     return ClientEvaluation(scenario, assembly.task, everybody if found is None else found)
 
 
-def owns_models(algorithm: Algorithm) -> bool:
-    """Whether clients have models of their own, as the algorithm says."""
-    return type(algorithm).personal_model is not ClientHalf.personal_model
+def owns_models(algorithm: Algorithm, task: Task) -> bool:
+    """Whether clients have models of their own: their algorithm says so, or parts of models stay with them."""
+    return type(algorithm).personal_model is not ClientHalf.personal_model or not task.sharing.everything
 
 
 @dataclass(frozen=True)

@@ -48,17 +48,10 @@ def _sharing(
 ) -> Sharing:
     if not patterns and not layers:
         return EVERYTHING
-    aliases = {name: [name] for name in params.names}
-    for other, name in params.others:
-        aliases[name].append(other)
-    aliases |= {name: [name] for name in buffers.names}
-    stays = {name: _in_layer(name, layers) for name in aliases}
+    aliases = _aliases(params) | {name: [name] for name in buffers.names}
+    stays = {name: name.rpartition(".")[0] in layers for name in aliases}
     for i, pattern in enumerate(patterns):
-        matched = [
-            name
-            for name, known in aliases.items()
-            if any(fnmatchcase(part, pattern) for alias in known for part in levels(alias))
-        ]
+        matched = _matched(aliases, pattern)
         if not matched:
             raise InputError(_unmatched(module, pattern, list(aliases)), key=f"personal.{i}")
         stays |= dict.fromkeys(matched, True)
@@ -72,8 +65,44 @@ def _sharing(
     return Sharing(_split(params, stays), _split(buffers, stays))
 
 
-def _in_layer(name: str, layers: Sequence[str]) -> bool:
-    return name.rpartition(".")[0] in layers
+def matching(params: Layout, patterns: Sequence[str]) -> torch.Tensor:
+    """The parameters that patterns match, True in ``[d]``.
+
+    Raises
+    ------
+    InputError
+        A pattern matches none; the key is its number.
+    """
+    aliases = _aliases(params)
+    found: set[str] = set()
+    for i, pattern in enumerate(patterns):
+        matched = _matched(aliases, pattern)
+        if not matched:
+            message = f"found '{pattern}', which matches no parameter that trains{_nearest(pattern, list(aliases))}"
+            raise InputError(f"{message}; allowed: patterns of names: {named_some(list(aliases))}", key=str(i))
+        found |= set(matched)
+    return torch.cat([torch.full((n,), name in found) for name, n in zip(params.names, params.sizes, strict=True)])
+
+
+def _aliases(params: Layout) -> dict[str, list[str]]:
+    """All names of each parameter, by its first."""
+    found = {name: [name] for name in params.names}
+    for other, name in params.others:
+        found[name].append(other)
+    return found
+
+
+def _matched(aliases: dict[str, list[str]], pattern: str) -> list[str]:
+    """What a pattern matches, by its own names or by those of the sub-modules it is in."""
+    return [
+        name
+        for name, known in aliases.items()
+        if any(fnmatchcase(part, pattern) for alias in known for part in levels(alias))
+    ]
+
+
+def _nearest(pattern: str, names: list[str]) -> str:
+    return nearest(pattern, list(dict.fromkeys(part for name in names for part in reversed(levels(name)))))
 
 
 def _split(layout: Layout, stays: dict[str, bool]) -> Split:
@@ -84,7 +113,6 @@ def _split(layout: Layout, stays: dict[str, bool]) -> Split:
 
 
 def _unmatched(module: nn.Module, pattern: str, names: list[str]) -> str:
-    known = list(dict.fromkeys(part for name in names for part in reversed(levels(name))))
     frozen = set(dict(module.named_parameters(remove_duplicate=False))) - set(trainable(module))
     still = [name for name in frozen if any(fnmatchcase(part, pattern) for part in levels(name))]
     if still:
@@ -92,5 +120,5 @@ def _unmatched(module: nn.Module, pattern: str, names: list[str]) -> str:
             f"found '{pattern}', which matches parameters that do not train, and so never travel ({named_some(still)})"
         )
     else:
-        found = f"found '{pattern}', which matches no parameter{nearest(pattern, known)}"
+        found = f"found '{pattern}', which matches no parameter{_nearest(pattern, names)}"
     return f"{found}; allowed: patterns of names: {named_some(names)}"

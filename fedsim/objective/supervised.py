@@ -25,6 +25,7 @@ from fedsim.data.tokenized import tokens_of
 from fedsim.models.layout import flatten
 from fedsim.models.lora import adapters
 from fedsim.models.losses import Loss, predictions
+from fedsim.models.personal import matching
 from fedsim.models.size import saved_bytes, widest
 from fedsim.objective.batches import Batches, Change, Inputs, SupervisedPlan
 from fedsim.objective.curvature import class_probabilities, gauss_newton, outputs_of
@@ -99,6 +100,11 @@ class SupervisedTask(Task):
     @property
     def carried(self) -> State:
         return {CARRIED: self.kernel.state.clone()} if len(self.kernel.state) else {}
+
+    def named(self, which: str | Sequence[str]) -> Tensor:
+        if isinstance(which, str):
+            return super().named(which)
+        return matching(self.kernel.layout, which).to(self.device)
 
     def shard(self, clients: Ints) -> Self:
         part = copy.copy(self)

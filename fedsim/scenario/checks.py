@@ -92,6 +92,7 @@ def _work(s: Scenario) -> Iterator[Problem]:
     if s.algorithm.local_steps is not None and s.algorithm.local_epochs is not None:
         yield Problem("found both 'local_steps' and 'local_epochs', allowed: one of the two", "algorithm.local_epochs")
     try:
+        s.algorithm.check_train()
         s.algorithm.check_solver()
     except InputError as error:
         yield from error.under("algorithm").problems

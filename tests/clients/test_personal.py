@@ -17,7 +17,7 @@ from fedsim.clients.personal import composed, fresh_personal, own_models
 from fedsim.clients.worker import Worker
 from fedsim.core.errors import InputError
 from fedsim.core.job import Job
-from fedsim.core.oracle import PERSONAL
+from fedsim.core.oracle import CARRIED, PERSONAL, PERSONAL_CARRIED
 from fedsim.core.sharing import Split
 from fedsim.core.types import message_bytes
 from fedsim.engine.assembly import assemble
@@ -267,3 +267,159 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=message):
         fedsim.run(scenario(**sections), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# --- what trains when -------------------------------------------------------------------------------------------------
+
+PERSONAL_NAMES = {"head.weight", "head.bias"}
+
+
+def is_personal(name: str) -> bool:
+    return name in PERSONAL_NAMES
+
+
+def is_shared(name: str) -> bool:
+    return name not in PERSONAL_NAMES
+
+
+PAPERS: dict[str, tuple[list[dict[str, Any]], list[Any], bool]] = {
+    "fedrep": (
+        [{"parameters": "personal", "epochs": 2}, {"parameters": "shared", "epochs": 1}],
+        [(is_personal, 2), (is_shared, 1)],
+        True,
+    ),
+    "fedbabu": ([{"parameters": "shared", "epochs": 1}], [(is_shared, 1)], True),
+    "steps": (
+        [
+            {"parameters": ["body"], "steps": 1},
+            {"parameters": "all", "steps": 2},
+            {"parameters": ["*.bias"], "steps": 1},
+        ],
+        [(lambda name: name.startswith("body"), 1), (lambda _: True, 2), (lambda name: name.endswith("bias"), 1)],
+        False,
+    ),
+}  # fmt: skip
+
+
+def phased(phases: list[dict[str, Any]], **keys: Any) -> dict[str, Any]:
+    return {"algorithm": {"local_epochs": None, "train": phases, **keys}}
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_phases_are_those_of_a_plain_loop(paper: str, tmp_path: Path) -> None:
+    phases, by_hand, epochs = PAPERS[paper]
+    made = simulated(tmp_path / "run", **phased(phases))
+    first = assemble(parse(scenario())).task.kernel.module  # type: ignore[attr-defined]
+    shared, kept = server_loop(first, made.assembly.task, 4, PERSONAL_NAMES, by_hand, 0.1, 16, epochs)
+    for client, found in enumerate(own(made)):
+        for name, value in {**shared, **kept[client]}.items():
+            assert torch.allclose(found[name], value, rtol=0, atol=1e-10), (client, name)
+    if paper == "fedbabu":
+        before = first.head.weight.detach()
+        assert all(torch.equal(found["head.weight"], before) for found in own(made))
+
+
+@pytest.mark.parametrize("solver", [None, {"name": "sgd", "momentum": 0.9}, {"name": "adam"}], ids=str)
+def test_a_phase_of_everything_that_is_shared_is_fedavg(solver: dict[str, Any] | None, tmp_path: Path) -> None:
+    keys = {} if solver is None else {"solver": solver}
+    whole = simulated(tmp_path / "whole", model={}, algorithm={"local_epochs": 2, **keys})
+    one = simulated(tmp_path / "one", model={}, **phased([{"parameters": "shared", "epochs": 2}], **keys))
+    assert torch.equal(whole.home.values["x"], one.home.values["x"])
+
+
+def test_a_solver_starts_anew_in_every_phase(tmp_path: Path) -> None:
+    """So the head's steps are nothing to the body's: a phase of the head alone, before or not, changes no direction."""
+    adam = {"solver": {"name": "adam"}, "lr": 0.01}
+    both = [{"parameters": ["head"], "steps": 1}, {"parameters": ["body"], "steps": 1}]
+    once = {"rounds": 1, "eval_every": 1}
+    made = [
+        simulated(tmp_path / str(i), model={}, run=once, **phased(phases, **adam))
+        for i, phases in enumerate((both[1:], both))
+    ]
+    x = [run.home.values["x"] for run in made]
+    first = assemble(parse(scenario(model={}))).task.initial()
+    body = 64 * 12 + 12
+    assert torch.equal(x[0][body:], first[body:])
+    assert not torch.equal(x[1][body:], first[body:])
+    assert float((x[1][:body] - first[:body]).abs().max()) < 0.0101  # Adam's first step is no longer than lr
+
+
+@pytest.mark.parametrize("name", ["fedavg", "momentum", "dfedavg"])
+def test_phases_in_shards_and_chunks(name: str) -> None:
+    """Rows of unequal size are in different phases at the same step."""
+    sections = SETTINGS[name]
+    sections = {**sections, "algorithm": {**sections.get("algorithm", {}), **phased(PAPERS["fedrep"][0])["algorithm"]}}
+    parsed = parse(scenario(**sections))
+    made = assemble(parsed)
+    clients, rounds = np.arange(4), np.ones(4, dtype=np.int64)
+    steps = parsed.algorithm.steps(made.task, clients, rounds, 0)
+    assert len(set(steps.tolist())) > 1
+
+    def sent(groups: list[list[int]], chunk: int | None = None) -> Tensor:
+        found = torch.empty(4, made.task.dim, dtype=torch.float64)
+        for group in groups:
+            rows = np.array(group)
+            worker = Worker(made.task, parsed.algorithm, chunk, pipeline=made.pipeline)
+            message = worker.run(Job(clients[rows], rounds[rows], steps[rows], {"x": made.task.common()}))
+            kept = worker.store.gather(rows)[PERSONAL]
+            found[rows] = torch.cat([next(iter(message.values())), kept], 1)
+        return found
+
+    together = sent([[0, 1, 2, 3]])
+    for others in (sent([[2, 0], [3, 1]]), sent([[3], [1], [2], [0]]), sent([[0, 1, 2, 3]], chunk=2)):
+        assert torch.allclose(together, others, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"algorithm": {"train": PAPERS["fedrep"][0]}}, r"algorithm\.local_epochs: found beside train"),
+        (phased([{"parameters": "personal"}]), r"algorithm\.train\.0: .*allowed: one of the two"),
+        (phased([*PAPERS["fedbabu"][0], {"parameters": "all", "steps": 1}]), r"algorithm\.train: found steps in one"),
+        (phased([{"parameters": ["hed"], "steps": 1}]), r"algorithm\.train\.0\.parameters\.0: found 'hed'"),
+        ({"model": {}, **phased([{"parameters": "personal", "steps": 1}])}, r"train\.0\.parameters: found personal"),
+        (phased(PAPERS["fedrep"][0], name="fednova"), r"algorithm\.train: FedNova divides by local steps"),
+        (
+            phased(PAPERS["fedrep"][0], solver={"name": "adam", "state": "kept"}),
+            r"algorithm\.solver\.state: found kept beside train",
+        ),
+    ],
+)  # fmt: skip
+def test_phases_that_cannot_be_are_refused(sections: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        fedsim.run(scenario(**sections), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# --- batch normalisation that stays -----------------------------------------------------------------------------------
+
+
+def test_fedbn_is_that_of_a_plain_loop(tmp_path: Path) -> None:
+    """Weights, biases and statistics of batch normalisation stay; nothing of them is sent."""
+    sections: dict[str, Any] = {"model": {"name": "own_models:Normed", "batch_norm": "local"}}
+    made = simulated(tmp_path / "run", **sections)
+    first = assemble(parse(scenario(**sections))).task.kernel.module  # type: ignore[attr-defined]
+    norms = [name for name, layer in first.named_modules() if "BatchNorm" in type(layer).__name__]
+    personal = {name for name in first.state_dict() if name.rpartition(".")[0] in norms}
+    assert len(personal) == 5 * len(norms) > 0
+    shared, kept = server_loop(first, made.assembly.task, 4, personal, [(lambda _: True, 1)], 0.1, 16)
+    for client, found in enumerate(own(made)):
+        for name, value in {**shared, **kept[client]}.items():
+            assert torch.allclose(found[name].double(), value.double(), rtol=0, atol=1e-10), (client, name)
+    assert CARRIED not in made.home.values
+    assert set(made.home.personal(np.arange(4))) == {PERSONAL, PERSONAL_CARRIED}
+
+
+def test_clients_are_evaluated_with_their_own_normalisation(tmp_path: Path) -> None:
+    data = {"dataset": "digits", "clients": 4, "limit": 240, "local_test": 0.25}
+    made = simulated(tmp_path / "run", data=data, model={"name": "own_models:Normed", "batch_norm": "local"})
+    table = fedsim.Run(tmp_path / "run").clients
+    last = table[table["round"] == 4].set_index("client")
+    task: Any = made.assembly.task
+    module = task.kernel.module
+    for client, state in enumerate(own(made)):
+        module.load_state_dict({k: v.to(module.state_dict()[k].dtype) for k, v in state.items()})
+        rows = torch.as_tensor(task.tests.of(client))
+        with torch.no_grad():
+            loss = torch.nn.functional.cross_entropy(module.eval()(task.inputs[rows]), task.targets[rows])
+        assert last.loc[client, "loss"] == pytest.approx(float(loss), abs=1e-10)
