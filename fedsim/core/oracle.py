@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, Self
@@ -21,13 +21,11 @@ from torch import Tensor
 from fedsim.core.arrays import Array, Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.own_tests import OwnAnswers
-from fedsim.core.sharing import EVERYTHING, Sharing, Split
-from fedsim.core.types import BatchSize, Message, State, clip_norm
-
-CARRIED = "model:buffers"
-"""In states and messages the name of what models carry besides their parameters; see `Task.carried`."""
-PERSONAL, PERSONAL_CARRIED = "model:personal", "model:personal buffers"
-"""The names under which clients keep what stays with them of their parameters and of what models carry besides."""
+from fedsim.core.sharing import CARRIED as CARRIED
+from fedsim.core.sharing import PERSONAL as PERSONAL
+from fedsim.core.sharing import PERSONAL_CARRIED as PERSONAL_CARRIED
+from fedsim.core.sharing import Sharable
+from fedsim.core.types import BatchSize, Message, clip_norm
 
 
 class Oracle(ABC):
@@ -120,10 +118,9 @@ class OwnTests(Protocol):
         """What was said of one client's rows, and the classes' probabilities ``[N, classes]`` where there are some."""
 
 
-class Task(ABC):
+class Task(Sharable):
     """Per-client objectives f_i over parameters ``[d]``, with data on `device`."""
 
-    dim: int
     num_clients: int
     seed: int
     """What draws of this run are keyed with."""
@@ -131,7 +128,6 @@ class Task(ABC):
     """Samples per client, ``[n]`` (1 where a client's gradient is exact)."""
     importance: Floats
     """p_i, ``[n]``, sums to 1: what the global objective sum_i p_i f_i weighs clients with (default: sample share)."""
-    device: torch.device
     dtype: torch.dtype
     metrics: tuple[str, ...]
     """Names that `evaluate` returns."""
@@ -141,69 +137,6 @@ class Task(ABC):
     """Gradients that one sample of a minibatch costs: more than its own where its inputs are attacked first."""
     quadratic: bool = False
     """Whether every objective is a quadratic one, so that its `curvature` is the same everywhere."""
-    sharing: Sharing = EVERYTHING
-    """Which numbers of models are shared; the others stay with each client."""
-
-    @abstractmethod
-    def initial(self) -> Tensor:
-        """Initial parameters ``[d]``."""
-
-    @property
-    def carried(self) -> State:
-        """What a model carries besides its parameters and training changes, as it is at first: ``[s]`` under `CARRIED`.
-
-        It is no concern of algorithms: it travels beside their messages and is averaged. Where a task carries
-        something, models that it is asked about are vectors ``[..., d + s]``.
-        """
-        return {}
-
-    def common(self) -> Tensor:
-        """The shared part ``[s]`` of the initial parameters: what a server and the nodes of a graph begin with."""
-        return self.sharing.params.common(self.initial())
-
-    @property
-    def common_carried(self) -> State:
-        """The shared part of `carried`: nothing where all of it stays with clients."""
-        return self.sharing.common(self.carried, CARRIED)
-
-    def model(self, common: Tensor, personal: State | None = None) -> Tensor:
-        """Models as the task is asked about them, ``[..., d + b]``, from their shared parts ``[..., s + c]``.
-
-        `personal` has what stays with clients (`PERSONAL`, `PERSONAL_CARRIED`); what is not in it is as it was at
-        first.
-        """
-        if self.sharing.everything:
-            return common
-        found, parts = personal or {}, list[Tensor]()
-        first = 0
-        whole = ((PERSONAL, self.sharing.params, self.initial()), *self._whole_buffers())
-        for name, split, initial in whole:
-            v = common[..., first : first + split.width - split.numbers]
-            first += v.shape[-1]
-            parts.append(split.whole(v, found.get(name, split.personal(initial))) if split.own else v)
-        return torch.cat(parts, -1)
-
-    def _whole_buffers(self) -> list[tuple[str, Split, Tensor]]:
-        return [(PERSONAL_CARRIED, self.sharing.buffers, v) for v in self.carried.values()]
-
-    def named(self, which: str | Sequence[str]) -> Tensor:
-        """Parameters as True in ``[d]``: all, those that are personal or shared, or those that a pattern matches.
-
-        Raises
-        ------
-        InputError
-            There are none; the key is empty, or the number of a pattern.
-        """
-        if which == "all":
-            return torch.ones(self.dim, dtype=torch.bool, device=self.device)
-        if isinstance(which, str):
-            found = torch.full((self.dim,), which == "shared", device=self.device)
-            for start, end in self.sharing.params.own:
-                found[start:end] = which == "personal"
-            if not found.any():
-                raise InputError("found personal, but all parameters are shared; allowed: with model.personal")
-            return found
-        raise InputError("a quadratic problem has no parameters with names; allowed: all")
 
     def untrained(self) -> Tensor:
         """The model before the first round, as the task is asked about it: ``[d]``, or ``[d + s]``."""
