@@ -108,6 +108,25 @@ def test_other_runs_are_evaluated_alike(tmp_path: Path, sections: dict[str, Any]
     assert len(asked(app)) == 3 * N
 
 
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"algorithm": {"name": "ditto", "lr": 0.05, "local_steps": 2}},
+        {"algorithm": {"name": "apfl", "lr": 0.05, "local_steps": 2}, "participation": {"clients_per_round": 2}},
+        {"model": {"name": "mlp", "hidden": [8], "personal": ["*1*"]}},
+    ],
+    ids=["ditto", "apfl sampled", "personal layers"],
+)
+def test_models_of_their_own_are_evaluated_where_they_are(tmp_path: Path, sections: dict[str, Any]) -> None:
+    values = {**SERVER, **sections}
+    app = Deployment(tmp_path / "app", values, N)
+    same(app.run(), fedsim.run(values, out=tmp_path / "simulated"))
+    assert len(asked(app)) == 4 * N
+    with pytest.raises(InputError, match="clients keep models of their own, which only they can evaluate"):
+        app.run(eval="server", out=str(tmp_path / "refused"))
+    assert not list((tmp_path / "refused").rglob("*.jsonl"))
+
+
 def test_clients_of_quadratics_are_asked_too(tmp_path: Path, quadratic: Callable[..., Any]) -> None:
     values = {
         "data": quadratic(n=N, d=3).section(),

@@ -140,6 +140,8 @@ class Flower(BackendDefaults):
 
     def own_answers(self, clients: Ints, received: Message, asked: Asked) -> OwnAnswers:
         if self.examiner is None:
+            if asked.personal:
+                raise RunError("clients keep models of their own to themselves: they have to be asked (eval = clients)")
             return evaluate(self.worker, clients, received, asked)
 
         def built_on(client: int) -> tuple[int, int]:
