@@ -39,6 +39,7 @@ class ClientEvaluation:
         self.tests: OwnTests = tests
         self.task, self.seed, self.finetune = task, scenario.seed, scenario.run.finetune
         self.candidates = honest[tests.sizes[honest] > 0]
+        self.candidates = self.candidates[tests.targets_of(self.candidates) > 0]  # of tokens none may count
         if not len(self.candidates):
             raise InputError("no client that does not attack has test rows of its own", key="data.local_test")
         asked = scenario.run.eval_clients

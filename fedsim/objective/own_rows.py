@@ -63,13 +63,6 @@ class OwnRows:
         found: Ints = self.indices[np.repeat(self.offsets[clients], sizes) + within]
         return found
 
-    def targets_of(self, clients: Ints) -> Ints:
-        """How many targets count of the rows of `clients`, ``[m]``: as many as rows, but of tokens."""
-        if self.targets.is_floating_point() or self.targets.dim() == 1:
-            return self.sizes[clients]
-        each = counted(self.targets).cpu().numpy()
-        return np.array([each[self.of(c)].sum() for c in clients.tolist()], dtype=np.int64)
-
     def shard(self, clients: Ints) -> Self:
         """The same with the rows of `clients` alone; the others have none."""
         if self.shared:
@@ -145,7 +138,12 @@ class Tested(OwnTests):
         return self.rows.sizes
 
     def targets_of(self, clients: Ints) -> Ints:
-        return self.rows.targets_of(clients)
+        sizes = self.rows.sizes[clients]
+        if self.task.tokens.single:
+            return sizes
+        each = counted(self.rows.targets).cpu().numpy()[self.rows.of_all(clients)]
+        client = np.repeat(np.arange(len(clients)), sizes)
+        return np.bincount(client, weights=each, minlength=len(clients)).astype(np.int64)
 
     def answers(self, models: Tensor, clients: Ints, whole: bool = False) -> OwnAnswers:
         sizes = self.rows.sizes[clients]
@@ -168,7 +166,7 @@ class Tested(OwnTests):
 
     def said(self, client: int, outputs: Array) -> tuple[Answers, Tensor | None]:
         targets, loss = self.rows.targets, self.task.loss_name
-        out = torch.as_tensor(outputs, device=targets.device)
+        out = torch.tensor(outputs, device=targets.device)  # a copy: what came from an actor cannot be written to
         targets = targets[torch.as_tensor(self.rows.of(client), device=targets.device)]
         if not self.task.tokens.single:
             kept = targets != IGNORED

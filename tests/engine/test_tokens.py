@@ -94,6 +94,32 @@ def test_a_plain_loop(folder: Path, model: dict[str, Any], kernel: str, solver: 
     assert last["test_accuracy"] == pytest.approx(right.sum() / (Y[20:] != PAD).sum())
 
 
+@pytest.mark.parametrize("file", ["every.npz", "last.npz"])
+@pytest.mark.parametrize("tests", [0.3, "natural"])
+def test_every_client_by_itself(folder: Path, file: str, tests: float | str) -> None:
+    """Of each client's own rows, or of the test rows of its id, the means are over the targets that count."""
+    y = Y if file == "every.npz" else np.where(np.arange(26)[:, None] % 3 == 0, PAD, Y)[:, 1]
+    arrays = dict(np.load(folder / file)) | {"y_train": y[:20], "y_test": y[20:]}
+    np.savez(folder / "own.npz", **arrays)
+    data = {"local_test": tests, "ignore_index": PAD}
+    scenario = section(folder, TRANSFORMER if file == "every.npz" else LSTM, "own.npz", data=data)
+    run = fedsim.run(scenario, out=folder / f"own-{tests}-{file}")
+    last, module = run.clients[run.clients["round"] == 3].set_index("client"), run.model().double()
+    held = assemble(parse(scenario)).task.tests  # type: ignore[attr-defined]
+    assert last.index.tolist() == ([0, 1, 2] if tests == 0.3 else [0])
+    for client in last.index:
+        rows = held.of(client) + (0 if tests == 0.3 else 20)
+        with torch.no_grad():
+            out, targets = module(torch.tensor(X[rows])).flatten(0, -2), torch.tensor(y[rows]).flatten()
+        kept = targets != PAD
+        loss = float(F.cross_entropy(out[kept], targets[kept]))
+        assert last.loss[client] == pytest.approx(loss, rel=1e-9)
+        assert last.perplexity[client] == pytest.approx(math.exp(loss), rel=1e-9)
+        assert last.accuracy[client] == pytest.approx(float((out.argmax(-1) == targets)[kept].double().mean()))
+        assert last.test_samples[client] == len(rows)
+        assert last.name[client] == str(client)
+
+
 def test_one_target_per_row(folder: Path) -> None:
     """As in LEAF; rows whose target is to be ignored weigh nothing."""
     for ignored in (None, 3):
