@@ -216,7 +216,9 @@ def supervised(assembly: Assembly) -> SupervisedTask:
     task = getattr(assembly.task, "inner", assembly.task)
     assert isinstance(task, SupervisedTask)
     if not task.kernel.nature.plain:
-        what = "drops at random" if task.kernel.nature.draws else "changes buffers"
+        nature = task.kernel.nature
+        what = "changes buffers" if nature.buffers.total else "computes otherwise than in evaluations"
+        what = "drops at random" if nature.draws else what
         raise InputError(f"found a model that {what} while it trains; audits take models that do not", key="model")
     return task
 

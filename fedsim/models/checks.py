@@ -6,17 +6,20 @@ parameter vector.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fedsim.core.errors import InputError
 from fedsim.core.tokens import outside, widened
-from fedsim.models.nature import nature_of
-from fedsim.models.norms import evaluating
+from fedsim.models.draws import Keyed
+from fedsim.models.nature import nature_of, repeats
+from fedsim.models.norms import evaluating, training
 from fedsim.models.outputs import logits_of
 
 _LOOKED_AT = 64
@@ -128,17 +131,20 @@ def try_out(name: str, module: nn.Module, rows: Tensor, num_outputs: int, positi
     ------
     InputError
         It cannot take ``[n, *shape]``, does not give ``[n, num_outputs]`` (``[n, positions, num_outputs]`` with targets
-        at several `positions`), gives outputs that are NaN, changes a buffer in evaluations, draws in a way that cannot
-        be keyed, or treats a sample differently in a batch.
+        at several `positions`), gives outputs that are NaN, changes a buffer in evaluations or a parameter at any time,
+        draws in a way that cannot be keyed, keeps what is in no buffer, treats a sample differently in a batch, has no
+        gradient, or cannot be copied.
     """
     dtype, shape, count = next(module.parameters()).dtype, rows.shape[1:], len(rows)
     x = rows.to(dtype) if rows.is_floating_point() else rows
     kind = str(x.dtype).removeprefix("torch.")
     before = {key: b.clone() for key, b in module.named_buffers()}
+    versions = {key: p._version for key, p in module.named_parameters()}
     if not x.is_floating_point() and not takes(module, x) and takes(module, x.to(dtype)):
         x = x.to(dtype)
     try:
-        with nullcontext() if nature_of(module, x).plain else evaluating(module):
+        plain = nature_of(module, x).plain
+        with nullcontext() if plain else evaluating(module):
             together = logits_of(module(x))
             alone = [logits_of(module(row.unsqueeze(0))) for row in x]
     except InputError:
@@ -160,6 +166,43 @@ def try_out(name: str, module: nn.Module, rows: Tensor, num_outputs: int, positi
     tolerance = torch.finfo(dtype).eps ** 0.5 * float(together.abs().max())
     if not torch.allclose(together, torch.cat(alone), rtol=0, atol=tolerance, equal_nan=True):
         raise _refusal(f"'{name}' gives a sample another output alone than in a batch (randomness, or mixed samples)")
+    if not plain and not repeats(module, x):
+        raise _refusal(
+            f"'{name}' gives other outputs when it trains on the same again: it draws from elsewhere than torch, or "
+            "keeps something between calls; allowed: torch's draws, and buffers"
+        )
+    for key, p in module.named_parameters():
+        if p._version != versions[key]:
+            raise _refusal(f"parameter '{key}' changes in a forward pass (as by max_norm); allowed: in steps alone")
+    _refuse_without_gradient(name, _copied(name, module), x)
+
+
+def _copied(name: str, module: nn.Module) -> nn.Module:
+    """A copy with the same tensors, as threads compute with, of a module that has computed."""
+    shared = {id(v): v for v in (*module.parameters(), *module.buffers())}
+    try:
+        return copy.deepcopy(module, shared)
+    except Exception as error:  # what a module has besides tensors may be anything
+        text = f"'{name}' cannot be copied ({type(error).__name__}: {error}); allowed: what copy.deepcopy can copy"
+        raise _refusal(text) from error
+
+
+def _refuse_without_gradient(name: str, module: nn.Module, rows: Tensor) -> None:
+    """Refuse a module through which no gradient comes back, or a sparse one."""
+    params = {key: p.detach().requires_grad_() for key, p in module.named_parameters() if p.requires_grad}
+    buffers = {key: b.clone() for key, b in module.named_buffers()}
+    training(module, True)
+    try:
+        with torch.enable_grad(), Keyed(0):
+            out = logits_of(functional_call(module, {**params, **buffers}, (rows,)))
+        with torch.enable_grad():
+            grads = torch.autograd.grad(out.square().sum(), list(params.values()), allow_unused=True)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise _refusal(f"'{name}' has no gradient by its parameters: {type(error).__name__}: {reason}") from error
+    for key, g in zip(params, grads, strict=True):
+        if g is not None and g.layout is not torch.strided:
+            raise _refusal(f"parameter '{key}' has a sparse gradient; allowed: sparse=False")
 
 
 def _more(found: list[int] | str, wanted: list[int]) -> bool:

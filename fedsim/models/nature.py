@@ -7,29 +7,34 @@ or whatever else it counts). Evaluations do neither.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedsim.core.errors import InputError
 from fedsim.models.draws import Keyed
 from fedsim.models.layout import Layout, placed
-from fedsim.models.norms import norms, training
+from fedsim.models.norms import evaluating, norms, training
+from fedsim.models.outputs import logits_of
 
 _KNOWN = ("torch.nn.modules.", "fedsim.")
 
 
 @dataclass(frozen=True)
 class Nature:
-    """Whether training draws, and where in a vector ``[s]`` the buffers sit that it changes."""
+    """Whether training draws, where in a vector ``[s]`` the buffers sit that it changes, and whether an evaluation
+    `differs` from it in what it computes."""
 
     draws: bool
     buffers: Layout
+    differs: bool = False
 
     @property
     def plain(self) -> bool:
-        """Whether it is a function of its parameters and of one sample alone."""
-        return not self.draws and not self.buffers.total
+        """Whether it is one function of its parameters and of one sample alone, in training and in evaluations."""
+        return not self.draws and not self.buffers.total and not self.differs
 
 
 PLAIN = Nature(False, placed({}))
@@ -41,7 +46,7 @@ def nature_of(module: nn.Module, rows: Tensor) -> Nature:
     Raises
     ------
     InputError
-        It draws in a way that cannot be keyed (see `Keyed`).
+        It draws in a way that cannot be keyed (see `Keyed`), or makes buffers or gives them another form.
     """
     if _surely_plain(module):
         return PLAIN
@@ -50,8 +55,19 @@ def nature_of(module: nn.Module, rows: Tensor) -> Nature:
     if rows.is_floating_point() and named:  # rows of zeros, say, may leave as it is what others change
         generator = torch.Generator().manual_seed(0)
         tried.append(_trained(module, torch.randn(rows.shape, generator=generator).to(rows)))
-    changed = {k: b for k, b in named.items() if any(not torch.equal(after[k], b) for _, after in tried)}
-    return Nature(any(draws > 0 for draws, _ in tried), placed(changed))
+    changed = {k: b for k, b in named.items() if any(not torch.equal(t.buffers[k], b) for t in tried)}
+    for key, before in changed.items():
+        if (after := tried[0].buffers[key]).shape != before.shape:
+            found = f"from {list(before.shape)} to {list(after.shape)}"
+            raise InputError(f"buffer '{key}' changes its form while it trains, {found}; allowed: one form", key="name")
+    draws = any(t.draws > 0 for t in tried)
+    return Nature(draws, placed(changed), not draws and not changed and _evaluates_otherwise(module, rows, tried[0]))
+
+
+def repeats(module: nn.Module, rows: Tensor) -> bool:
+    """Whether a training forward gives the same again: all that it depends on is seen, and nothing is kept unseen."""
+    first, second = (_trained(module, rows).out for _ in range(2))
+    return not isinstance(first, Tensor) or not isinstance(second, Tensor) or _alike(first, second)
 
 
 def trains_on_one(module: nn.Module, row: Tensor) -> bool:
@@ -63,16 +79,49 @@ def trains_on_one(module: nn.Module, row: Tensor) -> bool:
     return True
 
 
-def _trained(module: nn.Module, rows: Tensor) -> tuple[int, dict[str, Tensor]]:
-    """How often a training forward draws, and the buffers after it; the module stays as it is."""
+@dataclass(frozen=True)
+class _Trained:
+    """What a training forward gives, how often it draws, and the buffers after it."""
+
+    out: Any
+    draws: int
+    buffers: dict[str, Tensor]
+
+
+def _trained(module: nn.Module, rows: Tensor) -> _Trained:
+    """A training forward after which the module is as it was.
+
+    Raises
+    ------
+    InputError
+        It makes buffers that were not there.
+    """
     buffers, before = {name: b.clone() for name, b in module.named_buffers()}, module.training
     training(module, True)
     try:
         with torch.no_grad(), Keyed(0) as keyed:
-            functional_call(module, buffers, (rows,))
+            out = logits_of(functional_call(module, buffers, (rows,)))
     finally:
         training(module, before)
-    return keyed.draws, buffers
+    made = [name for name, _ in module.named_buffers() if name not in buffers]
+    if made:
+        raise InputError(f"buffer '{made[0]}' is made while it trains; allowed: buffers from the start", key="name")
+    return _Trained(out, keyed.draws, buffers)
+
+
+@torch.no_grad()
+def _evaluates_otherwise(module: nn.Module, rows: Tensor, trained: _Trained) -> bool:
+    with evaluating(module):
+        out = logits_of(module(rows))
+    return isinstance(out, Tensor) and isinstance(trained.out, Tensor) and not _alike(out, trained.out)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether outputs are the same to rounding, which an evaluation's own ways may change."""
+    if one.shape != other.shape:
+        return False
+    far = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max()) if one.is_floating_point() else 0.0
+    return torch.allclose(one, other, rtol=0, atol=far, equal_nan=True)
 
 
 def initial_state(module: nn.Module, nature: Nature, dtype: torch.dtype) -> Tensor:

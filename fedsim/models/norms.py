@@ -57,9 +57,11 @@ def prepare(module: nn.Module, choice: str | None) -> nn.Module:
 
 
 def training(module: nn.Module, on: bool) -> None:
-    """Set all layers to train or to evaluate, but for those whose statistics are frozen."""
+    """Set all layers to train or to evaluate, as a module's own ``train`` does it, but for those that are frozen."""
+    module.train(on)
     for sub in module.modules():
-        sub.training = on and not getattr(sub, _EVALUATES, False)
+        if getattr(sub, _EVALUATES, False):
+            sub.training = False
 
 
 @contextmanager

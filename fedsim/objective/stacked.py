@@ -139,6 +139,13 @@ class VmapKernel(Kernel):
         self._scatter(result, torch.autograd.grad(total, list(leaves.values()), materialize_grads=True))
         return result
 
+    def differentiates(self, x: Tensor, inputs: Tensor) -> None:
+        """Go forward and backward once; RuntimeError or ValueError where ``vmap`` cannot take the model."""
+        leaves = self._leaves(x)
+        with torch.enable_grad():
+            out = self.forward(leaves, inputs).sum()
+            torch.autograd.grad(out, list(leaves.values()), allow_unused=True)
+
     def input_grad(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         leaf, params = inputs.detach(), {name: v.detach() for name, v in views(x, self.layout).items()}
         with torch.enable_grad(), self._casting(x):
@@ -192,7 +199,7 @@ def build_kernel(
     rows = flatten(module).expand(2, -1)
     try:
         kernel.outputs(rows, sample.unsqueeze(0))
-        kernel.forward(views(rows, kernel.layout), torch.stack([sample, sample]).unsqueeze(1))
+        kernel.differentiates(rows, torch.stack([sample, sample]).unsqueeze(1))
     except (
         RuntimeError,
         ValueError,
