@@ -6,6 +6,7 @@ or whatever else it counts). Evaluations do neither.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +55,8 @@ def nature_of(module: nn.Module, rows: Tensor) -> Nature:
     tried = [_trained(module, rows)]
     if rows.is_floating_point() and named:  # rows of zeros, say, may leave as it is what others change
         generator = torch.Generator().manual_seed(0)
-        tried.append(_trained(module, torch.randn(rows.shape, generator=generator).to(rows)))
+        with suppress(Exception):  # which need not be numbers that it takes
+            tried.append(_trained(module, torch.randn(rows.shape, generator=generator).to(rows)))
     changed = {k: b for k, b in named.items() if any(not torch.equal(t.buffers[k], b) for t in tried)}
     for key, before in changed.items():
         if (after := tried[0].buffers[key]).shape != before.shape:
@@ -120,7 +122,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     """Whether outputs are the same to rounding, which an evaluation's own ways may change."""
     if one.shape != other.shape:
         return False
-    far = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max()) if one.is_floating_point() else 0.0
+    far = torch.finfo(one.dtype).eps ** 0.5 * float(one.nan_to_num().abs().max()) if one.is_floating_point() else 0.0
     return torch.allclose(one, other, rtol=0, atol=far, equal_nan=True)
 
 

@@ -189,6 +189,16 @@ def test_rows_that_leave_a_buffer_as_it_is_do_not_hide_it() -> None:
     assert nature.buffers.names == ("mean", "steps")
 
 
+def test_a_module_is_tried_on_no_numbers_that_it_does_not_take() -> None:
+    class Positive(own_models.Counting):
+        def forward(self, x: Tensor) -> Tensor:
+            if bool((x < 0).any()):
+                raise ValueError("found a negative number")
+            return super().forward(x)
+
+    assert nature_of(Positive(10), torch.ones(8, 64)).buffers.names == ("mean", "steps")
+
+
 NOISE = {"clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
 
 
