@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from fedsim.participation.base import Arrival, Dispatch, Ended, Participation, Setting
     from fedsim.participation.clocked import Clocked
     from fedsim.participation.policy import Alert, Arrived, Combine, Lost, Policy, Rang, Start, Woke, Work
+    from fedsim.participation.selection import ClientLosses, Pool, Reported, Selection
     from fedsim.privacy.accounting import Release, calibrate
     from fedsim.privacy.base import Bound, Mechanism
     from fedsim.privacy.ledger import Claim, PrivacyLedger
@@ -117,6 +118,7 @@ _HOME = {
     **dict.fromkeys(
         ("Alert", "Arrived", "Combine", "Lost", "Policy", "Rang", "Start", "Woke", "Work"), "participation.policy"
     ),
+    **dict.fromkeys(("ClientLosses", "Pool", "Reported", "Selection"), "participation.selection"),
     "Dataset": "data.sets",
     "DatasetPart": "data.sets",
     "Tokens": "core.tokens",
@@ -141,14 +143,15 @@ _HOME = {
 """Name: the module below fedsim that has it, and what it is called there if that differs."""
 
 __all__ = [
-    "Aggregate", "Aggregator", "Alert", "Arrival", "Arrived", "Attack", "BatchSize", "Bound", "Claim", "Clocked",
-    "Combine", "Compressor", "Count", "Dataset", "DatasetPart", "Decay", "Dispatch", "EdgeAttack", "Effort",
+    "Aggregate", "Aggregator", "Alert", "Arrival", "Arrived", "Attack", "BatchSize", "Bound", "Claim", "ClientLosses",
+    "Clocked", "Combine", "Compressor", "Count", "Dataset", "DatasetPart", "Decay", "Dispatch", "EdgeAttack", "Effort",
     "Ended", "Fraction", "GossipAlgorithm", "Graph", "GraphRule", "Heard", "InputError", "Job", "LocalSolver",
     "Logger", "Lost", "Measure", "Mechanism", "Message", "MessageTransform", "Metric", "Model", "Near", "Needs",
-    "NonNegative", "Oracle", "Participation", "Partition", "Poison", "Policy", "Positive", "PrivacyLedger",
-    "Probability", "Rang", "Release", "ReportSection", "Round", "Run", "RunError", "RunFacts", "Scenario",
-    "ServerAlgorithm", "Setting", "Start", "State", "Tokens", "View", "Watched", "Watcher", "Woke", "Work", "calibrate",
-    "check", "clip_norm", "dot", "gaussian", "load", "norm", "plan", "register", "report", "rng", "run", "sweep",
+    "NonNegative", "Oracle", "Participation", "Partition", "Poison", "Policy", "Pool", "Positive", "PrivacyLedger",
+    "Probability", "Rang", "Release", "ReportSection", "Reported", "Round", "Run", "RunError", "RunFacts", "Scenario",
+    "Selection", "ServerAlgorithm", "Setting", "Start", "State", "Tokens", "View", "Watched", "Watcher", "Woke",
+    "Work", "calibrate", "check", "clip_norm", "dot", "gaussian", "load", "norm", "plan", "register", "report", "rng",
+    "run", "sweep",
 ]  # fmt: skip
 
 

@@ -197,7 +197,8 @@ def test_equations_lead_to_code() -> None:
         ("algorithm", "scenario"), ("participation", "scenario"), ("aggregator", "robustness"), ("pre", "robustness"),
         ("dataset", "data"),
         ("partition", "data"), ("model", "models"), ("loss", "models"), ("graph", "gossip"), ("mixing", "gossip"),
-        ("solver", "scenario"), ("compressor", "scenario"), ("attack", "robustness"), ("privacy", "privacy"),
+        ("selection", "fairness"), ("solver", "scenario"),
+        ("compressor", "scenario"), ("attack", "robustness"), ("privacy", "privacy"),
         ("audit", "audit"), ("metric", "runs"), ("logger", "runs"),
     ],
 )  # fmt: skip

@@ -47,6 +47,7 @@ KINDS = {
     "compressor": Kind("fedsim.messages.compressors", "fedsim.messages.base:MessageTransform"),
     "attack": Kind("fedsim.messages.attacks", "fedsim.messages.base:MessageTransform"),
     "participation": Kind("fedsim.participation.modes", "fedsim.participation.synchronous:Participation"),
+    "selection": Kind("fedsim.participation.selections", "fedsim.participation.selection:Selection"),
     "privacy": Kind("fedsim.privacy", "fedsim.privacy.base:Mechanism"),
     "metric": Kind("fedsim.engine.measures", "fedsim.core.metrics:Measure"),
     "logger": Kind("fedsim.engine.loggers", "fedsim.engine.watch:Logger"),

@@ -29,6 +29,9 @@ def check_trust(scenario: Scenario) -> None:
     if getattr(scenario.topology, "spells", None) is not None:
         message = "nodes of a deployment are there when their machines are; allowed: no such key"
         raise InputError(message, key="topology.spells")
+    if scenario.participation.asks_losses:
+        message = "clients of a deployment are not asked what they lose before a round; allowed: no selection"
+        raise InputError(message, key="participation.selection")
     if scenario.privacy is None:
         return
     if scenario.privacy.shares_noise:

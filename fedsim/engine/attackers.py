@@ -153,7 +153,14 @@ def chances(s: Scenario, run: RunFacts) -> dict[str, Any]:
     from scipy.stats import binom, hypergeom
 
     mode, n, b = s.participation, run.num_clients, len(run.attackers or ())
-    if not isinstance(mode, Synchronous) or not b or mode.over_selection > 1 or mode.dropout or mode.deadline:
+    if (
+        not isinstance(mode, Synchronous)
+        or not b
+        or mode.over_selection > 1
+        or mode.dropout
+        or mode.deadline
+        or mode.asks_losses
+    ):
         return {}
     m = mode.cohort_size(n)
     f = tolerated(s)

@@ -186,7 +186,7 @@ def _staleness(moment: Moment) -> Columns:
 def _work(moment: Moment) -> Columns:
     totals = moment.totals
     pairs = {"communications": totals.communications} if moment.scenario.participation.continuous else {}
-    asks = moment.scenario.algorithm.evaluates_on is not None
+    asks = moment.scenario.algorithm.evaluates_on is not None or moment.scenario.participation.asks_losses
     losses = {"loss_evaluations": totals.loss_evaluations} if asks else {}
     return {"bytes_sent": totals.bytes_sent, "gradients": totals.gradients, **losses, **pairs}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedsim.backends.base import Backend
@@ -156,13 +156,12 @@ class Simulation:
     def _rounds(self, clock: WallClock, stop: Callable[[], bool]) -> Ended | None:
         """Every event up to the last round: see `fedsim.participation.base` for what they are."""
         s = self.scenario
-        if self.stopped:
+        if self.stopped or self.round >= s.run.rounds:
             return None
-        events = (self.source or s.participation.events)(self.assembly.setting(s), self.round)
+        setting = replace(self.assembly.setting(s), inquiry=self.home.inquiry)
+        events = (self.source or s.participation.events)(setting, self.round)
         begun: list[Dispatch] = []  # of a round that `run.seconds` may still cut off
         for event in events:
-            if self.round >= s.run.rounds:
-                return None
             match event:
                 case Dispatch():
                     begun.append(event)
@@ -177,7 +176,7 @@ class Simulation:
                     event = self._combine(event)
                     if event.closes:
                         self._close_round(event, clock, stop)
-                    if self.stopped:  # before the next event is asked for: on a wall clock it may take long
+                    if self.stopped or self.round >= s.run.rounds:  # the next event may take long, or ask clients
                         return None
         if self.round < s.run.rounds:
             raise RunError(
@@ -196,6 +195,8 @@ class Simulation:
     def _combine(self, event: Arrival) -> Arrival:
         """What became of the event: without the clients that were left out."""
         combined, a = self.home.combine(event), self.assembly
+        if self.home.inquiry is not None:
+            self.totals.ask(self.home.inquiry.close(event.number))
         if combined.message_bytes is not None:
             size = combined.message_bytes * a.mixing(self.scenario).exchanges
             self.totals.count(combined.event, size, self.scenario.algorithm, a.task)

@@ -27,6 +27,7 @@ from fedsim.core.returned import aggregating, same_form
 from fedsim.core.row_files import RowStream
 from fedsim.core.types import Message, State, agree
 from fedsim.engine.assembly import Assembly
+from fedsim.engine.inquiry import ServerInquiry
 from fedsim.engine.outcomes import Combined, NodeFacts
 from fedsim.graphs.presence import There
 from fedsim.messages.aggregators import COMBINES
@@ -34,8 +35,7 @@ from fedsim.messages.base import SEPARATOR
 from fedsim.participation.base import Arrival, Dispatch
 from fedsim.scenario.sections import Scenario
 
-_RULE = f"aggregator{SEPARATOR}"
-"""Before the names of what an aggregator keeps, among the tensors of a checkpoint."""
+_RULE = f"aggregator{SEPARATOR}"  # before the names of what an aggregator keeps, among the tensors of a checkpoint
 
 
 class RunState(ABC):
@@ -51,8 +51,8 @@ class RunState(ABC):
         """The tensors, where they are in this process; in continuous time each node's as after its last event."""
         self.idle: Floats | None = None
         """Virtual seconds that nodes' states have flowed for since their last events, ``[n]`` (None: none flows)."""
-        self.there: There | None = None
-        """On a graph whose links and nodes come and go: who was there in the last round."""
+        self.there: There | None = None  # in the last round, on a graph whose links and nodes come and go
+        self.inquiry: ServerInquiry | None = None  # what a mode may ask about clients, where there is a server
 
     def load(self, saved: Saved) -> None:
         """Continue from a checkpoint."""
@@ -68,8 +68,7 @@ class RunState(ABC):
 
     @property
     def measured(self) -> Bools | None:
-        """The nodes that are measured, ``[n]``: the honest ones that are there; None: all honest ones, also while
-        nobody is there."""
+        """The nodes that are measured, ``[n]``: honest ones that are there; None: all honest, also if nobody is."""
         if self.there is None or self.there.everybody or not self.there.nodes.any():
             return None
         return self.there.nodes
@@ -159,15 +158,16 @@ class ServerState(RunState):
         self.aggregator = scenario.aggregator
         self.values = initial(self.algorithm, self.task)
         self.rule = self.aggregator.fresh(self.form)
+        self.inquiry = self.asked = ServerInquiry(self.task, self.centre)
 
     def load(self, saved: Saved) -> None:
         super().load(saved)
         rule = {k: v for k, v in self.values.items() if k.startswith(_RULE)}
-        self.values = {k: v for k, v in self.values.items() if k not in rule}
+        self.values = self.asked.load({k: v for k, v in self.values.items() if k not in rule})
         self.rule |= {k.removeprefix(_RULE): v for k, v in rule.items()}
 
     def kept(self) -> Mapping[str, Tensor | RowStream]:
-        return {**self.values, **{_RULE + k: v for k, v in self.rule.items()}}
+        return {**self.values, **{_RULE + k: v for k, v in self.rule.items()}, **self.asked.save()}
 
     def models(self) -> Mapping[str, Tensor | RowStream]:
         return self._apart(self._model(self.values["x"]))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fedsim.algorithms.base import Algorithm
 from fedsim.core.oracle import Task
+from fedsim.engine.inquiry import Cost
 from fedsim.participation.base import Arrival
 
 
@@ -29,6 +30,11 @@ class Totals:
     """Losses of single samples that clients evaluated for the algorithm, or for who is to take part."""
     skipped: int = 0
     """Rounds with too few messages for the aggregator."""
+
+    def ask(self, cost: Cost) -> None:
+        """Add what it took to ask clients before a round who takes part."""
+        self.bytes_sent += cost.bytes
+        self.loss_evaluations += cost.evaluations
 
     def remark(self, rounds: int) -> str | None:
         """What to say after `rounds` of which more than half changed nothing: the model hardly moves, or not at all."""

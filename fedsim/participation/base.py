@@ -23,6 +23,7 @@ from fedsim.devices.system import Durations, SystemSection
 from fedsim.graphs.network import Network
 from fedsim.graphs.presence import There
 from fedsim.messages.aggregators import Aggregator
+from fedsim.participation.selection import Inquiry
 
 _FIRST_EVENTS = 1000
 """Events in which a mode is to have closed a round when it is checked."""
@@ -198,7 +199,8 @@ class Setting:
     """The run that a mode makes events for and that a privacy mechanism is bound to.
 
     `rounds` is how many it has, `network` the graph of a gossip run. `durations` say how long jobs take; on a graph
-    they are None where a round simply takes a second.
+    they are None where a round simply takes a second. `inquiry` answers what a mode asks about clients while the run
+    goes on; None: it does not go on yet, and nobody can be asked.
     """
 
     seed: int
@@ -209,6 +211,7 @@ class Setting:
     aggregator: Aggregator
     network: Network | None
     durations: Durations | None = None
+    inquiry: Inquiry | None = None
 
     @property
     def server(self) -> ServerAlgorithm:
@@ -263,6 +266,11 @@ class Participation(Part, ABC):
     """Whether nodes act one at a time, in continuous time: then what happened on links is counted."""
     comes_and_goes: ClassVar[bool] = False
     """Whether it runs on a graph whose links and nodes come and go: it then leaves out who is not there."""
+
+    @property
+    def asks_losses(self) -> bool:
+        """Whether clients are asked what they lose, to choose who takes part: no mechanism makes noise for that."""
+        return False
 
     @property
     def merging(self) -> str | None:

@@ -25,6 +25,7 @@ from fedsim.core.types import Count, Fraction, Probability, Seconds
 from fedsim.devices.system import Durations
 from fedsim.participation.base import Arrival, Dispatch, Ended, Event, InVain, Participation, Setting
 from fedsim.participation.fates import jobs_of
+from fedsim.participation.selection import Choosing, SelectionKey
 from fedsim.participation.tokens import visits
 
 _DRAWS = 1000
@@ -68,6 +69,7 @@ class Synchronous(Participation):
     over_selection : that many times the cohort is asked, and the first cohort's worth of clients to finish is used.
     deadline : seconds after which a round ends; who has not finished by then is left out.
     dropout : probability that a client that was asked never reports.
+    selection : chooses each cohort by what clients lose, or how fast they are, in place of a draw of `sampling`.
     straggler_policy : ``partial`` uses what stragglers did (FedProx), ``drop`` leaves them out (the paper's FedAvg).
     """
 
@@ -80,6 +82,11 @@ class Synchronous(Participation):
     over_selection: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     deadline: Seconds | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    selection: SelectionKey | None = None
+
+    @property
+    def asks_losses(self) -> bool:
+        return self.selection is not None
 
     def check(self, task_clients: int) -> None:
         if self.fraction is not None and self.clients_per_round is not None:
@@ -92,6 +99,14 @@ class Synchronous(Participation):
         if self.over_selection > 1 and self.sampling != "uniform":
             message = f"found sampling {self.sampling}: over-selection needs exact cohort sizes, allowed: uniform"
             raise InputError(message, key="over_selection")
+        if self.selection is not None:
+            if self.sampling != "uniform":
+                message = f"found {self.sampling} beside selection, which says who takes part; allowed: uniform"
+                raise InputError(message, key="sampling")
+            try:
+                self.selection.check(self._asked(task_clients), task_clients)
+            except InputError as error:
+                raise error.under("selection") from None
         if self.straggler_policy == "drop" and self.stragglers == 1.0:
             raise InputError("every client of every cohort would be dropped: lower 'stragglers'", key="stragglers")
 
@@ -129,13 +144,17 @@ class Synchronous(Participation):
             yield from visits(setting, algorithm.tokens, self.sampling == "weighted", after)
             return
         now = number = 0
+        choosing = None
+        if self.selection is not None:
+            choosing = Choosing(self.selection, task, seed, setting.inquiry, after)
+            now, number = choosing.tick, choosing.number
         while True:
             asked_at = self._first_on(durations, now)
             if asked_at is None:
                 yield Ended(number, seconds(now), "no client is left that could be asked")
                 return
             number += 1
-            report = self._round(task, algorithm, seed, number, asked_at, durations)
+            report = self._round(task, algorithm, seed, number, asked_at, durations, choosing)
             now = report.end
             if number <= after:  # a resumed run makes its rounds again, which costs next to nothing
                 continue
@@ -164,8 +183,33 @@ class Synchronous(Participation):
                 first = at
         return first
 
+    def _asked(self, n: int) -> int:
+        """Clients that are asked in a round, where cohorts have an exact size."""
+        return math.ceil(min(n, self.cohort_size(n) * self.over_selection - 1e-9))
+
+    def _chosen(
+        self, choosing: Choosing, task: Task, seed: int, number: int, tick: int, durations: Durations
+    ) -> tuple[Ints, Floats]:
+        """The round's clients in ascending order, chosen among those that are on."""
+        n, on = task.num_clients, None
+        if durations.presence is not None or durations.leaves is not None:
+            on = np.array([c for c in range(n) if durations.ready(c, tick) == tick], dtype=np.int64)
+
+        def draw(size: int) -> Ints:
+            return self._cohort(task, seed, number, tick, durations, size)[0]
+
+        clients = choosing.cohort(number, self._asked(n), on, draw)
+        return clients, np.ones(len(clients))
+
     def _round(
-        self, task: Task, algorithm: ServerAlgorithm, seed: int, number: int, start: int, durations: Durations
+        self,
+        task: Task,
+        algorithm: ServerAlgorithm,
+        seed: int,
+        number: int,
+        start: int,
+        durations: Durations,
+        choosing: Choosing | None = None,
     ) -> _Report:
         """Who reports in a round that starts at tick `start`, and how long the server waits for it."""
         if number == 1 and algorithm.needs.begins_with_everybody:
@@ -173,7 +217,10 @@ class Synchronous(Participation):
             clients, multiplicity = np.arange(wanted, dtype=np.int64), np.ones(wanted)
         else:
             wanted = self.cohort_size(task.num_clients)
-            clients, multiplicity = self._cohort(task, seed, number, start, durations)
+            if choosing is None:
+                clients, multiplicity = self._cohort(task, seed, number, start, durations)
+            else:
+                clients, multiplicity = self._chosen(choosing, task, seed, number, start, durations)
         steps = self._steps(task, algorithm, clients, np.full(len(clients), number, dtype=np.int64), seed)
         asked = np.flatnonzero(steps > 0)
         work = dict(zip(clients.tolist(), steps.tolist(), strict=True))
@@ -194,15 +241,17 @@ class Synchronous(Participation):
             InVain(int(clients[asked[i]]), start, min(found[i].end, end), found[i].sent and not found[i].arrives)
             for i in left_out
         ]
-        chosen = asked[kept]
-        return _Report(
-            start, end, clients[chosen], steps[chosen], multiplicity[chosen], [found[i].end for i in kept], in_vain
-        )
+        chosen, ends = asked[kept], [found[i].end for i in kept]
+        if choosing is not None:
+            choosing.close(number, clients[asked], clients[chosen], start, ends, end)
+        return _Report(start, end, clients[chosen], steps[chosen], multiplicity[chosen], ends, in_vain)
 
-    def _cohort(self, task: Task, seed: int, number: int, tick: int, durations: Durations) -> tuple[Ints, Floats]:
+    def _cohort(
+        self, task: Task, seed: int, number: int, tick: int, durations: Durations, size: int | None = None
+    ) -> tuple[Ints, Floats]:
         """The round's clients in ascending order, and how often each was drawn; among those that are on."""
         n = task.num_clients
-        size = math.ceil(min(n, self.cohort_size(n) * self.over_selection - 1e-9))
+        size = self._asked(n) if size is None else size
         generator = rng.generator(seed, "cohort", number)
         if durations.presence is not None or durations.leaves is not None:
             return self._available_cohort(task, seed, number, size, tick, durations)

@@ -59,6 +59,12 @@ def message_problems(s: Scenario) -> Iterator[Problem]:
         yield Problem(
             f"{found}; allowed: no privacy, or an algorithm without losses, such as fedavg", "privacy.mechanism"
         )
+    if s.privacy is not None and s.participation.asks_losses:
+        found = "found clients that are chosen by what they lose, which no mechanism makes noise for, and whose cohorts"
+        yield Problem(f"{found} amplify no privacy; allowed beside privacy: no selection", "participation.selection")
+    if s.algorithm.tokens is not None and s.participation.asks_losses:
+        message = f"found it, but models of '{name}' walk to clients that are drawn; allowed: no selection"
+        yield Problem(message, "participation.selection")
     if s.attack is not None and s.audits:
         yield Problem("an audit asks what an honest run gives away; allowed: one of the two sections", "attack")
     if isinstance(s.attack, Attack):

@@ -21,6 +21,9 @@ def personal_problems(s: Scenario) -> Iterator[Problem]:
         asked, setting = s.names["algorithm"], s.algorithm.setting
         message = f"{what}, but '{asked}' keeps more about all parameters than the model itself"
         yield Problem(f"{message}; allowed: {', '.join(_taking(setting))}", key)
+    if s.participation.asks_losses:
+        message = f"{what}, and a selection asks what the server's own model loses; allowed: no selection"
+        yield Problem(message, "participation.selection")
     if s.privacy is not None and not s.privacy.personal:
         message = (
             f"{what}: they follow a client's examples without noise, and '{s.names['privacy']}' protects examples; "
