@@ -29,6 +29,7 @@ from fedsim.algorithms import (
     fedspeed,
     fsgld,
     gradient_tracking,
+    ifca,
     monna,
     pfedme,
     powersgd,
@@ -41,5 +42,5 @@ from fedsim.algorithms import (
 __all__ = [
     "acid", "afl", "apfl", "baselines", "beer", "choco", "dadao", "diff2", "diff2_bvr", "ditto", "dspodfl", "ef21",
     "fedamd", "fedasync", "fedavg", "fedcm", "feddyn", "fednova", "fedopt", "fedprox", "fedspeed", "fsgld",
-    "gradient_tracking", "monna", "pfedme", "powersgd", "push_sum", "qffl", "sam", "scaffold",
+    "gradient_tracking", "ifca", "monna", "pfedme", "powersgd", "push_sum", "qffl", "sam", "scaffold",
 ]  # fmt: skip

@@ -110,6 +110,15 @@ class ClientHalf(Part, ABC):
         """Samples on which a client evaluates the model that it receives, for `Effort.loss`; None: it does not."""
         return None
 
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Names of the models, among what a client receives, that `evaluates_on` is about; of several it chooses."""
+        return ("x",)
+
+    def choose(self, received: Message, losses: Tensor) -> Message:
+        """What a client works from, by what the `candidates` lose on its data: ``[m, k]``. It has its model as x."""
+        return received
+
     def personal_model(self, received: Message, client: State) -> Tensor:
         """The model that each client would use itself, rows ``[m, d]``, of what it receives and what it keeps.
 

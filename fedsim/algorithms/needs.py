@@ -28,8 +28,8 @@ class Needs:
         last round; ``linear``, one that knows the sum of its steps' weights, by which changes are divided; ``own``, the
         algorithm takes them by a rule of its own.
     compute, links : on a graph, whether the scenario's probabilities decide who computes and which links fire.
-    linear_mixing : on a graph, why nodes have to mix by weighted sums, where they have to; a rule that drops or clips
-        messages is then refused.
+    linear_mixing : why nodes, or the server, have to mix by weighted sums, where they have to; a rule that drops or
+        clips messages is then refused.
     no_merge : on a graph, why its nodes cannot just take the mean of all models, where they cannot.
     columns : whether a mixing matrix will do whose columns alone sum to 1: what every node sends, not what it hears. A
         lost message's share then stays with its sender.

@@ -59,7 +59,9 @@ def _models(worker: Worker, clients: Ints, received: Message, asked: Asked) -> T
     algorithm, x = worker.algorithm, received.get("x")
     if asked.personal:
         personal, kept = parted(own_rows(worker.store.gather(clients)))
-        received = algorithm.receive(composed(received, personal, worker.task.sharing), kept)
+        received = composed(received, personal, worker.task.sharing)
+        rounds = np.full(len(clients), asked.round + _APART, dtype=np.int64)
+        received, _ = worker.opened(algorithm, received, kept, clients, rounds)
         x = algorithm.personal_model(received, kept)
         by_row({"x": x}, None, len(clients), worker.initial, algorithm, "personal_model")
     assert x is not None

@@ -93,8 +93,9 @@ class Worker:
         personal, client = parted(own_rows(kept_rows))
         beside = {k: v for k, v in kept_rows.items() if SEPARATOR in k} | personal
         received = composed(job.received, personal, self.task.sharing)
-        job = replace(job, received=algorithm.receive(received, client))
-        lr, loss = self._column(algorithm.lr_at(job.rounds)), self._loss(algorithm, job)
+        received, loss = self.opened(algorithm, received, client, job.clients, job.rounds)
+        job = replace(job, received=received)
+        lr = self._column(algorithm.lr_at(job.rounds))
         m, most = len(job.clients), int(job.steps.max(initial=0))
         local = by_row(algorithm.begin(job.received, client), None, m, self.initial, algorithm, "start")
         local = {k: v.expand(m, -1) for k, v in local.items()}
@@ -175,13 +176,17 @@ class Worker:
             store.scatter(clients, after)
         return {k: v.expand(len(steps), -1) for k, v in (travels | stays).items()}
 
-    def _loss(self, algorithm: Algorithm, job: Job) -> Tensor | None:
-        """Mean loss of the models that were received on their clients' data, ``[m, 1]``, where it is asked for."""
-        samples = algorithm.evaluates_on
+    def opened(
+        self, algorithm: Algorithm, received: Message, client: State, clients: Ints, rounds: Ints
+    ) -> tuple[Message, Tensor | None]:
+        """What clients work from, and the mean loss of that model on their data ``[m, 1]`` where it is asked for."""
+        received, samples = algorithm.receive(received, client), algorithm.evaluates_on
         if samples is None:
-            return None
-        received = {k: v.expand(len(job.clients), -1) for k, v in job.received.items()}
-        return self.task.losses(model(received, received["x"]), job.clients, job.rounds, samples).mean
+            return received, None
+        rows = {k: v.expand(len(clients), -1) for k, v in received.items()}
+        models = [model(rows, rows[name]) for name in algorithm.candidates]
+        losses = torch.cat([self.task.losses(x, clients, rounds, samples).mean for x in models], -1)
+        return algorithm.choose(received, losses), losses.amin(-1, keepdim=True)
 
     def _column(self, values: npt.NDArray[np.generic]) -> Tensor:
         return torch.as_tensor(values, dtype=self.initial.dtype, device=self.initial.device).unsqueeze(1)

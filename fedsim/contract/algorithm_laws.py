@@ -214,6 +214,8 @@ def through_aggregate(bench: Bench) -> str:
         return "a graph mixes with a matrix, no aggregator is asked"
     if not a.needs.through_aggregate:
         return "it says that it does not, and robust aggregators are refused"
+    if a.needs.linear_mixing is not None:
+        return "it says that rules have to be linear, and robust aggregators are refused"
     state = a.init(bench.initial(bench.task(0.0)))
     for number in (1, 2, 3):
         clients, steps = bench.cohort(number, full=True)

@@ -209,6 +209,8 @@ class Measure(Part, ABC):
     """
     of_samples: ClassVar[bool] = False
     """Whether it is about samples that a run keeps, so that the algorithm has to be one that does."""
+    of_state: ClassVar[tuple[str, ...]] = ()
+    """What the algorithm's state has to have, since it looks at it by `View.state`."""
 
     @classmethod
     def from_function(cls, name: str, function: Any, keys: Mapping[str, Any]) -> Measure:

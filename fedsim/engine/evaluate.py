@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.clients.round import initial
 from fedsim.core.arrays import Ints
 from fedsim.core.client_metrics import ClientTable
 from fedsim.core.errors import InputError, RunError
-from fedsim.core.metrics import TABLE, Metric, metric
+from fedsim.core.metrics import TABLE, Measure, Metric, metric
 from fedsim.core.oracle import Answers, Task
 from fedsim.engine.assembly import Assembly
 from fedsim.engine.client_evaluation import client_evaluation
@@ -96,6 +97,7 @@ class Evaluation:
         for i, measure in enumerate(self.own):
             try:
                 measure.check(assembly.task)
+                _check_state(measure, scenario, assembly.task)
             except InputError as error:
                 raise error.under(f"run.metrics.{i}") from None
         self.clients = client_evaluation(scenario, assembly)
@@ -138,6 +140,15 @@ class Evaluation:
                     ) from None
         self._privacy.publishes(metric(name, self.columns) for name in fresh)
         return row | fresh
+
+
+def _check_state(measure: Measure, scenario: Scenario, task: Task) -> None:
+    """Raise InputError where it is about something that the algorithm's state does not have."""
+    if measure.of_state:
+        missing = set(measure.of_state) - set(initial(scenario.algorithm, task))
+        if missing:
+            found = f"the state of '{scenario.names['algorithm']}' has no {', '.join(sorted(missing))}"
+            raise InputError(f"{found}; allowed: an algorithm that it is about", key="name")
 
 
 def check_finite(moment: Moment, row: Columns, folder: object) -> None:

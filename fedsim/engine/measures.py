@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedsim.engine.clusters import Clusters
 from fedsim.engine.ensemble import Ensemble
 from fedsim.engine.quality import (
     F1,
@@ -19,6 +20,7 @@ __all__ = [
     "Auc",
     "BalancedAccuracy",
     "CalibrationError",
+    "Clusters",
     "Determination",
     "Ensemble",
     "MacroF1",

@@ -57,7 +57,8 @@ class Totals:
         self.bytes_sent += event.sends * message_bytes
         self.gradients += algorithm.gradients(task, event.clients, event.rounds, event.steps)
         if algorithm.evaluates_on is not None:
-            self.loss_evaluations += task.loss_samples(event.clients, algorithm.evaluates_on)
+            asked = task.loss_samples(event.clients, algorithm.evaluates_on)
+            self.loss_evaluations += len(algorithm.candidates) * asked
         self.communications += sum(len(tick.nodes) == 2 for tick in event.ticks or ())
         self.contributions += len(event.clients)
         self.staleness += int(event.staleness.sum())

@@ -23,6 +23,8 @@ def rule_problems(s: Scenario) -> Iterator[Problem]:
             "aggregator, so that it would protect nothing; allowed: mean, or another that is linear"
         )
         yield Problem(message, "aggregator.name")
+    if s.algorithm.needs.linear_mixing is not None:
+        yield Problem(f"found '{name}', but {s.algorithm.needs.linear_mixing}; allowed: mean", "aggregator.name")
     if s.participation.one_at_a_time:
         message = (
             f"found '{name}', but with mode {s.names['participation']} every message is combined by itself, so that "

@@ -44,6 +44,7 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fedavg": (SERVER, {"momentum": 0.9, "server_momentum": 0.5, "local_steps": 3, "lr_decay": 0.9}),
     "scaffold": (SERVER, {"local_epochs": 1}),
     "fal": ({**SERVER, "adversary": {"eps": 0.1, "steps": 2, "random_start": True}}, {"local_steps": 2}),
+    "ifca": (SERVER, {"models": 3, "loss_samples": 8, "local_steps": 2}),
     "dspodfl": (GOSSIP, {}),
     "afl": (SERVER, {"loss_samples": 5}),
     "monna": (ATTACKED, {"beta": 0.9, "exchanges": 2, "wait": "quorum"}),
