@@ -22,7 +22,7 @@ class RotatedDigits(DatasetPart):
 
     rotations: Annotated[int, Field(ge=1, le=4)] = 4
 
-    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:  # noqa: ARG002 - rows are the same for all seeds
+    def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
         from sklearn.datasets import load_digits
 
         digits, count = load_digits(), clients or 8
