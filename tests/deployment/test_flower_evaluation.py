@@ -127,6 +127,19 @@ def test_models_of_their_own_are_evaluated_where_they_are(tmp_path: Path, sectio
     assert not list((tmp_path / "refused").rglob("*.jsonl"))
 
 
+def test_a_clocked_run_loses_no_answer_to_an_evaluation(tmp_path: Path) -> None:
+    values = scenario(run={"rounds": 6})
+    values["participation"] = {"mode": "fedbuff", "buffer": 2, "concurrency": N}
+    app = Deployment(tmp_path / "app", values, N, eval="clients")
+    for c, node in enumerate(app.grid.nodes.values()):
+        node.delay = 0.5 + c
+    run = app.run()
+    assert run.clients.groupby("round").loss.count().tolist() == [N] * 7
+    work = [row for row in read_jsonl(run.dir / "replies.jsonl") if row.get("what") != EXAM]
+    assert {row["status"] for row in work} == {"ok"}
+    assert len(work) >= 12
+
+
 def test_clients_of_quadratics_are_asked_too(tmp_path: Path, quadratic: Callable[..., Any]) -> None:
     values = {
         "data": quadratic(n=N, d=3).section(),
