@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 from docs_pages import PAGES, ROOT, Item, items
 from typer.testing import CliRunner
 
@@ -34,6 +35,13 @@ def shortened(text: str) -> str:
     """A scenario's or a sweep's file with fewer rounds in what a sweep sets by itself, and fewer steps of an attack."""
     few = re.sub(r"\brun\.rounds: \d+", f"run.rounds: {rounds(text)}", text)
     return re.sub(r"\biterations: \d+", "iterations: 20", few)
+
+
+def _varies_rounds(text: str) -> bool:
+    """Whether it is a sweep whose runs differ in their rounds, so that ``--set`` would be refused."""
+    values = yaml.safe_load(text)
+    cases = (values.get("cases") or {}).values() if "scenario" in values else ()
+    return any("run.rounds" in (case or {}) for case in cases) or "run.rounds" in values.get("grid", {})
 
 
 class Desk:
@@ -82,7 +90,9 @@ class Desk:
         if any(word in command for word in _OWN_TESTS):
             return "installs, or has tests of its own"
         if arguments[0] in ("run", "sweep"):
-            arguments += ["--set", f"run.rounds={rounds(Path(arguments[1]).read_text(encoding='utf-8'))}"]
+            text = Path(arguments[1]).read_text(encoding="utf-8")
+            if not _varies_rounds(text):  # those of a file are short already
+                arguments += ["--set", f"run.rounds={rounds(text)}"]
         if reason := self._needs(arguments):
             if "--out" in arguments:
                 self.missing.add(arguments[arguments.index("--out") + 1])
