@@ -255,8 +255,11 @@ ADAPTED = {"name": "own_models:Whole", "lora": {"targets": ["body"], "rank": 2, 
         ("graph", {"name": "own_models:NormedDropped"}),
         ("server", ADAPTED),
         ("graph", ADAPTED),
+        ("controls", {"name": "own_models:Attention"}),
+        ("private", {"name": "own_models:Attention"}),
+        ("tracking", {"name": "own_models:Recurrent"}),
     ],
-    ids=["server", "graph", "server, adapters", "graph, adapters"],
+    ids=["server", "graph", "server, adapters", "graph, adapters", "controls", "private", "tracking"],
 )
 def test_models_that_drop_and_count(run_scenario: Make, setting: str, model: dict[str, Any]) -> None:
     local = {"lr": 0.1, "local_steps": 2, "batch_size": 8}
@@ -268,6 +271,15 @@ def test_models_that_drop_and_count(run_scenario: Make, setting: str, model: dic
     if setting == "graph":
         scenario |= {"algorithm": {"name": "dspodfl", **local}, "topology": {"graph": "ring"}}
         scenario["participation"] = {"mode": "gossip", "compute": 0.7, "links": 0.6}
+    if setting == "tracking":
+        scenario |= {"algorithm": {"name": "gradient_tracking", "lr": 0.1, "batch_size": 8}}
+        scenario["topology"] = {"graph": "ring"}
+    if setting == "controls":
+        scenario["algorithm"]["name"] = "scaffold"
+    if setting == "private":  # each sample has masks of its own
+        scenario["algorithm"] = {"name": "fedavg", "lr": 0.1, "local_steps": 2}
+        noise = {"clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-5, "sampling_rate": 0.2}
+        scenario["privacy"] = {"mechanism": "dp_sgd", **noise}
     run = {"rounds": 4, "eval_every": 2}
     one = run_scenario(**scenario, run=run)
     other = run_scenario(**scenario, run=run, backend=ray_backend(2))
