@@ -251,18 +251,6 @@ def test_a_round_that_is_cut_off_leaves_nothing_behind(tmp_path: Path) -> None:
     assert torch.equal(state.params, parts.params)
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
-def test_over_any_number_of_actors(tmp_path: Path) -> None:
-    for name in ("pow-d", "oort"):
-        alone = fedsim.run(sections(EVERY[name]), out=tmp_path / name)
-        far = sections(EVERY[name], backend={"name": "ray", "actors": 2})
-        other = fedsim.run(far, out=tmp_path / f"{name}-ray")
-        assert alone.trace == other.trace
-        assert float((alone.params - other.params).abs().max()) < 1e-12
-        assert alone.metrics["loss_evaluations"].equals(other.metrics["loss_evaluations"])
-
-
 @pytest.mark.parametrize("name", EVERY)
 def test_the_laws_of_modes_hold(name: str) -> None:
     written = {**EVERY[name], **({"candidates": 4} if "candidates" in EVERY[name] else {})}

@@ -177,6 +177,18 @@ def test_nodes_that_come_and_go(run_scenario: Make) -> None:
         same(alone, run_scenario(**scenario, run=run, backend=ray_backend(actors)))
 
 
+@pytest.mark.parametrize("selection", [{"name": "power_of_choice", "candidates": 5}, {"name": "oort"}], ids=str)
+def test_clients_that_are_chosen_by_what_they_lose(quadratic: Make, run_scenario: Make, selection: Any) -> None:
+    scenario = {
+        "data": quadratic(n=8).section(noise=0.1),
+        "algorithm": {"name": "fedavg", "lr": 0.05, "local_steps": 3},
+        "participation": {"clients_per_round": 3, "selection": selection},
+    }
+    alone = run_scenario(**scenario, run={"rounds": ROUNDS})
+    assert alone.metrics["loss_evaluations"].iloc[-1] > 0
+    same(alone, run_scenario(**scenario, run={"rounds": ROUNDS}, backend=ray_backend(2)))
+
+
 CLOCKED: dict[str, dict[str, Any]] = {
     "asynchronous": {"mode": "asynchronous"},
     "fixed_interval": {"mode": "fixed_interval", "window": 0.8},
