@@ -23,10 +23,9 @@ from fedsim.scenario.stopping import Stop
 FILE = "stop.json"
 """In the directory of a run that ended early: after which round, and why."""
 
-_OF_TASKS = (
-    "train_loss", "test_loss", "test_accuracy", "perplexity", "robust_loss", "robust_accuracy", "optimum_distance"
-)  # fmt: skip
-_OF_GRAPHS = ("node_accuracy", "node_accuracy_min")
+_DIRECTED = [m for m in TABLE.values() if m.larger_is_better is not None]
+_OF_TASKS = {m.name for m in _DIRECTED if m.figure in ("progress", "optimum")}
+_OF_GRAPHS = {m.name for m in _DIRECTED if m.figure == "gossip"}
 
 
 @dataclass
@@ -101,7 +100,7 @@ def early_stop(scenario: Scenario, task: Task, graph: bool) -> EarlyStop | None:
     rule = scenario.stop
     if rule is None:
         return None
-    absent = {m for m in _OF_TASKS if m not in task.metrics} | (set() if graph else set(_OF_GRAPHS))
+    absent = (_OF_TASKS - set(task.metrics)) | (set() if graph else _OF_GRAPHS)
     absent |= set() if isinstance(scenario.attack, Backdoor) else {"attack_success"}
     if rule.metric in absent:
         known = {**TABLE, **scenario.columns}
