@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Effort, Message, Oracle, Positive, Report, State
 from fedsim.algorithms.client import ClientHalf
+from fedsim.core.errors import InputError
 
 _OWN = "v:"  # before the names of what the solver of v remembers
 
@@ -56,6 +57,12 @@ class OwnModel(Algorithm):
         travels, stays, kept = super().message(local, received, client, effort)  # type: ignore[safe-super]
         solver = {k.removeprefix(_OWN): v for k, v in local.items() if k.startswith(_OWN)}
         return travels, stays, {**kept, "v": local["v"], **self._remembered(solver)}
+
+    def check_train(self) -> None:
+        super().check_train()
+        if self.train is not None:
+            message = f"{type(self).__name__} trains two models, and phases are of one; allowed: no such key"
+            raise InputError(message, key="train")
 
     def personal_model(self, received: Message, client: State) -> Tensor:
         return client["v"]

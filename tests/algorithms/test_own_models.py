@@ -236,6 +236,7 @@ def test_there_is_nothing_to_protect_or_to_change_in_what_is_not_sent(name: str,
         ({"name": "centralized", "weighting": "uniform"}, "algorithm.weighting"),
         ({"name": "apfl", "alpha_lr": 0.1}, "algorithm.alpha_lr"),
         ({"name": "apfl", "alpha": 1.5}, "algorithm.alpha"),
+        *[({"name": name, "train": [{"parameters": ["0"], "steps": 1}]}, "algorithm.train") for name in OWN],
     ],
     ids=str,
 )
@@ -262,6 +263,12 @@ def test_under_dp_sgd_own_models_are_trained_with_noise_too(go: Make, name: str)
     ]
     assert np.abs(found[0] - found[1]).max() > 1e-3
     assert np.abs(found[1] - found[2]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_parts_that_stay_with_clients_are_refused_where_whole_models_do(name: str) -> None:
+    with pytest.raises(InputError, match=r"model.personal: .* keeps more about all parameters"):
+        parse({**LINEAR, "model": {"name": "linear", "personal": ["*.bias"]}, "algorithm": {"name": name}})
 
 
 def normed() -> nn.Module:
