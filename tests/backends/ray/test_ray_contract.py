@@ -337,3 +337,41 @@ def test_a_run_stops_early_over_actors(tmp_path: Path, quadratic: Make) -> None:
     there = fedsim.run({**scenario, "backend": {"name": "ray", "actors": 2}}, out=tmp_path / "there")
     assert here.stopped is not None
     assert there.stopped == here.stopped
+
+
+PERSONAL: dict[str, dict[str, Any]] = {
+    "fedrep": {
+        "model": {"name": "own_models:Whole", "personal": ["head"]},
+        "algorithm": {"train": [{"parameters": "personal", "steps": 2}, {"parameters": "shared", "steps": 1}]},
+        "participation": {"mode": "synchronous", "fraction": 0.6},
+    },
+    "on the clock": {
+        "model": {"name": "own_models:Whole", "personal": ["head"]},
+        "participation": {"mode": "fedbuff", "buffer": 2},
+    },
+    "fedbn": {"model": {"name": "own_models:Normed", "batch_norm": "local"}},
+    "fedbn on a graph": {
+        "model": {"name": "own_models:Normed", "batch_norm": "local"}, "algorithm": {"name": "dspodfl"},
+        "topology": {"graph": "ring"}, "participation": {"mode": "gossip", "compute": 0.7, "links": 0.7},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PERSONAL)
+def test_what_stays_with_clients_lies_with_actors(tmp_path: Path, name: str) -> None:
+    """One actor or two give the numbers of one process, also those of clients' own models, and where a run goes on."""
+    more = dict(PERSONAL[name])
+    scenario: dict[str, Any] = {
+        "data": {"dataset": "digits", "clients": 5, "limit": 100, "local_test": 0.25},
+        "algorithm": {"name": "fedavg", "lr": 0.1, "batch_size": 6, **more.pop("algorithm", {})},
+        "run": {"rounds": 4, "eval_every": 2, "dtype": "float64", "eval_samples": 40, "device": "cpu", "trace": True},
+        **more,
+    }
+    if "train" not in scenario["algorithm"]:
+        scenario["algorithm"]["local_steps"] = 2
+    alone = fedsim.run(scenario, out=tmp_path / "alone")
+    same(alone, fedsim.run({**scenario, "backend": ray_backend(2)}, out=tmp_path / "two"))
+    half = {**scenario, "run": {**scenario["run"], "rounds": 2}}
+    fedsim.run({**half, "backend": ray_backend(2)}, out=tmp_path / "parts")
+    same(alone, fedsim.run({**scenario, "backend": ray_backend(3)}, tmp_path / "parts", resume=True))
+    assert len({round(v, 9) for v in alone.clients.query("round == 4")["loss"]}) > 1
