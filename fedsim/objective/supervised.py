@@ -32,7 +32,7 @@ from fedsim.objective.curvature import class_probabilities, gauss_newton, output
 from fedsim.objective.kernel import Kernel, Precision
 from fedsim.objective.own_losses import of_clients
 from fedsim.objective.own_rows import OwnRows, Tested
-from fedsim.objective.rows import evaluated, index_lists
+from fedsim.objective.rows import evaluated, index_lists, peak, taken
 from fedsim.objective.scores import Sums, counted, summed
 from fedsim.objective.smoothness import convexity_of_linear, of_linear
 from fedsim.objective.stacked import Way
@@ -292,17 +292,9 @@ class SupervisedTask(Task):
         width = most if batch_size == "full" else min(batch_size, most)
         if self.device.type != "cuda":  # beside whole models they hardly count
             return width * saved_bytes(self.kernel.module, widened(self.inputs[:1])) if self.adapted else 0
-        self._peak(1, width)  # libraries load and take their workspaces
-        return max(0, self._peak(2, width) - self._peak(1, width))
-
-    def _peak(self, rows: int, width: int) -> int:
-        """GPU memory that the gradient of `rows` rows takes at its largest."""
-        x, targets = self._initial.expand(rows, -1).contiguous(), torch.stack([self.targets[:width]] * rows)
-        inputs = widened(torch.stack([self.inputs[:width]] * rows))
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        self.kernel.grad(x, inputs, targets, 1.0 / width)
-        return torch.cuda.max_memory_allocated(self.device) - before
+        few = self.inputs[:width], self.targets[:width]
+        peaks = [peak(self.kernel, self._initial, *few, rows) for rows in (1, 2, 1)]  # libraries load in the first
+        return max(0, peaks[1] - peaks[2])
 
     def _plan(
         self, clients: Ints, rounds: Ints, positions: Ints, valid: Bools, weights: Tensor | None
@@ -325,18 +317,8 @@ class SupervisedTask(Task):
     def gather(self, index: Tensor, moves: Tensor | None) -> Tensor:
         """Training inputs ``[..., *sample]`` of rows `index`, augmented as `moves` says."""
         # index_select on a flat index is several times faster than fancy indexing
-        inputs = self._taken(index.reshape(-1)).view(*index.shape, *self.inputs.shape[1:])
+        inputs = taken(self.inputs, index.reshape(-1)).view(*index.shape, *self.inputs.shape[1:])
         return widened(inputs) if moves is None else moved(inputs, moves)
-
-    def _taken(self, rows: Tensor) -> Tensor:
-        if self.device.type != "cpu":
-            return self.inputs.index_select(0, rows)
-        taken = self.inputs.new_empty((len(rows), *self.inputs.shape[1:]))
-        size = 2 * taken.numel() * taken.element_size()
-        crew.apart(
-            lambda part: torch.index_select(self.inputs, 0, rows[part], out=taken[part]), crew.shares(len(rows), size)
-        )
-        return taken
 
     def place(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         x = x.to(device=self.device, dtype=self.dtype if x.is_floating_point() else None)
