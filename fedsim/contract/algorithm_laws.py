@@ -120,7 +120,8 @@ def last_axis_only(bench: Bench) -> str:
         local, oracle = a.start(mine, kept), ExactOracle(bench, rows, lr[rows])
         for _ in range(steps):
             local = a.local_step(oracle, local, mine, kept)
-        return a.message(local, mine, kept, Effort(torch.full_like(lr, steps)[rows], lr[rows], loss[rows]))
+        lost = None if loss is None else loss[rows]
+        return a.message(local, mine, kept, Effort(torch.full_like(lr, steps)[rows], lr[rows], lost))
 
     stacked, worst = half(slice(None)), 0.0
     for i in range(CLIENTS):

@@ -101,8 +101,10 @@ class Bench:
         """``[d]`` for a server, ``[n, d]`` for a graph."""
         return task.initial().expand(CLIENTS, -1).clone() if self.gossip else task.initial()
 
-    def loss(self, received: Message) -> Tensor:
-        """What every client loses with the model that it received, ``[m, 1]``."""
+    def loss(self, received: Message) -> Tensor | None:
+        """What every client loses with the model that it received, ``[m, 1]``, where the algorithm asks for it."""
+        if self.algorithm.evaluates_on is None:
+            return None
         everybody = np.arange(CLIENTS, dtype=np.int64)
         return self.task(0.0).losses(received["x"], everybody, everybody, "full").mean
 
