@@ -65,7 +65,7 @@ class Part:
     without: ClassVar[Mapping[str, str]] = {}
     """Keys that others of its kind have, and why it has not: a sentence after ``found ..., but``."""
 
-    def located(self, base: Path) -> Self:
+    def recorded(self, base: Path) -> Self:
         """The part with what it knows of files that its keys name; relative paths are from the folder `base`."""
         return self
 

@@ -113,7 +113,7 @@ class Model(Common, ABC):
         offered = _check_signature(name, function, own)
         return OwnModel(function=function, keys=own, offered=offered, **{k: getattr(common, k) for k in COMMON})
 
-    def located(self, base: Path) -> Self:
+    def recorded(self, base: Path) -> Self:
         return replace(self, init=self.init.located(base)) if isinstance(self.init, Start) else self
 
     @property

@@ -115,7 +115,7 @@ class PartSection(Section):
         if keys is None:
             return None, None
         part = part_from(self.kind, self.key, keys)
-        return part.located(base) if isinstance(part, Part) else part, str(keys[self.key])
+        return part.recorded(base) if isinstance(part, Part) else part, str(keys[self.key])
 
     def write(self, part: Any, name: str | None) -> Any:
         return None if part is None else {self.key: name, **dump_part(part)}

@@ -14,7 +14,9 @@ import networkx as nx
 import numpy as np
 import pytest
 
+import fedsim
 from fedsim.core.errors import InputError
+from fedsim.engine.assembly import assemble
 from fedsim.graphs.cleaning import REMARKS, labels
 from fedsim.graphs.edge_values import FIBRE, great_circle
 from fedsim.graphs.facts import summary
@@ -375,3 +377,20 @@ def test_a_run_says_names(tmp_path: Path) -> None:
     assert resolved.hash() == scenario.hash()
     graph = nx.read_graphml(tmp_path / "out" / "topology.graphml")
     assert [data["label"] for _, data in graph.nodes(data=True)] == ["Tokyo", "Osaka", "Nagoya"]
+
+
+def test_a_path_is_relative_to_the_scenario_wherever_that_is_read_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "graphs").mkdir()
+    nx.write_graphml(SQUARE, tmp_path / "graphs" / "square.graphml")
+    (tmp_path / "scenarios").mkdir()
+    (tmp_path / "scenarios" / "s.yaml").write_text(
+        "data: {dataset: digits, clients: 4}\nmodel: {name: linear}\nalgorithm: {name: dgd, lr: 0.1}\n"
+        "topology: {graph: file, path: ../graphs/square.graphml}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in ("scenarios/s.yaml", tmp_path / "scenarios" / "s.yaml"):
+        network = assemble(fedsim.load(name)).network
+        assert network is not None
+        assert list(network.topology.names or ()) == ["a", "b", "c", "d"]
