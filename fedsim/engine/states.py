@@ -176,7 +176,7 @@ class ServerState(RunState):
         return self.task.model(model(self.values, x))
 
     def state(self, name: str, nodes: Ints | None = None) -> Tensor:
-        return self._model(self.values["x"])[: self.task.dim] if name == "x" else super().state(name, nodes)
+        return self._model(self.values["x"])[..., : self.task.dim] if name == "x" else super().state(name, nodes)
 
     def dispatch(self, event: Dispatch) -> int:
         received = self._start(event, begin(self.algorithm, self.values))

@@ -130,7 +130,7 @@ def _directed(document: Document, stop: Stop | None, points: Sequence[Point]) ->
         return None
     table, _ = merged({**TABLE, **point.scenario.columns} for point in points)
     longest = max(point.scenario.run.rounds for point in points)
-    if stop.grace > longest:
+    if stop.grace > longest and "grace" in stop.model_fields_set:
         message = f"found {stop.grace}, but runs have {longest} rounds at most, so that none would be stopped"
         raise document.locate(InputError(f"{message}; allowed: 1 to {longest}", key="stop.grace"))
     try:

@@ -196,8 +196,8 @@ def _tune(
     if stop is not None:
         rounds = max(scenario.run.rounds for scenario, _ in work)
         scheduler = tune.schedulers.AsyncHyperBandScheduler(
-            time_attr="round", metric=stop.metric, mode=stop.mode, grace_period=stop.grace, max_t=rounds + 1,
-            reduction_factor=stop.factor,
+            time_attr="round", metric=stop.metric, mode=stop.mode, grace_period=min(stop.grace, rounds),
+            max_t=rounds + 1, reduction_factor=stop.factor,
         )  # fmt: skip
     tuner = tune.Tuner(
         tune.with_resources(

@@ -34,7 +34,9 @@ SETTINGS = {
     "local_dp": ["clip_norm=1.0"], "decor": ["clip_norm=1.0"], "muffliato": ["clip_norm=1.0"],
 }  # fmt: skip
 OWN_TESTS = ("algorithm", "participation", "backend", "dataset", "partition")
-NEED_MORE = [("graph", "file"), ("metric", "ensemble"), ("logger", "wandb")]  # a file, samples, its library
+NEED_MORE = [  # a file, samples, clusters, its library
+    ("graph", "file"), ("metric", "ensemble"), ("metric", "clusters"), ("logger", "wandb")
+]  # fmt: skip
 BUILT_IN = [(k, name) for k in PROMISES if k not in OWN_TESTS for name in names(k) if (k, name) not in NEED_MORE]
 
 

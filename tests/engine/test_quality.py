@@ -133,7 +133,7 @@ def test_a_calibrated_and_an_overconfident_forecast() -> None:
     assert calibration_error(confidence, (torch.arange(100) < 50).double(), 15) == pytest.approx(0.3, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", sorted(set(names("metric")) - {"ensemble"}))
+@pytest.mark.parametrize("name", sorted(set(names("metric")) - {"ensemble", "clusters"}))
 def test_what_cannot_be_measured_here_is_refused(name: str, tmp_path: Path) -> None:
     numbers = {"mae", "r2"}
     data = {"dataset": "digits", "clients": 4, "limit": 200} if name in numbers else table(tmp_path, None)

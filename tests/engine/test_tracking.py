@@ -116,7 +116,7 @@ def test_a_resumed_run_goes_on_where_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
 def test_a_library_that_is_missing_is_named_first(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(InputError, match=rf"pip install 'fedsim\[{name}\]'") as caught:
+    with pytest.raises(InputError, match=rf"pip install 'fedsim-learn\[{name}\]'") as caught:
         fedsim.run(logged({"name": "csv"}, {"name": name}), out=tmp_path / "run")
     assert caught.value.problems[0].key == "run.loggers.1.name"
     assert not (tmp_path / "run").exists()

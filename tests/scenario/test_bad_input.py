@@ -134,7 +134,7 @@ MISSING = [
     server("  dataset: digits\n", "", at(3, "data.dataset"), "missing; allowed: calif"),
     server("  clients: 4\n", "", at(3, "data.clients"), "missing; allowed: the number of clients"),
     server("{scheme: iid}", "{scheme: dirichlet}", at(7, "data.partition.alpha"), "missing"),
-    server("  name: fedavg\n", "", at(11, "algorithm.name"), "missing; allowed: acid, beer"),
+    server("  name: fedavg\n", "", at(11, "algorithm.name"), "missing; allowed: acid, "),
     gossip("topology:\n  graph: ring\n", "", "s.yaml: topology: missing", "e.g. topology: {graph: ring}"),
     gossip("graph: ring", "graph: file", at(7, "topology.path"), "missing"),
     gossip("file: q.npz", "noise: 0.0", at(1, "data.file"), "missing"),

@@ -104,9 +104,12 @@ def progress(number, row):
         crowd = []  # other programs come and go: what is needed is found out, in small steps
         while not killed and available() > 2 * GIB:
             crowd.append(np.ones(GIB // 8, dtype=np.uint8))
-            time.sleep(0.2)
-            killed.extend(pid for pid in pids if not Path(f"/proc/{pid}").exists())
-        crowd.clear()
+            for _ in range(20):  # one that is killed is to be seen before Ray looks again, and kills the next
+                time.sleep(0.01)
+                killed.extend(pid for pid in pids if not Path(f"/proc/{pid}").exists())
+                if killed:
+                    crowd.clear()
+                    break
 
 crowded = simulation.run(progress)
 simulation.backend.close()
