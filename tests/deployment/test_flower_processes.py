@@ -82,17 +82,27 @@ EQUAL = [
 ]
 
 
+NOT_USED = re.compile(r"SuperNode \d+ is not used: its key is not that of client 1 \(client-keys\)")
+
+
+def _ended(cluster: Cluster) -> str:
+    """What the SuperLink says of tasks that are over."""
+    return "\n".join(re.findall(r"Finished task .*", cluster.log("superlink")))
+
+
 @pytest.fixture(scope="module")
 def finished(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[tuple[str, str], Run]]:
     """How each of `EQUAL` ended, and its run directory; in the first, somebody else says that it is client 1."""
     runs = {}
     cluster.supernode(1, N, name="spare")
+    wait_for(lambda: "SuperNode ID" in cluster.log("spare"))  # before a run begins that may be over soon
     for sections in EQUAL:
         folder = tmp_path_factory.mktemp("apps") / "app"
         deploy(parse(sections), folder)
-        runs[sections["name"]] = folder, cluster.begin(folder, **LINES, client_keys=str(cluster.folder))
-        if "spare" in cluster.processes:
-            wait_for(lambda: "Sent successfully" in cluster.log("spare"))  # its answer to the greeting
+        run = cluster.begin(folder, **LINES, client_keys=str(cluster.folder))
+        runs[sections["name"]] = folder, run
+        if "spare" in cluster.processes:  # an answer of a node that is gone before the server has read it is lost
+            wait_for(lambda run=run: NOT_USED.search(cluster.flwr_log(run)) or f"of run {run}" in _ended(cluster))
             cluster.end("spare")
     return {n: (cluster.finish(run, SECONDS), Run(folder / "results")) for n, (folder, run) in runs.items()}
 
@@ -114,8 +124,7 @@ def test_a_place_belongs_to_a_key(sections: dict[str, Any], finished: Any, clust
     keys = read_keys(cluster.folder, N)
     assert {c["client"]: c["key"] for c in facts["clients"]} == {c: fingerprint(keys[c]) for c in range(N)}
     if sections is EQUAL[0]:
-        said = cluster.flwr_log(facts["run"])
-        assert re.search(r"SuperNode \d+ is not used: its key is not that of client 1 \(client-keys\)", said)
+        assert NOT_USED.search(cluster.flwr_log(facts["run"]))
 
 
 def test_fedfix_takes_what_has_arrived(cluster: Cluster, tmp_path: Path) -> None:

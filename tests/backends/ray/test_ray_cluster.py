@@ -125,10 +125,13 @@ def test_an_actor_that_ray_kills_for_its_memory_changes_no_number(tmp_path: Path
     if int(told[told.index("MemAvailable:") + 1]) < 9 * 2**20:
         pytest.skip("needs 9 GiB of free memory, to crowd 4 of them")
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "100"}
-    done = subprocess.run(
-        [sys.executable, "-c", OUT_OF_MEMORY, str(tmp_path)], capture_output=True, text=True, timeout=400,
-        env=environment,
-    )  # fmt: skip
+    for attempt in range(3):  # where other programs take memory meanwhile, Ray kills more than was meant to be
+        done = subprocess.run(
+            [sys.executable, "-c", OUT_OF_MEMORY, str(tmp_path / str(attempt))], capture_output=True, text=True,
+            timeout=400, env=environment,
+        )  # fmt: skip
+        if done.returncode == 0:
+            break
     assert done.returncode == 0, done.stderr[-2000:]
     said = dict(line.split() for line in done.stdout.splitlines() if line.startswith(("killed", "difference")))
     assert int(said["killed"]) >= 1
