@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from fedsim.core.errors import InputError, RunError
+from fedsim.core.errors import InputError, RunError, unknown
 from fedsim.core.registry import Part
 
 if TYPE_CHECKING:
@@ -131,6 +131,15 @@ def undeclared(name: str) -> Metric:
 def metric(name: str, table: Mapping[str, Metric] = TABLE) -> Metric:
     """What `table` says of a column."""
     return table.get(name) or undeclared(name)
+
+
+def check_directed(name: str, columns: Mapping[str, Metric]) -> None:
+    """Raise InputError (key ``metric``) where `name` is none of `columns`, or no value of it is the best."""
+    known = [column for column, m in columns.items() if m.larger_is_better is not None]
+    if name not in columns:
+        raise InputError(unknown("metric", name, known), key="metric")
+    if name not in known:
+        raise InputError(f"found {name!r}, of which no value is the best; allowed: {', '.join(known)}", key="metric")
 
 
 def best(values: Sequence[float], of: Metric) -> float | None:

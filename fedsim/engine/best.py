@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fedsim.core.errors import InputError, RunError, unknown
-from fedsim.core.metrics import Metric
+from fedsim.core.metrics import Metric, check_directed
 from fedsim.core.registry import register
 from fedsim.core.row_files import write_tensors
 from fedsim.engine.watch import Logger, Row, Watched, Watcher
@@ -36,12 +36,7 @@ class Best(Logger):
     metric: Annotated[str, Field(min_length=1)] = "test_accuracy"
 
     def check(self, columns: Mapping[str, Metric]) -> None:
-        known = [name for name, m in columns.items() if m.larger_is_better is not None]
-        if self.metric not in columns:
-            raise InputError(unknown("metric", self.metric, known), key="metric")
-        if self.metric not in known:
-            message = f"found {self.metric!r}, of which no value is the best; allowed: {', '.join(known)}"
-            raise InputError(message, key="metric")
+        check_directed(self.metric, columns)
 
     @property
     def writes(self) -> Mapping[str, str]:

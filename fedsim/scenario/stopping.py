@@ -7,8 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fedsim.core.errors import InputError, unknown
-from fedsim.core.metrics import Metric
+from fedsim.core.metrics import Metric, check_directed
 from fedsim.core.types import Count
 
 
@@ -49,9 +48,4 @@ class Stop(BaseModel):
 
     def check(self, columns: Mapping[str, Metric]) -> None:
         """Raise InputError where the metric is none of `columns`, or has no direction."""
-        known = [name for name, m in columns.items() if m.larger_is_better is not None]
-        if self.metric not in columns:
-            raise InputError(unknown("metric", self.metric, known), key="metric")
-        if self.metric not in known:
-            message = f"found {self.metric!r}, of which no value is the best; allowed: {', '.join(known)}"
-            raise InputError(message, key="metric")
+        check_directed(self.metric, columns)
