@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedsim.backends.guard import ClientError
 from fedsim.backends.placement import split_saved
-from fedsim.backends.ray.cluster import Cluster, Shipment, log
+from fedsim.backends.ray.cluster import Cluster, DiedAtStartError, Shipment, log
 from fedsim.backends.ray.transport import as_array, pack
 from fedsim.backends.shard import TABLE
 from fedsim.clients.mixing import Mixing
@@ -189,7 +189,8 @@ class Shards:
         return [host for host, call in zip(hosts, calls, strict=True) if call not in answered]
 
     def _recover(self) -> None:
-        """Bring lost shards to where they were."""
+        """Bring lost shards to where they were; those of an attempt that failed are still to be brought there."""
+        lost: list[int] = []
         while True:
             self._failures += 1
             if self._failures > _IN_A_ROW:
@@ -198,30 +199,34 @@ class Shards:
                     f"{self.cluster.described()}"
                 )
             gone = self._silent(self.pool.timeout)
-            lost = [k for k in self.shards if self.host[k] in gone]
+            homeless = [k for k in self.shards if self.host[k] in gone]
+            lost = sorted({*lost, *homeless})
             log.warning("%d of %d actors were lost and are replaced", len(gone), len(set(self.host.values())))
             try:
-                self._rehouse(lost, gone)
+                self._rehouse(homeless, gone)
+                self._adopt(lost)
                 self._replay(self._affected(lost))
                 return
             except LostError:
                 continue
 
-    def _rehouse(self, lost: list[int], gone: list[Any]) -> None:
-        """Find every lost shard an actor: a new one, else the one with the fewest shards."""
+    def _rehouse(self, homeless: list[int], gone: list[Any]) -> None:
+        """Find every shard without an actor one: a new one, else the one with the fewest shards."""
         self.cluster.end(gone)
         survivors = [host for host in dict.fromkeys(self.host.values()) if host not in gone]
-        for k in lost:
+        for k in homeless:
             try:
                 seconds = _ADOPTION_SECONDS if survivors else 6 * _ADOPTION_SECONDS
                 self.host[k] = self.cluster.start(1, self.pool.cpus, self.pool.gpus, self.pool.threads, seconds)[0]
             except RunError as error:
                 if not survivors:
+                    if isinstance(error, DiedAtStartError):  # what ended the others may end it, too, and be over soon
+                        log.warning("%s", error)
+                        raise LostError(str(error)) from None
                     raise
                 log.warning("%s; another actor takes its clients", error)
                 taken = list(self.host.values())
                 self.host[k] = min(survivors, key=taken.count)
-        self._adopt(lost)
 
     def _adopt(self, shards: list[int]) -> None:
         where = self._get([self.host[k].adopt.remote(k, self._packed[k]) for k in shards])

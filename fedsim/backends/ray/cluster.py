@@ -156,6 +156,8 @@ class Cluster:
         ------
         RunError
             They did not start in time.
+        DiedAtStartError
+            One of them ended while it started: with its node, or killed for its memory, or by an error of its own.
         """
         ray = self.ray
         kind = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, concurrency_groups={"health": 1})(Host)
@@ -177,8 +179,12 @@ class Cluster:
             self.end(hosts)
             if isinstance(error, RunError):
                 raise
-            raise RunError(f"an actor could not start: {error}") from error
+            raise DiedAtStartError(f"an actor could not start: {error}") from error
         return hosts
+
+
+class DiedAtStartError(RunError):
+    """An actor ended while it started."""
 
 
 class Host:

@@ -125,7 +125,7 @@ def test_an_actor_that_ray_kills_for_its_memory_changes_no_number(tmp_path: Path
     if int(told[told.index("MemAvailable:") + 1]) < 9 * 2**20:
         pytest.skip("needs 9 GiB of free memory, to crowd 4 of them")
     if "PYTEST_XDIST_WORKER" in os.environ:
-        pytest.skip("needs the machine's memory for itself: other tests take some meanwhile; run it without -n")
+        pytest.skip("needs the memory of the machine for itself: run it without -n, as .ci/run does")
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "100"}
     for attempt in range(3):  # where other programs take memory meanwhile, Ray kills more than was meant to be
         done = subprocess.run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import fedsim
+from fedsim.backends.ray.cluster import Cluster
 from fedsim.core.errors import InputError, RunError
 from fedsim.engine.assembly import assemble
 from fedsim.engine.loop import Simulation
@@ -43,16 +45,18 @@ def scenario(problem: Any, kind: str, **backend: Any) -> dict[str, Any]:
     return sections
 
 
-def run_and_kill(ray: Any, sections: dict[str, Any], folder: Path, kill_after: tuple[int, ...]) -> fedsim.Run:
-    """Run, with SIGKILL to one of the actors after some rounds."""
+def run_and_kill(
+    ray: Any, sections: dict[str, Any], folder: Path, kill_after: tuple[int, ...], of: tuple[int, ...] = ()
+) -> fedsim.Run:
+    """Run, with SIGKILL to one of the actors (or to those of some shards) after some rounds."""
     checked = parse(sections)
     simulation = Simulation(checked, assemble(checked), folder)
     backend: Any = simulation.backend
 
     def progress(number: int, row: object) -> None:
         if number in kill_after and (row is None or number % 4 == 0):
-            host = backend.host[number % 2]
-            os.kill(ray.get(host.ready.remote(), timeout=240), signal.SIGKILL)
+            for k in of or (number % 2,):
+                os.kill(ray.get(backend.host[k].ready.remote(), timeout=240), signal.SIGKILL)
 
     try:
         return simulation.run(progress)
@@ -90,6 +94,52 @@ def test_without_room_the_others_take_over(
 
     monkeypatch.setattr(ray_reuse.Reusing, "start", only_the_first)
     equal(whole, run_and_kill(ray_cluster, sections, tmp_path / "killed", (5,)))
+
+
+class _Stillborn:
+    """An actor whose process ends while it starts, as one does that is killed for its memory."""
+
+    def __init__(self, *_: Any) -> None:
+        import os  # where the actor is made, this file is not
+
+        os._exit(1)
+
+    def ready(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize(("kind", "fates"), [("scaffold", ("lives", "stillborn")), ("dspodfl", ("lives", "killed"))])
+def test_all_actors_lost_and_new_ones_too(
+    quadratic: Make,
+    tmp_path: Path,
+    ray_cluster: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    fates: tuple[str, ...],
+) -> None:
+    """The first new actor lives, the second one dies at its start or before it has its clients: both start again."""
+    import ray_reuse
+
+    ray_cluster.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    sections = scenario(quadratic(n=6), kind)
+    whole = run_and_kill(ray_cluster, sections, tmp_path / "whole", ())
+    waiting = list(fates)
+    start = ray_reuse.Reusing.start
+
+    def start_one(self: Any, count: int, *arguments: Any, **keywords: Any) -> Any:
+        fate = waiting.pop(0) if count == 1 and waiting else "lives"
+        if fate == "stillborn":
+            with monkeypatch.context() as patch:
+                patch.setattr("fedsim.backends.ray.cluster.Host", _Stillborn)
+                return Cluster.start(self, 1, 0, 0, 1)
+        hosts = start(self, count, *arguments, **keywords)
+        if fate == "killed":
+            os.kill(ray_cluster.get(hosts[0].ready.remote(), timeout=240), signal.SIGKILL)
+        return hosts
+
+    monkeypatch.setattr(ray_reuse.Reusing, "start", start_one)
+    equal(whole, run_and_kill(ray_cluster, sections, tmp_path / "killed", (8,), of=(0, 1)))
+    assert not waiting
 
 
 def test_after_a_checkpoint_only_what_followed_is_done_again(
