@@ -149,7 +149,9 @@ class Cluster:
         return json.loads(done.stdout[done.stdout.index("{") :])
 
     def begin(self, app: Path, federation: str = "", **config: Any) -> str:
-        """Start a run; its number."""
+        """Start a run; its number. Its directory is ``results`` in the app's folder unless `config` says otherwise."""
+        if "\nout = " in (app / "pyproject.toml").read_text():
+            config = {"out": str(app / "results"), **config}
         text = " ".join(f"{k.replace('_', '-')}={json.dumps(v)}" for k, v in config.items())
         more = ["--federation-config", federation] if federation else []
         return str(self.flwr("run", str(app), self.name, "-c", text, *more)["run-id"])

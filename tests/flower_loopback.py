@@ -13,7 +13,8 @@ from typing import Any
 from unittest.mock import patch
 
 from fedsim.deployment.client import make_client_app
-from fedsim.deployment.server import RunConfig, serve
+from fedsim.deployment.run_config import RunConfig
+from fedsim.deployment.server import serve
 from fedsim.engine.run_directory import Run
 from fedsim.scenario.load import parse
 

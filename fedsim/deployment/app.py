@@ -17,7 +17,7 @@ from fedsim.core.about import DISTRIBUTION, install
 from fedsim.core.errors import InputError
 from fedsim.core.modules import imported_from, own_file
 from fedsim.deployment.noise import check_trust
-from fedsim.deployment.server import RUN_KEYS
+from fedsim.deployment.run_config import RUN, RUN_KEYS
 from fedsim.deployment.wheel import write_wheel
 from fedsim.scenario.sections import Scenario
 
@@ -121,11 +121,14 @@ flwr run {folder} deployment --stream --federation-config 'num-supernodes={clien
 
 ## Results
 
-The ServerApp writes a run directory to `{out}` (another: `-c 'out="/absolute/path"'`).
+The ServerApp writes the run directory `{out}`, where `{{run}}` is the number that `flwr run`
+names (another place: `-c 'out="/absolute/path/{{run}}"'`, outside this folder, which goes to every client).
 
 ```sh
-fedsim report {out}
+fedsim report {runs}
 ```
+
+What was interrupted goes on with `-c 'resume=true out="/absolute/path/of/that/run"'`.
 
 What may be set with `-c`, what a SuperNode's `--node-config` may say, faults, security and tuning: docs/deploy.md of
 fedsim.
@@ -154,6 +157,7 @@ def deploy(scenario: Scenario, folder: Path, wheel: bool = False) -> list[str]:
         package = folder / PACKAGE
         package.mkdir(parents=True)
         place = folder.resolve()
+        out = place.with_name(f"{place.name}-runs") / RUN
         text = {
             "name": scenario.name,
             "version": __version__,
@@ -168,14 +172,14 @@ def deploy(scenario: Scenario, folder: Path, wheel: bool = False) -> list[str]:
         (package / "scenario.yaml").write_text(scenario.to_yaml(), encoding="utf-8")
         for module in modules:
             (shutil.copytree if module.is_dir() else shutil.copy)(module, package / module.name)
-        config = "\n".join(f"{key} = {_toml(v)}" for key, v in {**RUN_KEYS, "out": str(place / "results")}.items())
+        config = "\n".join(f"{key} = {_toml(v)}" for key, v in {**RUN_KEYS, "out": str(out)}.items())
         project = "fedsim-" + re.sub(r"[^a-z0-9]+", "-", scenario.name.lower()).strip("-")
         pyproject = _PYPROJECT.format(**text, project=project, config=config)
         (folder / "pyproject.toml").write_text(pyproject, encoding="utf-8")
         readme = _README.format(
             **text, algorithm=scenario.names["algorithm"], clients=clients, rounds=scenario.run.rounds,
             supernodes="\n".join(_supernode(i, clients) for i in range(min(clients, 3))) + ("\n..." * (clients > 3)),
-            out=place / "results", installs=_from_wheel(folder) if wheel else install("flower"),
+            out=out, runs=out.parent, installs=_from_wheel(folder) if wheel else install("flower"),
         )  # fmt: skip
         (folder / "README.md").write_text(readme, encoding="utf-8")
     except OSError as error:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,15 @@ from fedsim.core.job import Job
 from fedsim.core.lock import owned
 from fedsim.core.types import Message
 from fedsim.data.partition_csv import write_partition
-from fedsim.deployment.evaluation import WHO, asks_clients, check_who, examination, examiner
-from fedsim.deployment.flower.backend import Flower, Policy
+from fedsim.deployment.evaluation import asks_clients, check_who, examination, examiner
+from fedsim.deployment.flower.backend import Flower
 from fedsim.deployment.flower.records import Greeting
 from fedsim.deployment.flower.roster import LOG, Roster
 from fedsim.deployment.keys import fingerprint, read_keys
-from fedsim.deployment.node_config import settings_of
 from fedsim.deployment.noise import check_trust, sampling_secret, with_own_noise
+from fedsim.deployment.run_config import RunConfig
 from fedsim.engine.assembly import Assembly, assemble
+from fedsim.engine.checkpoint import has_checkpoint
 from fedsim.engine.loop import Simulation
 from fedsim.engine.replies import write_fitted
 from fedsim.engine.run_directory import Run, read_jsonl
@@ -34,71 +34,6 @@ from fedsim.participation.wall_clock import RealTime
 from fedsim.privacy.base import WrappedTask
 from fedsim.scenario.load import load
 from fedsim.scenario.sections import Scenario
-
-RUN_KEYS: Mapping[str, Any] = {
-    "settings": "", "out": "", "resume": False, "min-clients": 0, "wait-seconds": 600.0, "timeout": 600.0,
-    "on-failure": "retry", "attempts": 3, "poll": 0.2, "max-samples": 1_000_000, "client-keys": "", "eval": "auto",
-}  # fmt: skip
-"""The keys of ``[tool.flwr.app.config]`` and what they are where nothing is said."""
-
-_FAILURES = ("retry", "drop", "stop")
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """A deployment's run config.
-
-    Parameters
-    ----------
-    settings : overrides of the scenario, ``key.path=value`` separated by blanks, for server and clients.
-    out : the run directory; empty: ``runs/<name>-<hash>`` in the ServerApp's working directory.
-    resume : continue from the run directory's checkpoint.
-    min_clients : clients to wait for before the first round (0: all), for at most `wait_seconds`.
-    policy : what happens to jobs that fail.
-    max_samples : the most samples that a client with data of its own may say it has, since weights follow from them.
-    client_keys : folder with the public key of every client's SuperNode; empty: any SuperNode may be any client.
-    evaluates : who evaluates clients one by one (see `fedsim.deployment.evaluation`).
-    """
-
-    settings: list[str]
-    out: str
-    resume: bool
-    min_clients: int
-    wait_seconds: float
-    policy: Policy
-    max_samples: int = RUN_KEYS["max-samples"]
-    client_keys: str = ""
-    evaluates: str = "auto"
-
-    @classmethod
-    def read(cls, config: Mapping[str, Any]) -> RunConfig:
-        """From Flower's run config; missing keys have their default.
-
-        Raises
-        ------
-        InputError
-            A value is of another kind.
-        """
-        values = {k: config.get(k, default) for k, default in RUN_KEYS.items()}
-        for key, default in RUN_KEYS.items():
-            wanted = type(default)
-            found = float(values[key]) if wanted is float and type(values[key]) is int else values[key]
-            if type(found) is not wanted or (wanted in (int, float) and found < 0):
-                words = {str: "text", bool: "true or false", int: "a whole number >= 0", float: "a number >= 0"}[wanted]
-                raise InputError(f"run config: found {values[key]!r}, allowed: {words}", key=key)
-            values[key] = found
-        for key, allowed in (("on-failure", _FAILURES), ("eval", WHO)):
-            if values[key] not in allowed:
-                raise InputError(f"run config: found {values[key]!r}, allowed: {', '.join(allowed)}", key=key)
-        for key in ("timeout", "poll", "attempts", "max-samples"):
-            if values[key] == 0:
-                words = "a number" if type(RUN_KEYS[key]) is float else "a whole number"
-                raise InputError(f"run config: found {values[key]}, allowed: {words} above 0", key=key)
-        policy = Policy(values["timeout"], values["on-failure"], values["attempts"], values["poll"])
-        return cls(
-            settings_of(values["settings"]), values["out"], values["resume"], values["min-clients"],
-            values["wait-seconds"], policy, values["max-samples"], values["client-keys"], values["eval"],
-        )  # fmt: skip
 
 
 def make_server_app(scenario_file: str | Path) -> Any:
@@ -126,7 +61,18 @@ def serve(grid: Any, scenario: Scenario, config: RunConfig, run: str) -> Run:
         Clients are missing, or what they answer cannot be used, beyond what the run config puts up with.
     """
     check_trust(scenario)
-    folder = Path(config.out) if config.out else Path("runs") / f"{scenario.name}-{scenario.hash()}"
+    folder = config.folder(scenario, run)
+    if config.resume and not has_checkpoint(folder):
+        raise InputError(
+            f"run config: found true, but in {folder} is no checkpoint to go on from; "
+            "allowed: false, or with it out = the folder of the run that is to go on",
+            key="resume",
+        )
+    if (app := _app_around(folder)) is not None:
+        LOG.warning(
+            "fedsim: the run directory %s is inside the Flower app %s, and what lies there goes to every client with "
+            "the next run; give out a folder beside the app", folder, app,
+        )  # fmt: skip
     with owned(folder):
         return _serve(grid, scenario, config, run, folder)
 
@@ -145,12 +91,14 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
     backend = Flower(
         grid, roster, worker, _one_message(scenario, assembly, worker), config.policy,
         patient=scenario.participation.clocked, graph=assembly.network is not None,
+        wants_checkpoint=config.checkpoint == "round",
     )  # fmt: skip
     clock = RealTime(assembly.settled(scenario).participation, backend, complete=_needs_everybody(assembly, backend))
     clock.secret = sampling_secret(assembly.privacy)
     simulation = Simulation(scenario, assembly, folder, config.resume, backend, clock.events)
     if simulation.fresh:
-        (folder / "replies.jsonl").unlink(missing_ok=True)
+        for name in ("replies.jsonl", "deployment.json", "fitted.yaml"):
+            (folder / name).unlink(missing_ok=True)
     backend.journal = folder / "replies.jsonl"
     clock.offset, clock.rounds_done = simulation.totals.time, dict(backend.taken)
     LOG.info("fedsim: '%s' goes to %s; waiting for %d of %d clients", scenario.name, folder, wanted, task.num_clients)
@@ -165,6 +113,15 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
         return simulation.run(_LogLine())
     finally:
         write_fitted(folder, read_jsonl(backend.journal) if backend.journal.exists() else [], task.num_clients)
+
+
+def _app_around(folder: Path) -> Path | None:
+    """The Flower app in whose folder `folder` is, or None."""
+    for place in folder.absolute().parents:
+        with suppress(OSError):
+            if "[tool.flwr.app" in (place / "pyproject.toml").read_text(encoding="utf-8", errors="replace"):
+                return place
+    return None
 
 
 def _one_message(scenario: Scenario, assembly: Assembly, worker: Worker) -> Message:

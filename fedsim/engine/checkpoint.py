@@ -23,6 +23,8 @@ SUMS = "checksums.json"
 _FORMAT = 2
 """Of checkpoints with checksums; earlier ones do not say."""
 _PART = 2**20
+_PLACES = ("checkpoint", "checkpoint.old")
+"""Where the newest one is, and where it is while a newer one takes its place."""
 
 
 def save_checkpoint(
@@ -63,6 +65,11 @@ def save_checkpoint(
     return Checkpoint(current.absolute(), progress)
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is one, damaged or not."""
+    return any((folder / name / "progress.json").exists() for name in _PLACES)
+
+
 def load_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint; None where there is none.
 
@@ -71,7 +78,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     RunError
         It is damaged.
     """
-    for name in ("checkpoint", "checkpoint.old"):
+    for name in _PLACES:
         place = folder / name
         if (place / "progress.json").exists():
             try:

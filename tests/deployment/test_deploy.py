@@ -18,7 +18,7 @@ import fedsim
 from fedsim.cli.app import app
 from fedsim.core.errors import InputError
 from fedsim.deployment.app import PACKAGE, deploy
-from fedsim.deployment.server import RUN_KEYS, RunConfig
+from fedsim.deployment.run_config import RUN_KEYS, RunConfig
 from fedsim.scenario.load import parse
 
 pytest.importorskip("flwr")
@@ -50,7 +50,7 @@ def test_the_app_is_thin_and_complete(tmp_path: Path) -> None:
     assert project["project"]["name"] == "fedsim-an-app-1"
     config = project["tool"]["flwr"]["app"]["config"]
     assert set(config) == set(RUN_KEYS)
-    assert RunConfig.read(config).out == str(folder.resolve() / "results")
+    assert RunConfig.read(config).out == str(folder.resolve().with_name("app-runs") / "{run}")
     assert RunConfig.read(config).policy == RunConfig.read({}).policy
     written = fedsim.load(folder / PACKAGE / "scenario.yaml")
     assert written.resolved() == parse(SCENARIO).resolved()

@@ -153,7 +153,7 @@ def test_a_run_is_continued_where_its_checkpoint_is(tmp_path: Path, quadratic: M
     app.run(settings="run.rounds=3")
     # Two rounds after the checkpoint are lost with the server; the clients have done them.
     checkpoint = {f: f.read_bytes() for f in (app.folder / "results" / "checkpoint").iterdir()}
-    app.run(run="2", settings="run.rounds=5 run.checkpoint_seconds=1e6", resume=True)
+    app.run(run="2", settings="run.rounds=5 run.checkpoint_seconds=1e6", checkpoint="seconds", resume=True)
     for file, content in checkpoint.items():
         file.write_bytes(content)
     (app.folder / "results" / "params.safetensors").unlink()

@@ -15,7 +15,7 @@ import fedsim
 from fedsim.core.errors import InputError, RunError
 from fedsim.deployment.flower.records import PROTOCOL, BadRecord, Greeting, Order, pack, unpack
 from fedsim.deployment.node_config import NodeConfig
-from fedsim.deployment.server import RunConfig
+from fedsim.deployment.run_config import RunConfig
 from fedsim.engine.run_directory import read_jsonl
 
 pytest.importorskip("flwr")

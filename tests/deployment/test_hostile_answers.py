@@ -24,7 +24,7 @@ from fedsim.deployment.flower.arrays import check_message, to_tensors
 from fedsim.deployment.flower.records import BadRecord, Greeting, Order, Receipt, pack, unpack, unpack_arrays
 from fedsim.deployment.flower.roster import Roster
 from fedsim.deployment.keys import read_keys
-from fedsim.deployment.server import RunConfig
+from fedsim.deployment.run_config import RunConfig
 from fedsim.engine.run_directory import read_jsonl
 
 pytest.importorskip("flwr")

@@ -83,6 +83,7 @@ class Flower(BackendDefaults):
     patient : wait for clients that are not connected also where the policy drops them (in a clocked run nobody else
         waits for them).
     examiner : asks clients what models are worth on their own test rows; None: that is measured here.
+    wants_checkpoint : whether a checkpoint is due after every round.
     graph : a gossip run, in which a job that is given up counts as one without steps: its node keeps what it has.
     """
 
@@ -94,6 +95,7 @@ class Flower(BackendDefaults):
     journal: Path | None = None
     patient: bool = False
     graph: bool = False
+    wants_checkpoint: bool = False
     examiner: Examiner | None = None
     taken: dict[int, int] = field(default_factory=dict)
     """The last round of every client whose message was taken."""
