@@ -9,12 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.clients.round import begin, initial
-from fedsim.clients.worker import Worker
 from fedsim.core.errors import InputError, RunError
-from fedsim.core.job import Job
 from fedsim.core.lock import owned
-from fedsim.core.types import Message
 from fedsim.data.partition_csv import write_partition
 from fedsim.deployment.evaluation import asks_clients, check_who, examination, examiner
 from fedsim.deployment.flower.backend import Flower
@@ -25,6 +21,7 @@ from fedsim.deployment.noise import check_trust, sampling_secret, with_own_noise
 from fedsim.deployment.run_config import RunConfig
 from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.checkpoint import has_checkpoint
+from fedsim.engine.idle import idle_message
 from fedsim.engine.loop import Simulation
 from fedsim.engine.replies import write_fitted
 from fedsim.engine.run_directory import Run, read_jsonl
@@ -89,7 +86,7 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
     check_who(config.evaluates, assembly.settled(scenario), assembly)
     roster = Roster(grid, task.num_clients, run, lambda g: _refuses(g, scenario, assembly, config), keys)
     backend = Flower(
-        grid, roster, worker, _one_message(scenario, assembly, worker), config.policy,
+        grid, roster, worker, idle_message(assembly, worker), config.policy,
         patient=scenario.participation.clocked, graph=assembly.network is not None,
         wants_checkpoint=config.checkpoint == "round",
     )  # fmt: skip
@@ -122,14 +119,6 @@ def _app_around(folder: Path) -> Path | None:
             if "[tool.flwr.app" in (place / "pyproject.toml").read_text(encoding="utf-8", errors="replace"):
                 return place
     return None
-
-
-def _one_message(scenario: Scenario, assembly: Assembly, worker: Worker) -> Message:
-    """What a client that does nothing would send: the names, shapes and types of every message."""
-    algorithm, task = scenario.algorithm, assembly.task
-    state = initial(algorithm, task, None if assembly.network is None else task.num_clients)
-    received = {k: v if v.dim() == 1 else v[:1] for k, v in begin(algorithm, state).items()}
-    return worker.run(Job(np.zeros(1, np.int64), np.ones(1, np.int64), np.zeros(1, np.int64), received))
 
 
 def _needs_everybody(assembly: Assembly, backend: Flower) -> str | None:

@@ -71,45 +71,6 @@ def test_without_noise_it_is_the_simulation(deployed: Callable[..., Any], tmp_pa
     assert run.metrics[columns].equals(simulated.metrics[columns])
 
 
-CENTRAL = ("dp_fedavg", "dp_ftrl")
-MECHANISMS: dict[str, dict[str, Any]] = {
-    "dp_fedavg": {"participation": {"mode": "synchronous", "sampling": "poisson", "fraction": 0.7}},
-    "dp_ftrl": {"participation": {"mode": "synchronous", "clients_per_round": 2}},
-    "local_dp": {"algorithm": {"name": "scaffold", "lr": 0.1}},
-    "dp_sgd": {"algorithm": {"name": "fedavg", "lr": 0.1, "batch_size": "full"}},
-    "muffliato": {"algorithm": {"name": "dgd", "lr": 0.1, "batch_size": "full"}, "topology": {"graph": "ring"}},
-}
-
-
-@pytest.mark.parametrize("name", MECHANISMS)
-def test_every_mechanism_deploys(name: str, tmp_path: Path) -> None:
-    """Clipped as in the simulation, and with noise as another secret than the scenario's seed makes it."""
-
-    def sections(z: float) -> dict[str, Any]:
-        clip = {"clip_norm": 0.05, "noise_multiplier": z, "trust": "central" if name in CENTRAL else "local"}
-        plain = {"algorithm": {"name": "fedavg", "lr": 0.1, "local_steps": 2}}
-        return {**private(), **plain, **MECHANISMS[name], "privacy": {"mechanism": name, **clip}}
-
-    apart = []
-    for z in (0.0, 1.0):
-        simulated = fedsim.run(sections(z), out=tmp_path / f"simulated-{z}")
-        run = Deployment(tmp_path / f"app-{z}", sections(z), N).run()
-        apart.append(float((run.params - simulated.params).abs().max()))
-        if z:
-            assert run.metrics["epsilon"].tolist() == simulated.metrics["epsilon"].tolist()
-    assert apart[0] < 1e-12
-    assert apart[1] > 1e-6
-
-
-def test_noise_that_neighbours_share_is_refused(tmp_path: Path) -> None:
-    sections = {
-        **private(), **MECHANISMS["muffliato"], "participation": {"mode": "gossip"},
-        "privacy": {"mechanism": "decor", "noise_multiplier": 1.0, "clip_norm": 1.0, "trust": "local"},
-    }  # fmt: skip
-    with pytest.raises(InputError, match=r"privacy.mechanism: found noise that neighbours draw together"):
-        deploy(parse(sections), tmp_path / "app")
-
-
 def test_with_a_trusted_server_clients_send_no_noise(deployed: Callable[..., Any], tmp_path: Path) -> None:
     quiet, clean = deployed("quiet", noise_multiplier=0.0)
     quiet.run()

@@ -306,7 +306,7 @@ class Flower(BackendDefaults):
 
     def _unpacked(self, order: Order, message: Message) -> Message:
         """What arrives, from a message whose vectors travelled as the bytes of their compressor."""
-        pipeline, form = self.worker.pipeline, self.worker.form
+        pipeline, form = self.worker.pipeline, self.expected
         check_message(message, travelling(pipeline, form, order.round))
         job = Job(np.array([order.client]), np.array([order.round]), np.array([order.steps]), {})
         return opened(pipeline, message, form, job)
