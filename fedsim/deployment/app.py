@@ -6,21 +6,24 @@ Modules of one's own that the scenario names are copied beside it; data stay whe
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
-from collections.abc import Iterator
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from fedsim import __version__
 from fedsim.core.about import DISTRIBUTION, install
 from fedsim.core.errors import InputError
-from fedsim.core.modules import imported_from, own_file
 from fedsim.deployment.noise import check_trust
+from fedsim.deployment.own_modules import PACKED, OwnFiles, own_files
+from fedsim.deployment.proof import prove
 from fedsim.deployment.run_config import RUN, RUN_KEYS
 from fedsim.deployment.wheel import write_wheel
 from fedsim.scenario.sections import Scenario
 
+LOG = logging.getLogger("fedsim")
 PACKAGE = "fedsim_deployment"
 
 _PYPROJECT = """\
@@ -143,7 +146,8 @@ def deploy(scenario: Scenario, folder: Path, wheel: bool = False) -> list[str]:
     Raises
     ------
     InputError
-        The folder is not empty or cannot be written to, or Flower would leave a module out of the app.
+        The folder is not empty or cannot be written to, Flower would leave a module out of the app, or the app lacks
+        something that its modules need. Nothing is written then.
     """
     try:
         check_trust(scenario)
@@ -152,39 +156,52 @@ def deploy(scenario: Scenario, folder: Path, wheel: bool = False) -> list[str]:
     clients = _clients(scenario)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"DIR: found {folder}, which is there already; allowed: a new or empty folder")
-    modules = list(_own_modules(scenario))
-    try:
-        package = folder / PACKAGE
-        package.mkdir(parents=True)
-        place = folder.resolve()
-        out = place.with_name(f"{place.name}-runs") / RUN
-        text = {
-            "name": scenario.name,
-            "version": __version__,
-            "package": PACKAGE,
-            "folder": place,
-            "distribution": DISTRIBUTION,
-        }
-        (package / "__init__.py").write_text(_INIT.format(**text, install=install("flower")), encoding="utf-8")
-        for side, what in (("server", "ServerApp"), ("client", "ClientApp")):
-            component = _COMPONENT.format(side=side, what=what)
-            (package / f"{side}_app.py").write_text(component, encoding="utf-8")
-        (package / "scenario.yaml").write_text(scenario.to_yaml(), encoding="utf-8")
-        for module in modules:
-            (shutil.copytree if module.is_dir() else shutil.copy)(module, package / module.name)
-        config = "\n".join(f"{key} = {_toml(v)}" for key, v in {**RUN_KEYS, "out": str(out)}.items())
-        project = "fedsim-" + re.sub(r"[^a-z0-9]+", "-", scenario.name.lower()).strip("-")
-        pyproject = _PYPROJECT.format(**text, project=project, config=config)
-        (folder / "pyproject.toml").write_text(pyproject, encoding="utf-8")
-        readme = _README.format(
-            **text, algorithm=scenario.names["algorithm"], clients=clients, rounds=scenario.run.rounds,
-            supernodes="\n".join(_supernode(i, clients) for i in range(min(clients, 3))) + ("\n..." * (clients > 3)),
-            out=out, runs=out.parent, installs=_from_wheel(folder) if wheel else install("flower"),
-        )  # fmt: skip
-        (folder / "README.md").write_text(readme, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"DIR: the app cannot be written to {folder}: {error}") from None
+    own = own_files(scenario)
+    with tempfile.TemporaryDirectory(prefix="fedsim-deploy-") as stage:
+        made = Path(stage) / "app"
+        try:
+            _write(scenario, made, folder.resolve(), clients, own, wheel)
+            if own.files:
+                prove(made, PACKAGE, own.homes)
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(made, folder, dirs_exist_ok=True)
+        except OSError as error:
+            raise InputError(f"DIR: the app cannot be written to {folder}: {error}") from None
+    for file in own.left:
+        LOG.warning("%s, which a module names, does not travel: Flower packs %s alone", file, " ".join(PACKED))
     return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
+
+
+def _write(scenario: Scenario, folder: Path, place: Path, clients: int, own: OwnFiles, wheel: bool) -> None:
+    """Write the app into `folder`, from where it goes to `place`."""
+    package = folder / PACKAGE
+    package.mkdir(parents=True)
+    text = {
+        "name": scenario.name,
+        "version": __version__,
+        "package": PACKAGE,
+        "folder": place,
+        "distribution": DISTRIBUTION,
+    }
+    (package / "__init__.py").write_text(_INIT.format(**text, install=install("flower")), encoding="utf-8")
+    for side, what in (("server", "ServerApp"), ("client", "ClientApp")):
+        component = _COMPONENT.format(side=side, what=what)
+        (package / f"{side}_app.py").write_text(component, encoding="utf-8")
+    (package / "scenario.yaml").write_text(scenario.to_yaml(), encoding="utf-8")
+    for name, file in own.files.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, package / name)
+    out = place.with_name(f"{place.name}-runs") / RUN
+    config = "\n".join(f"{key} = {_toml(v)}" for key, v in {**RUN_KEYS, "out": str(out)}.items())
+    project = "fedsim-" + re.sub(r"[^a-z0-9]+", "-", scenario.name.lower()).strip("-")
+    pyproject = _PYPROJECT.format(**text, project=project, config=config)
+    (folder / "pyproject.toml").write_text(pyproject, encoding="utf-8")
+    readme = _README.format(
+        **text, algorithm=scenario.names["algorithm"], clients=clients, rounds=scenario.run.rounds,
+        supernodes="\n".join(_supernode(i, clients) for i in range(min(clients, 3))) + ("\n..." * (clients > 3)),
+        out=out, runs=out.parent, installs=_from_wheel(folder) if wheel else install("flower"),
+    )  # fmt: skip
+    (folder / "README.md").write_text(readme, encoding="utf-8")
 
 
 def _from_wheel(folder: Path) -> str:
@@ -211,31 +228,3 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"' if isinstance(value, str) else str(value)
-
-
-def _own_modules(scenario: Scenario) -> Iterator[Path]:
-    """Files or packages, beside the scenario or in the working directory, of parts named ``pkg.mod:Attr``.
-
-    With them go those that they import from beside themselves.
-    """
-    names = sorted({name.partition(":")[0].partition(".")[0] for name in _part_names(scenario.resolved())})
-    names += sorted(imported_from(scenario.base.resolve()) - set(names))
-    for name in names:
-        files = (own_file(folder, name) for folder in (scenario.base, Path.cwd()))
-        found = next((f.parent if f.name == "__init__.py" else f for f in files if f is not None), None)
-        if found is None:
-            continue  # installed: it has to be so on every machine
-        if re.match(r"test_.*\.py$|.*_test\.py$", found.name):
-            raise InputError(f"Flower leaves {found.name} out of apps: give the module another name")
-        yield found
-
-
-def _part_names(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        for inner in value.values():
-            yield from _part_names(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _part_names(inner)
-    elif isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
-        yield value
