@@ -39,6 +39,8 @@ class Choco(GossipAlgorithm):
     Nodes may take several local steps, or none: the copies move all the same. Links fire in every round, or the copies
     of one node would differ.
 
+    Source: Koloskova, Stich, Jaggi, ICML 2019, arXiv 1902.00340.
+
     Parameters
     ----------
     gamma : the step of a node towards what it hears, above 0 and at most 1.
@@ -74,6 +76,8 @@ class DeepSqueeze(GossipAlgorithm):
     """``y = x - lr g(x);  q = C(y + e);  e = y + e - q;  x_i = y_i + gamma (sum_j w_ij q_j - q_i)``
 
     Nobody keeps anything of a neighbour, so links may fire sporadically. Several local steps are our extension.
+
+    Source: Tang et al., arXiv 1907.07346.
 
     Parameters
     ----------

@@ -36,6 +36,8 @@ class Diff2Bvr(Diff2):
 
     v_1 = v and y_0 = x; the client's y_K is the next x. Clients take turns.
 
+    Sources: Murata and Suzuki, arXiv 2302.03884, and arXiv 2102.03198 for the local loop without noise.
+
     Parameters
     ----------
     inner_steps : K.

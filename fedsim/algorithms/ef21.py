@@ -38,6 +38,8 @@ _FIXED = ("local_steps", "local_epochs", "momentum", "server_lr", "relaxed_init"
 class EF21(ServerAlgorithm):
     """``c_i = C(grad f_i(x) - g_i);  g_i = g_i + c_i;  g = g + sum_i p_i c_i;  x = x - lr g``
 
+    Sources: Richtarik et al., arXiv 2106.05203; for cohorts, arXiv 2110.03294.
+
     Parameters
     ----------
     init : ``zero``, all g_i are 0 before the first round; ``full``, the first message is the whole gradient.
@@ -143,6 +145,8 @@ class EF21W(EF21):
     """EF21 with ``w_i = L_i / sum_j L_j``: client i compresses ``grad f_i / (n w_i) - g_i``, the server adds w_i c_i.
 
     For compressors that are positively homogeneous (top_k, sign) it is EF21 with the larger step ``theory_new``.
+
+    Source: Richtarik et al., ICLR 2024, arXiv 2402.10774.
     """
 
     weighs_by_smoothness: ClassVar[bool] = True

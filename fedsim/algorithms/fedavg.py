@@ -23,6 +23,8 @@ class FedAvg(ServerAlgorithm):
     """``x = x + server_lr * v,  v = server_momentum * v + sum_i w_i delta_i``
 
     FedAvgM's rule; with ``server_momentum: 0`` (default) it is FedAvg. The first round has v = sum_i w_i delta_i.
+
+    Sources: McMahan et al. 2017, arXiv 1602.05629, Algorithm 1; for the server's momentum, arXiv 1909.06335.
     """
 
     needs: ClassVar[Needs] = Needs(personal=True)

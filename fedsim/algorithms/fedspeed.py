@@ -45,6 +45,8 @@ class FedSpeed(SharpnessAware, DynamicRegularisation):
     ``g_i = g_i - (y_K - x) / lambda``;  server: ``x = sum_S w_i y_i - lambda h``,  ``h = sum_i p_i g_i`` over all
     clients; with ``dual: active``  ``x = sum_S w_i (y_i - lambda g_i)``.
 
+    Source: Sun et al., ICLR 2023, arXiv 2302.10429, Algorithm 1.
+
     Parameters
     ----------
     lambda : inverse of the coefficient of the pull towards x.
@@ -90,6 +92,8 @@ class FedSMOO(DynamicRegularisation):
 
     with FedDyn's g_i and h; server: ``s = rho m / ||m||``, m = sum_S w_i mu_i. Clients send delta and mu_i, the server
     sends x and s.
+
+    Source: Sun et al., ICML 2023, arXiv 2305.11584.
 
     Parameters
     ----------

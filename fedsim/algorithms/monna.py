@@ -28,6 +28,8 @@ class MoNNA(GossipAlgorithm):
     m_i starts at 0 and lives through the whole run. More than one local step is our extension. ClippedGossip's form
     (arXiv 2202.01545) has ``dampening: 0`` and the rule ``clipped_gossip``.
 
+    Source: Farhadkhani et al., ICML 2023, arXiv 2209.10931.
+
     Parameters
     ----------
     beta : the factor of the momentum.

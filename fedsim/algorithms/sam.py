@@ -99,4 +99,7 @@ class MoFedSAM(SharpnessAware, FedCM):
 @register.algorithm("fedgamma")
 @dataclass(frozen=True, kw_only=True)
 class FedGamma(SharpnessAware, Scaffold):
-    """SCAFFOLD with ``direction = g(y + e) - c_i + c``."""
+    """SCAFFOLD with ``direction = g(y + e) - c_i + c``.
+
+    Source: Dai et al., IEEE TNNLS 2023.
+    """

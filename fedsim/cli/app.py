@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -15,6 +15,7 @@ from fedsim.cli.ending import Commands, interruptible, out_of_memory, own_fault,
 from fedsim.cli.examples import examples
 from fedsim.cli.export import export
 from fedsim.cli.json_output import AsJson, emit
+from fedsim.cli.parts import describe, list_parts
 from fedsim.cli.progress import run_progress, told_steps
 from fedsim.cli.terminal import cell, console, metrics_line, say, table
 from fedsim.core.errors import FedsimError, InputError
@@ -275,23 +276,8 @@ def check(
 
 app.command()(export)
 app.command()(examples)
-
-
-@app.command("list")
-def list_parts(
-    kind: Annotated[str | None, typer.Argument(help="algorithms, datasets, models, graphs, ...")] = None,
-) -> None:
-    """List what scenarios can name."""
-    from fedsim.core.errors import unknown
-    from fedsim.core.registry import kinds, lookup, names
-
-    plurals = {_plural(k): k for k in kinds()}
-    plurals["topologies"] = "graph"
-    if kind is not None and kind not in plurals:
-        raise InputError(unknown("kind", kind, list(plurals)))
-    for plural, single in plurals.items():
-        if kind == plural or (kind is None and plural != "topologies"):
-            table(plural, [(name, _first_line(lookup(single, name))) for name in names(single)])
+app.command("list")(list_parts)
+app.command()(describe)
 
 
 @app.command()
@@ -375,16 +361,6 @@ def _interruptible() -> Iterator[None]:
         )
         say_interrupted(saved)
         raise typer.Exit(130) from None
-
-
-def _plural(kind: str) -> str:
-    return {"loss": "losses", "mixing": "weights", "participation": "participations", "privacy": "mechanisms"}.get(
-        kind, kind + "s"
-    )
-
-
-def _first_line(part: Callable[..., Any]) -> str:
-    return (part.__doc__ or "").strip().split("\n")[0].replace("``", "")
 
 
 if __name__ == "__main__":

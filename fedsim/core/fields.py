@@ -259,14 +259,14 @@ def _allowed(item: Any, part: type[Any]) -> str:
 
 def _wanted(part: type[Any], loc: tuple[Any, ...]) -> str:
     """``; allowed: ...`` of a key of the part that is missing, or nothing where its type says nothing."""
-    schema = _schema_of(part)  # type: ignore[arg-type]
+    schema = schema_of(part)  # type: ignore[arg-type]
     found = schema.get("properties", {}).get(loc[0]) if len(loc) == 1 else None
-    words = _in_words(found, schema.get("$defs", {})) if found else ""
+    words = in_words(found, schema.get("$defs", {})) if found else ""
     return f"; allowed: {words}" if words else ""
 
 
 @cache
-def _schema_of(part: type[Any]) -> Mapping[str, Any]:
+def schema_of(part: type[Any]) -> Mapping[str, Any]:
     """The JSON schema of a part's keys; nothing where its types have none."""
     try:
         return fields_model(part).model_json_schema()
@@ -283,18 +283,18 @@ _RANGES = {
 }
 
 
-def _in_words(schema: Mapping[str, Any], named: Mapping[str, Any]) -> str:
+def in_words(schema: Mapping[str, Any], named: Mapping[str, Any]) -> str:
     """The values that a JSON schema allows, in a few words; nothing where there are none for it."""
     if "$ref" in schema:
-        return _in_words(named.get(str(schema["$ref"]).rpartition("/")[2], {}), named)
+        return in_words(named.get(str(schema["$ref"]).rpartition("/")[2], {}), named)
     one_of = schema.get("anyOf") or schema.get("oneOf")
     if one_of:
-        return " or ".join(dict.fromkeys(words for member in one_of if (words := _in_words(member, named))))
+        return " or ".join(dict.fromkeys(words for member in one_of if (words := in_words(member, named))))
     if "enum" in schema or "const" in schema:
         return ", ".join(map(str, schema.get("enum", [schema.get("const")])))
     kind = schema.get("type")
     if kind == "array":
-        items = _in_words(schema.get("items", {}), named)
+        items = in_words(schema.get("items", {}), named)
         return f"a list (each {items})" if items else "a list"
     if kind == "object":
         return "a mapping"

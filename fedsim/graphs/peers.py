@@ -31,6 +31,8 @@ from fedsim.graphs.mixing_matrix import BaseMixing
 class RandomPeers(Fixed):
     """Everybody may meet everybody, and meets about `peers` others in a round; drawn anew in every round.
 
+    Source: pulls are those of the code of arXiv 2507.06542.
+
     Parameters
     ----------
     peers : probability of a node's pair to meet (``symmetric: true``, at most 1), or how many others a node pulls from

@@ -39,6 +39,8 @@ class DPFedAvg(Mechanism):
     not depend on who is in S, an empty S still releases its noise, and the heaviest client sets the sensitivity: with
     ``weighting: uniform``, w = 1 / (q P).
 
+    Sources: McMahan et al., arXiv 1710.06963; for the adaptive clip norm, arXiv 1905.03871.
+
     Parameters
     ----------
     clip_norm : C, the bound on each client's update. Without it nothing is clipped, and nothing is private.
