@@ -17,6 +17,7 @@ from fedsim.cli.export import export
 from fedsim.cli.json_output import AsJson, emit
 from fedsim.cli.parts import describe, list_parts
 from fedsim.cli.progress import run_progress, told_steps
+from fedsim.cli.runs import runs
 from fedsim.cli.terminal import cell, console, metrics_line, say, table
 from fedsim.core.errors import FedsimError, InputError
 
@@ -278,6 +279,7 @@ app.command()(export)
 app.command()(examples)
 app.command("list")(list_parts)
 app.command()(describe)
+app.command()(runs)
 
 
 @app.command()

@@ -62,6 +62,12 @@ def owned(folder: Path, group: str | None = None) -> Iterator[None]:
         _remove(made)
 
 
+def owner(folder: Path) -> str | None:
+    """The process that has `folder`, in words; None where nobody does, or surely writes there no more."""
+    found = _read(folder / FILE)
+    return None if found is None or _ended(found, None) else f"process {found['pid']} on {found['host']}"
+
+
 def _acquire(folder: Path, group: str | None) -> str:
     """Write the lock file; gives the word by which its owner knows it again."""
     file, me = folder / FILE, {**_here(), "group": group, "name": uuid.uuid4().hex}

@@ -218,7 +218,7 @@ def find_runs(directories: Sequence[Path]) -> list[Record]:
             what = "is a file" if directory.exists() else "no such folder"
             raise InputError(f"{what}; allowed: a run directory, or a folder of them", file=str(directory))
         try:
-            places = list(_walk(directory, _DEPTH))
+            places = list(walk(directory))
         except OSError as error:
             raise InputError(f"cannot be read: {error}", file=str(directory)) from None
         if not places:
@@ -349,7 +349,8 @@ def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
+def walk(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
+    """The run directories in a folder, which may be one itself."""
     names = ("scenario.yaml", "metrics.jsonl", "environment.json")
     has = [(folder / name).is_file() for name in names]
     if has[1] or (has[0] and has[2]):
@@ -357,7 +358,7 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
     elif depth > 0:
         for child in sorted(folder.iterdir()):
             if child.is_dir() and not child.name.startswith("."):
-                yield from _walk(child, depth - 1)
+                yield from walk(child, depth - 1)
 
 
 def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
