@@ -63,6 +63,7 @@ class LoopbackGrid:
     pushed: list[Any] = field(default_factory=list)
     on_push: Callable[[LoopbackGrid, Any], None] | None = None
     clock: Clock = field(default_factory=Clock)
+    mods: list[Any] = field(default_factory=list)
     _ready: dict[str, tuple[float, int, Any]] = field(default_factory=dict)
 
     def get_nodes(self) -> list[Any]:
@@ -91,7 +92,9 @@ class LoopbackGrid:
             return None
         context = Context(1, number, node.config, RecordDict(), self.run_config)
         try:
-            reply = make_client_app(self.scenario_file)(message, context)  # a fresh app, as in a fresh process
+            reply = make_client_app(self.scenario_file, self.mods)(
+                message, context
+            )  # a fresh app, as in a fresh process
         except Exception as error:
             reply = Message(Error(code=2, reason=str(error)), reply_to=message)
         if node.spoil is not None:

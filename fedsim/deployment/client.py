@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fedsim
+from fedsim.core.errors import InputError
 from fedsim.deployment.flower.records import (
     Arrays,
     Greeting,
@@ -31,13 +32,30 @@ from fedsim.deployment.node_config import NodeConfig, settings_of
 if TYPE_CHECKING:
     from fedsim.deployment.work import Client
 
+_PRIVATE = "which takes an answer for a whole model, and here it is a change; allowed: privacy in the scenario"
+_SECURE = "whose protocol this server does not speak: nothing would be hidden; allowed: none of its kind"
+_NOT_THESE = {
+    **dict.fromkeys(("LocalDpMod", "fixedclipping_mod", "adaptiveclipping_mod"), _PRIVATE),
+    **dict.fromkeys(("secagg_mod", "secaggplus_mod"), _SECURE),
+}  # of Flower's mods
 
-def make_client_app(scenario_file: str | Path) -> Any:
-    """The ClientApp that answers a fedsim ServerApp, for ``[tool.flwr.app.components]``."""
+
+def make_client_app(scenario_file: str | Path, mods: Sequence[Any] = ()) -> Any:
+    """The ClientApp that answers a fedsim ServerApp, for ``[tool.flwr.app.components]``.
+
+    `mods` are Flower's, or of its kind: ``mod(message, context, call_next) -> message`` around every message, the first
+    one outermost. What they change of an answer is what the server gets, beyond all that the scenario says.
+
+    Raises
+    ------
+    InputError
+        A mod of Flower's takes answers for whole models, or speaks a protocol with the server that this one does not.
+    """
     from flwr.app import Message
     from flwr.clientapp import ClientApp
 
-    app = ClientApp()
+    _check_mods(mods)
+    app = ClientApp(mods=list(mods))
     opened = _opener(scenario_file)
 
     def asked(what: str, order: Order, arrays: Arrays, context: Any) -> tuple[dict[str, Any], Arrays]:
@@ -77,6 +95,13 @@ def make_client_app(scenario_file: str | Path) -> Any:
         return Message(pack_metrics(verdict, samples, values), reply_to=message)
 
     return app
+
+
+def _check_mods(mods: Sequence[Any]) -> None:
+    for mod in mods:
+        name, home = getattr(mod, "__name__", type(mod).__name__), getattr(mod, "__module__", "")
+        if home.partition(".")[0] == "flwr" and name in _NOT_THESE:
+            raise InputError(f"mods: found {name}, {_NOT_THESE[name]}", key="mods")
 
 
 def _has_worker(node: NodeConfig) -> bool:

@@ -42,7 +42,7 @@ class Grid:
         return list(NODES)
 
 
-def step(strategy: Any, x: dict[str, Any], number: int = 1) -> dict[str, Any]:
+def step(strategy: Any, x: dict[str, Any], number: int = 1, made: Any = model) -> dict[str, Any]:
     """A round in which clients answer with models 1, 2 and 3 (plus the round's number)."""
     from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
@@ -51,7 +51,7 @@ def step(strategy: Any, x: dict[str, Any], number: int = 1) -> dict[str, Any]:
     replies = []
     for i, message in enumerate(sorted(messages, key=lambda m: NODES.index(m.metadata.dst_node_id))):
         metrics = MetricRecord({"num-examples": EXAMPLES[i], "loss": 1.0})
-        content = RecordDict({"arrays": record(model(i + 10 * number)), "metrics": metrics})
+        content = RecordDict({"arrays": record(made(i + 10 * number)), "metrics": metrics})
         replies.append(Message(content, reply_to=message))
     arrays, metrics = strategy.aggregate_train(number, replies)
     assert metrics["loss"] == pytest.approx(1.0)
@@ -109,10 +109,58 @@ def test_a_rule_that_has_to_know_its_clients_is_refused() -> None:
         make_strategy({"name": "fedavg"}, {"name": "fltrust", "root": 0})
 
 
-@pytest.mark.parametrize("name", ["fedprox", "scaffold", "fedspeed", "dspodfl"])
-def test_algorithms_with_a_half_of_the_client_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match=f"'{name}' changes what clients do, which a Strategy cannot"):
+REFUSED = {
+    "dspodfl": "has its models on a graph",
+    "fedasync": "has no rounds of a cohort",
+    "diff2": "needs all clients in a round",
+    "qffl": "asks clients for more than gradients",
+    "ditto": "keeps other models than the common one",
+    "ef21": "sends compressed messages",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_algorithms_that_need_a_scenario_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"'{name}' {REFUSED[name]}, which a Strategy cannot: deploy it as a scenario"):
         make_strategy({"name": name})
+
+
+@pytest.mark.parametrize(
+    "algorithm,aggregator,message",
+    [
+        ({"name": "fedprox", "local_epochs": 3}, None, "clients' batches decide"),
+        ({"name": "scaffold"}, {"name": "median"}, "found 'median', but 'scaffold' moves by more than"),
+        ({"name": "scaffold", "solver": {"name": "adam"}}, None, "divides a client's change by the sum"),
+    ],
+)
+def test_keys_that_would_do_nothing_or_harm(algorithm: dict[str, Any], aggregator: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_strategy(algorithm, aggregator)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedadam"])
+def test_what_a_model_carries_takes_no_step(name: str) -> None:
+    """Counters without an axis and running statistics of batch normalisation: averaged, in their own types."""
+    from flwr.serverapp.strategy import FedAvg
+
+    def carrying(seed: int) -> dict[str, Any]:
+        made = model(seed)
+        made["norm.running_var"] = np.abs(made["b"]) + 1
+        made["norm.num_batches_tracked"] = np.array(7 * seed + 2**40)
+        return made
+
+    ours = step(make_strategy({"name": name, "server_lr": 0.5}), carrying(7), made=carrying)
+    theirs = step(FedAvg(), carrying(7), made=carrying)
+    assert ours["norm.running_var"] == pytest.approx(theirs["norm.running_var"], abs=1e-6)
+    for k in ("norm.num_batches_tracked", "seen"):
+        assert ours[k].dtype == np.int64
+        assert ours[k].shape == carrying(7)[k].shape
+        assert ours[k] == pytest.approx(theirs[k], abs=0.5)
+
+
+def test_a_robust_rule_is_one_for_what_a_model_carries_too() -> None:
+    got = step(make_strategy({"name": "fedavg"}, {"name": "median"}), model(7))
+    assert got["seen"].tolist() == [int(model(11)["seen"][0])]
 
 
 def test_settings_are_flowers() -> None:
