@@ -15,6 +15,7 @@ from fedsim.cli.ending import Commands, interruptible, out_of_memory, own_fault,
 from fedsim.cli.examples import examples
 from fedsim.cli.export import export
 from fedsim.cli.json_output import AsJson, emit
+from fedsim.cli.new import new
 from fedsim.cli.parts import describe, list_parts
 from fedsim.cli.progress import run_progress, told_steps
 from fedsim.cli.runs import runs
@@ -30,7 +31,6 @@ app = typer.Typer(
     help="Simulate federated and decentralized learning: one scenario file, thousands of clients.",
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -280,6 +280,7 @@ app.command()(examples)
 app.command("list")(list_parts)
 app.command()(describe)
 app.command()(runs)
+app.command()(new)
 
 
 @app.command()
@@ -299,7 +300,7 @@ def main() -> NoReturn:
 
 def _main() -> None:
     try:
-        app(standalone_mode=True)
+        app(prog_name="fedsim", standalone_mode=True)  # also where it was called as a module
     except InputError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)

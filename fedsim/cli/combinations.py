@@ -21,7 +21,7 @@ from fedsim.scenario.load import parse
 Values = dict[str, Any]
 
 _DATA = {"dataset": "synthetic", "clients": 8, "iid": True, "dimension": 3, "num_classes": 2, "max_samples": 12}
-_KEYS: Mapping[str, Any] = {  # what a check may ask for, and what it is given then
+ANSWERS: Mapping[str, Any] = {  # keys that a check may ask for, and what they are given then
     "participation.window": 1.0, "participation.buffer": 8, "participation.weights": "identical",
     "participation.sampling": "poisson", "privacy.epsilon": {"noise_multiplier": 1.0}, "privacy.clip_norm": 1.0,
     "privacy.sampling_rate": 0.5, "algorithm.clip_norm": 1.0, "algorithm.difference_clip": 1.0,
@@ -63,12 +63,12 @@ def _asked(sections: Values, deployed: bool) -> str | None:
             if deployed:
                 check_trust(scenario)
         except InputError as error:
-            asked = next((p.key for p in error.problems if p.key in _KEYS and p.key not in given), None)
+            asked = next((p.key for p in error.problems if p.key in ANSWERS and p.key not in given), None)
             if asked is None:
                 return _words(error.problems[0], values)
             given.add(asked)
             section, _, key = asked.partition(".")
-            value = _KEYS[asked]
+            value = ANSWERS[asked]
             values[section] = {**values.get(section, {}), **(value if isinstance(value, dict) else {key: value})}
         else:
             return None

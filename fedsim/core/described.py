@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
 from fedsim.core.fields import fields_model, in_words, schema_of
 
 REQUIRED: Any = object()
@@ -46,8 +48,8 @@ class Key:
 
 
 def keys(part: Any) -> list[Key]:
-    """The keys of a registered part, own ones before those that it inherits; none of a function."""
-    if not (isinstance(part, type) and is_dataclass(part)):
+    """The keys of a registered part or a section, own ones before those that it inherits; none of a function."""
+    if not (isinstance(part, type) and (is_dataclass(part) or issubclass(part, BaseModel))):
         return []
     schema = schema_of(part)
     known, named = schema.get("properties", {}), schema.get("$defs", {})

@@ -168,3 +168,20 @@ def test_what_goes_with_a_rule_is_asked_of_the_checks(monkeypatch: pytest.Monkey
     ((why, of),) = found.items()
     assert (of, "protect nothing" in why) == (["feddyn"], True)
     assert goes_with("dataset", "csv") == {}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(shell: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shellingham.detect_shell", lambda *_: (shell, shell))
+    code, out, _ = call("--show-completion")
+    assert code == 0
+    assert "_FEDSIM_COMPLETE=complete_" + shell in out
+
+
+def test_the_shell_gets_commands_and_kinds(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_FEDSIM_COMPLETE", "complete_bash")
+    for typed, wanted in (("fedsim ru", ["run", "runs"]), ("fedsim list al", ["algorithms"])):
+        monkeypatch.setenv("COMP_WORDS", typed)
+        monkeypatch.setenv("COMP_CWORD", str(typed.count(" ")))
+        code, out, _ = call()
+        assert (code, out.split()) == (0, wanted)

@@ -1,0 +1,121 @@
+"""``fedsim new``: what it writes runs as it stands, its comments are true, and nothing is ever overwritten."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import fedsim
+from fedsim.cli.app import main
+from fedsim.cli.new import _Asks
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Exit code, standard output and error of ``fedsim new ...``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedsim", "new", *argv])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_it_runs_as_it_stands(call: Call) -> None:
+    code, out, _ = call("first", "--clients", "4", "--rounds", "2", "--set", "data.limit=200")
+    assert code == 0
+    assert out.startswith("first.yaml is written\n")
+    assert "fedsim run first.yaml" in out
+    metrics = fedsim.run("first.yaml", out="r").metrics
+    assert metrics["train_loss"].iloc[-1] < metrics["train_loss"].iloc[0]
+    assert yaml.safe_load(Path("first.yaml").read_text())["data"]["limit"] == 200
+    assert all(len(line) <= 120 for line in Path("first.yaml").read_text().splitlines())
+
+
+@pytest.mark.parametrize("flags", [(), ("--algorithm", "dspodfl"), ("--algorithm", "fedprox", "--model", "linear")])
+def test_what_is_commented_out_is_the_default(call: Call, flags: tuple[str, ...]) -> None:
+    """Each of these lines may be taken in without changing anything."""
+    assert call("said", *flags)[0] == 0
+    text = Path("said.yaml").read_text()
+    lines, taken = text.splitlines(), 0
+    for i, line in enumerate(lines):
+        found = re.fullmatch(r"( *)# (\w+: (?!null)[^ ]+)(  # .*)?", line)
+        if found and found[1]:
+            lines[i], taken = found[1] + found[2], taken + 1
+    assert taken > 10
+    Path("whole.yaml").write_text("\n".join(lines))
+    assert fedsim.load("whole.yaml").resolved() == fedsim.load("said.yaml").resolved()
+    values = yaml.safe_load(text)
+    assert ("topology" in values) == ("dspodfl" in flags)
+
+
+def test_a_file_of_ones_own(call: Call, tmp_path: Path) -> None:
+    rows = "".join(f"{i};{i % 7};{'ill' if i % 3 else 'well'}\n" for i in range(120))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "wards.csv").write_text("age;ward;state\n" + rows)
+    code, _, err = call("wards", "--data", "data/wards.csv")
+    assert (code, err) == (2, "--target: missing; allowed: a column of age, ward, state\n")
+    assert "did you mean 'state'" in call("wards", "--data", "data/wards.csv", "--target", "stat")[2]
+    assert call("wards", "--data", "data/wards.csv", "--target", "state", "--clients", "3", "--out", "s/w.yaml")[0] == 0
+    scenario = fedsim.load("s/w.yaml")
+    assert scenario.names["data.partition"] == "dirichlet"
+    assert yaml.safe_load(Path("s/w.yaml").read_text())["data"]["path"] == "../data/wards.csv"
+    assert call("ages", "--data", "data/wards.csv", "--target", "age", "--set", "data.task=regression")[0] == 0
+    assert yaml.safe_load(Path("ages.yaml").read_text())["data"]["categorical"] == ["state"]
+    assert fedsim.load("ages.yaml").names["data.partition"] == "iid"  # numbers are no labels to divide by
+
+
+def test_nothing_is_overwritten_and_what_is_wrong_is_not_written(call: Call) -> None:
+    Path("mine.yaml").write_text("a: 1\n")
+    code, out, err = call("mine")
+    assert (code, out) == (2, "")
+    assert err.startswith("mine.yaml: is there already")
+    assert Path("mine.yaml").read_text() == "a: 1\n"
+    for flags, said in (
+        (["--data", "digit"], "did you mean 'digits'?"), (["--data", "no.csv"], "no.csv: no such file"),
+        (["--algorithm", "fedprocs"], "did you mean 'fedprox'?"),
+        (["--graph", "ring", "--algorithm", "fedavg"], "--graph"),
+        (["--algorithm", "fal"], "adversary: missing"), (["--target", "y"], "--target"),
+        (["--algorithm", "dgd", "--graph", "random_geometric"], "topology.radius: missing"),
+        (["--set", "run.round=3"], "--set: run.round: unknown key"),
+    ):  # fmt: skip
+        code, out, err = call("other", *flags)
+        assert (code, out) == (2, ""), flags
+        assert said in err
+    assert not Path("other.yaml").exists()
+    assert call("other", "--algorithm", "dgd", "--graph", "random_geometric", "--set", "topology.radius=0.6")[0] == 0
+
+
+def test_keys_that_a_check_asks_for_are_chosen_and_named(call: Call) -> None:
+    assert call("late", "--algorithm", "fedasync")[0] == 0
+    text = Path("late.yaml").read_text()
+    assert "have a look: participation.weights" in text
+    assert yaml.safe_load(text)["participation"] == {"mode": "asynchronous", "weights": "identical"}
+
+
+def test_questions_are_asked_again_until_the_answer_will_do(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = ["digitz", "digits", "dgd", "many", "5", "", "linear", ""]
+    monkeypatch.setattr("fedsim.cli.new._at_terminal", lambda: True)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{a}\n" for a in answers)))
+    code, _, err = call("asked", "--rounds", "3")
+    assert code == 0
+    assert "did you mean 'digits'?" in err
+    values: dict[str, Any] = yaml.safe_load(Path("asked.yaml").read_text())
+    assert (values["data"]["clients"], values["algorithm"]["name"], values["topology"]) == (5, "dgd", {"graph": "ring"})
+    assert values["model"]["name"] == "linear"
+    assert _Asks(False)("anything", 3, int) == 3
