@@ -2,7 +2,7 @@
 
 The app's arrays are a ``state_dict``: parameters, and what a model carries besides them (running statistics, counters).
 Parameters in one row are the algorithm's ``x``. What an algorithm broadcasts or sends beside ``x`` and ``delta`` are
-further arrays of the same record, called ``fedsim.<name>``, since Flower's strategies take one record of arrays each
+further arrays of the same record, called ``fedsim:<name>``, since Flower's strategies take one record of arrays each
 way. Settings travel in the config record, the work behind an answer in one of its own.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PREFIX = "fedsim."
-ALGORITHM, AVERAGED, WORK = "fedsim.algorithm", "fedsim.averaged", "fedsim"
+PREFIX = "fedsim:"
+ALGORITHM, AVERAGED, WORK = "fedsim-algorithm", "fedsim-averaged", "fedsim"
 """Keys of the config record, and the name of the record that an answer has."""
 
 STATISTICS = ("running_mean", "running_var")

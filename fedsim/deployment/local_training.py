@@ -21,7 +21,7 @@ from fedsim.core.oracle import Oracle
 from fedsim.core.types import State
 from fedsim.deployment.carried import ALGORITHM, AVERAGED, WORK, flat, others, parameters, record, vectors
 
-_KEPT = "fedsim.kept"
+_KEPT = "fedsim-kept"
 
 
 def train_locally(
