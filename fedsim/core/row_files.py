@@ -132,7 +132,7 @@ def write_tensors(
 ) -> None:
     """A safetensors file of `tensors`; streams are written part by part."""
     if not any(isinstance(v, RowStream) for v in tensors.values()):
-        whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items() if isinstance(v, Tensor)}
+        whole = with_own_memory({k: v.detach().cpu() for k, v in tensors.items() if isinstance(v, Tensor)})
         path.touch()
         mode = path.stat().st_mode
         try:
@@ -163,6 +163,18 @@ def write_tensors(
                 place.write(rows, values)
         else:
             place.write(np.arange(len(v)), v.detach().cpu().contiguous().numpy())
+
+
+def with_own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, contiguous and each with memory of its own, as safetensors takes them; copies where needed."""
+    seen: set[int] = set()
+    made: dict[str, Tensor] = {}
+    for name, v in tensors.items():
+        v = v.contiguous()
+        memory = v.untyped_storage().data_ptr()
+        made[name] = v.clone() if memory in seen else v
+        seen.add(memory)
+    return made
 
 
 def make_readable(path: Path) -> None:

@@ -23,6 +23,7 @@ from fedsim.clients.evaluating import evaluate
 from fedsim.core.crew import working
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.job import Job
+from fedsim.core.row_files import with_own_memory
 from fedsim.core.tokens import Tokens, record
 from fedsim.core.types import State
 from fedsim.data.labels import FOUND, shown
@@ -340,7 +341,7 @@ def _read_held(file: Path, client: int) -> Held:
 def _write(file: Path, tensors: State, metadata: dict[str, str] | None = None) -> None:
     """Replace `file` in one step, on the disk before it has its name."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}.new")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
+    save_file(with_own_memory(tensors), temporary, metadata=metadata)
     with temporary.open("rb") as handle:
         os.fsync(handle.fileno())
     temporary.replace(file)

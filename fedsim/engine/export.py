@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ import fedsim
 from fedsim.core.documents import read_yaml
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.fields import part_from
-from fedsim.core.row_files import make_readable
+from fedsim.core.row_files import make_readable, with_own_memory
 from fedsim.core.tokens import Tokens
 from fedsim.engine.attackers import read_attackers
 from fedsim.engine.inputs import read_about
@@ -94,7 +95,8 @@ def run_model(
     apart = ("name", *(COMMON if isinstance(model, OwnModel) else ELSEWHERE))
     keys = {k: v for k, v in section.items() if k not in apart}
     takes = about["input"].get("model_takes", about["input"]["type"])
-    return module.eval(), {
+    module.eval()  # whose own may return nothing
+    return module, {
         "name": section["name"], "keys": keys, "input_shape": list(shape), "num_outputs": outputs, "loss": loss,
         "dtype": str(dtype).removeprefix("torch."),
         "takes": "int64" if takes == "int64" else str(dtype).removeprefix("torch."),
@@ -117,8 +119,11 @@ def start_of(model: Model | None) -> Weights | None:
     if not path.is_dir():
         return Weights(str(path), read_weights(path), model.init.partial)
     try:
-        module, _ = run_model(path, load_file(path / PARAMS)["params"])
-    except (InputError, RunError) as error:
+        params = load_file(path / PARAMS).get("params")
+        if params is None or not params.is_floating_point():
+            raise InputError(f"{PARAMS} is no file of a run")
+        module, _ = run_model(path, params)
+    except (InputError, RunError, SafetensorError) as error:
         raise InputError(f"{path} has no model to start from: {error}", key="init") from None
     return Weights(str(path), module.state_dict(), model.init.partial)
 
@@ -135,6 +140,7 @@ def load_buffers(module: nn.Module, folder: Path, node: int | None, file: str) -
         flat = chosen(saved.get_tensor("buffers"), node, read_attackers(folder))
     own = dict(module.named_buffers())
     places = placed({name: own[name] for name in names})
+    exported.keeping(module, names)
     for name, value in views(flat, places).items():
         own[name].copy_(value if own[name].is_floating_point() else value.round())
 
@@ -179,8 +185,10 @@ def export_model(
         elif file.suffix == ".safetensors":
             from safetensors.torch import save_file
 
-            tensors = {k: v.clone() for k, v in module.state_dict().items()}  # shared ones are not taken
-            save_file(tensors, temporary, metadata={"about": json.dumps(about), "code": code})
+            state, told = module.state_dict(), {"about": json.dumps(about), "code": code}
+            if (wide := next((k for k, v in state.items() if v.dtype is torch.complex128), None)) is not None:
+                raise InputError(f"'{wide}' is complex128, which {file.suffix} does not know; allowed: .pt, .pt2")
+            save_file(with_own_memory(state), temporary, metadata=told)
             make_readable(temporary)
         else:
             torch.save({"state_dict": dict(module.state_dict()), "about": about, "code": code}, temporary)

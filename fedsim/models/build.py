@@ -30,6 +30,7 @@ from fedsim.core.types import Count
 from fedsim.models import vision
 from fedsim.models.checks import refuse_batch_statistics as refuse_batch_statistics
 from fedsim.models.checks import refuse_foreign_ids, try_out
+from fedsim.models.exported import converted
 from fedsim.models.layout import flatten as flatten
 from fedsim.models.layout import freeze
 from fedsim.models.layout import layout as layout
@@ -335,7 +336,7 @@ def new_module(
         module = make()
         refuse_batch_statistics(module, adapted=model.lora is not None)
         before = list(module.state_dict())
-        module = prepare(module, model.batch_norm).to(dtype)
+        module = converted(prepare(module, model.batch_norm), dtype)
         if weights is not None:
             weights.put(module, before)
         if model.lora is not None:

@@ -18,7 +18,8 @@ from torch.func import functional_call
 from fedsim.core.errors import InputError
 from fedsim.core.tokens import outside, widened
 from fedsim.models.draws import Keyed
-from fedsim.models.nature import nature_of, repeats
+from fedsim.models.kept import refuse_kept
+from fedsim.models.nature import nature_of
 from fedsim.models.norms import evaluating, training
 from fedsim.models.outputs import logits_of
 
@@ -37,6 +38,7 @@ def refuse_batch_statistics(module: nn.Module, adapted: bool = False) -> None:
         without being one, or no parameter that trains. The message names the sub-module.
     """
     owners: dict[int, tuple[nn.Parameter, str]] = {}
+    _refuse_hooks(module)
     trains = False
     for name, sub in module.named_modules():
         where = f"sub-module '{name}' ({type(sub).__name__})" if name else f"the module ({type(sub).__name__})"
@@ -50,8 +52,23 @@ def refuse_batch_statistics(module: nn.Module, adapted: bool = False) -> None:
                     raise _refusal(
                         f"{what} shares its memory with {its}; give each its own, or both the same nn.Parameter"
                     )
+    for name, b in module.named_buffers():
+        if b.numel() and not b.is_meta and b.untyped_storage().data_ptr() in owners:
+            its = owners[b.untyped_storage().data_ptr()][1]
+            raise _refusal(f"buffer '{name}' shares its memory with {its}; give it its own (clone), or none")
     if not (trains or adapted):
         raise _refusal(f"{type(module).__name__} has no trainable parameters")
+
+
+def _refuse_hooks(module: nn.Module) -> None:
+    """Refuse what changes gradients behind the back of those who take them: many clients' are taken at once."""
+    for name, p in module.named_parameters():
+        if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+            raise _refusal(f"parameter '{name}' has a hook on its gradient; allowed: none (model.freeze, or a loss)")
+    for name, sub in module.named_modules():
+        if sub._backward_hooks or sub._backward_pre_hooks:
+            where = f"sub-module '{name}'" if name else "the module"
+            raise _refusal(f"{where} ({type(sub).__name__}) has a backward hook; allowed: forward hooks")
 
 
 def typical_rows(train: Tensor, test: Tensor) -> Tensor:
@@ -139,13 +156,16 @@ def try_out(name: str, module: nn.Module, rows: Tensor, num_outputs: int, positi
     x = rows.to(dtype) if rows.is_floating_point() else rows
     kind = str(x.dtype).removeprefix("torch.")
     before = {key: b.clone() for key, b in module.named_buffers()}
-    versions = {key: p._version for key, p in module.named_parameters()}
+    parameters = {key: _state(p) for key, p in module.named_parameters()}
     if not x.is_floating_point() and not takes(module, x) and takes(module, x.to(dtype)):
         x = x.to(dtype)
+    untouched = x._version
     try:
-        plain = nature_of(module, x).plain
+        nature = nature_of(module, x)
+        plain = nature.plain
         with nullcontext() if plain else evaluating(module):
             together = logits_of(module(x))
+            _refuse_changed_inputs(name, x, untouched)
             alone = [logits_of(module(row.unsqueeze(0))) for row in x]
     except InputError:
         raise
@@ -163,18 +183,31 @@ def try_out(name: str, module: nn.Module, rows: Tensor, num_outputs: int, positi
     for key, b in module.named_buffers():
         if key not in before or not torch.equal(b, before[key]):
             raise _refusal(f"buffer '{key}' changes in a forward pass of an evaluation; allowed: while it trains")
+    lone = [1, *wanted[1:]]
+    if (odd := next((list(v.shape) for v in alone if list(v.shape) != lone), None)) is not None:
+        raise _refusal(f"'{name}' gives a sample alone an output of shape {odd}; allowed: {lone}")
     tolerance = torch.finfo(dtype).eps ** 0.5 * float(together.abs().max())
     if not torch.allclose(together, torch.cat(alone), rtol=0, atol=tolerance, equal_nan=True):
         raise _refusal(f"'{name}' gives a sample another output alone than in a batch (randomness, or mixed samples)")
-    if not plain and not repeats(module, x):
-        raise _refusal(
-            f"'{name}' gives other outputs when it trains on the same again: it draws from elsewhere than torch, or "
-            "keeps something between calls; allowed: torch's draws, and buffers"
-        )
+    refuse_kept(name, module, x)
+    _refuse_changed_inputs(name, x, untouched)
     for key, p in module.named_parameters():
-        if p._version != versions[key]:
+        now = _state(p)
+        if now[1:] != parameters[key][1:]:
             raise _refusal(f"parameter '{key}' changes in a forward pass (as by max_norm); allowed: in steps alone")
+        if now[0] != parameters[key][0]:
+            raise _refusal(f"parameter '{key}' is frozen or thawed in a forward pass; allowed: when it is made")
     _refuse_without_gradient(name, _copied(name, module), x)
+
+
+def _state(p: nn.Parameter) -> tuple[bool, int, float, float]:
+    """Whether it trains, and what tells whether it was changed: edits of `data` are not counted as versions."""
+    return p.requires_grad, p._version, float(p.detach().sum()), float(p.detach().abs().sum())
+
+
+def _refuse_changed_inputs(name: str, x: Tensor, version: int) -> None:
+    if x._version != version:
+        raise _refusal(f"'{name}' changes its inputs in place, which are the data; allowed: a copy of them (x.clone())")
 
 
 def _copied(name: str, module: nn.Module) -> nn.Module:

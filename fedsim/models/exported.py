@@ -15,7 +15,7 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 LAYERS: dict[str, tuple[str, ...]] = {  # what PyTorch's layers are made of again
     "Linear": ("in_features", "out_features"),
     "Conv2d": ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
-    "MaxPool2d": ("kernel_size", "stride", "padding"),
-    "AvgPool2d": ("kernel_size", "stride", "padding"),
+    "MaxPool2d": ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    "AvgPool2d": ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
     "AdaptiveAvgPool2d": ("output_size",),
     "GroupNorm": ("num_groups", "num_channels", "eps", "affine"),
     "BatchNorm1d": ("num_features", "eps", "momentum", "affine"),
@@ -44,10 +44,8 @@ LAYERS: dict[str, tuple[str, ...]] = {  # what PyTorch's layers are made of agai
 
 
 def grouped(module: nn.Module) -> nn.Module:
-    """The module with group normalisation of two groups (one where channels are odd) in place of batch normalisation.
-
-    New layers have the numbers that the old ones would multiply with and add; ``model.batch_norm: group`` asks for it.
-    """
+    """The module with group normalisation of two groups (one for odd channels), with the same weights and biases, in
+    place of batch normalisation; ``model.batch_norm: group`` asks for it."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         channels = module.num_features
         layer = nn.GroupNorm(2 if channels % 2 == 0 else 1, channels, module.eps, module.affine)
@@ -59,6 +57,24 @@ def grouped(module: nn.Module) -> nn.Module:
         module.running_mean = module.running_var = module.num_batches_tracked = None
     for name, child in list(module.named_children()):
         module._modules[name] = grouped(child)
+    return module
+
+
+def converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module with its numbers in this type; unlike with `to`, complex ones stay so, and shared buffers shared."""
+    done: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def to(v: Tensor) -> Tensor:
+        kind = dtype.to_complex() if v.is_complex() else dtype if v.is_floating_point() else v.dtype
+        return done.setdefault(id(v), (v, v.to(kind)))[1]
+
+    return module._apply(to)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def keeping(module: nn.Module, names: Iterable[str]) -> nn.Module:
+    """The module with these buffers in its ``state_dict``, also where it was made to leave them out."""
+    for where, _, name in (n.rpartition(".") for n in names):
+        module.get_submodule(where)._non_persistent_buffers_set.discard(name)
     return module
 
 
@@ -197,13 +213,8 @@ class Encoder(nn.Module):
 
 
 class Exported:
-    """A model with all that is needed to apply it to new rows.
-
-    Attributes
-    ----------
-    about : how the model is made, and what its inputs and outputs are.
-    module : from encoded inputs to outputs; of a ``.pt2`` file from rows to outputs.
-    """
+    """A model with all that is needed to apply it to new rows: `about`, how it is made and what its inputs and outputs
+    are, and `module`, from encoded inputs to outputs; of a ``.pt2`` file from rows to outputs."""
 
     def __init__(self, about: Mapping[str, Any], module: Any, whole: bool = False) -> None:
         self.about, self.module, self.whole = about, module, whole
@@ -309,24 +320,19 @@ def load(file: str | Path) -> Exported:
     else:
         saved = torch.load(path, weights_only=True)
         about, state = saved["about"], saved["state_dict"]
-    module = build(about["model"])
+    module = keeping(build(about["model"]), state)
     module.load_state_dict(state)
-    return Exported(about, module.eval())
+    module.eval()
+    return Exported(about, module)
 
 
 def build(model: Mapping[str, Any]) -> nn.Module:
-    """The module that the export describes, with values that are yet to be loaded.
-
-    Raises
-    ------
-    ImportError
-        The module is of somebody's own class, which is not found here.
-    """
+    """The module that the export describes, with values yet to be loaded; ImportError without somebody's own class."""
     dtype = getattr(torch, model["dtype"])
     if model["layers"] is not None:
-        return assemble(model["layers"]).to(dtype)
+        return converted(assemble(model["layers"]), dtype)
     made = _made(model)
-    return (grouped(made) if model.get("batch_norm") == "group" else made).to(dtype)
+    return converted(grouped(made) if model.get("batch_norm") == "group" else made, dtype)
 
 
 def _made(model: Mapping[str, Any]) -> nn.Module:
@@ -385,10 +391,8 @@ def describe(module: nn.Module) -> list[Any] | None:
     if kind not in LAYERS or type(module) is not getattr(nn, kind):
         return None
     arguments: dict[str, Any] = {name: getattr(module, name) for name in LAYERS[kind]}
-    if kind in ("Linear", "Conv2d"):
+    if kind in ("Linear", "Conv2d", "LayerNorm"):
         arguments["bias"] = module.bias is not None
     if kind == "Conv2d" and module.padding_mode != "zeros":
-        return None
-    if kind == "MaxPool2d" and (module.dilation != 1 or module.ceil_mode or module.return_indices):
         return None
     return [kind, {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}]

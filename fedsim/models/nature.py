@@ -62,14 +62,14 @@ def nature_of(module: nn.Module, rows: Tensor) -> Nature:
         if (after := tried[0].buffers[key]).shape != before.shape:
             found = f"from {list(before.shape)} to {list(after.shape)}"
             raise InputError(f"buffer '{key}' changes its form while it trains, {found}; allowed: one form", key="name")
+        _refuse_form(module, key, before)
     draws = any(t.draws > 0 for t in tried)
     return Nature(draws, placed(changed), not draws and not changed and _evaluates_otherwise(module, rows, tried[0]))
 
 
-def repeats(module: nn.Module, rows: Tensor) -> bool:
-    """Whether a training forward gives the same again: all that it depends on is seen, and nothing is kept unseen."""
-    first, second = (_trained(module, rows).out for _ in range(2))
-    return not isinstance(first, Tensor) or not isinstance(second, Tensor) or _alike(first, second)
+def trained_output(module: nn.Module, rows: Tensor) -> Any:
+    """What a training forward gives, always under the same key; the module stays as it is."""
+    return _trained(module, rows).out
 
 
 def trains_on_one(module: nn.Module, row: Tensor) -> bool:
@@ -111,14 +111,31 @@ def _trained(module: nn.Module, rows: Tensor) -> _Trained:
     return _Trained(out, keyed.draws, buffers)
 
 
+def _refuse_form(module: nn.Module, name: str, buffer: Tensor) -> None:
+    """Refuse a buffer that changes and cannot travel as real numbers of its own."""
+    if buffer.is_complex():
+        kind = str(buffer.dtype).removeprefix("torch.")
+        raise InputError(f"buffer '{name}' is {kind} and changes while it trains; allowed: real numbers", key="name")
+    memory = buffer.untyped_storage().data_ptr()
+    for prefix, sub in module.named_modules():
+        for key, other in sub.named_buffers(recurse=False):
+            where = f"{prefix}.{key}" if prefix else key
+            if where != name and other.numel() and other.untyped_storage().data_ptr() == memory:
+                raise InputError(
+                    f"buffers '{name}' and '{where}' share their memory, and change while it trains; allowed: one "
+                    "each, or one sub-module in both places",
+                    key="name",
+                )
+
+
 @torch.no_grad()
 def _evaluates_otherwise(module: nn.Module, rows: Tensor, trained: _Trained) -> bool:
     with evaluating(module):
         out = logits_of(module(rows))
-    return isinstance(out, Tensor) and isinstance(trained.out, Tensor) and not _alike(out, trained.out)
+    return isinstance(out, Tensor) and isinstance(trained.out, Tensor) and not alike(out, trained.out)
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
+def alike(one: Tensor, other: Tensor) -> bool:
     """Whether outputs are the same to rounding, which an evaluation's own ways may change."""
     if one.shape != other.shape:
         return False

@@ -23,6 +23,7 @@ RUN = "params.safetensors"
 """The file of a run directory that its digest is of."""
 _KINDS = f"'default' or 'zeros', a file that ends in {', '.join(SUFFIXES)}, or a finished run's directory"
 _NAMED = 8  # names that a message has
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WRAPPED = ("state_dict", "model_state_dict")  # where checkpoints keep the weights beside other things
 
 
@@ -168,6 +169,10 @@ def put(module: nn.Module, weights: Mapping[str, Tensor], partial: bool, needles
         not finite; or two names of one parameter have different numbers.
     """
     own: dict[str, Tensor] = dict(module.state_dict(keep_vars=True))
+    own |= {n: b for n, b in module.named_buffers() if n in weights}  # also what a state_dict leaves out
+    for n in own:
+        if n in weights and weights[n].is_nested:  # which has no shape to compare
+            raise InputError(f"'{n}' is a nested tensor; allowed: dense tensors of numbers", key="init")
     fits = [n for n, v in own.items() if n in weights and weights[n].shape == v.shape]
     given = {id(own[n]) for n in fits}
     differing = {
@@ -186,14 +191,39 @@ def put(module: nn.Module, weights: Mapping[str, Tensor], partial: bool, needles
     done: dict[int, str] = {}
     for name in fits:
         value, place = weights[name], own[name]
-        if value.is_complex() or not value.isfinite().all():
-            raise InputError(f"'{name}' has numbers that are not real and finite; allowed: finite ones", key="init")
+        if (why := _unfit(value, place)) is not None:
+            raise InputError(f"'{name}' {why}", key="init")
         first = done.setdefault(id(place), name)
         if first != name and not torch.equal(weights[first], value):
             message = f"'{first}' and '{name}' differ, which are one parameter of the model"
             raise InputError(f"{message}; allowed: the same numbers", key="init")
         place.copy_(value)
     return found
+
+
+def _unfit(value: Tensor, place: Tensor) -> str | None:
+    """Why a tensor of a file is none for this place of a module; None where it is."""
+    kind = str(value.dtype).removeprefix("torch.")
+    if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+        what = "meta" if value.is_meta else kind if value.is_quantized else str(value.layout).removeprefix("torch.")
+        return f"is a tensor of another form ({what}); allowed: dense tensors of numbers"
+    if value.is_complex() != place.is_complex() or (place.is_floating_point() and not value.is_floating_point()):
+        own = str(place.dtype).removeprefix("torch.")
+        return f"is {kind} in the file, and {own} in the model; allowed: floating-point numbers, not quantised ones"
+    read = value if value.dtype in _FLOATS or not value.is_floating_point() else value.float()  # float8 has no sums
+    if not read.isfinite().all():
+        return "has numbers that are not real and finite; allowed: finite ones"
+    if not read.to(place.dtype).isfinite().all():
+        own = str(place.dtype).removeprefix("torch.")
+        return f"has numbers that {own} cannot hold (up to {float(read.abs().max()):.3g}); allowed: finite ones"
+    if (
+        not place.is_floating_point()
+        and not place.is_complex()
+        and read.is_floating_point()
+        and (read.frac() != 0).any()
+    ):
+        return "has numbers that are not whole; allowed: whole ones, as the model has them there"
+    return None
 
 
 def _mapping(value: Any) -> bool:

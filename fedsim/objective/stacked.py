@@ -72,7 +72,7 @@ class RowKernel(Kernel):
         def one(i: int) -> None:
             grads = self._row(i, x, inputs, targets, weights)
             for view, g in zip(views(x[i], self.layout).values(), grads, strict=True):
-                view.addcmul_(g, lr[i], value=-1.0)
+                view.addcmul_(g, lr[i, 0], value=-1.0)  # a parameter may be a single number
 
         self._rows(one, inputs)
 
@@ -119,7 +119,8 @@ class RowKernel(Kernel):
     @torch.no_grad()
     def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
         module = self.own.get()
-        return torch.stack([call(module, views(row, self.layout), self.layout, inputs) for row in x])
+        found = torch.stack([call(module, views(row, self.layout), self.layout, inputs) for row in x])
+        return found.to(x.dtype)
 
 
 class VmapKernel(Kernel):
@@ -154,11 +155,11 @@ class VmapKernel(Kernel):
 
     @torch.no_grad()
     def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
-        return self.forward(views(x, self.layout), inputs, shared=True)
+        return self.forward(views(x, self.layout), inputs, shared=True).to(x.dtype)
 
     @torch.no_grad()
     def own_outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
-        return self.forward(views(x, self.layout), inputs)
+        return self.forward(views(x, self.layout), inputs).to(x.dtype)
 
     def forward(self, params: dict[str, Tensor], inputs: Tensor, shared: bool = False) -> Tensor:
         """Outputs ``[m, b, k]`` on inputs ``[m, b, ...]``, or `shared` ones ``[b, ...]``."""

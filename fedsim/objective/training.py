@@ -8,6 +8,7 @@ client after the other, those that only draw for all together where ``vmap`` can
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Self
@@ -42,6 +43,8 @@ class TrainingKernel(RowKernel):
         self.how: Training | None = None
         first = next(module.parameters())
         self._state = initial_state(module, nature, first.dtype).to(first.device)
+        own = dict(module.named_buffers())
+        self._kinds = [None if own[name].is_floating_point() else own[name].dtype for name in nature.buffers.names]
 
     @property
     def state(self) -> Tensor:
@@ -66,12 +69,16 @@ class TrainingKernel(RowKernel):
         training(module, True)
         state = self.state if how is None else how.state[i]
         own = views(state, self.nature.buffers)
-        buffers = {name: v.clone() for name, v in own.items()}  # autograd forbids changing views of one tensor in turn
+        buffers = self._buffers(own)
+        before = {name: b.clone() for name, b in buffers.items() if not b.is_floating_point()}
         with self._drawing(0 if how is None else int(how.keys[i])), self._casting(x):
             out = call(module, params, self.layout, inputs[i, :count], buffers)
         if how is not None and how.writes:
             for name, v in own.items():
-                v.copy_(buffers[name])
+                if name in before:  # what is averaged need not be whole, and stays so
+                    v += buffers[name].to(v.dtype) - before[name].to(v.dtype)
+                else:
+                    v.copy_(buffers[name])
         losses = self.loss(out.to(x.dtype), targets[i, :count])
         scale = weights[i, :count] if isinstance(weights, Tensor) else torch.full_like(losses, weights)
         return torch.autograd.grad(losses, leaves, scale, materialize_grads=True)
@@ -104,8 +111,15 @@ class TrainingKernel(RowKernel):
         training(module, False)
         if state is None:
             row, state = row[:d], row[d:]
-        buffers = views(state, self.nature.buffers)
-        return call(module, views(row, self.layout), self.layout, inputs, buffers)
+        buffers = self._buffers(views(state, self.nature.buffers))
+        return call(module, views(row, self.layout), self.layout, inputs, buffers).to(row.dtype)
+
+    def _buffers(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of the buffers (autograd forbids changing views of one tensor in turn), whole numbers as such."""
+        return {
+            name: v.clone() if kind is None else v.round().to(kind)
+            for (name, v), kind in zip(own.items(), self._kinds, strict=True)
+        }
 
     def _drawing(self, key: int) -> AbstractContextManager[object]:
         return _Drawing(key, self.state.device) if self.nature.draws else nullcontext()
@@ -165,6 +179,9 @@ class DrawingKernel(VmapKernel):
 
     def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
         return self.rows.outputs(x, inputs)  # PyTorch's fast ways of evaluating know no vmap
+
+    def own_outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
+        return self.rows.own_outputs(x, inputs)
 
     def per_sample_grad(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         return each_alone(self, self.rows.how, x, inputs, targets)

@@ -216,6 +216,26 @@ def test_evaluations_drop_nothing(tmp_path: Path) -> None:
     assert float(loss) == pytest.approx(run.metrics["test_loss"].iloc[-1], abs=1e-12)
 
 
+@pytest.mark.parametrize("graph", [False, True])
+def test_evaluations_of_clients_own_models_drop_nothing(graph: bool, tmp_path: Path) -> None:
+    made = scenario(
+        "Dropped",
+        **(
+            {"topology": {"graph": "ring"}, "algorithm": {"name": "gossip_local"}}
+            if graph
+            else {"algorithm": {"name": "local"}}
+        ),
+    )
+    made["data"]["local_test"] = 0.3
+    run = fedsim.run(made, out=tmp_path / "run")
+    columns = [c for c in run.metrics if c.startswith("client_")]
+    assert len(columns) > 5
+    for key, value in (("chunk_rows", 1), ("kernel", "rows")):
+        made["run"][key] = value
+        again = fedsim.run(made, out=tmp_path / key)
+        assert np.allclose(again.metrics[columns], run.metrics[columns], rtol=0, atol=1e-12, equal_nan=True)
+
+
 @pytest.mark.parametrize(
     "sections",
     [

@@ -122,6 +122,19 @@ def _misfit(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], N
             r"of another shape: 3.weight \[4, 6\] instead of \[10, 6\]",
         ),
         (_misfit(lambda s: [s["1.bias"].fill_(torch.nan)]), "'1.bias' has numbers that are not"),
+        (_misfit(lambda s: s.update({"1.bias": s["1.bias"].int()})), "'1.bias' is int32 in the file, and float64 in"),
+        (_misfit(lambda s: s.update({"1.bias": s["1.bias"] > 0})), "'1.bias' is bool in the file, and float64 in"),
+        (_misfit(lambda s: s.update({"1.bias": s["1.bias"] * 1j})), "'1.bias' is complex128 in the file"),
+        (_misfit(lambda s: s.update({"1.bias": s["1.bias"].to_sparse()})), "another form .sparse_coo.; allowed: dense"),
+        (_misfit(lambda s: s.update({"1.weight": s["1.weight"].to_sparse_csr()})), "another form .sparse_csr."),
+        (_misfit(lambda s: s.update({"1.bias": s["1.bias"].to("meta")})), "another form .meta."),
+        (
+            _misfit(
+                lambda s: s.update({"1.bias": torch.quantize_per_tensor(s["1.bias"].float(), 0.1, 0, torch.qint8)})
+            ),
+            "'1.bias' is a tensor of another form .qint8.",
+        ),
+        (_misfit(lambda s: s.update({"1.bias": torch.nested.nested_tensor([torch.ones(3)])})), "a nested tensor"),
         (_misfit(lambda s: s.clear()), "no tensor of it fits this model"),
         (lambda file: torch.save({"a": 3}, file), "'a', which is int; allowed: a state_dict"),
         (lambda file: torch.save(nn.Linear(2, 2), file), "cannot be read as weights alone"),
@@ -135,6 +148,40 @@ def test_what_does_not_fit_is_refused_by_name(write: Callable[[Path], None], say
         fedsim.run(scenario({**MODELS["mlp"], "init": str(tmp_path / "w.pt")}), out=tmp_path / "run")
     assert caught.value.problems[0].key == "model.init"
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_short_floating_point_numbers_are_taken(kind: torch.dtype, tmp_path: Path) -> None:
+    state = {k: v.to(kind) for k, v in other(MODELS["mlp"]).state_dict().items()}
+    torch.save(state, tmp_path / "w.pt")
+    found = initial({**MODELS["mlp"], "init": str(tmp_path / "w.pt")}).state_dict()
+    assert all(torch.equal(found[k], v.double()) for k, v in state.items())
+
+
+def test_numbers_that_the_run_s_type_cannot_hold_are_refused(tmp_path: Path) -> None:
+    torch.save({k: v * 1e39 for k, v in other(MODELS["mlp"]).state_dict().items()}, tmp_path / "w.pt")
+    made = scenario({**MODELS["mlp"], "init": str(tmp_path / "w.pt")})
+    made["run"]["dtype"] = "float32"
+    with pytest.raises(InputError, match=r"'3\.weight' has numbers that float32 cannot hold"):
+        fedsim.run(made, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_whole_numbers_stay_whole() -> None:
+    module = nn.BatchNorm1d(2)
+    state = {**module.state_dict(), "num_batches_tracked": torch.tensor(2.5)}
+    with pytest.raises(InputError, match="'num_batches_tracked' has numbers that are not whole"):
+        put(module, state, partial=False)
+    put(module, {**state, "num_batches_tracked": torch.tensor(3.0)}, partial=False)
+    assert int(module.num_batches_tracked) == 3  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tensors", [{"other": torch.ones(3)}, {"params": torch.ones(3, dtype=torch.int32)}])
+def test_a_file_of_a_run_that_another_program_wrote(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    fedsim.run(scenario(MODELS["mlp"]), out=tmp_path / "run")
+    save_file(tensors, tmp_path / "run" / "params.safetensors")
+    with pytest.raises(InputError, match=r"has no model to start from: params\.safetensors is no file of a run"):
+        initial({**MODELS["mlp"], "init": str(tmp_path / "run")})
 
 
 @pytest.mark.parametrize("name", ["./zero", "folder", "readme.txt"])
