@@ -20,6 +20,7 @@ from torch import Tensor
 from fedsim.algorithms.base import Aggregate, Effort, Message, NonNegative, Report, Round, State
 from fedsim.algorithms.needs import Needs
 from fedsim.algorithms.reported_loss import ReportsLoss
+from fedsim.core.errors import RunError
 from fedsim.core.registry import register
 
 _LAMBDA = "lambda"
@@ -56,12 +57,16 @@ class AFL(ReportsLoss):
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         assert round.clients is not None
         weights, cohort = state[_LAMBDA].squeeze(-1), round.clients
-        own = weights[cohort]
+        own, lost = weights[cohort], messages["loss"].squeeze(-1)
+        if self.lambda_lr > 0 and not bool(lost.isfinite().all()):
+            beyond = cohort[~lost.isfinite()][:3].tolist()
+            found = f"found losses that are no finite numbers, of clients {', '.join(map(str, beyond))}"
+            raise RunError(f"{found}: there is no step along them; lower algorithm.lr, or set run.dtype: float64")
         x, total = state["x"], own.sum()
         if bool(total > 0):  # nobody of the cohort weighs anything: x stays
             x = torch.add(x, aggregate(messages["delta"], own / total), alpha=self.server_lr)
         if self.lambda_lr > 0:
-            climb = self.lambda_lr * round.num_clients / len(cohort) * messages["loss"].squeeze(-1)
+            climb = self.lambda_lr * round.num_clients / len(cohort) * lost
             weights = on_simplex(weights.index_add(0, cohort, climb))
         return {**state, "x": x, _LAMBDA: weights.unsqueeze(-1)}
 

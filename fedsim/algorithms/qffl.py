@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from fedsim.algorithms.base import Aggregate, Effort, Message, NonNegative, Positive, Report, Round, State
 from fedsim.algorithms.needs import Needs
 from fedsim.algorithms.reported_loss import ReportsLoss
+from fedsim.core.errors import RunError
 from fedsim.core.registry import register
 from fedsim.core.types import dot
 
@@ -45,11 +47,22 @@ class QFFL(ReportsLoss):
     def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
         """``F_i^q delta_i`` and ``h_i``"""
         delta, loss = local["x"] - received["x"], self.loss_of(effort) + _NO_LOSS
+        if self.q > 0 and bool((loss < 0).any()):
+            raise RunError(f"q-FFL takes powers of losses, and found {float(loss.min()):g}; allowed: a loss from 0 on")
         L = 1.0 / effort.lr if self.lipschitz is None else torch.full_like(effort.lr, self.lipschitz)
         weight = loss**self.q
         h = weight + self.q * loss ** (self.q - 1) * L * dot(delta, delta)
         return {"weighted": weight * delta, "h": h}, {}, client
 
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
-        step = aggregate(messages["weighted"]) / aggregate(messages["h"])
+        h = aggregate(messages["h"])
+        if not bool(((h != 0) & h.isfinite()).all()):
+            found = f"found {float(h):g} for the cohort's sum of h_i: with q = {self.q:g} the losses to the power of q"
+            allowed = "allowed: a smaller q, or run.dtype: float64 (a smaller lr, where the run diverges)"
+            raise RunError(f"{found} are beyond what {_name(h)} holds; {allowed}")
+        step = aggregate(messages["weighted"]) / h
         return {**state, "x": torch.add(state["x"], step, alpha=self.server_lr)}
+
+
+def _name(v: Tensor) -> str:
+    return str(v.dtype).removeprefix("torch.")

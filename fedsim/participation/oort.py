@@ -87,6 +87,8 @@ class Oort(Selection):
         if not len(clients):
             return np.zeros(0)
         utility, took, seen = (known[name][clients] for name in (_UTILITY, _SECONDS, _SEEN))
+        finite = utility[np.isfinite(utility)]
+        utility = np.minimum(utility, finite.max() if len(finite) else 1.0)  # losses beyond all numbers
         ordered = np.sort(utility)
         most, least = ordered[min(int(len(ordered) * self.clip), len(ordered) - 1)], 0.999 * ordered[0]
         score = (np.minimum(utility, most) - least) / max(ordered[-1] - least, _NARROW)

@@ -34,7 +34,10 @@ _LOW = 2**31
 
 @dataclass(frozen=True)
 class ClientLosses:
-    """What the present model loses on clients' own samples, ``[m]`` each: the mean, and the mean square."""
+    """What the present model loses on clients' own samples, ``[m]`` each: the mean, and the mean square.
+
+    A selection is told infinity for what is no number, and for what is too large for one.
+    """
 
     mean: Floats
     square: Floats
@@ -142,7 +145,7 @@ class Choosing:
         """The clients of a round, ascending; `clients` are those that could be (None: all)."""
 
         def losses(asked: Ints, samples: BatchSize) -> ClientLosses:
-            return self.inquiry.losses(asked, number, samples, False)
+            return _ordered(self.inquiry.losses(asked, number, samples, False))
 
         everybody = np.arange(self.task.num_clients, dtype=np.int64) if clients is None else clients
         pool = Pool(number, self.seed, size, everybody, self.task.importance, self.task.sizes, draw, losses)
@@ -152,9 +155,15 @@ class Choosing:
         """Of those `asked` in a round that starts at tick `start`, `clients` report at `ends`; it ends at `now`."""
 
         def losses(samples: BatchSize) -> ClientLosses:
-            return self.inquiry.losses(clients, number, samples, True)
+            return _ordered(self.inquiry.losses(clients, number, samples, True))
 
         took = np.array([seconds(end - start) for end in ends], dtype=np.float64)
         self.known = self.selection.learn(self.known, Reported(number, clients, self.task.sizes[clients], took, losses))
         tick = np.array([now // _LOW, now % _LOW], dtype=np.int64)
         self.inquiry.note(number, {**self.known, _TICK: tick}, asked)
+
+
+def _ordered(found: ClientLosses) -> ClientLosses:
+    """The same losses, of which one that is no number is larger than all others: it compares with none."""
+    mean, square = (np.nan_to_num(v, nan=np.inf, posinf=np.inf, neginf=-np.inf) for v in (found.mean, found.square))
+    return ClientLosses(mean, square)

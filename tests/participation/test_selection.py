@@ -16,7 +16,9 @@ import fedsim
 from fedsim.contract.participation_laws import check_participation
 from fedsim.core.errors import InputError
 from fedsim.deployment.app import deploy
+from fedsim.engine.inquiry import ServerInquiry
 from fedsim.participation.oort import Oort
+from fedsim.participation.selection import ClientLosses
 from fedsim.scenario.load import parse
 
 Make = Callable[..., Any]
@@ -159,6 +161,30 @@ def test_oort_learns_the_utility_and_the_seconds(go: Make, problem: Any, monkeyp
         assert np.abs(known["seconds"][row["clients"]] - speeds).max() < 1e-6
         assert (known["seen"][row["clients"]] == row["round"]).all()
         x = step(problem, x, row["clients"])
+
+
+@pytest.mark.parametrize("selection", [*EVERY.values()], ids=[*EVERY])
+@pytest.mark.parametrize("beyond", [np.nan, np.inf])
+def test_a_loss_that_is_no_finite_number_is_the_largest(
+    selection: Any, beyond: float, go: Make, problem: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ServerInquiry.losses
+
+    def losses(self: Any, clients: Any, *others: Any) -> ClientLosses:
+        found = asked(self, clients, *others)
+        odd = np.isin(clients, (1, 5))
+        return ClientLosses(np.where(odd, beyond, found.mean), np.where(odd, beyond, found.square))
+
+    monkeypatch.setattr(ServerInquiry, "losses", losses)
+    chosen = [set(row["clients"]) for row in go(selection).trace]
+    assert all(len(cohort) == 3 for cohort in chosen)
+    if selection["name"] == "power_of_choice":
+        assert sum(len({1, 5} & cohort) for cohort in chosen) > 2 * ROUNDS * 3 / N  # more than their share
+
+
+def test_where_all_losses_are_beyond_numbers_oort_still_chooses() -> None:
+    known = {"utility": np.full(4, np.inf), "seconds": np.ones(4), "seen": np.ones(4)}
+    assert np.isfinite(Oort().scores(np.arange(4), 3, known)).all()
 
 
 def test_exploring_alone_sees_everybody_first(go: Make) -> None:

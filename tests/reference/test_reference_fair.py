@@ -12,7 +12,9 @@ import torch
 from server_loops import Local
 
 from fedsim.algorithms.afl import on_simplex
-from fedsim.core.errors import InputError
+from fedsim.algorithms.qffl import QFFL
+from fedsim.algorithms.round import Effort
+from fedsim.core.errors import InputError, RunError
 from fedsim.engine.assembly import assemble
 from fedsim.scenario.load import parse
 
@@ -96,6 +98,32 @@ def test_a_cohort_that_weighs_nothing_moves_nothing(run_scenario: Make, quadrati
         data=problem.section(), algorithm=keys, participation={"clients_per_round": 2}, run={"rounds": 8}
     )
     agree(run, slow.afl(problem, run.trace, LOCAL, 100.0, np.full(6, 1 / 6)), problem.x0)
+
+
+@pytest.mark.parametrize(
+    ("b", "keys", "says"),
+    [
+        (0.0, {"name": "qffl", "q": 5.0}, "found 0 for the cohort's sum of h_i: with q = 5 the losses to the power of"),
+        (1e7, {"name": "qffl", "q": 5.0}, "found inf .* allowed: a smaller q, or run.dtype: float64"),
+        (1e25, {"name": "afl"}, "found losses that are no finite numbers, of clients 4: there is no step along them"),
+    ],
+    ids=["too small", "too large", "afl"],
+)
+def test_losses_beyond_what_numbers_hold_end_the_run(
+    b: float, keys: dict[str, Any], says: str, run_scenario: Make, quadratic: Make
+) -> None:
+    """Weights made of them would be no numbers, and the model would stay where it is for good, or be none."""
+    problem = quadratic(n=5, d=3, dense=False, x0=np.zeros(3), b=[[0.0] * 3] * 4 + [[b] * 3])
+    with pytest.raises(RunError, match=says):
+        run_scenario(data=problem.section(), algorithm={**keys, "lr": 0.1}, run={"rounds": 3, "dtype": "float32"})
+
+
+def test_a_loss_below_0_has_no_powers() -> None:
+    received = {"x": torch.zeros(2, 3)}
+    effort = Effort(torch.ones(2, 1), torch.ones(2, 1), torch.tensor([[1.0], [-0.5]]))
+    with pytest.raises(RunError, match=r"takes powers of losses, and found -0\.5"):
+        QFFL(q=2.0).message({"x": torch.ones(2, 3)}, received, {}, effort)
+    assert QFFL(q=0.0).message({"x": torch.ones(2, 3)}, received, {}, effort)[0]["weighted"].isfinite().all()
 
 
 DIGITS = {
