@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FILE = "clients.parquet"
+_WAY_OUT = "start from the beginning, without --resume"
+_NUMBERS = ["round", "client", "train_samples", "test_samples"]
 _MOST_ROWS = 10**6
 """That wait; more are written before a checkpoint is due."""
 
@@ -71,24 +73,50 @@ class ClientRows(Watcher):
         return pa.table(columns)
 
 
-def check_rows(folder: Path, rounds: Sequence[int], done: int) -> None:
-    """Raise RunError where the clients' rows are not those that the checkpoint of round `done` implies."""
+def check_rows(folder: Path, rounds: Sequence[int], done: int, values: Sequence[str], alike: bool) -> None:
+    """Raise RunError where the clients' rows are not those that the checkpoint of round `done` implies.
+
+    `values` are the metrics that every row has, and `alike` says whether all rounds have as many clients.
+    """
     path = folder / FILE
     implied = f"the checkpoint of round {done} implies {shown_rounds(rounds)}"
     if not path.exists():
-        raise RunError(f"{path} is missing, but {implied}; start from the beginning, without --resume")
+        raise RunError(f"{path} is missing, but {implied}; {_WAY_OUT}")
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     try:
-        found = read_clients(folder, ["round", "client"])
-    except InputError as error:
-        raise RunError(f"{error}, but {implied}; start from the beginning, without --resume") from None
+        parts = [pa.table({k: pa.array([], pa.int64()) for k in _NUMBERS[:2]})]
+        for part in _parts(path):  # all columns, so that none is found damaged when it is copied
+            _check_columns(path, part.schema, values)
+            parts.append(part.select(_NUMBERS[:2]))
+        found = pa.concat_tables(parts)
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"{path} cannot be read: {str(error).splitlines()[0]}, but {implied}; {_WAY_OUT}") from None
+    if found["round"].null_count or found["client"].null_count:
+        raise RunError(f"{path} has rows without a round or a client; {_WAY_OUT}")
     found = found.filter(pc.is_in(found["round"], value_set=_int64(rounds)))
     there = sorted(pc.unique(found["round"]).to_pylist())
     if there != list(rounds):
-        raise RunError(f"{path} has {shown_rounds(there)}, but {implied}; start from the beginning, without --resume")
+        raise RunError(f"{path} has {shown_rounds(there)}, but {implied}; {_WAY_OUT}")
     if found.group_by(["round", "client"]).aggregate([]).num_rows != found.num_rows:
-        raise RunError(f"{path} has clients twice in a round; start from the beginning, without --resume")
+        raise RunError(f"{path} has clients twice in a round; {_WAY_OUT}")
+    counts = {c["counts"].as_py(): c["values"].as_py() for c in reversed(pc.value_counts(found["round"]))}
+    if alike and len(counts) > 1:
+        fewer, more = min(counts), max(counts)
+        said = f"{fewer} clients in round {counts[fewer]}, and {more} in round {counts[more]}"
+        raise RunError(f"{path} has {said}; {_WAY_OUT}")
+
+
+def _check_columns(path: Path, schema: pa.Schema, values: Sequence[str]) -> None:
+    import pyarrow as pa
+
+    name = [("name", pa.string())] if "name" in schema.names else []
+    wanted = [*((k, pa.int64()) for k in _NUMBERS), *name, *((k, pa.float64()) for k in values)]
+    if sorted((field.name, str(field.type)) for field in schema) != sorted((k, str(t)) for k, t in wanted):
+        found = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        allowed = ", ".join(f"{k} ({t})" for k, t in wanted)
+        raise RunError(f"{path} has the columns {found}, but the run writes {allowed}; {_WAY_OUT}")
 
 
 def keep_rows(folder: Path, rounds: Sequence[int]) -> None:
@@ -158,7 +186,7 @@ def _write(path: Path, parts: Iterator[pa.Table] | Sequence[pa.Table]) -> None:
     try:
         for part in parts:
             writer = writer or pq.ParquetWriter(temporary, part.schema)
-            writer.write_table(part)
+            writer.write_table(part.select(writer.schema.names))
     finally:
         if writer is not None:
             writer.close()

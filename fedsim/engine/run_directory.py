@@ -165,9 +165,12 @@ def find_checkpoint(folder: Path, scenario: Scenario) -> Checkpoint | None:
         _check_rounds(folder, checkpoint.progress["round"], scenario)
         _check_fixed(checkpoint.place, scenario)
         done = checkpoint.progress["round"]
-        kept(folder, done, scenario)
+        lines = kept(folder, done, scenario)["metrics.jsonl"]
         if scenario.tests_clients:
-            check_rows(folder, evaluated_rounds(scenario, done), done)
+            said = json.loads(lines[-1])
+            values = [name for name in scenario.client_metrics if f"client_{name}_mean" in said]
+            alike = scenario.algorithm.setting == "server"  # nodes of a graph may come and go
+            check_rows(folder, evaluated_rounds(scenario, done), done, values, alike)
     return checkpoint
 
 
@@ -282,7 +285,9 @@ def _check_same(folder: Path, scenario: Scenario) -> None:
             "is not the YAML that fedsim wrote; --resume cannot continue this run", None, str(recorded)
         ) from error
     with suppress(InputError):  # if it has something that is not there any more, the comparison names it
-        old |= _flat(yaml.safe_load(load(recorded).to_yaml()))  # with the defaults of keys that have come since
+        old |= _flat(
+            yaml.safe_load(load(recorded, notes=False).to_yaml())
+        )  # with the defaults of keys that have come since
     new = _flat(yaml.safe_load(scenario.to_yaml()))
     problems = [
         Problem(f"found {new.get(key)!r}, but the run in {folder} has {old.get(key)!r}; {_SAME}", key)
@@ -305,7 +310,7 @@ def _check_fixed(recorded: Path, scenario: Scenario) -> None:
     why = scenario.participation.fixed_rounds
     if why is None or not (recorded / "scenario.yaml").exists():
         return
-    before = load(recorded / "scenario.yaml").run.rounds
+    before = load(recorded / "scenario.yaml", notes=False).run.rounds
     if before != scenario.run.rounds:
         message = f"found {scenario.run.rounds}, allowed with --resume: {before}, as the run has, since {why}"
         raise scenario.document.locate(InputError(message, key="run.rounds"))

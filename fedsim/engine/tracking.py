@@ -195,6 +195,7 @@ class _MlflowRun(_Tracker):
         self._store, self._experiment = store, experiment
         self._client: Any = None
         self._id = ""
+        self._last: dict[str, int] = {}  # step of each metric that the store has
 
     def open(self, run: Watched, kept: Mapping[str, Any]) -> Mapping[str, Any]:
         # since MLflow 3.7 a folder has to be asked for; a database would need SQLAlchemy
@@ -208,6 +209,8 @@ class _MlflowRun(_Tracker):
         if kept:
             self._id = kept["run"]
             self._client.update_run(self._id, status="RUNNING")
+            for name in self._client.get_run(self._id).data.metrics:  # a process that was killed told more than it kept
+                self._last[name] = max(point.step for point in self._client.get_metric_history(self._id, name))
             return {}
         experiment = self._client.get_experiment_by_name(self._experiment)
         number = experiment.experiment_id if experiment else self._client.create_experiment(self._experiment)
@@ -232,7 +235,8 @@ class _MlflowRun(_Tracker):
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._client.log_batch(self._id, metrics=[Metric(k, v, now, step) for k, v in values.items()])
+        fresh = [Metric(k, v, now, step) for k, v in values.items() if step > self._last.get(k, -1)]
+        self._client.log_batch(self._id, metrics=fresh)
 
     def closed(self, error: BaseException | None) -> None:
         if self._client is not None and self._id:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -110,8 +111,14 @@ class Tells(Watcher):
         self._progress(number, row)
 
 
+_CAUGHT = (Exception, SystemExit)  # somebody's library may raise anything, or leave by sys.exit
+
+
 class Guarded(Watcher):
-    """A logger that cannot take the run with it: once it has raised, it says so and is told nothing more."""
+    """A logger that cannot take the run with it: once it has raised, it says so and is told nothing more.
+
+    What it is told is its own copy: what it does with a row is nothing to the others.
+    """
 
     def __init__(self, name: str, watcher: Watcher) -> None:
         self._name, self._watcher, self._failed = name, watcher, False
@@ -123,13 +130,14 @@ class Guarded(Watcher):
         self._try(self._watcher.combined, number)
 
     def round(self, number: int, row: Row | None) -> None:
-        self._try(self._watcher.round, number, row)
+        self._try(self._watcher.round, number, None if row is None else deepcopy(dict(row)))
 
     def scheduled(self, row: Row) -> None:
-        self._try(self._watcher.scheduled, row)
+        self._try(self._watcher.scheduled, deepcopy(dict(row)))
 
     def clients(self, table: ClientTable) -> None:
-        self._try(self._watcher.clients, table)
+        if type(self._watcher).clients is not Watcher.clients:
+            self._try(self._watcher.clients, deepcopy(table))
 
     def saving(self) -> None:
         self._try(self._watcher.saving)
@@ -140,20 +148,20 @@ class Guarded(Watcher):
     def closed(self, error: BaseException | None) -> None:
         try:  # of one that has failed, too: it may have something to give back
             self._watcher.closed(error)
-        except Exception as raised:
+        except _CAUGHT as raised:
             self._say(raised)
 
     def _try(self, method: Callable[..., None], *arguments: Any) -> None:
         if not self._failed:
             try:
                 method(*arguments)
-            except Exception as error:  # somebody's library may raise anything
+            except _CAUGHT as error:
                 self._say(error)
 
-    def _say(self, error: Exception) -> None:
+    def _say(self, error: BaseException) -> None:
         if not self._failed:
             self._failed = True
-            what = f"{type(error).__name__}: {error}"
+            what = " ".join(f"{type(error).__name__}: {error}".split())
             print(f"logger {self._name}: {what}; it is told nothing more, the run goes on", file=sys.stderr)
 
 
@@ -237,7 +245,7 @@ def loggers_of(scenario: Scenario) -> list[Watcher]:
         try:
             named.part.check({**TABLE, **scenario.columns})
             for file, key in named.part.writes.items():
-                if owner := taken.get(file.casefold()):
+                if owner := taken.get(file.casefold().removesuffix(".new")):  # a file is written under that name first
                     raise InputError(f"writes {file!r}, which {owner} writes, too; allowed: another name", key=key)
                 taken[file.casefold()] = f"run.loggers.{i}"
             found.append(Guarded(named.name, named.part.watcher()))

@@ -51,7 +51,11 @@ def load(path: str | Path, settings: list[str] | None = None, notes: bool = True
     """
     document = override(read_yaml(path), settings or [])
     if not notes or _is_written(path):
-        return parse(document)
+        token = _notes.set(None)
+        try:
+            return parse(document)
+        finally:
+            _notes.reset(token)
     with noting():
         return parse(document)
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
+import fedsim
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.work import LrDecay, Work
 from fedsim.cli.app import main
@@ -177,6 +178,20 @@ def test_what_fedsim_wrote_itself_is_not_noted(tmp_path: Path, caplog: pytest.Lo
         load(_file(tmp_path, "scenario.yaml"))
         load(_file(tmp_path), notes=False)
         parse(SCENARIO)
+    assert not caplog.records
+
+
+def test_a_resumed_run_does_not_note_what_it_wrote_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    schedule = {"model": "cosine", "rounds": 4, "warm_up": 2}
+    values = {
+        "data": {"dataset": "digits", "clients": 4, "limit": 80},
+        "model": {"name": "linear"},
+        "algorithm": {"name": "fedavg", "lr_decay": schedule, "local_steps": {"model": "uniform", "low": 1, "high": 3}},
+    }
+    with caplog.at_level(logging.WARNING, logger="fedsim"):
+        fedsim.run({**values, "run": {"rounds": 1}}, out=tmp_path / "run")
+        fedsim.run({**values, "run": {"rounds": 2}}, out=tmp_path / "run", resume=True)
+    assert "cosine: 4" in (tmp_path / "run" / "scenario.yaml").read_text()
     assert not caplog.records
 
 

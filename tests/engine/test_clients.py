@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -117,6 +121,58 @@ def test_a_resumed_run_has_every_client_of_every_round_once(tmp_path: Path) -> N
     fedsim.run(scenario(run={"rounds": 4}), out=tmp_path / "run")
     resumed = fedsim.run(scenario(run={"rounds": 6}), out=tmp_path / "run", resume=True).clients
     pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
+
+
+Rows = Callable[[pa.Table], pa.Table]
+DAMAGE: dict[str, tuple[Rows, str]] = {
+    "no column": (lambda t: t.drop_columns(["loss"]), r"has the columns round .* but the run writes .*loss \(double\)"),
+    "one more": (lambda t: t.append_column("x", t["loss"]), r"x \(double\), but the run writes"),
+    "of another type": (lambda t: t.set_column(0, "round", t["round"].cast(pa.float64())), r"round \(double\)"),
+    "as text": (lambda t: t.set_column(5, "loss", t["loss"].cast(pa.string())), r"loss \(string\)"),
+    "a row less": (lambda t: t.slice(1), "has 6 clients in round 0, and 7 in round"),
+    "a row twice": (lambda t: pa.concat_tables([t, t.slice(3, 1)]), "has clients twice in a round"),
+    "no number": (
+        lambda t: t.set_column(1, "client", pa.array([None, *t["client"].to_pylist()[1:]], pa.int64())),
+        "has rows without a round or a client",
+    ),
+}
+
+
+@pytest.mark.parametrize("changed,says", [*DAMAGE.values()], ids=[*DAMAGE])
+def test_rows_that_the_run_did_not_write_are_found_before_it_goes_on(
+    changed: Rows, says: str, ended: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(ended, tmp_path / "run")
+    pq.write_table(changed(pq.read_table(folder / FILE)), folder / FILE)
+    before = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file() and file.name[0] != "."}
+    with pytest.raises(RunError, match=f"{says}.*start from the beginning"):
+        fedsim.run(scenario(run={"rounds": 6}), out=folder, resume=True)
+    assert before == {name: (folder / name).read_bytes() for name in before}
+
+
+def test_a_page_that_is_damaged_is_found_before_it_goes_on(ended: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(ended, tmp_path / "run")
+    with pq.ParquetFile(folder / FILE) as file:
+        column = file.metadata.row_group(0).column(5)
+    content = bytearray((folder / FILE).read_bytes())
+    at = column.dictionary_page_offset or column.data_page_offset
+    content[at : at + 40] = bytes(40)
+    (folder / FILE).write_bytes(content)
+    with pytest.raises(RunError, match=r"clients\.parquet cannot be read: .*start from the beginning"):
+        fedsim.run(scenario(run={"rounds": 6}), out=folder, resume=True)
+
+
+def test_columns_in_another_order_are_gone_on_with(ended: Path, tmp_path: Path) -> None:
+    folder, table = shutil.copytree(ended, tmp_path / "run"), pq.read_table(ended / FILE)
+    pq.write_table(table.select(table.column_names[::-1]), folder / FILE)
+    found = fedsim.run(scenario(run={"rounds": 6}), out=folder, resume=True).clients
+    assert list(found) == table.column_names[::-1]
+    assert len(found) == 4 * 7
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fedsim.run(scenario(run={"rounds": 4}), out=tmp_path_factory.mktemp("ended") / "run").dir
 
 
 def test_rows_that_a_checkpoint_implies_are_asked_for(tmp_path: Path) -> None:

@@ -113,6 +113,24 @@ def test_a_resumed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert told == expected(again)
 
 
+def test_what_a_killed_process_told_after_its_checkpoint_is_not_told_again(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+    settings, store = logged({"name": "mlflow"}), tmp_path / "run" / "mlruns"
+    with pytest.raises(KeyboardInterrupt):
+        fedsim.run(settings, out=tmp_path / "run", watchers=[Interrupt()])
+    rows = expected(fedsim.run(settings, out=tmp_path / "whole"))
+    names = list(rows)
+    late = [Metric(name, rows[name][4], 0, 4) for name in names[: len(names) // 2]]  # killed in the middle of a batch
+    number = json.loads((tmp_path / "run" / "mlflow.json").read_text())["run"]
+    MlflowClient(tracking_uri=store.as_uri()).log_batch(number, metrics=late)
+    run = fedsim.run(settings, out=tmp_path / "run", resume=True)
+    told = mlflow_run(run.dir, store)[1]
+    told.pop("wall"), rows.pop("wall")
+    assert told == rows
+
+
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
 def test_a_library_that_is_missing_is_named_first(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
@@ -152,6 +170,7 @@ def test_a_store_that_is_neither_a_folder_nor_a_server(store: str, tmp_path: Pat
         ({"name": "tensorboard", "folder": "checkpoint"}, "folder", "checkpoint"),
         ({"name": "tensorboard", "folder": "metrics.jsonl"}, "folder", "metrics.jsonl"),
         ({"name": "tensorboard", "folder": "data"}, "folder", "data.json"),
+        ({"name": "tensorboard", "folder": "clients.parquet.new"}, "folder", "clients.parquet.new"),
     ],
 )
 def test_loggers_leave_the_files_of_the_run_alone(logger: dict[str, Any], key: str, file: str, tmp_path: Path) -> None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 import fedsim
 from fedsim.cli.app import app
+from fedsim.core.client_metrics import ClientTable
 from fedsim.core.errors import InputError, RunError
 from fedsim.engine.best import read_best
 from fedsim.engine.run_directory import Run, read_jsonl
-from fedsim.engine.watch import Row, Watcher
+from fedsim.engine.watch import Guarded, Row, Watcher
 
 SCENARIO: dict[str, Any] = {
     "data": {"dataset": "digits", "clients": 4, "limit": 100},
@@ -81,6 +84,41 @@ def test_a_logger_that_raises_is_left_out_and_the_run_goes_on(
     assert (tmp_path / "heard").read_text().splitlines()[-2:] == ["scheduled 1", "closed NoneType"]
     assert torch.equal(run.params, plain.params)
     assert len(table(run)) == len(read_jsonl(run.dir / "metrics.jsonl")) == 3
+
+
+def _leaves(*_: Any) -> None:
+    sys.exit("out of\nlicences")
+
+
+def _forges(_: Any, _number: int, row: Any) -> None:
+    if row is not None:
+        row["test_accuracy"] = 42.0
+        row.pop("test_loss")
+
+
+NOBODY = np.zeros(0, dtype=np.int64)
+TOLD: dict[str, tuple[Any, ...]] = {
+    "began": (None,), "combined": (1,), "round": (1, {"round": 1}), "scheduled": ({"round": 1},),
+    "clients": (ClientTable(1, NOBODY, NOBODY, NOBODY, NOBODY, {}),), "saving": (), "ended": (None,), "closed": (None,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [*TOLD])
+def test_a_logger_that_leaves_by_sys_exit_is_left_out_too(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    guarded = Guarded("mine", type("Leaves", (Watcher,), {method: _leaves})())
+    for _ in range(2):
+        getattr(guarded, method)(*TOLD[method])
+    said = "logger mine: SystemExit: out of licences; it is told nothing more, the run goes on\n"
+    assert capsys.readouterr().err == said
+
+
+def test_what_a_logger_does_to_a_row_is_nothing_to_the_run(tmp_path: Path) -> None:
+    forger = Guarded("mine", type("Forges", (Watcher,), {"round": _forges})())
+    told: list[dict[str, Any]] = []
+    hears = type("Hears", (Watcher,), {"round": lambda _, _n, row: told.append(dict(row)) if row else None})()
+    run = fedsim.run(logged({"name": "csv"}), out=tmp_path / "run", watchers=[forger, hears])
+    assert told == read_jsonl(run.dir / "metrics.jsonl")
+    assert [float(row["test_accuracy"]) for row in table(run)] == [row["test_accuracy"] for row in told]
 
 
 def test_everybody_hears_what_ended_a_run(tmp_path: Path) -> None:

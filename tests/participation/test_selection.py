@@ -166,7 +166,7 @@ def test_oort_learns_the_utility_and_the_seconds(go: Make, problem: Any, monkeyp
 @pytest.mark.parametrize("selection", [*EVERY.values()], ids=[*EVERY])
 @pytest.mark.parametrize("beyond", [np.nan, np.inf])
 def test_a_loss_that_is_no_finite_number_is_the_largest(
-    selection: Any, beyond: float, go: Make, problem: Any, monkeypatch: pytest.MonkeyPatch
+    selection: Any, beyond: float, go: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = ServerInquiry.losses
 
