@@ -14,7 +14,12 @@ from fedsim.core.errors import InputError
 def export(
     run: Annotated[Path, typer.Argument(help="run directory", metavar="RUN")],
     file: Annotated[Path, typer.Argument(help="where the model goes: .pt, .safetensors or .pt2", metavar="FILE")],
-    node: Annotated[int | None, typer.Option("--node", help="of a graph: a node's model (default: the mean)")] = None,
+    node: Annotated[
+        int | None, typer.Option("--node", help="of a graph: the model that a node mixes (default: the mean)")
+    ] = None,
+    client: Annotated[
+        str | None, typer.Option("--client", help="the model that a client uses: its number or name", metavar="NAME")
+    ] = None,
     code: Annotated[
         Path | None, typer.Option("--code", help="also write the Python file that applies it without fedsim")
     ] = None,
@@ -24,8 +29,6 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a run's model in plain PyTorch, with all that is needed to apply it to a new row."""
-    from fedsim.engine.best import FILE as BEST
-    from fedsim.engine.export import PARAMS, export_model
     from fedsim.engine.run_directory import Run
     from fedsim.models import exported
 
@@ -33,10 +36,7 @@ def export(
         raise InputError("no such run directory", file=str(run))
     if code is not None and code.suffix != ".py":
         raise InputError(f"--code: found {code.name!r}; allowed: a file name that ends in .py")
-    if best and node is not None:
-        raise InputError("--node: found a node with --best, which is the mean model; allowed: one of the two")
-    params, saved = (Run(run).best_params, BEST) if best else (Run(run).params, PARAMS)
-    about = export_model(run, params, file, node, saved)
+    about = Run(run).export(file, node, client, best)
     if code is not None:
         code.write_text(Path(exported.__file__).read_text(encoding="utf-8"), encoding="utf-8")
     if as_json:
@@ -44,5 +44,7 @@ def export(
         return
     model, target = about["model"], about["data"]["target"]
     print(f"{file}: {about['which']} model '{model['name']}', {model['num_outputs']} outputs, {target['task']}")
+    if "note" in about:
+        print(f"{about['note']}; --client NAME exports a client's")
     if code is not None:
         print(f"{code}: load({str(file)!r}).predict(rows) applies it")

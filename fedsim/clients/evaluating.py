@@ -41,7 +41,7 @@ def evaluate(worker: Worker, clients: Ints, received: Message, asked: Asked) -> 
         rows = order[start : start + step]
         index = torch.as_tensor(rows, device=worker.initial.device)
         mine = {k: v[index] if v.dim() > 1 else v for k, v in received.items()}
-        models = _models(worker, clients[rows], mine, asked)
+        models = models_of(worker, clients[rows], mine, asked)
         found.append(tests.answers(models, clients[rows], asked.whole))
     return _in_order(joined(found), order, tests.sizes[clients])
 
@@ -54,8 +54,8 @@ def asked_about(algorithm: Algorithm, state: State, nodes: Ints, asked: Asked) -
     return some({k: v for k, v in state.items() if k in ("x", CARRIED)}, rows)
 
 
-def _models(worker: Worker, clients: Ints, received: Message, asked: Asked) -> Tensor:
-    """The models ``[m, d]``, and what they carry besides."""
+def models_of(worker: Worker, clients: Ints, received: Message, asked: Asked) -> Tensor:
+    """The models ``[m, d + b]`` that `clients` use, with what they carry; `received` and `asked` as in `evaluate`."""
     algorithm, x = worker.algorithm, received.get("x")
     if asked.personal:
         personal, kept = parted(own_rows(worker.store.gather(clients)))

@@ -37,7 +37,7 @@ class ClientEvaluation:
         if tests is None:
             raise InputError("clients have no test rows here", key="run.eval_clients")
         self.tests: OwnTests = tests
-        self.task, self.seed, self.finetune = task, scenario.seed, scenario.run.finetune
+        self.task, self.scenario, self.seed = task, scenario, scenario.seed
         self.candidates = honest[tests.sizes[honest] > 0]
         self.candidates = self.candidates[tests.targets_of(self.candidates) > 0]  # of tokens none may count
         if not len(self.candidates):
@@ -64,7 +64,9 @@ class ClientEvaluation:
 
     def asked(self, algorithm: Algorithm, round: int) -> Asked:
         """What clients are asked after `round`."""
-        return Asked(round, self.own_models(algorithm), self.tuning(algorithm, round), whole=bool(self.measures))
+        return Asked(
+            round, self.own_models(algorithm), tuning_of(self.scenario, algorithm, round), whole=bool(self.measures)
+        )
 
     @property
     def names(self) -> list[str]:
@@ -100,15 +102,6 @@ class ClientEvaluation:
         """Whether a client's model is another than the common one, or than that of its node."""
         return owns_models(algorithm, self.task)
 
-    def tuning(self, algorithm: Algorithm, round: int) -> Tuning | None:
-        """What a client's model goes through before it is evaluated after `round`: at the rate of the round to come."""
-        how = self.finetune
-        if how is None:
-            return None
-        lr = how.lr or float(algorithm.lr_at(np.array([round + 1]))[0])
-        size = how.batch_size or algorithm.batch_size
-        return Tuning(how.epochs or how.steps or 1, how.epochs is not None, lr, size)
-
     def _measured(self, clients: Ints, outputs: Array) -> dict[str, Floats]:
         """What the scenario's measures say of each client, from the outputs on the rows of all."""
         ends = np.cumsum(self.tests.sizes[clients])
@@ -138,6 +131,16 @@ def client_evaluation(scenario: Scenario, assembly: Assembly) -> ClientEvaluatio
 def owns_models(algorithm: Algorithm, task: Task) -> bool:
     """Whether clients have models of their own: their algorithm says so, or parts of models stay with them."""
     return type(algorithm).personal_model is not ClientHalf.personal_model or not task.sharing.everything
+
+
+def tuning_of(scenario: Scenario, algorithm: Algorithm, round: int) -> Tuning | None:
+    """What a client's model goes through before it is evaluated after `round`: at the rate of the round to come."""
+    how = scenario.run.finetune
+    if how is None:
+        return None
+    lr = how.lr or float(algorithm.lr_at(np.array([round + 1]))[0])
+    size = how.batch_size or algorithm.batch_size
+    return Tuning(how.epochs or how.steps or 1, how.epochs is not None, lr, size)
 
 
 @dataclass(frozen=True)

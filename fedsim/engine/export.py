@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import fedsim
+from fedsim.algorithms.base import Algorithm
+from fedsim.algorithms.client import ClientHalf
 from fedsim.core.documents import read_yaml
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.fields import part_from
@@ -54,11 +56,12 @@ def chosen(params: Tensor, node: int | None, attackers: Sequence[int] = ()) -> T
 
 
 def run_model(
-    folder: Path, params: Tensor, node: int | None = None, saved: str = PARAMS
+    folder: Path, params: Tensor, node: int | None = None, saved: str = PARAMS, carried: Tensor | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The module with its trained parameters, and what describes it (see :func:`fedsim.models.exported.build`).
 
-    `saved` is the file of the run directory that has the parameters, and the buffers that go with them.
+    `saved` is the file of the run directory that has the parameters, and the buffers that go with them; `carried`
+    are buffers ``[b]`` that take their place.
 
     Raises
     ------
@@ -90,7 +93,7 @@ def run_model(
     if flat.numel() != layout(module).total:
         raise RunError(f"{folder} has {flat.numel()} parameters, but its model needs others: was its code changed?")
     load_flat(module, flat)
-    load_buffers(module, folder, node, saved)
+    load_buffers(module, folder, node, saved, carried)
     merge(module)
     apart = ("name", *(COMMON if isinstance(model, OwnModel) else ELSEWHERE))
     keys = {k: v for k, v in section.items() if k not in apart}
@@ -129,7 +132,7 @@ def start_of(model: Model | None) -> Weights | None:
 
 
 @torch.no_grad()
-def load_buffers(module: nn.Module, folder: Path, node: int | None, file: str) -> None:
+def load_buffers(module: nn.Module, folder: Path, node: int | None, file: str, carried: Tensor | None = None) -> None:
     """Copy the buffers that the run's training changed into `module`; integers are rounded."""
     from safetensors import safe_open
 
@@ -137,18 +140,25 @@ def load_buffers(module: nn.Module, folder: Path, node: int | None, file: str) -
         if "buffers" not in saved.keys():  # noqa: SIM118 - it is no mapping
             return
         names = json.loads(saved.metadata()["buffers"])
-        flat = chosen(saved.get_tensor("buffers"), node, read_attackers(folder))
-    own = dict(module.named_buffers())
-    places = placed({name: own[name] for name in names})
+        own = None if carried is None or not carried.numel() else carried
+        flat = own if own is not None else chosen(saved.get_tensor("buffers"), node, read_attackers(folder))
+    there = dict(module.named_buffers())
+    places = placed({name: there[name] for name in names})
     exported.keeping(module, names)
     for name, value in views(flat, places).items():
-        own[name].copy_(value if own[name].is_floating_point() else value.round())
+        there[name].copy_(value if there[name].is_floating_point() else value.round())
 
 
 def export_model(
-    folder: Path, params: Tensor, file: Path, node: int | None = None, saved: str = PARAMS
+    folder: Path,
+    params: Tensor,
+    file: Path,
+    node: int | None = None,
+    saved: str = PARAMS,
+    carried: Tensor | None = None,
+    which: str | None = None,
 ) -> dict[str, Any]:
-    """Write the run's model to `file`; what it is goes by the extension.
+    """Write the run's model to `file`; what it is goes by the extension. `which` is a word for another model's owner.
 
     ``.pt``: ``torch.save`` of plain types and tensors (``torch.load(..., weights_only=True)`` reads it): `state_dict`,
     `about`, and `code`, the file that applies the model to new rows. ``.safetensors``: the tensors, with `about` and
@@ -170,13 +180,15 @@ def export_model(
         raise InputError(f"found {file.name!r}; allowed: a file name that ends in {', '.join(SUFFIXES)}")
     if not file.absolute().parent.is_dir():
         raise InputError(f"no folder {file.absolute().parent}", file=str(file))
-    module, model = run_model(folder, params, node, saved)
+    module, model = run_model(folder, params, node, saved, carried)
     data = {k: v for k, v in read_about(folder).items() if k != "clients"}  # who trained it stays with the run
     graph = "topology" in read_yaml(folder / "scenario.yaml").values
     rows = "node" if graph else "chain"  # of a server's run
     one = params.dim() == 1 and not graph
-    which = "the server's" if one else f"the mean of the {rows}s'" if node is None else f"{rows} {node}'s"
+    which = which or ("the server's" if one else f"the mean of the {rows}s'" if node is None else f"{rows} {node}'s")
     about = {"format": FORMAT, "fedsim": fedsim.__version__, "which": which, "model": model, "data": data}
+    if carried is None and (said := _said_of_clients(folder, graph, node)) is not None:
+        about["note"] = said
     code = Path(exported.__file__).read_text(encoding="utf-8")
     temporary = file.with_name(f".{file.name}.new{file.suffix}")
     try:
@@ -196,6 +208,22 @@ def export_model(
     finally:
         temporary.unlink(missing_ok=True)
     return about
+
+
+def _said_of_clients(folder: Path, graph: bool, node: int | None) -> str | None:
+    """What has to be known of the common model of a run whose clients use others; None where they use no others."""
+    scenario = read_yaml(folder / "scenario.yaml").values
+    said = "clients of this run use models of their own, and this is not one of them"
+    model = scenario["model"]
+    if model.get("personal") or model.get("batch_norm") == "local":
+        if graph:
+            return said if node is None else None
+        return f"{said}: what stays with clients is here as it was before the first round"
+    try:
+        algorithm: Algorithm = part_from("algorithm", "name", scenario["algorithm"])
+    except InputError:  # a module of somebody's own that is not here
+        return None
+    return None if type(algorithm).personal_model is ClientHalf.personal_model else said
 
 
 def _write_program(file: Path, module: nn.Module, about: Mapping[str, Any], code: str) -> None:

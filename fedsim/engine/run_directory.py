@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -43,6 +43,9 @@ from fedsim.privacy.releases import recounted
 from fedsim.scenario.load import load
 from fedsim.scenario.sections import BackendSection, Scenario
 from fedsim.scenario.stopping import Stop
+
+if TYPE_CHECKING:
+    from fedsim.engine.client_model import ClientModel
 
 LAST = 10
 """Evaluations at the end of a run whose mean stands beside the last one and the best one."""
@@ -127,20 +130,48 @@ class Run:
         """Why it ended before its last round, where ``run.stop`` ended it: a sentence."""
         return read_stop(self.dir)
 
-    def model(self, node: int | None = None) -> nn.Module:
-        """The trained model as a PyTorch module; on a graph the mean model, or a node's own.
+    def model(self, node: int | None = None, client: str | int | None = None) -> nn.Module:
+        """The trained model as a PyTorch module; on a graph the mean model, or a node's.
 
-        It takes encoded inputs: :mod:`fedsim.models.exported` applies a model to rows as they are in the file.
+        `client`, a number or a name, asks for the model that this client uses: its own where it has one, after
+        ``run.finetune`` where there is such a key. It takes encoded inputs: :mod:`fedsim.models.exported` applies a
+        model to rows as they are in the file.
         """
-        return run_model(self.dir, self.params, node)[0]
+        if client is None:
+            return run_model(self.dir, self.params, node)[0]
+        own = self._own(client, node)
+        return run_model(self.dir, own.params, carried=own.carried)[0]
 
-    def state_dict(self, node: int | None = None) -> dict[str, Tensor]:
+    def state_dict(self, node: int | None = None, client: str | int | None = None) -> dict[str, Tensor]:
         """The trained parameters and buffers by name, as :meth:`model` has them."""
-        return dict(self.model(node).state_dict())
+        return dict(self.model(node, client).state_dict())
 
-    def export(self, file: str | Path, node: int | None = None) -> None:
-        """Write the model with all that is needed to apply it: see :func:`fedsim.engine.export.export_model`."""
-        export_model(self.dir, self.params, Path(file), node)
+    def export(
+        self, file: str | Path, node: int | None = None, client: str | int | None = None, best: bool = False
+    ) -> dict[str, Any]:
+        """Write the model with all that is needed to apply it, and say what it is.
+
+        `node` and `client` are as in :meth:`model`; `best`: the one that the logger ``best`` kept. See
+        :func:`fedsim.engine.export.export_model`.
+        """
+        if best:
+            for key, found in (("node", node), ("client", client)):
+                if found is not None:
+                    message = f"found {found} together with best, which is the common model; allowed: one of the two"
+                    raise InputError(message, key=key)
+            return export_model(self.dir, self.best_params, Path(file), saved=BEST)
+        if client is None:
+            return export_model(self.dir, self.params, Path(file), node)
+        own = self._own(client, node)
+        return export_model(self.dir, own.params, Path(file), carried=own.carried, which=own.which)
+
+    def _own(self, client: str | int, node: int | None) -> ClientModel:
+        from fedsim.engine.client_model import client_model
+
+        if node is not None:
+            raise InputError(f"found {node} together with client {client}; allowed: one of the two", key="node")
+        _ = self.params  # of a finished run
+        return client_model(self.dir, client)
 
 
 def find_checkpoint(folder: Path, scenario: Scenario) -> Checkpoint | None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedsim.core.errors import InputError
 from fedsim.engine.assembly import Assembly
-from fedsim.engine.client_evaluation import client_evaluation
+from fedsim.engine.client_evaluation import client_evaluation, tuning_of
 from fedsim.engine.client_rows import FILE, evaluated_rounds
 from fedsim.scenario.sections import Scenario
 
@@ -40,7 +40,7 @@ def client_facts(s: Scenario, a: Assembly) -> dict[str, Any]:
         "models": "each client's own" if found.own_models(s.algorithm) or a.network is not None else "the server's",
         "samples per evaluation": f"{about}{samples:,}",
     }
-    if (how := found.tuning(s.algorithm, 0)) is not None:
+    if (how := tuning_of(s, s.algorithm, 0)) is not None:
         clients = found.candidates
         steps = np.full(len(clients), how.amount, dtype=np.int64)
         if how.epochs:
