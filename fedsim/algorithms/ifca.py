@@ -75,7 +75,7 @@ class IFCA(ServerAlgorithm):
     def objective(self, task: Task, picked: Floats) -> Task:
         if self.models > 1 and task.carried:
             message = "found a model whose training changes buffers, which would be the same for all clusters"
-            raise InputError(f"{message}; allowed: norm: group, or another model without", key="model")
+            raise InputError(f"{message}; allowed: model.batch_norm: group, or another model without", key="model")
         return task
 
     # --- the models ---------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas
 
 _NAMELESS = re.compile(r"Unnamed: \d+|__index_level_\d+__|")
+_NUMBERED = re.compile(r"(.+)\.\d+")
 _MOST_CATEGORIES = 10_000
 
 
@@ -149,6 +150,8 @@ def read_csv(
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise wrong(f"cannot read {path} as CSV with a header line ({first})") from error
     columns = [str(c) for c in frame.columns]
+    if names is None and (twice := _twice(columns, path, separator, encoding)) is not None:
+        raise wrong(f"two columns of {path} are called {twice!r}; allowed: different names")
     if names is not None and len(frame.columns) and bool(frame.iloc[:, -1].isna().all()):
         raise InputError(f"found {len(names)} names, but the last column has no value in any row", key="names")
     if len(columns) == 1:
@@ -158,6 +161,18 @@ def read_csv(
                 f"{path} has one column, {columns[0][:60]!r}; is its separator {other!r}?", key="separator"
             )
     return frame
+
+
+def _twice(columns: Sequence[str], path: Path, separator: str, encoding: str) -> str | None:
+    """A name that the header has twice; pandas calls the second ``NAME.1``, which other headers have by themselves."""
+    if not any((m := _NUMBERED.fullmatch(c)) and m[1] in columns for c in columns):
+        return None
+    import pandas
+
+    sep = r"\s+" if separator == "whitespace" else separator
+    line = pandas.read_csv(path, sep=sep, encoding=encoding, header=None, nrows=1, dtype=str, keep_default_na=False)
+    names = line.iloc[0].tolist()
+    return next((c for i, c in enumerate(names) if c and c in names[:i]), None)
 
 
 def table_split(

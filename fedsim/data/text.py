@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,8 @@ from fedsim.data.tables import Missing, read_csv
 from fedsim.data.tokenizers import UNKNOWN, Tokenizer, make_tokenizer
 from fedsim.data.windows import Predict, windows
 
-_VERSION = 1
+_VERSION = 2
+_WHOLE = re.compile("0|-?[1-9][0-9]{0,17}")  # a number as it is written, of 64 bits
 _AS_THEY_ARE = Missing(values=[])
 
 LEAF = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
@@ -35,10 +37,11 @@ LEAF = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopq
 
 @dataclass(frozen=True)
 class _Texts:
-    """Columns of one split as lists of texts; `name` is for the errors."""
+    """Columns of one split as lists of texts; `name` is for the errors, `classes` what the file says of its labels."""
 
     name: str
     columns: dict[str, list[str]]
+    classes: list[str] | None = None
 
 
 @register.dataset("text")
@@ -182,6 +185,8 @@ def _read(source: Source | Path, wanted: Sequence[tuple[str, str]], separator: s
         for key, column in wanted:
             if column not in have:
                 raise InputError(unknown(f"column of {source}", column, have), key=key)
+        texts = wanted[0][1]  # of which an empty cell is one, too, as in a parquet file
+        frame[texts] = frame[texts].fillna("")
         return _Texts(title, {c: _checked(frame[c].tolist(), c, title) for c in names})
     for key, column in wanted:
         source.require(column, key)
@@ -193,7 +198,7 @@ def _read(source: Source | Path, wanted: Sequence[tuple[str, str]], separator: s
         if labels:  # the hub's ClassLabel
             values = [labels[v] if isinstance(v, int) and 0 <= v < len(labels) else v for v in values]
         columns[column] = _checked(values, column, source.name, text=column == wanted[0][1])
-    return _Texts(source.name, columns)
+    return _Texts(source.name, columns, next((known[c] for key, c in wanted if key == "target"), None))
 
 
 def _checked(values: Sequence[object], column: str, name: str, text: bool = False) -> list[str]:
@@ -228,6 +233,10 @@ def _rows(splits: list[_Texts], form: Text, predict: Predict, tokens: str | None
         left_out = len(encoded.lengths) - len(np.unique(cut.text))
         if left_out:
             notes.append(f"{left_out} texts of {Path(split.name).name} have fewer than two tokens and are left out")
+        if predict == "label" and (empty := int((encoded.lengths == 0).sum())):
+            notes.append(
+                f"{empty} texts of {Path(split.name).name} have no token, so that their rows are padding alone"
+            )
         if tokenizer.unknown is not None and (many := int((encoded.ids == tokenizer.unknown).sum())):
             notes.append(f"{many:,} of {len(encoded.ids):,} tokens of {Path(split.name).name} are {UNKNOWN}")
         arrays[f"{part}x"] = cut.x
@@ -240,7 +249,7 @@ def _rows(splits: list[_Texts], form: Text, predict: Predict, tokens: str | None
             arrays[f"{part}ids"] = plain(np.asarray(split.columns[ids]))[cut.text]
     labels = {}
     if predict == "label":
-        ys, made_classes = _numbered(ys, form)
+        ys, made_classes = _numbered(ys, form, splits[0].classes)
         labels = {"values": list(made_classes.values), "names": list(made_classes.names), "found": made_classes.found}
     for y, part in zip(ys, ("", "test_"), strict=False):
         arrays[f"{part}y"] = y
@@ -256,9 +265,12 @@ def _label(split: _Texts, form: Text) -> Array:
     return np.asarray(split.columns[form.target])
 
 
-def _numbered(ys: list[Array], form: Text) -> tuple[list[Array], Classes]:
+def _numbered(ys: list[Array], form: Text, known: Sequence[str] | None) -> tuple[list[Array], Classes]:
+    """Labels as numbers; whole numbers are sorted as such, and the classes of a file keep its order."""
+    if known is None and all(_WHOLE.fullmatch(v) for y in ys for v in np.unique(y).tolist()):
+        ys = [y.astype(np.int64) for y in ys]
     try:
-        numbers, classes = number_labels(ys, order=form.classes)
+        numbers, classes = number_labels(ys, order=form.classes or known)
     except InputError as error:
         raise error if error.problems[0].key else InputError(error.problems[0].message, key="target") from None
     return list(numbers), classes

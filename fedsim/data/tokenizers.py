@@ -168,6 +168,26 @@ class OwnTokens(Tokenizer):
         return {**super().record(), "name": self.title}
 
 
+def _listed(known: str | Sequence[str], name: str) -> list[str]:
+    """Tokens that somebody lists, which are such as the tokenizer makes."""
+    if name == "word" and isinstance(known, str):
+        raise InputError(f"found the text {known[:40]!r}; allowed: a list of words", key="tokens")
+    listed = list(known)
+    if not listed:
+        raise InputError("found none; allowed: one or more", key="tokens")
+    for i, token in enumerate(listed):
+        if token in (UNKNOWN, PADDING):
+            raise InputError(f"found {token!r}; allowed: other tokens, it comes by itself", key="tokens")
+        if name == "char" and len(token) != 1:
+            raise InputError(f"found {token!r}; allowed: single characters", key="tokens")
+        if name == "word" and WORDS.findall(token.lower()) != [token]:
+            message = f"found {token!r}, which no text is divided into; allowed: a word in lower case, or a mark"
+            raise InputError(message, key="tokens")
+        if token in listed[:i]:
+            raise InputError(f"found {token!r} twice; allowed: different ones", key="tokens")
+    return listed
+
+
 def make_tokenizer(
     name: str, texts: Sequence[str], known: str | Sequence[str] | None, most: int | None, padding: int | None
 ) -> Tokenizer:
@@ -200,9 +220,7 @@ def make_tokenizer(
             kinds = " and ".join("a function" if k == "own" else k for k in which)
             raise InputError(f"found {value!r} with the tokenizer '{name}'; allowed: with {kinds}", key=key)
     if known is not None:
-        known = list(known)
-        if len(set(known)) < len(known) or (name == "char" and any(len(c) != 1 for c in known)):
-            raise InputError("found one twice, or longer than a character; allowed: different ones", key="tokens")
+        known = _listed(known, name)
     if name == "char":
         return Characters(texts, known)
     if name == "byte":

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fedsim.core.arrays import Array, Ints
+from fedsim.core.limits import check_room
 from fedsim.core.tokens import IGNORED
 from fedsim.data.tokenizers import Encoded
 
@@ -60,6 +61,8 @@ def windows(texts: Encoded, predict: Predict, context: int, stride: int, padding
         which = np.repeat(np.arange(len(lengths)), counts)
         starts = stride * _within(counts)
         ends = starts + context
+    needed = len(which) * context * (texts.ids.itemsize + 8 * (predict == "every")) + 17 * max(context, _CHUNK)
+    check_room(needed, f"{len(which):,} rows of {context:,} tokens", "context")
     low, high = begins[which], texts.offsets[1:][which]
     x, inside = _gathered(texts.ids, begins[which] + starts, low, high, context, padding or 0, texts.ids.dtype)
     y: Array | None = None

@@ -58,7 +58,7 @@ def _reasons(s: Scenario) -> Iterator[tuple[str, str, str] | None]:
     names, a = s.names, s.algorithm
     if s.privacy is not None:
         yield "privacy.mechanism", f"found '{names['privacy']}', which covers what a client sends", "no privacy"
-    if a.needs.compression is not None or a.needs.own_size:
+    if a.needs.compression is not None or (a.needs.own_size and a.needs.alone is None):
         yield "algorithm.name", f"found '{names['algorithm']}', which compresses what travels", "another algorithm"
     if a.tokens is not None or a.needs.alone is not None or a.sampling is not None or a.needs.flows:
         yield "algorithm.name", f"found '{names['algorithm']}', whose models do not meet in rounds", "another algorithm"

@@ -137,6 +137,73 @@ def test_labels_of_texts(lines: Path) -> None:
     assert (data.train_x[:, 0] == data.about["input"]["tokenizer"]["padding"]).all()  # padded in front
 
 
+NUMBERS = [10, 2, 0, 1, 11, 2, 10, -3, 0, 1, 11, -3]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_labels_that_are_numbers_are_sorted_as_numbers(kind: str, tmp_path: Path) -> None:
+    write(tmp_path / f"t.{kind}", [{"text": f"text {i}", "mood": m} for i, m in enumerate(NUMBERS)])
+    data = Text(path=str(tmp_path / f"t.{kind}"), context=8, target="mood", test_fraction=0.5).load(None, 0, Path.cwd())
+    assert data.about["target"]["classes"] == ["-3", "0", "1", "2", "10", "11"]
+    assert data.about["target"]["labels"] == [-3, 0, 1, 2, 10, 11]
+
+
+def test_labels_that_only_look_like_numbers_stay_texts(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(
+        "text,mood\n" + "".join(f"hello {i},{m}\n" for i, m in enumerate(["01", "1", "10"] * 4))
+    )
+    data = Text(path=str(tmp_path / "t.csv"), context=8, target="mood").load(None, 0, Path.cwd())
+    assert data.about["target"]["labels"] == ["01", "1", "10"]
+
+
+def test_classes_that_a_file_names_keep_its_order(tmp_path: Path) -> None:
+    import datasets
+
+    rows = {"text": [f"text {i}" for i in range(12)], "mood": [i % 3 for i in range(12)]}
+    features = datasets.Features({"text": datasets.Value("string"), "mood": datasets.ClassLabel(names=["z", "b", "a"])})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "t.parquet"))
+    data = Text(path=str(tmp_path / "t.parquet"), context=8, target="mood").load(None, 0, Path.cwd())
+    assert data.about["target"]["classes"] == ["z", "b", "a"]
+
+
+@pytest.mark.parametrize("predict", ["every", "label"])
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_an_empty_text_is_a_text(kind: str, predict: str, tmp_path: Path) -> None:
+    texts = ["", "some", "text", "here", "", "more"] * 2
+    write(tmp_path / f"t.{kind}", [{"text": t, "mood": "ab"[i % 2]} for i, t in enumerate(texts)])
+    given: dict[str, Any] = {"path": str(tmp_path / f"t.{kind}"), "context": 4}
+    data = Text(**given, **({"target": "mood"} if predict == "label" else {})).load(None, 0, Path.cwd())
+    says = "have no token, so that their" if predict == "label" else "have fewer than two tokens"
+    assert any(note.startswith("4 texts of ") and says in note for note in data.about["notes"])
+    assert len(data.train_x) + len(data.test_x) == (12 if predict == "label" else 8)
+
+
+def test_a_context_beyond_all_memory_is_refused(lines: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"rows of 1,000,000,000,000 tokens needs .* allowed: this machine's memory"
+    ) as caught:
+        Text(path=str(lines), context=10**12).load(None, 0, Path.cwd())
+    assert caught.value.problems[0].key == "context"
+
+
+@pytest.mark.parametrize(
+    "name,known,says",
+    [
+        ("word", "tobe", "found the text 'tobe'; allowed: a list of words"),
+        ("word", ["To"], "found 'To', which no text is divided into; allowed: a word in lower case"),
+        ("word", ["to be"], "found 'to be', which no text"),
+        ("word", ["be", "<pad>"], "found '<pad>'; allowed: other tokens, it comes by itself"),
+        ("word", ["be", "be"], "found 'be' twice"),
+        ("char", "", "found none"),
+        ("char", ["ab"], "found 'ab'; allowed: single characters"),
+    ],
+)
+def test_tokens_that_no_text_could_have(name: str, known: str | list[str], says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        make_tokenizer(name, ["a"], known, None, None)
+    assert caught.value.problems[0].key == "tokens"
+
+
 @pytest.mark.parametrize(
     "keys,key,message",
     [
@@ -163,11 +230,22 @@ def test_refused(lines: Path, keys: dict[str, Any], key: str, message: str) -> N
     assert caught.value.problems[0].key == key
 
 
+def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text,mood,text\n" + "one,a,two\n" * 9)
+    with pytest.raises(InputError, match=r"two columns of .*t.csv are called 'text'; allowed: different names"):
+        Text(path=str(tmp_path / "t.csv"), context=4).load(None, 0, Path.cwd())
+    (tmp_path / "t.csv").write_text("text,text.1\n" + "one,two\n" * 9)
+    assert len(Text(path=str(tmp_path / "t.csv"), context=4).load(None, 0, Path.cwd()).train_x)
+
+
 def test_cells_that_are_no_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    write(tmp_path / "a.csv", [{"a": 1, "text": t} for t in ("NA", "", "null")])
+    write(tmp_path / "a.csv", [{"a": t, "text": "some text"} for t in ("NA", "", "null")])
+    with pytest.raises(InputError, match=r"column 'a' .* no value in row 1"):
+        Text(path=str(tmp_path / "a.csv"), target="a").load(None, 0, tmp_path)
+    write(tmp_path / "a.parquet", [{"text": t} for t in ("NA", None, "null")])
     with pytest.raises(InputError, match="no value in row 1"):
-        Text(path=str(tmp_path / "a.csv")).load(None, 0, tmp_path)
+        Text(path=str(tmp_path / "a.parquet")).load(None, 0, tmp_path)
     write(tmp_path / "b.parquet", [{"text": 1}, {"text": 2}])
     with pytest.raises(InputError, match="holds int in row 0; allowed: texts"):
         Text(path=str(tmp_path / "b.parquet")).load(None, 0, tmp_path)
