@@ -25,7 +25,7 @@ from fedsim.engine.idle import idle_message
 from fedsim.engine.loop import Simulation
 from fedsim.engine.replies import write_fitted
 from fedsim.engine.run_directory import Run, read_jsonl
-from fedsim.engine.watch import Row, Watcher
+from fedsim.engine.watch import Row, Watched, Watcher
 from fedsim.objective.supervised import SupervisedTask
 from fedsim.participation.wall_clock import RealTime
 from fedsim.privacy.base import WrappedTask
@@ -107,7 +107,7 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
     backend.begin()
     _write_facts(folder, roster, config)
     try:
-        return simulation.run(_LogLine())
+        return simulation.run(LogLines())
     finally:
         write_fitted(folder, read_jsonl(backend.journal) if backend.journal.exists() else [], task.num_clients)
 
@@ -215,9 +215,13 @@ def _write_facts(folder: Path, roster: Roster, config: RunConfig) -> None:
     (folder / "deployment.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-class _LogLine(Watcher):
-    """A log line per round."""
+class LogLines(Watcher):
+    """A log line per round; of the many columns that sum up clients, it has those that a terminal shows."""
+
+    def began(self, run: Watched) -> None:
+        summed = (name for name, m in run.columns.items() if m.figure == "clients" and m.brief != "line")
+        self._left_out = {"round", "wall", *summed}
 
     def round(self, number: int, row: Row | None) -> None:
-        shown = {k: v for k, v in (row or {}).items() if k not in ("round", "wall") and isinstance(v, (int, float))}
+        shown = {k: v for k, v in (row or {}).items() if k not in self._left_out and isinstance(v, (int, float))}
         LOG.info("round %d%s", number, "".join(f"  {k} {v:.4g}" for k, v in shown.items()))

@@ -159,3 +159,27 @@ def test_the_command(tmp_path: Path) -> None:
     assert fedsim.load(tmp_path / "app" / PACKAGE / "scenario.yaml").clients == 4
     again = CliRunner().invoke(app, ["deploy", str(file), str(tmp_path / "app")])
     assert isinstance(again.exception, InputError)
+
+
+def test_the_log_of_a_deployment_has_the_telling_columns_of_clients(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not all deciles of every metric: as many as the terminal shows of a simulation."""
+    from fedsim.deployment.server import LogLines
+
+    sections = {
+        "data": {"dataset": "digits", "clients": 3, "limit": 90, "local_test": 0.2},
+        "model": {"name": "linear"},
+        "algorithm": {"name": "fedavg", "lr": 0.1},
+        "run": {"rounds": 1, "eval_every": 1, "metrics": [{"name": "macro_f1"}]},
+    }
+    with caplog.at_level("INFO", "fedsim"):
+        row = fedsim.run(sections, out=tmp_path / "run", watchers=[LogLines()]).metrics.iloc[-1]
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("round 1 ")]
+    assert len(said) == 1
+    words = said[0].split()
+    assert [word for word in words if word.startswith("client_")] == [
+        "client_accuracy_mean", "client_accuracy_decile_1", "client_loss_mean"
+    ]  # fmt: skip
+    others = {name for name in row.index if not name.startswith("client_")} - {"round", "wall"}
+    assert others <= set(words)
