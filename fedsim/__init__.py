@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from fedsim.privacy.base import Bound, Mechanism
     from fedsim.privacy.ledger import Claim, PrivacyLedger
     from fedsim.privacy.noise import gaussian
+    from fedsim.reports.graph_facts import topology
     from fedsim.reports.plan import plan
     from fedsim.reports.report import write_report as report
     from fedsim.reports.sections import ReportSection
@@ -75,6 +76,7 @@ _HOME = {
     "run": "engine.run",
     "sweep": "sweeps.run",
     "plan": "reports.plan",
+    "topology": "reports.graph_facts",
     "report": "reports.report:write_report",
     "check": "contract.check",
     "Scenario": "scenario.sections",
@@ -151,11 +153,13 @@ __all__ = [
     "Probability", "Rang", "Release", "ReportSection", "Reported", "Round", "Run", "RunError", "RunFacts", "Scenario",
     "Selection", "ServerAlgorithm", "Setting", "Start", "State", "Tokens", "View", "Watched", "Watcher", "Woke",
     "Work", "calibrate", "check", "clip_norm", "dot", "gaussian", "load", "norm", "plan", "register", "report", "rng",
-    "run", "sweep",
+    "run", "sweep", "topology",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
+    if name == "data":  # a package, for `data.from_arrays`
+        return importlib.import_module("fedsim.data")
     if name not in _HOME:
         raise AttributeError(f"module 'fedsim' has no attribute '{name}'")
     module, _, other = _HOME[name].partition(":")
@@ -165,4 +169,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, "__version__", "data"]

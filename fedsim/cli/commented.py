@@ -6,8 +6,9 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedsim.cli.parts import plurals, written
+from fedsim.cli.parts import plurals
 from fedsim.core.described import Key, keys, prose
+from fedsim.core.documents import flow
 from fedsim.core.registry import lookup
 
 _WIDTH = 118
@@ -22,7 +23,7 @@ def commented(values: Mapping[str, Any], file: str, guessed: Sequence[str] = ())
     if guessed:
         lines += _remark(f"Chosen because something asked for them, so have a look: {', '.join(guessed)}.", "")
     for section, value in values.items():
-        lines += ["", *_section(section, value)] if isinstance(value, Mapping) else [f"{section}: {written(value)}"]
+        lines += ["", *_section(section, value)] if isinstance(value, Mapping) else [f"{section}: {flow(value)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -41,7 +42,7 @@ def _section(path: str, values: Mapping[str, Any], indent: str = "") -> Iterator
         word = next(word for word, kind in plurals().items() if kind == row.kind)
         said = " ".join(prose(part).split("\n\n")[0].split())
         yield from _remark(f"{said} (Others: fedsim list {word}.)", indent)
-        yield f"{indent}{row.key}: {written(values[row.key])}"
+        yield f"{indent}{row.key}: {flow(values[row.key])}"
         known = keys(part)
     elif isinstance(row, FormSection):
         known = keys(row.form)
@@ -53,10 +54,10 @@ def _section(path: str, values: Mapping[str, Any], indent: str = "") -> Iterator
             yield from _section(f"{path}.{key}", value, indent)
             continue
         yield from _remark(meanings.get(key, ""), indent)
-        yield f"{indent}{key}: {written(value)}"
+        yield f"{indent}{key}: {flow(value)}"
     for other in known:
         if other.name not in values and other.name not in inner and not other.required:
-            yield _cut(f"{indent}# {other.name}: {written(other.default)}", other.says)
+            yield _cut(f"{indent}# {other.name}: {flow(other.default)}", other.says)
 
 
 def _remark(text: str, indent: str) -> list[str]:

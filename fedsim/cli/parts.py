@@ -14,10 +14,10 @@ from importlib.resources import files
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from fedsim.cli.json_output import AsJson, emit
 from fedsim.cli.terminal import cell, say, table
+from fedsim.core.documents import flow
 from fedsim.core.errors import InputError, nearest, unknown
 from fedsim.core.registry import kinds, lookup, names
 
@@ -94,12 +94,6 @@ def modes(part: Any) -> list[str]:
     if part.setting == "gossip":
         return ["poisson"] if needs.flows else ["gossip", "poisson"] if needs.continuous_time else ["gossip"]
     return list(needs.modes or [n for n in names("participation") if lookup("participation", n).setting == "server"])
-
-
-def written(value: Any) -> str:
-    """A value in YAML on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
-    return text.strip().removesuffix("...").strip()
 
 
 def goes_with(kind: str, name: str) -> dict[str, dict[str, list[str]]]:
@@ -266,7 +260,7 @@ def _key(key: Any) -> str:
 def _default(value: Any) -> str:
     if isinstance(value, float):
         return cell(value)
-    return "none" if value is None else written(value)
+    return "none" if value is None else flow(value)
 
 
 def _short(allowed: str) -> str:

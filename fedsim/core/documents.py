@@ -157,6 +157,12 @@ def read_yaml(path: str | Path) -> Document:
     return Document(values, file, lines)
 
 
+def flow(value: Any) -> str:
+    """A value in YAML on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
+    return text.strip().removesuffix("...").strip()
+
+
 def override(document: Document, settings: list[str]) -> Document:
     """The document with ``key.path=value`` settings applied; values are YAML."""
     for setting in settings:

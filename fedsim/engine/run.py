@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedsim.core.crew import working
 from fedsim.core.disk import cannot_write, is_full
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.lock import owned
+from fedsim.core.metrics import TABLE
 from fedsim.engine.assembly import assemble
 from fedsim.engine.loop import Simulation
 from fedsim.engine.run_directory import Run
+from fedsim.engine.shown import bar
 from fedsim.engine.watch import Progress, Watcher
 from fedsim.scenario.load import given
 from fedsim.scenario.sections import Scenario
@@ -22,7 +25,7 @@ def run(
     scenario: Scenario | str | Path | Mapping[str, Any],
     out: str | Path | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | Literal[False] | None = None,
     watchers: Sequence[Watcher] = (),
 ) -> Run:
     """Run a scenario and return its run directory.
@@ -32,7 +35,9 @@ def run(
     scenario : a `Scenario`, a path to a file, or the nested mappings of one.
     out : the run directory; default ``runs/<name>-<hash of the resolved scenario>``.
     resume : continue from the directory's checkpoint; the numbers are those of an unbroken run.
-    progress : called after every round.
+    progress : called after every round with its number (0 before the first one) and, where it was evaluated, its row
+        of metrics, else None. Left out, a notebook (Jupyter, VS Code, Colab) shows a bar with the latest metrics;
+        False: it does not.
     watchers : are told how the run goes.
 
     Raises
@@ -47,10 +52,16 @@ def run(
     scenario = given(scenario)
     folder = Path(out) if out is not None else Path("runs") / f"{scenario.name}-{scenario.hash()}"
     try:
-        with owned(folder), working(scenario.run.threads):
-            return _run(scenario, folder, resume, [progress, *watchers])
+        with owned(folder), working(scenario.run.threads), _shown(scenario, progress) as told:
+            return _run(scenario, folder, resume, [told, *watchers])
     except InputError as error:  # what only a recorded run or the backend shows
         raise scenario.document.locate(error) from None
+
+
+def _shown(scenario: Scenario, progress: Progress | Literal[False] | None) -> AbstractContextManager[Progress | None]:
+    if progress is None:
+        return bar(scenario.name, scenario.run.rounds, {**TABLE, **scenario.columns})
+    return nullcontext(progress or None)
 
 
 def _run(scenario: Scenario, folder: Path, resume: bool, told: Sequence[Watcher | Progress | None]) -> Run:

@@ -35,6 +35,7 @@ from fedsim.engine.export import export_model, run_model
 from fedsim.engine.rows import kept, rows
 from fedsim.engine.samples import FILE as SAMPLES
 from fedsim.engine.samples import ROWS as SAMPLE_ROWS
+from fedsim.engine.shown import curves, table
 from fedsim.engine.stopping import FILE as STOP
 from fedsim.engine.stopping import read_stop
 from fedsim.graphs.topology import Topology
@@ -45,6 +46,8 @@ from fedsim.scenario.sections import BackendSection, Scenario
 from fedsim.scenario.stopping import Stop
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from fedsim.engine.client_model import ClientModel
 
 LAST = 10
@@ -66,11 +69,11 @@ _PACKAGES = ("fedsim", "torch", "numpy", "scipy", "networkx", "datasets", "flwr-
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """A finished run; ``Run("runs/first")`` is that of a directory.
 
     Attributes
     ----------
-    dir : the run directory.
+    dir : the run directory, a `Path` or its text.
     resumed_at : the round it was continued from; 0 where it began at the beginning.
     warnings : what is odd about it, a sentence each; they were logged, too (logger ``fedsim``).
     """
@@ -78,6 +81,9 @@ class Run:
     dir: Path
     resumed_at: int = 0
     warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dir", Path(self.dir))
 
     @cached_property
     def metrics(self) -> Any:
@@ -120,6 +126,11 @@ class Run:
             )
         return load_file(path)["params"]
 
+    @cached_property
+    def scenario(self) -> Scenario:
+        """The scenario with every default, as ``scenario.yaml`` has it."""
+        return load(self.dir / "scenario.yaml")
+
     @property
     def best_params(self) -> Tensor:
         """The parameters ``[d]`` that ``run.loggers: [{name: best}]`` kept; RunError where there are none."""
@@ -145,6 +156,15 @@ class Run:
     def state_dict(self, node: int | None = None, client: str | int | None = None) -> dict[str, Tensor]:
         """The trained parameters and buffers by name, as :meth:`model` has them."""
         return dict(self.model(node, client).state_dict())
+
+    def plot(self, *columns: str, x: str = "round") -> Figure:
+        """Curves of columns of `metrics`, of the telling ones if none is named, against the column `x`."""
+        return curves(read_jsonl(self.dir / "metrics.jsonl"), self.columns, columns, x, self.scenario.name)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the first and the last of the telling metrics."""
+        finished = self.stopped or ((self.dir / "params.safetensors").exists() and "finished")
+        return table(str(self.dir), finished or "not finished", read_jsonl(self.dir / "metrics.jsonl"), self.columns)
 
     def export(
         self, file: str | Path, node: int | None = None, client: str | int | None = None, best: bool = False

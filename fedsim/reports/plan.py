@@ -87,14 +87,7 @@ def describe_topology(what: str, nodes: int | None, settings: list[str], weights
     path = Path(what)
     if path.suffix in (".yaml", ".yml"):
         document = override(read_yaml(path), settings)
-        scenario = parse(document)
-        if scenario.topology is None:
-            raise InputError("this scenario has a server and no topology", file=what)
-        assembly = assemble(scenario)
-        assert assembly.network is not None
-        scenario = assembly.settled(scenario)
-        facts = {"name": f"{scenario.name}: {scenario.names['topology']}", **_network(scenario, assembly)}
-        return facts, assembly.network.topology.graphs[0]
+        return scenario_topology(parse(document), what)
     section: Rows = (
         {"graph": "file", "path": str(path.resolve())} if path.exists() and path.is_file() else {"graph": what}
     )
@@ -118,6 +111,17 @@ def describe_topology(what: str, nodes: int | None, settings: list[str], weights
             f"{len(topology.graphs)} graphs, {topology.every} rounds each; these are the facts of the first"
         )
     return facts, graph
+
+
+def scenario_topology(scenario: Scenario, file: str | None = None) -> tuple[Rows, Any]:
+    """The same of a scenario's topology."""
+    if scenario.topology is None:
+        raise InputError("this scenario has a server and no topology", file=file)
+    assembly = assemble(scenario)
+    assert assembly.network is not None
+    scenario = assembly.settled(scenario)
+    facts = {"name": f"{scenario.name}: {scenario.names['topology']}", **_network(scenario, assembly)}
+    return facts, assembly.network.topology.graphs[0]
 
 
 def _scenario(s: Scenario) -> Rows:
