@@ -23,6 +23,8 @@ Spoil = Callable[[Any, Any], Any]
 
 
 _TICK = 0.001
+_FLOWER = ("absence", "backend", "crowd", "examiner", "journal", "roster")
+_CLOCKED = (*(f"flower.{name}" for name in _FLOWER), "work")
 
 
 @dataclass
@@ -129,6 +131,6 @@ class Deployment:
         read = RunConfig.read(self.grid.run_config)
         scenario = load(self.grid.scenario_file, read.settings)
         with ExitStack() as stack:
-            for module in ("flower.backend", "flower.examiner", "flower.roster", "work"):
+            for module in _CLOCKED:
                 stack.enter_context(patch(f"fedsim.deployment.{module}.time", self.grid.clock))
             return serve(self.grid, scenario, read, run)

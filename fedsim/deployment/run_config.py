@@ -11,17 +11,19 @@ from fedsim.core.errors import InputError
 from fedsim.deployment.evaluation import WHO
 from fedsim.deployment.flower.backend import Policy
 from fedsim.deployment.node_config import settings_of
+from fedsim.participation.base import Participation
 from fedsim.scenario.sections import Scenario
 
 RUN_KEYS: Mapping[str, Any] = {
     "settings": "", "out": "", "resume": False, "min-clients": 0, "wait-seconds": 600.0, "timeout": 600.0,
     "on-failure": "retry", "attempts": 3, "poll": 0.2, "max-samples": 1_000_000, "client-keys": "", "eval": "auto",
-    "checkpoint": "round",
+    "checkpoint": "round", "population": "scenario", "min-available": 0,
 }  # fmt: skip
 """The keys of ``[tool.flwr.app.config]`` and what they are where nothing is said."""
 
 _FAILURES = ("retry", "drop", "stop")
 _CHECKPOINTS = ("round", "seconds")
+_POPULATIONS = ("scenario", "connected")
 RUN = "{run}"
 """What stands for the number that Flower gives a run, in `out`."""
 
@@ -41,6 +43,8 @@ class RunConfig:
     max_samples : the most samples that a client with data of its own may say it has, since weights follow from them.
     client_keys : folder with the public key of every client's SuperNode; empty: any SuperNode may be any client.
     evaluates : who evaluates clients one by one (see `fedsim.deployment.evaluation`).
+    population : cohorts are the ``scenario``'s, or drawn among the clients that are ``connected`` when a round begins.
+    min_available : clients that have to be connected when a round begins, for which `wait_seconds` are waited.
     checkpoint : after every ``round``, or as often as the scenario's ``run.checkpoint_seconds`` says (``seconds``).
     """
 
@@ -54,6 +58,8 @@ class RunConfig:
     client_keys: str = ""
     evaluates: str = "auto"
     checkpoint: str = "round"
+    population: str = "scenario"
+    min_available: int = 0
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> RunConfig:
@@ -72,7 +78,12 @@ class RunConfig:
                 words = {str: "text", bool: "true or false", int: "a whole number >= 0", float: "a number >= 0"}[wanted]
                 raise InputError(f"run config: found {values[key]!r}, allowed: {words}", key=key)
             values[key] = found
-        for key, allowed in (("on-failure", _FAILURES), ("eval", WHO), ("checkpoint", _CHECKPOINTS)):
+        for key, allowed in (
+            ("on-failure", _FAILURES),
+            ("eval", WHO),
+            ("checkpoint", _CHECKPOINTS),
+            ("population", _POPULATIONS),
+        ):
             if values[key] not in allowed:
                 raise InputError(f"run config: found {values[key]!r}, allowed: {', '.join(allowed)}", key=key)
         for key in ("timeout", "poll", "attempts", "max-samples"):
@@ -83,8 +94,12 @@ class RunConfig:
         return cls(
             settings_of(values["settings"]), values["out"], values["resume"], values["min-clients"],
             values["wait-seconds"], policy, values["max-samples"], values["client-keys"], values["eval"],
-            values["checkpoint"],
+            values["checkpoint"], values["population"], values["min-available"],
         )  # fmt: skip
+
+    def among_connected(self, participation: Participation) -> bool:
+        """Whether cohorts are drawn among connected clients; modes without rounds ask those that are there anyway."""
+        return self.population == "connected" and not participation.clocked
 
     def folder(self, scenario: Scenario, run: str) -> Path:
         """The run directory of Flower's run `run`."""

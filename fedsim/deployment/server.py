@@ -14,10 +14,12 @@ from fedsim.core.lock import owned
 from fedsim.data.partition_csv import write_partition
 from fedsim.deployment.evaluation import asks_clients, check_who, examination, examiner
 from fedsim.deployment.flower.backend import Flower
+from fedsim.deployment.flower.crowd import Crowd
 from fedsim.deployment.flower.records import Greeting
 from fedsim.deployment.flower.roster import LOG, Roster
 from fedsim.deployment.keys import fingerprint, read_keys
 from fedsim.deployment.noise import check_trust, sampling_secret, with_own_noise
+from fedsim.deployment.population import check_population
 from fedsim.deployment.run_config import RunConfig
 from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.checkpoint import has_checkpoint
@@ -31,6 +33,8 @@ from fedsim.participation.wall_clock import RealTime
 from fedsim.privacy.base import WrappedTask
 from fedsim.scenario.load import load
 from fedsim.scenario.sections import Scenario
+
+_REPLACES = 1.5  # timeouts into a round: who failed to answer in one is replaced, but not who took its place then
 
 
 def make_server_app(scenario_file: str | Path) -> Any:
@@ -78,9 +82,7 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
     assembly = assemble(with_own_noise(scenario, folder / "noise.key", fresh=not config.resume))
     task = assembly.task
     wanted = config.min_clients or task.num_clients
-    if wanted > task.num_clients:
-        found = f"found {wanted}, allowed: at most data.clients = {task.num_clients}"
-        raise InputError(f"run config: {found}", key="min-clients")
+    check_population(config, scenario, assembly)
     worker = assembly.worker(scenario)
     keys = read_keys(Path(config.client_keys), task.num_clients) if config.client_keys else {}
     check_who(config.evaluates, assembly.settled(scenario), assembly)
@@ -90,13 +92,19 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
         patient=scenario.participation.clocked, graph=assembly.network is not None,
         wants_checkpoint=config.checkpoint == "round",
     )  # fmt: skip
-    clock = RealTime(assembly.settled(scenario).participation, backend, complete=_needs_everybody(assembly, backend))
+    among = config.among_connected(scenario.participation)
+    least = max(config.min_available, int(among))
+    clock = RealTime(
+        assembly.settled(scenario).participation, backend, complete=_needs_everybody(assembly, backend),
+        population=Crowd(roster, backend.look, least, config.wait_seconds, config.policy.poll), among_connected=among,
+        replaces=_REPLACES * config.policy.timeout if config.policy.on_failure == "drop" else 0.0,
+    )  # fmt: skip
     clock.secret = sampling_secret(assembly.privacy)
     simulation = Simulation(scenario, assembly, folder, config.resume, backend, clock.events)
     if simulation.fresh:
         for name in ("replies.jsonl", "deployment.json", "fitted.yaml"):
             (folder / name).unlink(missing_ok=True)
-    backend.journal = folder / "replies.jsonl"
+    backend.journal.file = replies = folder / "replies.jsonl"
     clock.offset, clock.rounds_done = simulation.totals.time, dict(backend.taken)
     LOG.info("fedsim: '%s' goes to %s; waiting for %d of %d clients", scenario.name, folder, wanted, task.num_clients)
     backend.gather(wanted, config.wait_seconds)
@@ -109,7 +117,7 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
     try:
         return simulation.run(LogLines())
     finally:
-        write_fitted(folder, read_jsonl(backend.journal) if backend.journal.exists() else [], task.num_clients)
+        write_fitted(folder, read_jsonl(replies) if replies.exists() else [], task.num_clients)
 
 
 def _app_around(folder: Path) -> Path | None:

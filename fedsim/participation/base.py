@@ -7,7 +7,7 @@ combined: one round) or, where nothing more can come, an `Ended`. Modes draw fro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -200,7 +200,8 @@ class Setting:
 
     `rounds` is how many it has, `network` the graph of a gossip run. `durations` say how long jobs take; on a graph
     they are None where a round simply takes a second. `inquiry` answers what a mode asks about clients while the run
-    goes on; None: it does not go on yet, and nobody can be asked.
+    goes on; None: it does not go on yet, and nobody can be asked. `connected` gives the real clients that can take part
+    now, ascending (None, or None from it: everybody can).
     """
 
     seed: int
@@ -212,6 +213,7 @@ class Setting:
     network: Network | None
     durations: Durations | None = None
     inquiry: Inquiry | None = None
+    connected: Callable[[], Ints | None] | None = None
 
     @property
     def server(self) -> ServerAlgorithm:
@@ -264,6 +266,8 @@ class Participation(Part, ABC):
     """Whether the weights of a round whose clients were lost on the way are scaled to their sum before."""
     continuous: ClassVar[bool] = False
     """Whether nodes act one at a time, in continuous time: then what happened on links is counted."""
+    asks_connected: ClassVar[bool] = False
+    """Whether, in a deployment, it can do with those clients that are connected (`Setting.connected`)."""
     comes_and_goes: ClassVar[bool] = False
     """Whether it runs on a graph whose links and nodes come and go: it then leaves out who is not there."""
 
@@ -297,6 +301,13 @@ class Participation(Part, ABC):
 
         They are the same as those that follow round `after` where it is 0, so that a run can be resumed.
         """
+
+    def in_place(self, setting: Setting, event: Arrival, lost: Ints, free: Ints) -> Arrival | None:
+        """In a deployment: clients, of the `free` ones, that do this round's work for `lost` ones; None: none may.
+
+        Their weights are on the scale of the event's.
+        """
+        return None
 
     def picked(self, task: Task) -> Floats:
         """How likely each client is in a cohort of one, ``[n]``."""

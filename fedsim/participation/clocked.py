@@ -123,6 +123,7 @@ class Clocked(Participation):
 
     setting: ClassVar[Literal["server", "gossip"]] = "server"
     clocked: ClassVar[bool] = True
+    asks_connected: ClassVar[bool] = True
     renormalises: ClassVar[bool] = False
     weights: Weights = "debiased"
     staleness: Staleness = _CONSTANT

@@ -83,7 +83,10 @@ class Clock(Protocol):
         """Whether somebody is at work, or will be without being started."""
 
     def ready(self, client: int, tick: int) -> int | None:
-        """The first tick from `tick` on at which the client can start a job (None: never again)."""
+        """The first tick from `tick` on at which the client can start a job (None: never again, as far as is known)."""
+
+    def may_return(self, client: int) -> bool:
+        """Whether a client that is never `ready` again may be all the same: `Policy.came` is told then."""
 
 
 class Policy(ABC):
@@ -102,6 +105,10 @@ class Policy(ABC):
     @abstractmethod
     def on(self, event: Happened) -> Iterable[Action]:
         """What to do when `event` has happened, at ``self.clock.tick``."""
+
+    def came(self, client: int) -> Iterable[Action]:
+        """On a wall clock: what to do when `client` can be asked (again), whom nobody has told to start."""
+        return []
 
 
 class EachArrival(Policy):
@@ -175,6 +182,7 @@ class Buffer(Policy):
     def __init__(self, size: int, concurrency: int, random: np.random.Generator) -> None:
         self.size, self.concurrency, self.random = size, concurrency, random
         self.idle, self.buffer = list[int](), list[Work]()
+        self.open = 0  # places at work that nobody is known to take
 
     def begin(self) -> Iterable[Action]:
         order, tick = self.random.permutation(self.clock.n).tolist(), self.clock.tick
@@ -206,6 +214,13 @@ class Buffer(Policy):
         found.append(Start([client]))
         return found
 
+    def came(self, client: int) -> Iterable[Action]:
+        if self.open == 0 or client not in self.idle:
+            return []
+        self.open -= 1
+        self.idle.remove(client)
+        return [Start([client])]
+
     def _pick(self) -> int | None:
         """The place of a random client among the idle ones that are on (None: none is)."""
         idle, ready, tick = self.idle, self.clock.ready, self.clock.tick
@@ -222,9 +237,13 @@ class Buffer(Policy):
             return []
         tick = self.clock.tick
         wakes = sorted((at, c) for c in self.idle if (at := self.clock.ready(c, tick)) is not None)
-        self.idle = [c for _, c in wakes[slots:]]
+        self.idle = [c for _, c in wakes[slots:]] + [c for c in self.idle if self._unknown(c, tick)]
         booked = [c for _, c in wakes[:slots]]
+        self.open += slots - len(booked)
         return [Start(booked)] if booked else []
+
+    def _unknown(self, client: int, tick: int) -> bool:
+        return self.clock.ready(client, tick) is None and self.clock.may_return(client)
 
 
 def _client(job: Work) -> int:

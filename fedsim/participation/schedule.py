@@ -112,6 +112,9 @@ class _VirtualClock:
     def busy(self) -> bool:
         return bool(self.heap)
 
+    def may_return(self, client: int) -> bool:
+        return False
+
     def run(self, policy: Policy) -> Iterator[Step]:
         """Let things happen in their order, ties by client, until nothing more will."""
         policy.clock = self

@@ -74,6 +74,7 @@ class Synchronous(Participation):
     """
 
     setting: ClassVar[Literal["server", "gossip"]] = "server"
+    asks_connected: ClassVar[bool] = True
     fraction: Fraction | None = None
     clients_per_round: Count | None = None
     sampling: Literal["uniform", "bernoulli", "poisson", "weighted"] = "uniform"
@@ -154,21 +155,42 @@ class Synchronous(Participation):
                 yield Ended(number, seconds(now), "no client is left that could be asked")
                 return
             number += 1
-            report = self._round(task, algorithm, seed, number, asked_at, durations, choosing)
+            on = None if setting.connected is None or number <= after else setting.connected()
+            report = self._round(task, algorithm, seed, number, asked_at, durations, choosing, on)
             now = report.end
             if number <= after:  # a resumed run makes its rounds again, which costs next to nothing
                 continue
             clients, steps = report.clients, report.steps
             rounds = np.full(len(clients), number, dtype=np.int64)
             yield Dispatch(clients, rounds, steps, report.ends, start=report.start, in_vain=report.in_vain)
-            if self.sampling == "weighted":
-                share = report.multiplicity
-            else:
-                share = task.importance[clients] if algorithm.weighting == "samples" else np.ones(len(clients))
+            weighted = self.sampling == "weighted"
+            share = report.multiplicity if weighted else _shares(task, algorithm, clients)
             weights = share / share.sum() if len(clients) else share
             stale = np.zeros(len(clients), dtype=np.int64)
             roles = algorithm.role_of(clients, rounds, seed)
             yield Arrival(number, seconds(now), clients, rounds, steps, stale, len(clients), weights, roles=roles)
+
+    def in_place(self, setting: Setting, event: Arrival, lost: Ints, free: Ints) -> Arrival | None:
+        """As many others, drawn as a cohort is; with a `selection` nobody, since it says who takes part."""
+        task, algorithm, seed = setting.task, setting.server, setting.seed
+        chances = None
+        if self.sampling == "weighted":
+            free = free[task.importance[free] > 0]
+            chances = task.importance[free] / task.importance[free].sum() if len(free) else None
+        size = min(len(lost), len(free))
+        if size == 0 or self.selection is not None or event.weights is None:
+            return None
+        generator = rng.generator(seed, "in_place", event.number, int(lost.min()))
+        clients = np.sort(generator.choice(free, size=size, replace=False, p=chances)).astype(np.int64)
+        rounds = np.full(size, event.number, dtype=np.int64)
+        if self.sampling == "weighted":
+            weights = event.weights[np.isin(event.clients, lost)][:size]
+        else:
+            scale = event.weights.sum() / _shares(task, algorithm, event.clients).sum()
+            weights = _shares(task, algorithm, clients) * scale
+        steps, roles = algorithm.steps(task, clients, rounds, seed), algorithm.role_of(clients, rounds, seed)
+        fresh = np.zeros(size, dtype=np.int64)
+        return Arrival(event.number, event.time, clients, rounds, steps, fresh, size, weights, roles=roles)
 
     def _first_on(self, durations: Durations, tick: int) -> int | None:
         """The first tick from `tick` on at which some client can be asked (None: never again)."""
@@ -188,15 +210,15 @@ class Synchronous(Participation):
         return math.ceil(min(n, self.cohort_size(n) * self.over_selection - 1e-9))
 
     def _chosen(
-        self, choosing: Choosing, task: Task, seed: int, number: int, tick: int, durations: Durations
+        self, choosing: Choosing, task: Task, seed: int, number: int, tick: int, durations: Durations, on: Ints | None
     ) -> tuple[Ints, Floats]:
-        """The round's clients in ascending order, chosen among those that are on."""
-        n, on = task.num_clients, None
+        """The round's clients in ascending order, chosen among those that are `on` (None: as the device says)."""
+        n, connected = task.num_clients, on
         if durations.presence is not None or durations.leaves is not None:
             on = np.array([c for c in range(n) if durations.ready(c, tick) == tick], dtype=np.int64)
 
         def draw(size: int) -> Ints:
-            return self._cohort(task, seed, number, tick, durations, size)[0]
+            return self._cohort(task, seed, number, tick, durations, size, connected)[0]
 
         clients = choosing.cohort(number, self._asked(n), on, draw)
         return clients, np.ones(len(clients))
@@ -210,6 +232,7 @@ class Synchronous(Participation):
         start: int,
         durations: Durations,
         choosing: Choosing | None = None,
+        on: Ints | None = None,
     ) -> _Report:
         """Who reports in a round that starts at tick `start`, and how long the server waits for it."""
         if number == 1 and algorithm.needs.begins_with_everybody:
@@ -218,9 +241,9 @@ class Synchronous(Participation):
         else:
             wanted = self.cohort_size(task.num_clients)
             if choosing is None:
-                clients, multiplicity = self._cohort(task, seed, number, start, durations)
+                clients, multiplicity = self._cohort(task, seed, number, start, durations, on=on)
             else:
-                clients, multiplicity = self._chosen(choosing, task, seed, number, start, durations)
+                clients, multiplicity = self._chosen(choosing, task, seed, number, start, durations, on)
         steps = self._steps(task, algorithm, clients, np.full(len(clients), number, dtype=np.int64), seed)
         asked = np.flatnonzero(steps > 0)
         work = dict(zip(clients.tolist(), steps.tolist(), strict=True))
@@ -247,12 +270,21 @@ class Synchronous(Participation):
         return _Report(start, end, clients[chosen], steps[chosen], multiplicity[chosen], ends, in_vain)
 
     def _cohort(
-        self, task: Task, seed: int, number: int, tick: int, durations: Durations, size: int | None = None
+        self,
+        task: Task,
+        seed: int,
+        number: int,
+        tick: int,
+        durations: Durations,
+        size: int | None = None,
+        on: Ints | None = None,
     ) -> tuple[Ints, Floats]:
         """The round's clients in ascending order, and how often each was drawn; among those that are on."""
         n = task.num_clients
         size = self._asked(n) if size is None else size
         generator = rng.generator(seed, "cohort", number)
+        if on is not None:
+            return self._among(task, generator, size, on)
         if durations.presence is not None or durations.leaves is not None:
             return self._available_cohort(task, seed, number, size, tick, durations)
         if self.sampling == "weighted":
@@ -289,14 +321,19 @@ class Synchronous(Participation):
                     break
             return np.array(sorted(chosen), dtype=np.int64), np.ones(len(chosen))
         on = np.array([c for c in range(n) if durations.ready(c, tick) == tick], dtype=np.int64)
-        generator = rng.generator(seed, "cohort", number)
+        return self._among(task, rng.generator(seed, "cohort", number), size, on)
+
+    def _among(self, task: Task, generator: np.random.Generator, size: int, on: Ints) -> tuple[Ints, Floats]:
+        """Those of `on` that are in a cohort of `size`, ascending, and how often each was drawn."""
         if self.sampling == "weighted":
             share = np.cumsum(task.importance[on])
             draws = np.searchsorted(share, generator.random(size) * share[-1], side="right")
             picked, count = np.unique(np.minimum(draws, len(on) - 1), return_counts=True)
             return on[picked], count.astype(np.float64)
         if self.sampling in ("bernoulli", "poisson"):
-            on = np.sort(generator.choice(on, size=self._binomial(generator, len(on), n), replace=False))
+            on = np.sort(generator.choice(on, size=self._binomial(generator, len(on), task.num_clients), replace=False))
+        elif size < len(on):
+            on = np.sort(generator.choice(on, size=size, replace=False))
         return on, np.ones(len(on))
 
     def _steps(self, task: Task, algorithm: ServerAlgorithm, clients: Ints, rounds: Ints, seed: int) -> Ints:
@@ -314,6 +351,11 @@ class Synchronous(Participation):
                 part = 1 + rng.integers(rng.key(seed, "straggler_work", clients, rounds), np.maximum(units - 1, 1))
                 units = np.where(slow, np.minimum(part, units), units)
         return units * per_unit
+
+
+def _shares(task: Task, algorithm: ServerAlgorithm, clients: Ints) -> Floats:
+    """What clients weigh beside each other, ``[m]``."""
+    return task.importance[clients] if algorithm.weighting == "samples" else np.ones(len(clients))
 
 
 def _somebody(generator: np.random.Generator, among: int, rate: float) -> int:

@@ -6,11 +6,9 @@ can end has a log line and a row in ``replies.jsonl``. Nothing waits longer than
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +25,7 @@ from fedsim.core.own_tests import Asked, OwnAnswers
 from fedsim.core.types import Message
 from fedsim.deployment.flower.arrays import check_message, to_arrays, to_tensors
 from fedsim.deployment.flower.examiner import Examiner
+from fedsim.deployment.flower.journal import Journal
 from fedsim.deployment.flower.pulling import pulled
 from fedsim.deployment.flower.records import EXAM, WORK, BadRecord, Order, Receipt, pack, shown, unpack, unpack_arrays
 from fedsim.deployment.flower.roster import LOG, Roster
@@ -79,7 +78,7 @@ class Flower(BackendDefaults):
     worker : does the "work" of clients that have no steps to do and keep no state: they are not asked.
     expected : one client's message, for names, shapes and types.
     policy : what happens to jobs that fail.
-    journal : file to which every answer is appended; None for none.
+    journal : where every answer is written down.
     patient : wait for clients that are not connected also where the policy drops them (in a clocked run nobody else
         waits for them).
     examiner : asks clients what models are worth on their own test rows; None: that is measured here.
@@ -92,7 +91,7 @@ class Flower(BackendDefaults):
     worker: Worker
     expected: Message
     policy: Policy = Policy()
-    journal: Path | None = None
+    journal: Journal = field(default_factory=Journal)
     patient: bool = False
     graph: bool = False
     wants_checkpoint: bool = False
@@ -104,6 +103,7 @@ class Flower(BackendDefaults):
     _late: dict[str, Order] = field(default_factory=dict)
     _done: dict[int, Message] = field(default_factory=dict)
     _lost: dict[int, str] = field(default_factory=dict)
+    _wakes: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         self.begin()
@@ -150,7 +150,7 @@ class Flower(BackendDefaults):
             return self.taken.get(client, 0), self._kept.get(client, 0)
 
         def note(order: Order, status: str, seconds: float, work: float | None, reason: str) -> None:
-            self._note(order, status, seconds, work, reason=reason, what=EXAM)
+            self.journal.note(order, status, seconds, work, reason=reason, what=EXAM)
 
         return self.examiner.ask(clients, received, asked.round, built_on, note)
 
@@ -171,11 +171,11 @@ class Flower(BackendDefaults):
 
     def begin(self) -> None:
         """Count the seconds of `now` from here on."""
-        self._begun = time.monotonic()
+        self.journal.begin()
 
     def now(self) -> float:
         """Seconds since this backend was made or told to begin."""
-        return time.monotonic() - self._begun
+        return self.journal.now()
 
     def gather(self, wanted: int, seconds: float) -> None:
         """Wait until `wanted` clients have answered the greeting.
@@ -189,14 +189,44 @@ class Flower(BackendDefaults):
         while (here := sum(self.roster.node_of(c) is not None for c in range(self.roster.clients))) < wanted:
             if time.monotonic() > end:
                 raise RunError(f"{here} of {wanted} clients were connected after {seconds:g} s (wait-seconds)")
-            self._turn()
+            self.look()
             time.sleep(self.policy.poll)
+
+    def wake(self, when: Callable[[], bool]) -> None:
+        """From now on `arrivals` ends, too, as soon as `when` says so."""
+        self._wakes = when
+
+    def failing(self, jobs: Ints) -> Ints:
+        """Wait until all of `jobs` have delivered or one was given up: those that were."""
+        numbers = jobs.tolist()
+        while True:
+            lost = [j for j in numbers if j in self._lost]
+            if lost or all(j in self._done for j in numbers):
+                return np.array(lost, dtype=np.int64)
+            self.look()
+            self._pass_over(numbers)
+            if not any(j in self._lost for j in numbers):
+                time.sleep(self.policy.poll)
+
+    def _pass_over(self, numbers: list[int]) -> None:
+        """Give up those of a round's jobs whose clients have cost a timeout already; not if that leaves nobody."""
+        lasting = [
+            f for j in numbers if (f := self._flights.get(j)) is not None and self.roster.absence.lasts(f.order.client)
+        ]
+        if len(lasting) < len(numbers):
+            for flight in lasting:
+                away = self.roster.node_of(flight.order.client) is None
+                self._give_up(flight, "away", "it is not connected" if away else "it was silent when it was asked last")
+        else:
+            for flight in lasting:
+                self.roster.absence.ask(flight.order.client)
 
     def settle(self, jobs: Ints) -> Bools:
         """Wait for all of `jobs`: which of them delivered ``[m]``; the others were given up."""
         numbers = jobs.tolist()
         while any(j not in self._done and j not in self._lost for j in numbers):
-            self._turn()
+            self.look()
+            self._pass_over(numbers)
             time.sleep(self.policy.poll)
         return np.array([self._lost.pop(j, None) is None for j in numbers], dtype=bool)
 
@@ -204,16 +234,16 @@ class Flower(BackendDefaults):
         """Wait until something arrives or `now` is `until`: jobs that delivered, in their order, and jobs given up."""
         known = set(self._done)
         while True:
-            self._turn()
+            self.look()
             fresh, lost = [j for j in self._done if j not in known], list(self._lost)
-            if fresh or lost or (until is not None and self.now() >= until):
+            if fresh or lost or self._wakes() or (until is not None and self.now() >= until):
                 self._lost.clear()
                 return fresh, lost
             time.sleep(self.policy.poll)
 
     # --- one look -----------------------------------------------------------------------------------------------------
 
-    def _turn(self) -> None:
+    def look(self) -> None:
         """Look who is there, send what can be sent, take what has come, give up what took too long."""
         self.roster.refresh()
         self._send()
@@ -229,7 +259,8 @@ class Flower(BackendDefaults):
             elif flight.message_id is None and node is None and self.policy.on_failure == "drop" and not self.patient:
                 self._give_up(flight, "away", "it is not connected")
             elif now - flight.since > self.policy.timeout:
-                self._give_up(flight, "timeout", f"no answer within {self.policy.timeout:g} s")
+                follows = self.roster.absence.missed(flight.order.client, self.policy.timeout)
+                self._give_up(flight, "timeout", f"no answer within {self.policy.timeout:g} s; {follows}")
 
     def _send(self) -> None:
         """Push the jobs whose clients are there and that are not out already."""
@@ -238,6 +269,7 @@ class Flower(BackendDefaults):
         ready = [
             (flight, node) for flight in self._flights.values()
             if flight.message_id is None and (node := self.roster.node_of(flight.order.client)) is not None
+            and not self.roster.absence.lasts(flight.order.client)
         ]  # fmt: skip
         if not ready:
             return
@@ -263,12 +295,15 @@ class Flower(BackendDefaults):
         late = self._late.pop(answered, None)
         if late is not None:
             if not reply.has_error():
-                self._note(late, "late", 0.0)
+                self.roster.absence.heard(late.client)
+                self.journal.note(late, "late", 0.0)
                 LOG.warning("client %d answered round %d too late; not used", late.client, late.round)
             return
         flight = next((f for f in self._flights.values() if f.message_id == answered), None)
         if flight is None:
             return
+        if not reply.has_error() or reply.error.code != _NODE_UNAVAILABLE:
+            self.roster.absence.heard(flight.order.client)
         if reply.has_error() and reply.error.code == _NODE_UNAVAILABLE:
             self.roster.vacate(flight.order.client, flight.node)  # the one that took its place may be waiting
             self._failed(flight, "gone", "its SuperNode left while it was at work")
@@ -289,7 +324,7 @@ class Flower(BackendDefaults):
         del self._flights[flight.order.number]
         self._done[flight.order.number] = message
         self.taken[flight.order.client] = flight.order.round
-        self._note(flight.order, "ok", time.monotonic() - flight.sent, receipt.seconds, flight.tries)
+        self.journal.note(flight.order, "ok", time.monotonic() - flight.sent, receipt.seconds, flight.tries)
 
     def _opened(self, flight: _Flight, content: Any) -> tuple[Receipt, Message]:
         """What an answer holds; raise BadRecord where it is not what this job's client sends."""
@@ -318,7 +353,7 @@ class Flower(BackendDefaults):
             self._late[flight.message_id] = order
         flight.message_id = flight.node = None
         if self.policy.on_failure == "retry" and flight.tries < self.policy.attempts:
-            self._note(order, status, time.monotonic() - flight.sent, tries=flight.tries, reason=reason)
+            self.journal.note(order, status, time.monotonic() - flight.sent, tries=flight.tries, reason=reason)
             LOG.warning("client %d, round %d: %s; asked again", order.client, order.round, reason)
         else:
             self._give_up(flight, status, reason)
@@ -329,7 +364,7 @@ class Flower(BackendDefaults):
             self._late[flight.message_id] = order
         del self._flights[order.number]
         self._lost[order.number] = reason
-        self._note(order, status, time.monotonic() - flight.since, tries=flight.tries, reason=reason)
+        self.journal.note(order, status, time.monotonic() - flight.since, tries=flight.tries, reason=reason)
         if self.policy.on_failure == "stop":
             raise RunError(f"client {order.client}, round {order.round}: {reason} (on-failure = stop)")
         LOG.warning("client %d, round %d: %s; given up", order.client, order.round, reason)
@@ -337,30 +372,6 @@ class Flower(BackendDefaults):
             who = np.array([order.client])
             idle = Job(who, np.array([order.round]), np.zeros_like(who), flight.received, np.array([order.number]))
             self._stand_in(idle)
-
-    def _note(
-        self,
-        order: Order,
-        status: str,
-        seconds: float,
-        work: float | None = None,
-        tries: int = 0,
-        reason: str = "",
-        what: str = WORK,
-    ) -> None:
-        """A row of the journal."""
-        if self.journal is None:
-            return
-        row: dict[str, Any] = {
-            "at": round(self.now(), 3), "client": order.client, "round": order.round, "steps": order.steps,
-            "status": status, "seconds": round(seconds, 3),
-        }  # fmt: skip
-        row |= {"what": what} if what != WORK else {}
-        row |= {"work": round(work, 6)} if work is not None else {}
-        row |= {"tries": tries} if tries else {}
-        row |= {"reason": reason} if reason else {}
-        with self.journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
 
     def _stand_in(self, job: Job) -> None:
         """Messages of clients without steps and without state: what was received, unchanged."""

@@ -83,6 +83,8 @@ class Examiner:
                 if gone or late:
                     why = "its SuperNode left" if gone else f"no answer within {self.timeout:g} s"
                     status = "gone" if gone else "timeout"
+                    if not gone:
+                        self.roster.absence.missed(order.client, self.timeout)
                     self._left_out(order, status, why, time.monotonic() - begun, note)
                     del letters[message_id]
             if letters:
@@ -101,6 +103,9 @@ class Examiner:
             node = self.roster.node_of(client)
             if node is None:
                 self._left_out(order, "away", "it is not connected", 0.0, note)
+                continue
+            if self.roster.absence.lasts(client):
+                self._left_out(order, "away", "it was silent when it was asked last", 0.0, note)
                 continue
             own = {k: v if v.dim() == 1 else v[i : i + 1] for k, v in received.items()}
             content = pack(order, to_arrays(own))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedsim import __version__
+from fedsim.deployment.flower.absence import Absence
 from fedsim.deployment.flower.records import HELLO, BadRecord, Greeting, Order, pack, shown, unpack
 
 LOG = logging.getLogger("flwr.fedsim")
@@ -46,6 +47,8 @@ class Roster:
         """Whether what clients said of their samples is in use, so that none may say otherwise."""
         self.greetings: dict[int, Greeting] = {}
         """What every client that was ever here said last."""
+        self.absence = Absence(self.node_of)
+        """Who has cost a timeout and is not waited for."""
         self._node_of: dict[int, int] = {}
         self._client_at: dict[int, int] = {}
         self._asked: dict[str, int] = {}
@@ -57,6 +60,10 @@ class Roster:
     def node_of(self, client: int) -> int | None:
         """The node that is `client` now, if it is connected."""
         return self._node_of.get(client)
+
+    def here(self, client: int) -> bool:
+        """Whether `client` is connected, and no silence of its lasts."""
+        return client in self._node_of and not self.absence.lasts(client)
 
     def key_of(self, client: int) -> bytes | None:
         """The public key, PEM, of the node that is `client` now."""

@@ -1,0 +1,71 @@
+"""The clients of a deployment as the participation mode sees them: who can be asked, and whether they are enough."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsim.core.arrays import Ints
+from fedsim.core.errors import RunError
+from fedsim.deployment.flower.roster import LOG, Roster
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """A `fedsim.participation.population.Population`.
+
+    Parameters
+    ----------
+    roster : which node is which client.
+    look : looks who is there, and what has come.
+    least : clients that have to be there when a round begins.
+    patience, poll : for how many seconds they are waited for, and seconds between two looks.
+    """
+
+    roster: Roster
+    look: Callable[[], None]
+    least: int
+    patience: float
+    poll: float
+
+    def here(self, client: int) -> bool:
+        """Whether `client` can be asked now."""
+        return self.roster.here(client)
+
+    def node(self, client: int) -> int | None:
+        """The SuperNode that is `client`."""
+        return self.roster.node_of(client)
+
+    def connected(self) -> Ints | None:
+        """Those that can be asked now, ascending; None: everybody can."""
+        here = self._here()
+        return None if len(here) == self.roster.clients else np.array(here, dtype=np.int64)
+
+    def enough(self, least: int = 0) -> None:
+        """Wait until as many clients as a round needs can be asked, and at least `least`.
+
+        Raises
+        ------
+        RunError
+            They were not there after `patience` seconds.
+        """
+        wanted = max(self.least, least)
+        if wanted == 0:
+            return
+        end, told = time.monotonic() + self.patience, False
+        self.look()
+        while (count := len(self._here())) < wanted:
+            if time.monotonic() > end:
+                found = f"{count} of the {wanted} clients that a round needs (min-available) were connected"
+                raise RunError(f"{found} after {self.patience:g} s (wait-seconds)")
+            if not told:
+                LOG.warning("%d clients are connected; a round needs %d: waiting", count, wanted)
+                told = True
+            time.sleep(self.poll)
+            self.look()
+
+    def _here(self) -> list[int]:
+        return [c for c in range(self.roster.clients) if self.roster.here(c)]
