@@ -130,27 +130,36 @@ def test_and_is_asked_when_it_comes_after_all(deployment: Make) -> None:
 
 
 @pytest.mark.parametrize("policy", ["retry", "drop"])
-def test_a_silent_one_is_asked_again_after_ever_longer_times(policy: str, deployment: Make) -> None:
+def test_a_silent_one_costs_one_timeout_and_is_asked_after_ever_longer_times(policy: str, deployment: Make) -> None:
     app = deployment({}, on_failure=policy, settings="run.rounds=18", wait_seconds=60.0)
     app.grid.nodes[100].delay = 50.0  # seconds of a round without it
     app.grid.nodes[101].spoil = silent
     run = app.run()
-    lost = [r["at"] for r in read_jsonl(run.dir / "replies.jsonl") if r["status"] == "timeout"]
-    gaps = np.diff(lost)  # 100 seconds of waiting for it each time, and before that 100, 200, 400 without it
-    assert len(gaps) == 3
-    assert gaps == pytest.approx([200, 300, 500], abs=60)
+    assert timeouts(run) == [1]
+    assert all(row["missing"] == [1] for row in run.trace)
+    asked = [
+        m.metadata.group_id for m in app.grid.pushed if m.metadata.dst_node_id == 101 and m.metadata.group_id.isdigit()
+    ]
+    assert asked == ["1", "2", "5", "10"]  # seconds 0, 100, and a rest of 100 after that, and one of 200
 
 
-def test_its_silence_ends_with_an_answer(deployment: Make) -> None:
-    """Asked in rounds 1 and 2, it answers the second: from then on it is one of them."""
-    app = deployment({}, settings="run.rounds=12", wait_seconds=60.0)
-    app.grid.nodes[100].delay = 20.0
+@pytest.mark.parametrize("delay", [0.0, 60.0], ids=["in-time", "late"])
+def test_its_silence_ends_with_an_answer(delay: float, deployment: Make) -> None:
+    """Silent in round 1, it answers when it is asked in round 2, in time or too late: then rounds wait for it again."""
+    app = deployment({}, settings="run.rounds=6", wait_seconds=60.0)
+    app.grid.nodes[100].delay = 50.0
+
+    def slow(grid: Any, message: Any) -> None:
+        if message.metadata.group_id.isdigit():
+            grid.nodes[101].delay = delay
+
+    app.grid.on_push = slow
     app.grid.nodes[101].spoil = lambda message, reply: None if message.metadata.group_id == "1" else reply
     run = app.run()
     here = [1 in row["clients"] for row in run.trace]
-    first = here.index(True)
-    assert 4 <= first <= 7  # after 100 seconds
-    assert all(here[first:])
+    assert here[:2] == [False, delay == 0.0]
+    assert here[-2:] == [True, True]
+    assert timeouts(run) == [1]
 
 
 def test_nobody_is_passed_over_where_that_leaves_nobody(deployment: Make) -> None:

@@ -1,8 +1,8 @@
-"""Clients that have cost the run a timeout: rounds do not wait for them again until there is reason to.
+"""Clients that have cost the run a timeout: rounds do not wait for them again until they show that they are there.
 
-One that is not connected is not waited for until it is. One that is connected and silent is asked again after as long
-as it was waited for, then after twice as long, and so on. Whatever it sends, and a new SuperNode in its place, ends
-that.
+One that is not connected is not asked until it is. One that is connected and silent is asked in the next round, then
+after as long as it was waited for, after twice as long, and so on, but no round waits for it when the others have
+answered. Whatever it sends, also too late, and a new SuperNode in its place, ends that.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ _MOST_DOUBLINGS = 16
 
 @dataclass
 class _Gap:
-    """A client's silence: the `node` it had then (None: none), how often it was waited for, and until when it rests."""
+    """A client's silence: the `node` it had then (None: none), the seconds it was `waited` for, and until when it rests
+    after having been asked in vain so many `times`."""
 
     node: int | None
-    times: int
+    waited: float
     until: float
+    times: int = 0
 
 
 class Absence:
@@ -36,13 +38,17 @@ class Absence:
 
     def missed(self, client: int, waited: float) -> str:
         """`client` was waited for in vain, for `waited` seconds; what follows from it, in words."""
-        before, node = self._gaps.get(client), self._node_of(client)
-        times = 1 if before is None else min(before.times + 1, _MOST_DOUBLINGS)
-        rest = waited * 2 ** (times - 1)
-        self._gaps[client] = _Gap(node, times, time.monotonic() + rest)
-        if node is None:
-            return "rounds do not wait for it until it is back"
-        return f"it is asked again after {rest:g} s"
+        if client in self._gaps:
+            self.passed(client)
+        else:
+            self._gaps[client] = _Gap(self._node_of(client), waited, time.monotonic())
+        return "it is not waited for again until " + ("it is back" if self._node_of(client) is None else "it answers")
+
+    def passed(self, client: int) -> None:
+        """`client`, which was not waited for, was asked and has not answered before the others."""
+        gap = self._gaps[client]
+        gap.until = time.monotonic() + gap.waited * 2 ** min(gap.times, _MOST_DOUBLINGS)
+        gap.times += 1
 
     def ask(self, client: int) -> None:
         """Let the rest of `client` be over: there is nobody else to ask."""
@@ -62,4 +68,10 @@ class Absence:
         if node is not None and node != gap.node:
             del self._gaps[client]
             return False
-        return node is None or time.monotonic() < gap.until
+        return True
+
+    def rests(self, client: int) -> bool:
+        """Whether `client` is not even to be asked."""
+        if not self.lasts(client):
+            return False
+        return self._node_of(client) is None or time.monotonic() < self._gaps[client].until

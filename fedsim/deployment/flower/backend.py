@@ -209,17 +209,25 @@ class Flower(BackendDefaults):
                 time.sleep(self.policy.poll)
 
     def _pass_over(self, numbers: list[int]) -> None:
-        """Give up those of a round's jobs whose clients have cost a timeout already; not if that leaves nobody."""
-        lasting = [
-            f for j in numbers if (f := self._flights.get(j)) is not None and self.roster.absence.lasts(f.order.client)
-        ]
-        if len(lasting) < len(numbers):
+        """Give up those of a round's jobs whose clients are not waited for, when the others are through.
+
+        Who rests is not asked at all; where nobody else is in the round, all are asked and waited for.
+        """
+        absence = self.roster.absence
+        flights = [self._flights[j] for j in numbers if j in self._flights]
+        lasting = [f for f in flights if absence.lasts(f.order.client)]
+        if len(lasting) == len(numbers):
             for flight in lasting:
-                away = self.roster.node_of(flight.order.client) is None
+                absence.ask(flight.order.client)
+            return
+        for flight in lasting:
+            client = flight.order.client
+            if absence.rests(client) and flight.message_id is None:
+                away = self.roster.node_of(client) is None
                 self._give_up(flight, "away", "it is not connected" if away else "it was silent when it was asked last")
-        else:
-            for flight in lasting:
-                self.roster.absence.ask(flight.order.client)
+            elif len(flights) == len(lasting):
+                absence.passed(client)
+                self._give_up(flight, "away", "it was silent before, and has not answered before the others")
 
     def settle(self, jobs: Ints) -> Bools:
         """Wait for all of `jobs`: which of them delivered ``[m]``; the others were given up."""
@@ -269,7 +277,7 @@ class Flower(BackendDefaults):
         ready = [
             (flight, node) for flight in self._flights.values()
             if flight.message_id is None and (node := self.roster.node_of(flight.order.client)) is not None
-            and not self.roster.absence.lasts(flight.order.client)
+            and not self.roster.absence.rests(flight.order.client)
         ]  # fmt: skip
         if not ready:
             return

@@ -70,6 +70,7 @@ class Examiner:
         begun = time.monotonic()
         letters = self._sent(clients, received, round, built_on, note)
         found: dict[int, tuple[Verdict, dict[str, float]]] = {}
+        asked = len(letters)
         while letters:
             self.roster.refresh()
             for reply in pulled(self.grid, [*letters, *self.roster.waiting()]):
@@ -78,8 +79,14 @@ class Examiner:
                     if order is not None:
                         self._judged(order, reply, found, time.monotonic() - begun, note)
             late = time.monotonic() - begun > self.timeout
+            alone = all(self.roster.absence.lasts(order.client) for order in letters.values()) and len(letters) < asked
             for message_id, order in list(letters.items()):
                 gone = self.roster.node_of(order.client) is None
+                if alone and not (gone or late):
+                    self.roster.absence.passed(order.client)
+                    why = "it was silent before, and has not answered before the others"
+                    self._left_out(order, "away", why, time.monotonic() - begun, note)
+                    del letters[message_id]
                 if gone or late:
                     why = "its SuperNode left" if gone else f"no answer within {self.timeout:g} s"
                     status = "gone" if gone else "timeout"
@@ -104,7 +111,7 @@ class Examiner:
             if node is None:
                 self._left_out(order, "away", "it is not connected", 0.0, note)
                 continue
-            if self.roster.absence.lasts(client):
+            if self.roster.absence.rests(client):
                 self._left_out(order, "away", "it was silent when it was asked last", 0.0, note)
                 continue
             own = {k: v if v.dim() == 1 else v[i : i + 1] for k, v in received.items()}
@@ -122,6 +129,7 @@ class Examiner:
         self, order: Order, reply: Any, found: dict[int, tuple[Verdict, dict[str, float]]], seconds: float, note: Note
     ) -> None:
         """Take an answer, or say why it is not used."""
+        self.roster.absence.heard(order.client)
         if reply.has_error():
             reason = shown(reply.error.reason or f"error {reply.error.code}", _LONGEST_REASON)
             self._left_out(order, "error", f"it answered with an error: {reason}", seconds, note)

@@ -62,8 +62,8 @@ class Roster:
         return self._node_of.get(client)
 
     def here(self, client: int) -> bool:
-        """Whether `client` is connected, and no silence of its lasts."""
-        return client in self._node_of and not self.absence.lasts(client)
+        """Whether `client` is connected, and does not rest after a silence."""
+        return client in self._node_of and not self.absence.rests(client)
 
     def key_of(self, client: int) -> bytes | None:
         """The public key, PEM, of the node that is `client` now."""
