@@ -64,7 +64,8 @@ def reason(error: BaseException, most: int = 200) -> str:
     Damaged files make libraries quote kilobytes of them, or objects by their address.
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    text = _one_line(re.sub(r"<?[\w.]+ object at 0x[0-9a-f]+>?", "...", lines[0]))
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", lines[0])  # some print in colours
+    text = _one_line(re.sub(r"<?[\w.]+ object at 0x[0-9a-f]+>?", "...", plain))
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 

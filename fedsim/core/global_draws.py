@@ -6,6 +6,7 @@ generator itself.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import random
 import sys
@@ -24,6 +25,8 @@ class GlobalDraws:
     def __init__(self, parts: Iterable[str]) -> None:
         self.own = sorted({name for name in parts if ":" in name})
         self.said: str | None = None
+        if self.own:
+            importlib.import_module("rich.style")  # draws when it is imported, as it is by other libraries, late
         self._before = _states() if self.own else {}
 
     def look(self) -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Annotated, Any
 
 import torch
@@ -140,7 +141,9 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             return dict(load_file(file))
         saved = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and safetensors have dozens of error types
-        message = f"cannot be read as weights alone ({type(error).__name__}: {reason(error)})"
+        more = isinstance(error, UnpicklingError)  # whose own text tells how to run what is in the file
+        why = "it has more than tensors, such as a whole module, or is damaged" if more else reason(error)
+        message = f"cannot be read as weights alone ({type(error).__name__}: {why})"
         raise InputError(f"{message}; allowed: torch.save(module.state_dict(), ...), .safetensors", "init") from error
     for key in _WRAPPED:
         if isinstance(saved, Mapping) and isinstance(saved.get(key), Mapping):

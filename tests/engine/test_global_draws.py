@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,26 @@ def test_who_draws_from_keys_is_not(part: str, tmp_path: Path, caplog: pytest.Lo
         made = run(tmp_path, 'fedsim.rng.generator(0, "mine").random()', PARTS[part])
     assert not [r for r in caplog.records if "drew from" in r.getMessage()]
     assert made.warnings == []
+
+
+ALONE = """
+import logging
+import fedsim
+logging.basicConfig(level=logging.WARNING)
+fedsim.run(fedsim.load("s.yaml"), out="out")
+"""
+LATE = """
+import torch
+
+def make():
+    import rich.style
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(60, 10))
+"""
+
+
+def test_a_library_that_draws_when_it_is_imported_is_not_told_of(tmp_path: Path) -> None:
+    data = {"dataset": "synthetic", "clients": 3, "iid": True}
+    (tmp_path / "mine.py").write_text(LATE)
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**SCENARIO, "data": data, "model": {"name": "mine:make"}}))
+    done = subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "drew from" not in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -136,6 +137,26 @@ def test_a_model_that_is_no_chain(kind: Any, case: tuple[int, int, str]) -> None
     chosen = build_kernel(module, losses.cross_entropy, CPU, torch.zeros(6, dtype=torch.float64))
     assert type(chosen) is VmapKernel
     check(kind(module, losses.cross_entropy), module, losses.cross_entropy, problem(module, *case))
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines, self.head = nn.Linear(2, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.lines(x.reshape(-1, 1, 3, 2)).chunk(3, -1)
+        return self.head(nn.functional.scaled_dot_product_attention(q, k, v).flatten(1))
+
+
+def test_an_operator_that_vmap_takes_one_by_one_warns_of_nothing() -> None:
+    module = Attending().double()
+    case = problem(module, 3, 2, "one")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kernel = build_kernel(module, losses.cross_entropy, CPU, torch.zeros(6, dtype=torch.float64))
+        assert type(kernel) is VmapKernel
+        check(kernel, module, losses.cross_entropy, case)
 
 
 def test_a_model_that_vmap_cannot_take() -> None:
