@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 from fedsim.backends.ray.cluster import Cluster
@@ -11,6 +12,11 @@ _idle: list[Any] = []
 
 class Reusing(Cluster):
     """A cluster that hands out actors which other runs left."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        before = random.getstate()
+        super().__init__(*given, **named)
+        assert random.getstate() == before, "what Ray draws for itself is no part's draw"
 
     def start(self, count: int, cpus: float, gpus: float, threads: int, seconds: float = 120.0) -> list[Any]:
         if gpus > 0:

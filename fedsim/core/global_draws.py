@@ -10,7 +10,8 @@ import importlib
 import logging
 import random
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 LOG = logging.getLogger("fedsim")
@@ -26,7 +27,8 @@ class GlobalDraws:
         self.own = sorted({name for name in parts if ":" in name})
         self.said: str | None = None
         if self.own:
-            importlib.import_module("rich.style")  # draws when it is imported, as it is by other libraries, late
+            with undisturbed():
+                importlib.import_module("rich.style")  # draws when it is imported, as it is by other libraries, late
         self._before = _states() if self.own else {}
 
     def look(self) -> str | None:
@@ -42,6 +44,16 @@ class GlobalDraws:
             )
             LOG.warning("%s", self.said)
         return self.said
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Python's generator is afterwards where it was: for libraries that draw names and ports from it."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _states() -> dict[str, Any]:

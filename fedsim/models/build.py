@@ -360,7 +360,7 @@ def _refuse_shared(name: str, function: Any, keys: Mapping[str, Any]) -> None:
 
 
 def _check_signature(name: str, function: Any, keys: Mapping[str, Any]) -> tuple[str, ...]:
-    """What `function` wants to know of the data; InputError for keys that its signature does not have."""
+    """What `function` wants to know of the data; InputError for keys that its signature lacks, or has and needs."""
     try:
         named = inspect.signature(function).parameters
     except ValueError:  # some built-in callables have no signature
@@ -369,7 +369,15 @@ def _check_signature(name: str, function: Any, keys: Mapping[str, Any]) -> tuple
         problems = [Problem(unknown(f"key of '{name}'", key, list(named)), key) for key in keys if key not in named]
         if problems:
             raise InputError(problems)
-    return tuple(key for key in ("input_shape", "num_outputs", "vocabulary") if key in named)
+    offered = tuple(key for key in ("input_shape", "num_outputs", "vocabulary") if key in named)
+    needed = [
+        key for key, p in named.items() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    if missing := [key for key in needed if key not in keys and key not in offered]:
+        raise InputError(
+            [Problem(f"missing; '{name}' needs this key, an argument without a default", key) for key in missing]
+        )
+    return offered
 
 
 def _made(name: str, make: Callable[[], Any]) -> nn.Module:

@@ -169,7 +169,7 @@ def test_somebodys_own_loss(own: str) -> None:
     "factory,keys,key,message",
     [
         ("plain", {"widht": 5}, "widht", "unknown key of '.*plain' 'widht' .did you mean 'width'"),
-        ("plain", {}, "name", "failed: TypeError: .* 'width'"),
+        ("plain", {}, "width", "missing; '.*:plain' needs this key"),
         ("Own", {"width": "5"}, "width", "found '5'"),
         ("Own", {}, "width", "missing"),
         ("number", {}, "name", "must return a torch.nn.Module, found int"),

@@ -22,6 +22,7 @@ from fedsim.clients.malloc import keep_freed_memory
 from fedsim.core import crew
 from fedsim.core.about import install
 from fedsim.core.errors import InputError, RunError
+from fedsim.core.global_draws import undisturbed
 from fedsim.core.modules import Places
 
 log = logging.getLogger("fedsim")
@@ -65,7 +66,7 @@ class Cluster:
             free = _shared_memory()
             store = max(_SMALLEST_STORE, min(store_bytes, free // 2) if free else store_bytes)
             try:
-                with _interrupts_wait():
+                with _interrupts_wait(), undisturbed():
                     ray.init(
                         address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=store, **quiet,
                         _node_ip_address="127.0.0.1",
@@ -81,7 +82,8 @@ class Cluster:
         _reachable(address)
         check_token(address)
         try:
-            ray.init(address=address, **quiet)
+            with undisturbed():
+                ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             first = str(error).strip().splitlines()[0]
             raise InputError(f"found {address}, where no Ray cluster answers: {first}", key="address") from None
