@@ -7,6 +7,7 @@ A registered part is a frozen dataclass whose fields are its YAML keys, or (mode
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -134,9 +135,33 @@ def load_object(path: str) -> Any:
         raise InputError(f"cannot import '{module_name}' of '{path}': {type(error).__name__}: {error}") from error
     _named.add(getattr(module, "__name__", module_name).partition(".")[0])
     if not hasattr(module, attribute):
+        if module_name == "__main__":
+            message = f"'{path}' is of the script or notebook that began the run, and this is another program"
+            raise InputError(f"{message}; allowed: the name of a module that it can be imported from")
         public = [n for n in vars(module) if not n.startswith("_")]
         raise InputError(unknown(f"attribute of module {module_name}", attribute, public))
     return getattr(module, attribute)
+
+
+def spelled(value: Any, key: str = "") -> Any:
+    """Nested mappings and lists with ``pkg.mod:Attr`` in the place of classes and functions, as a scenario has them.
+
+    Raises
+    ------
+    InputError
+        One would not be found again by such a name: it was made inside a function, say.
+    """
+    if isinstance(value, Mapping):
+        return {k: spelled(v, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
+    if isinstance(value, list):
+        return [spelled(v, f"{key}.{i}") for i, v in enumerate(value)]
+    if not (isinstance(value, type) or inspect.isroutine(value)):
+        return value
+    home, name = str(getattr(value, "__module__", None)), str(getattr(value, "__qualname__", None))
+    if getattr(sys.modules.get(home), name, None) is not value:
+        message = f"found {name} of {home}, which cannot be found again by its name"
+        raise InputError(f"{message}; allowed: a class or function at the top of a module, or its name", key)
+    return f"{modules.plain_name(home)}:{name}"
 
 
 def is_named(module: str) -> bool:

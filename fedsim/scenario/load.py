@@ -14,6 +14,7 @@ from fedsim.core.documents import Document, override, read_yaml
 from fedsim.core.errors import InputError, Problem, unknown
 from fedsim.core.modules import beside
 from fedsim.core.one_of import older_spellings
+from fedsim.core.registry import spelled
 from fedsim.scenario.checks import check_sections
 from fedsim.scenario.sections import INNER, SECTIONS, Scenario
 from fedsim.scenario.table import FormSection, PartSection, PartsSection, Section, ValueSection
@@ -76,9 +77,9 @@ def given(scenario: Scenario | str | Path | Mapping[str, Any]) -> Scenario:
 
 
 def parse(document: Document | Mapping[str, Any]) -> Scenario:
-    """Check a scenario given as a document or as nested mappings."""
+    """Check a scenario given as a document or as nested mappings, which may have classes and functions themselves."""
     if not isinstance(document, Document):
-        document = Document(dict(document))
+        document = Document(spelled(document))
     folder = str(document.base.resolve())
     if folder not in sys.path:  # so that 'my_module:MyAlgorithm' beside the scenario is found
         sys.path.append(folder)

@@ -18,7 +18,7 @@ import fedsim
 from fedsim.core import modules
 from fedsim.core.errors import InputError
 from fedsim.core.modules import Places, beside
-from fedsim.core.registry import load_object
+from fedsim.core.registry import load_object, spelled
 from fedsim.deployment.app import deploy
 from fedsim.engine.assembly import assemble
 from fedsim.scenario.load import load
@@ -129,6 +129,30 @@ def test_fedsim_and_main_are_what_they_are(tmp_path: Path, monkeypatch: pytest.M
     with beside(tmp_path):
         assert load_object("fedsim.core.errors:InputError") is InputError
         assert load_object("__main__:__name__") == "__main__"
+
+
+def test_what_another_program_defined_is_told_of() -> None:
+    with pytest.raises(InputError, match=r"'__main__:Gone' is of the script .* allowed: the name of a module"):
+        load_object("__main__:Gone")
+
+
+class Mine:
+    class Inner:
+        pass
+
+
+def test_classes_and_functions_are_spelled_by_name() -> None:
+    given = {"a": {"name": Mine, "of": [spelled, "as it is", 3]}, "b": None}
+    names = [f"{spelled.__module__}:spelled", "as it is", 3]
+    assert spelled(given) == {"a": {"name": f"{__name__}:Mine", "of": names}, "b": None}
+    assert load_object(spelled(spelled)) is spelled
+
+
+@pytest.mark.parametrize("odd", [lambda: 0, Mine.Inner])
+def test_what_has_no_name_of_its_own_is_refused(odd: Any) -> None:
+    with pytest.raises(InputError, match="cannot be found again by its name; allowed") as caught:
+        spelled({"a": [{"b": odd}]})
+    assert caught.value.problems[0].key == "a.0.b"
 
 
 def test_a_folder_without_init_hides_nothing(tmp_path: Path) -> None:
