@@ -38,8 +38,8 @@ def wait_for(condition: Callable[[], bool], seconds: float = 200.0) -> None:
 class Cluster:
     """Processes, their logs and Flower's configuration in `folder`; nothing outside it is touched.
 
-    With `names` of key pairs it speaks TLS and lets in SuperNodes with these keys alone; they are made by the commands
-    of docs/deploy.md, into `folder` as well.
+    With `names` of key pairs it speaks TLS and lets in SuperNodes with these keys alone; they are made by
+    deploy/keys.sh, into `folder` as well.
     """
 
     def __init__(self, folder: Path, simulation: bool = False, names: Sequence[str] = ()) -> None:
@@ -68,14 +68,14 @@ class Cluster:
     def make_keys(self, names: Sequence[str]) -> list[str]:
         """Make certificates, and key pairs with these names; the SuperLink's options for them."""
         lines = (ROOT / "docs" / "deploy.md").read_text().splitlines()
-        makes = [line for line in lines if line.startswith(("openssl ", "printf ", "ssh-keygen "))]
-        (pair,) = (line for line in makes if line.endswith(" -f client-0"))
-        makes += [pair.removesuffix("client-0") + name for name in names if name != "client-0"]
-        subprocess.run(["bash", "-ec", "\n".join(makes)], cwd=self.folder, check=True, timeout=120, capture_output=True)
+        script, keys = ROOT / "deploy" / "keys.sh", self.folder / "keys"
+        subprocess.run(["bash", str(script), str(keys), "localhost", *names], check=True, timeout=120)
+        for file in keys.iterdir():
+            file.rename(self.folder / file.name)
         (begin,) = (
             line for line in lines if line.startswith("flower-superlink ") and "--enable-supernode-auth" in line
         )
-        words = begin.split()[1:]
+        words = [word.removeprefix("keys/") for word in begin.split()[1:]]
         for option in ("--host", "--port", "--database"):  # of this cluster's own, and in memory
             del words[(at := words.index(option)) : at + 2]
         return words

@@ -14,13 +14,13 @@ from fedsim.cli.terminal import say
 from fedsim.core.about import DISTRIBUTION
 from fedsim.core.errors import InputError
 
-_FOLDERS = ("scenarios", "topologies")
+_FOLDERS = ("scenarios", "topologies", "deploy")
 
 
 def examples(
     folder: Annotated[Path, typer.Argument(help="where they go: a new or empty folder", metavar="DIR")] = Path("."),
 ) -> None:
-    """Copy the scenarios and graphs of the documentation to DIR/scenarios and DIR/topologies."""
+    """Copy what the documentation names to DIR: scenarios, topologies (graphs), deploy (files for machines)."""
     found = {name: _files(name) for name in _FOLDERS}
     if not all(found.values()):
         raise InputError(
