@@ -47,7 +47,7 @@ def train_locally(
     Raises
     ------
     InputError
-        The message is not of `make_strategy`, or its arrays are not those of `model`.
+        The message is not of `make_strategy`, its arrays are not those of `model`, or there is no batch.
     """
     from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
     from flwr.app import Message as FlowerMessage
@@ -99,10 +99,12 @@ def _work(
         oracle = _Batch(model, names, inputs, targets, loss, rate)
         local = algorithm.local_step(oracle, local, received, kept)
         steps += 1
+    if steps == 0:
+        raise InputError("found no batch, allowed: at least one: a client that does nothing has nothing to answer")
     effort = Effort(torch.full_like(rate, float(steps)), rate)
     travels, _, after = algorithm.report(local, received, kept, effort)
     put(model, names, x + travels["delta"] if "delta" in travels else local["x"])
-    return travels, after if steps else kept, steps
+    return travels, after, steps
 
 
 def _kept(context: Any, algorithm: ServerAlgorithm, x: Tensor) -> tuple[State, bool]:

@@ -68,7 +68,7 @@ def own_files(scenario: Scenario) -> OwnFiles:
         for source in _sources(file):
             files[source.relative_to(home).as_posix()] = source
             if source.suffix == ".py":
-                tree = ast.parse(source.read_bytes(), str(source))
+                tree = _tree(source)
                 waiting += [(top, home) for top in sorted(_imports(tree))]
                 data = set(_data_files(tree, source, home))
                 files |= {file.relative_to(home).as_posix(): file for file in data if _packs(file)}
@@ -95,6 +95,14 @@ def _sources(file: Path) -> Iterator[Path]:
         yield file
         return
     yield from (f for f in sorted(file.parent.rglob("*")) if f.is_file() and "__pycache__" not in f.parts and _packs(f))
+
+
+def _tree(source: Path) -> ast.AST:
+    """A module's syntax; of one that is none, nothing: whether it is needed shows when the app is tried."""
+    try:
+        return ast.parse(source.read_bytes(), str(source))
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
 
 
 def _packs(file: Path) -> bool:

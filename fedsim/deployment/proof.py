@@ -44,7 +44,8 @@ def prove(app: Path, package: str, homes: Sequence[Path]) -> None:
         (own / root.name).symlink_to(root, target_is_directory=True)
         hidden = [str(place) for place in dict.fromkeys([*homes, Path.cwd()])]
         paths = [str(own), *(p for p in sys.path if p and os.path.realpath(p) not in hidden)]
-        told = {"app": str(packed), "package": package, "hidden": hidden}
+        answer = here / "answer.json"  # modules may print whatever they like
+        told = {"app": str(packed), "package": package, "hidden": hidden, "answer": str(answer)}
         try:
             ended = subprocess.run(
                 [sys.executable, "-P", "-m", "fedsim.deployment.proof"],
@@ -54,10 +55,10 @@ def prove(app: Path, package: str, homes: Sequence[Path]) -> None:
         except subprocess.TimeoutExpired:
             message = f"the app was tried in another process, which did not end within {_SECONDS:g} seconds"
             raise InputError(f"{message}; allowed: an app whose first local step takes less") from None
-        if ended.returncode != 0:
+        if ended.returncode != 0 or not answer.exists():
             last = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "no word")
             raise InputError(f"the app was tried in another process, which ended with {ended.returncode}: {last}")
-        found = json.loads(ended.stdout.splitlines()[-1])
+        found = json.loads(answer.read_text(encoding="utf-8"))
     if found is not None:
         raise InputError(
             f"the app does not work without the folders that its modules come from: {found}; "
@@ -133,7 +134,7 @@ def _where(error: Exception, package: Path) -> str:
 def _main() -> None:
     told: dict[str, Any] = json.loads(sys.stdin.read())
     found = _tried(Path(told["app"]), told["package"], told["hidden"])
-    print(json.dumps(found))
+    Path(told["answer"]).write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -144,7 +144,9 @@ class _Server:
         """The next model, as a record of arrays."""
         self._check(answers)
         x = self.state["x"]
-        messages = self._messages(answers, x)
+        answers, messages = self._usable(answers, self._messages(answers, x))
+        if not answers.nodes:
+            return record(self.arrays, {})
         share = torch.tensor(answers.examples if self.part.weighting == "samples" else [1.0] * len(answers.nodes))
         weights = (share.double() / share.double().sum()).to(x.dtype)
         if self.kept is None:
@@ -179,6 +181,17 @@ class _Server:
             rows = [np.concatenate([(a[k] - before[k]).ravel() for k in self.carried]) for a in answers.arrays]
             messages[CARRIED] = torch.from_numpy(np.stack(rows)).to(x.dtype)
         return messages
+
+    def _usable(self, answers: _Answers, messages: Message) -> tuple[_Answers, Message]:
+        """What is finite: other numbers would spoil the model, whatever the rule."""
+        good = torch.stack([v.isfinite().all(-1) for v in messages.values()]).all(0)
+        rows = good.nonzero().squeeze(1)
+        if len(rows) == len(good):
+            return answers, messages
+        bad = [node for node, fine in zip(answers.nodes, good.tolist(), strict=True) if not fine]
+        LOG.warning("nodes %s sent numbers that are not finite: not used", bad)
+        some = [[values[i] for i in rows.tolist()] for values in vars(answers).values()]
+        return _Answers(*some), {k: v[rows] for k, v in messages.items()}
 
     def _cohort(self, answers: _Answers, x: torch.Tensor) -> _Cohort:
         """The population, of which the clients that answered are the first; others are taken for as large as these."""

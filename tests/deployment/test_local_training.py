@@ -186,3 +186,29 @@ def test_a_buffer_that_is_no_parameter_has_to_be_named(app: App) -> None:
         1,
         1,
     ]
+
+
+def test_a_client_without_a_batch_is_told_so(app: App) -> None:
+    from flwr.app import ArrayRecord, ConfigRecord
+
+    sent = ArrayRecord(app.model.state_dict())
+    messages = list(make_strategy({"name": "scaffold"}).configure_train(1, sent, ConfigRecord({}), Grid()))
+    with pytest.raises(InputError, match="found no batch"):
+        app.answer(messages[0], steps=0)
+
+
+def test_numbers_that_are_not_finite_are_not_used(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    from flwr.app import ArrayRecord
+
+    begin = ArrayRecord(app.model.state_dict())
+    wanted = app.round(make_strategy({"name": "fedprox"}), begin, 1)
+    x, y = app.data[22]
+    app.data[22] = (x * float("nan"), y)
+    with caplog.at_level(logging.WARNING, "flwr.fedsim"):
+        found = app.round(make_strategy({"name": "fedprox"}), begin, 1)
+    assert "nodes [22] sent numbers that are not finite: not used" in caplog.text
+    assert all(np.isfinite(v.numpy()).all() for v in found.values())
+    assert not np.allclose(found["weight"].numpy(), wanted["weight"].numpy())
+    app.data = dict.fromkeys(app.data, (x * float("nan"), y))
+    kept = app.round(make_strategy({"name": "fedprox"}), begin, 1)
+    assert all(np.array_equal(kept[k].numpy(), v.numpy()) for k, v in begin.items())
