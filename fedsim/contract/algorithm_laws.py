@@ -223,8 +223,10 @@ def through_aggregate(bench: Bench) -> str:
         found = list(bench.simulate(EVERYBODY, number, bench.noise, full=True))
         messages = next(v for what, v in found if what == f"round {number}, message")
         info, _ = bench.round(number, clients, steps)
-        far, farther = (a.combine(state, _spoiled(messages, v), info, _median) for v in (1e6, 2e6))
-        compare(f"round {number}, state with client 0 at 1e6 and at 2e6 under a median:", far, farther, 0.0, _PAST_HINT)
+        beyond = 1e6 * max([1.0, *(float(v.abs().max()) for v in messages.values())])  # whatever the others send
+        far, farther = (a.combine(state, _spoiled(messages, v), info, _median) for v in (beyond, 2 * beyond))
+        said = f"round {number}, state with client 0 at {beyond:.0e} and at twice that under a median:"
+        compare(said, far, farther, 0.0, _PAST_HINT)
         state = next(v for what, v in found if what == f"round {number}, state")
     return "a client beyond all bounds moves nothing under a median"
 

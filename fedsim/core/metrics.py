@@ -351,7 +351,9 @@ class MeasuredFunction(Measure):
         except Exception as error:  # somebody's own code may fail in any way
             raise fails(f"'{self.called}' failed: {type(error).__name__}: {error}") from error
         try:
-            return float(found)
+            return float(found.detach() if hasattr(found, "detach") else found)
+        except OverflowError:
+            raise fails(f"'{self.called}' returned a whole number beyond what numbers hold") from None
         except (TypeError, ValueError):
             what = f"'{self.called}' returned {type(found).__name__}, allowed: one number"
             raise fails(what) from None

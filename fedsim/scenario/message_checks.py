@@ -23,14 +23,18 @@ def message_problems(s: Scenario) -> Iterator[Problem]:
         why = f"with '{name}' every message changes what others know of its sender for good"
         yield _refused(s, "attack", why, "another algorithm, or attackers that change data alone")
     for section, part in (("compression", s.compression), ("attack", attack)):
-        if part is None or s.algorithm.needs.compression is not None:
-            continue
+        if part is None or s.algorithm.needs.compression is not None or s.algorithm.needs.alone is not None:
+            continue  # `chain_problems` says why not where a message stands alone
         if s.algorithm.setting == "gossip" and type(part).edges is MessageTransform.edges and section == "compression":
             message = f"nodes send models to each other, and with '{name}' it compresses them without memory"
             yield Problem(f"{message}; allowed on a graph: choco, beer, deepsqueeze", section)
         elif s.algorithm.setting == "gossip" and type(part).edges is MessageTransform.edges:
             message = "it acts on what clients send to a server, and here nodes send models to each other"
             yield Problem(f"{message}; allowed on a graph: remove the section", section)
+        elif s.algorithm.setting == "server" and s.algorithm.evaluates_on is not None:
+            if section == "attack" and not s.algorithm.needs.through_aggregate:
+                why = f"'{name}' weighs clients by losses that they report, about which attackers may lie"
+                yield _refused(s, section, why, "an algorithm that weighs them by their data, such as fedavg")
         elif s.algorithm.setting == "server" and not s.algorithm.needs.through_aggregate:
             why = f"'{name}' moves client and server along the same messages, which this would make differ"
             such = "an algorithm that moves its state through the aggregator alone, such as fedavg, fedprox or fedadam"
@@ -39,7 +43,7 @@ def message_problems(s: Scenario) -> Iterator[Problem]:
             yield Problem(f"{part.everyone}; allowed: mode synchronous with all clients", "participation.mode")
         if part.everyone is not None and s.backend.client_errors == "drop":
             yield Problem(f"found 'drop', but {part.everyone}; allowed: fail", "backend.client_errors")
-    if s.compression is not None and s.algorithm.needs.everyone is not None:
+    if s.compression is not None and s.algorithm.needs.everyone is not None and s.algorithm.needs.alone is None:
         yield Problem(f"'{name}' adds up what all clients send, which compression would change", "compression")
     if s.privacy is not None and s.privacy.counts_on_messages:
         for section, part, why in (

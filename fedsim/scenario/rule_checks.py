@@ -17,7 +17,7 @@ def rule_problems(s: Scenario) -> Iterator[Problem]:
         return
     if rule.is_linear:
         return
-    if not s.algorithm.needs.through_aggregate:
+    if not s.algorithm.needs.through_aggregate and s.algorithm.needs.alone is None:  # else `chain_problems` says it
         message = (
             f"found '{name}', but '{s.names['algorithm']}' moves its state along sums of messages that pass no "
             "aggregator, so that it would protect nothing; allowed: mean, or another that is linear"

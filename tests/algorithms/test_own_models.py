@@ -267,7 +267,7 @@ def test_under_dp_sgd_own_models_are_trained_with_noise_too(go: Make, name: str)
 
 @pytest.mark.parametrize("name", OWN)
 def test_parts_that_stay_with_clients_are_refused_where_whole_models_do(name: str) -> None:
-    with pytest.raises(InputError, match=r"model.personal: .* keeps more about all parameters"):
+    with pytest.raises(InputError, match=r"model.personal: .* trains a model of each client.s own"):
         parse({**LINEAR, "model": {"name": "linear", "personal": ["*.bias"]}, "algorithm": {"name": name}})
 
 

@@ -36,6 +36,7 @@ VARIANTS = [
     ("fedspeed", ["clip=1.0", "clipping=official", "relaxed_init=0.1", "momentum=0.3"]),
     ("fedsmoo", ["clip=1.0", "clipping=corrected", "relaxed_init=0.1"]),
     ("fedamd", ["anchor_every=3", "weight_decay=0.01", "weighting=uniform"]),
+    ("qffl", ["q=5.0", "lipschitz=3.0"]),
     ("dspodfl", ["local_steps=3", "momentum=0.9"]),
     ("dfedavg", ["local_steps=5", "weight_decay=0.01"]),
     ("periodic_gossip", ["every=3"]),

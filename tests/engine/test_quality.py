@@ -149,6 +149,7 @@ def test_what_cannot_be_measured_here_is_refused(name: str, tmp_path: Path) -> N
 
 OWN = """
 import numpy as np
+import torch
 
 def gap(targets, guesses, by=1.0):
     return by * abs(float(np.mean(targets)) - float(np.mean(guesses)))
@@ -158,6 +159,12 @@ def surprise(targets, probabilities):
 
 def many(targets, guesses):
     return {"a": 1.0}
+
+def large(targets, guesses):
+    return 10**400
+
+def on_a_graph(targets, guesses):
+    return torch.tensor(0.25, requires_grad=True) * 2
 
 def spoils(targets, guesses):
     guesses[:] = 0
@@ -210,6 +217,7 @@ def test_functions_of_targets_and_guesses(functions: str, tmp_path: Path) -> Non
     "metric,key,message",
     [
         ({"name": "own_functions:many"}, "run.metrics.0", "returned dict, allowed: one number"),
+        ({"name": "own_functions:large"}, "run.metrics.0", "returned a whole number beyond what numbers hold"),
         ({"name": "own_functions:gap", "bye": 1.0}, "run.metrics.0", "unexpected keyword argument 'bye'"),
         ({"name": "own_functions:gap", "column": "a b"}, "run.metrics.0.column", "found 'a b', allowed: a letter"),
         ({"name": "own_functions:gap", "column": "test_loss"}, "run.metrics.0", "every run has it"),
@@ -238,3 +246,9 @@ def test_a_function_that_fails_later_fails_the_run(functions: str, tmp_path: Pat
     settings["run"] = {**RUN, "metrics": [{"name": f"{functions}:late"}]}
     with pytest.raises(RunError, match=r"'own_functions:late' failed: ValueError: too good"):
         fedsim.run(settings, out=tmp_path / "run")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_tensor_on_a_graph_is_a_number(functions: str, tmp_path: Path) -> None:
+    settings = {**DIGITS, "run": {**RUN, "metrics": [{"name": f"{functions}:on_a_graph"}]}}
+    assert set(fedsim.run(settings, out=tmp_path / "run").metrics["on_a_graph"]) == {0.5}

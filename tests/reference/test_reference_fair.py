@@ -145,6 +145,23 @@ def test_without_fairness_it_is_fedavg(run_scenario: Make, keys: dict[str, Any],
     assert fair.metrics["gradients"].equals(plain.metrics["gradients"])
 
 
+@pytest.mark.parametrize(
+    "compression", [{"name": "top_k", "k": 40, "feedback": "ef14"}, {"name": "qsgd", "levels": 4}], ids=str
+)
+def test_compressed_changes_are_weighed_as_those_of_fedavg(run_scenario: Make, compression: dict[str, Any]) -> None:
+    """Losses are one number of each client, which no compressor touches."""
+    common = {"lr": 0.1, "local_steps": 2, "batch_size": 8, "weighting": "uniform"}
+    plain, fair = (
+        run_scenario(
+            **DIGITS, algorithm={**keys, **common}, compression=compression, run={"rounds": 3, "eval_every": 1}
+        )
+        for keys in ({"name": "fedavg"}, {"name": "afl", "lambda_lr": 0.0})
+    )
+    assert torch.equal(plain.params, fair.params)
+    more = fair.metrics.bytes_sent.iloc[-1] - plain.metrics.bytes_sent.iloc[-1]
+    assert more == 3 * 3 * 8  # a loss of each client in every round
+
+
 def test_losses_are_counted_and_travel(run_scenario: Make) -> None:
     work = {"lr": 0.1, "local_steps": 1, "batch_size": 16}
     plain = run_scenario(**DIGITS, algorithm={"name": "fedavg", **work}, run={"rounds": 4})
