@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -181,11 +182,12 @@ NUMBER = 3
 
 
 @pytest.fixture
-def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (tmp_path / "own_functions.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(sys, "modules", {k: v for k, v in sys.modules.items() if k != "own_functions"})
-    return "own_functions"
+    sys.modules.pop("own_functions", None)
+    yield "own_functions"
+    sys.modules.pop("own_functions", None)
 
 
 def test_functions_of_targets_and_guesses(functions: str, tmp_path: Path) -> None:
