@@ -225,7 +225,7 @@ def _settled(values: Values, partition: str | None, settings: list[str], place: 
     raise InputError([replace(p, file=None) if p.file in (str(place), _CHOSEN) else p for p in last.problems]) from None
 
 
-def _answered(document: Document) -> tuple[Values, list[str]]:
+def _answered(draft: Document) -> tuple[Values, list[str]]:
     """The scenario with what its checks ask for; it is assembled, too, unless that would download data."""
     from fedsim.cli.combinations import ANSWERS
     from fedsim.engine.assembly import assemble
@@ -234,15 +234,15 @@ def _answered(document: Document) -> tuple[Values, list[str]]:
     guessed: list[str] = []
     while True:
         try:
-            scenario = parse(document)
+            scenario = parse(draft)
             if not hasattr(scenario.dataset, "hub") or getattr(scenario.dataset, "path", None) is not None:
                 assemble(scenario)
         except InputError as error:
-            usual = [f"algorithm.{k}" for k in _WORK if f"algorithm.{k}" not in document.changed]
+            usual = [f"algorithm.{k}" for k in _WORK if f"algorithm.{k}" not in draft.changed]
             work = next((p.key for p in error.problems if p.key in usual), None)
-            if work is not None and work.partition(".")[2] in document.values["algorithm"]:  # it is not so usual here
-                algorithm = {k: v for k, v in document.values["algorithm"].items() if f"algorithm.{k}" != work}
-                document = replace(document, values={**document.values, "algorithm": algorithm})
+            if work is not None and work.partition(".")[2] in draft.values["algorithm"]:  # it is not so usual here
+                algorithm = {k: v for k, v in draft.values["algorithm"].items() if f"algorithm.{k}" != work}
+                draft = replace(draft, values={**draft.values, "algorithm": algorithm})
                 continue
             asked = next((p.key for p in error.problems if p.key in ANSWERS and p.key not in guessed), None)
             if asked is None:
@@ -251,6 +251,6 @@ def _answered(document: Document) -> tuple[Values, list[str]]:
             section, answer = asked.partition(".")[0], ANSWERS[asked]
             more = {f"{section}.{k}": v for k, v in answer.items()} if isinstance(answer, dict) else {asked: answer}
             for key, value in more.items():
-                document = change(document, key, value, (_CHOSEN, None))
+                draft = change(draft, key, value, (_CHOSEN, None))
         else:
-            return document.values, guessed
+            return draft.values, guessed

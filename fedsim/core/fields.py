@@ -64,8 +64,8 @@ def _key(field: str) -> str:
     return field[:-1] if keyword.iskeyword(field[:-1]) or field == "init_" else field
 
 
-def make_part(part: type[P], values: Mapping[str, Any]) -> P:
-    """Build `part` from `values`.
+def make_part(part: type[P], values: Mapping[str, Any], beside: Sequence[str] = ()) -> P:
+    """Build `part` from `values`; `beside` are keys that its section has besides, which messages name too.
 
     Raises
     ------
@@ -76,7 +76,10 @@ def make_part(part: type[P], values: Mapping[str, Any]) -> P:
     allowed = list(fields)
     without: Mapping[str, str] = getattr(part, "without", {})
     problems = [
-        Problem(f"found {_short(values[k])}, but {without[k]}" if k in without else _unknown_key(k, allowed), str(k))
+        Problem(
+            f"found {_short(values[k])}, but {without[k]}" if k in without else _unknown_key(k, [*allowed, *beside]),
+            str(k),
+        )
         for k in values
         if k not in allowed
     ]
@@ -99,8 +102,8 @@ def make_part(part: type[P], values: Mapping[str, Any]) -> P:
     return made
 
 
-def part_from(kind: str, discriminator: str, section: Mapping[str, Any]) -> Any:
-    """The part that ``section[discriminator]`` names, built from the section's other keys.
+def part_from(kind: str, discriminator: str, section: Mapping[str, Any], beside: Sequence[str] = ()) -> Any:
+    """The part that ``section[discriminator]`` names, built from the section's other keys (`beside`: see `make_part`).
 
     A kind whose base class has `from_function` (models, graphs) takes somebody's own function, too.
 
@@ -122,7 +125,7 @@ def part_from(kind: str, discriminator: str, section: Mapping[str, Any]) -> Any:
         raise error.under(discriminator) from None
     keys = {k: v for k, v in section.items() if k != discriminator}
     if isinstance(part, type) and issubclass(part, base) and dataclasses.is_dataclass(part):
-        return make_part(part, keys)
+        return make_part(part, keys, beside)
     if hasattr(base, "from_function") and not (isinstance(part, type) and issubclass(part, base)):
         try:
             return base.from_function(name, part, keys)

@@ -109,6 +109,11 @@ def _may_be_absent(row: Section | None) -> bool:
 def _parse(document: Document) -> Scenario:
     sections = {row.path: row for row in SECTIONS.values() if row.top}
     raw = {k: v for k, v in document.values.items() if v is not None or not _may_be_absent(sections.get(k))}
+    if isinstance(raw.get("scenario"), str) and "data" not in raw:
+        named = document.file or "FILE"
+        raise InputError(
+            f"found a sweep, which varies a scenario; allowed: a scenario. To run it: fedsim sweep {named}"
+        )
     problems = [Problem(unknown("key", k, list(sections)), str(k)) for k in raw if k not in sections]
     for name, row in sections.items():
         if name in raw and not isinstance(row, ValueSection) and not isinstance(raw[name], dict):

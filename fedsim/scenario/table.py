@@ -114,7 +114,7 @@ class PartSection(Section):
         keys = self.keys(raw, inner)
         if keys is None:
             return None, None
-        part = part_from(self.kind, self.key, keys)
+        part = part_from(self.kind, self.key, keys, inner)
         return part.recorded(base) if isinstance(part, Part) else part, str(keys[self.key])
 
     def write(self, part: Any, name: str | None) -> Any:
@@ -168,7 +168,7 @@ class FormSection(Section):
             values = {k: v for k, v in values.items() if k not in inner}
         else:
             raise InputError(f"found {values!r}, allowed: a mapping, e.g. {self.optional}")
-        return make_part(self.form, absolute(values, base) if self.paths else values), None
+        return make_part(self.form, absolute(values, base) if self.paths else values, inner), None
 
     def write(self, part: Any, name: str | None) -> Any:
         if part is None:

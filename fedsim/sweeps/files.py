@@ -85,6 +85,11 @@ def read_sweep(path: str | Path, settings: list[str] | None = None) -> Plan:
 
 def _read(path: str | Path, settings: list[str] | None) -> Plan:
     document = read_yaml(path)
+    if "scenario" not in document.values and {"data", "algorithm"} <= document.values.keys():
+        message = (
+            f"found a scenario; allowed: a sweep, which names one (scenario: FILE). To run this one: fedsim run {path}"
+        )
+        raise InputError(message, file=str(path))
     try:
         with older_spellings(document.values) as older:
             sweep_file = make_part(SweepFile, document.values)
