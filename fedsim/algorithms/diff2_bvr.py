@@ -60,8 +60,10 @@ class Diff2Bvr(Diff2):
         return {k: state[k] for k in ("x", "previous", "age", "v", "walks")}
 
     def local_step(self, oracle: Oracle, local: State, received: Message, client: State) -> State:
-        if not bool(received["walks"].any()):
-            return local if "mean" in local else super().local_step(oracle, local, received, client)
+        if "mean" in local:
+            return local
+        if "v" not in local and not bool(received["walks"].any()):  # asked once: a GPU would be waited for
+            return super().local_step(oracle, local, received, client)
         y = local["x"]
         if "v" not in local:  # the first step needs no data
             v = received["v"].expand_as(y)

@@ -123,8 +123,7 @@ class PowerSGD(ServerAlgorithm):
             P = torch.linalg.qr(M @ Q).Q
             after = M.mT @ P
             M.copy_(P @ after.mT)
-            if bool((after != 0).any()):  # where nothing moved, the last Q is the better guess
-                Q.copy_(after)
+            Q.copy_(torch.where((after != 0).any(), after, Q))  # where nothing moved, the last Q is the better guess
         return {"x": state["x"] + self.server_lr * mean, "q": q}
 
     def _low(self) -> Iterator[_Matrix]:

@@ -55,23 +55,37 @@ def _asked(sections: Values, deployed: bool) -> str | None:
         values["topology"] = {"graph": "complete"}
     if lookup("algorithm", values["algorithm"]["name"])().needs.adversary:
         values |= {"data": {"dataset": "digits", "clients": 8, "limit": 80}, "adversary": {"eps": 0.1}}
+    try:
+        scenario = parse(completed(values))
+        if deployed:
+            check_trust(scenario)
+    except InputError as error:
+        return _words(error.problems[0], values)
+    return None
+
+
+def completed(values: Values) -> Values:
+    """The scenario with the keys that the checks ask for.
+
+    Raises
+    ------
+    InputError
+        What it says is no combination, whatever else is given.
+    """
     given: set[str] = set()
     while True:
         try:
-            scenario = parse(values)
-            assemble(scenario)
-            if deployed:
-                check_trust(scenario)
+            assemble(parse(values))
         except InputError as error:
             asked = next((p.key for p in error.problems if p.key in ANSWERS and p.key not in given), None)
             if asked is None:
-                return _words(error.problems[0], values)
+                raise
             given.add(asked)
             section, _, key = asked.partition(".")
-            value = ANSWERS[asked]
-            values[section] = {**values.get(section, {}), **(value if isinstance(value, dict) else {key: value})}
+            value = ANSWERS[asked] if isinstance(ANSWERS[asked], dict) else {key: ANSWERS[asked]}
+            values = {**values, section: {**values.get(section, {}), **value}}
         else:
-            return None
+            return values
 
 
 def setting_of(kind: str, name: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -18,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.core.arrays import Array
+from fedsim.core.arrays import Array, Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.limits import check_room
 from fedsim.core.registry import Part, register
@@ -182,12 +183,19 @@ class Digits(DatasetPart):
     limit: Count | None = None
 
     def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        whole = Split(digits.images[:, None].astype(np.float32), digits.target, 10)
+        images, target = _digits()
+        whole = Split(images[:, None].astype(np.float32), target.copy(), 10)
         train, test = divide(whole, DEFAULT_TEST_FRACTION)
         return made("digits", train, test, self.normalize, self.limit, top=16.0)
+
+
+@cache
+def _digits() -> tuple[Floats, Ints]:
+    """scikit-learn reads them from a file of text, which takes longer than a small run."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return digits.images, digits.target
 
 
 @register.dataset("synthetic")
