@@ -11,7 +11,8 @@ from fedsim.core.errors import InputError
 from fedsim.core.registry import register
 from fedsim.core.types import Count, Positive
 from fedsim.data.parquet import read_splits, sources
-from fedsim.data.sets import Dataset, DatasetPart, finished
+from fedsim.data.rows import Rows
+from fedsim.data.sets import Categories, Dataset, DatasetPart, made_of
 from fedsim.data.splits import Column, Normalize, Split
 from fedsim.data.tables import Wanted
 
@@ -39,12 +40,15 @@ class CaliforniaHousing(DatasetPart):
     limit: Count | None = None
 
     def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
+        return made_of(self.rows(base))
+
+    def rows(self, base: Path, ids: str | None = None, categories: Categories | None = None) -> Rows:
         whole = self._downloaded() if self.path is None else self._local(self.path, base)
         scale = np.float32(self.target_scale)
-        scaled = replace(whole, y=whole.y.astype(np.float32) / scale)
-        made = finished("california_housing", scaled, self.normalize, self.limit)
-        target = {**made.about["target"], "multiply": float(scale)}
-        return replace(made, about={**made.about, "target": target})
+        return Rows(
+            name="california_housing", train=replace(whole, y=whole.y.astype(np.float32) / scale),
+            normalize=self.normalize, limit=self.limit, task="regression", about_target={"multiply": float(scale)},
+        )  # fmt: skip
 
     def _local(self, path: str, base: Path) -> Split:
         folder = (base / Path(path).expanduser()).resolve()

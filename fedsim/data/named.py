@@ -10,8 +10,9 @@ from fedsim.core.errors import InputError
 from fedsim.core.registry import register
 from fedsim.core.types import Count
 from fedsim.data.parquet import read_splits, sources
-from fedsim.data.sets import DEFAULT_TEST_FRACTION, Columned, Dataset, made, replace_classes
-from fedsim.data.splits import Normalize, Stats, divide, targets
+from fedsim.data.rows import Rows
+from fedsim.data.sets import Categories, Columned, replace_classes
+from fedsim.data.splits import Normalize, Stats
 from fedsim.data.tables import Wanted
 
 
@@ -30,7 +31,7 @@ class _Named(Columned):
     divided: ClassVar[bool] = True
     """Whether the set has a test split; else a share of the rows is held out."""
 
-    def _load(self, base: Path, ids: str | None) -> Dataset:
+    def rows(self, base: Path, ids: str | None = None, categories: Categories | None = None) -> Rows:
         names = ("train", "test") if self.divided or self.path is not None else ("train",)
         found = sources(self.path, base, self.hub, None, names)
         if self.divided and "test" not in found:
@@ -40,11 +41,10 @@ class _Named(Columned):
         image, label = self.columns
         wanted = Wanted(None, label, ("path", "path"), ids=ids)
         train, *others = (replace_classes(s, self.classes) for s in read_splits(found.values(), wanted, image))
-        train, checked = targets(train, others[0] if others else None, "classification", None)
-        if checked is None:
-            train, checked = divide(train, DEFAULT_TEST_FRACTION)
-        name = self.hub.rpartition("/")[2]
-        return made(name, train, checked, self.normalize, self.limit, top=255.0, stats=self.stats)
+        return Rows(
+            name=self.hub.rpartition("/")[2], train=train, test=others[0] if others else None,
+            normalize=self.normalize, limit=self.limit, task="classification", top=255.0, stats=self.stats,
+        )  # fmt: skip
 
 
 @register.dataset("mnist")

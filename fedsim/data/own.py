@@ -21,8 +21,9 @@ from fedsim.data import files
 from fedsim.data.arrays import read_arrays, read_idx
 from fedsim.data.labels import Value
 from fedsim.data.parquet import read_splits, sources
-from fedsim.data.sets import DEFAULT_TEST_FRACTION, ClassCount, Columned, Dataset, DatasetPart, made
-from fedsim.data.splits import Action, Normalize, Split, Task, divide, targets
+from fedsim.data.rows import Rows
+from fedsim.data.sets import Categories, ClassCount, Columned, Dataset, DatasetPart, made_of
+from fedsim.data.splits import Action, Normalize, Split, Task
 from fedsim.data.tables import Lines, Missing, Wanted, read_csv, table_split
 
 _Share = Annotated[float, Field(gt=0, lt=1)]
@@ -50,7 +51,7 @@ class Own(Columned):
     normalize: Normalize = "standard"
     limit: Count | None = None
 
-    def _finish(self, name: str, splits: list[Split], top: float | None = None, action: Action = "refuse") -> Dataset:
+    def _rows(self, name: str, splits: list[Split], top: float | None = None, action: Action = "refuse") -> Rows:
         train, test = splits[0], splits[1] if len(splits) > 1 else None
         if test is not None and self.test_fraction is not None:
             raise InputError(
@@ -64,11 +65,11 @@ class Own(Columned):
                 "allowed: none, or an array of floats",
                 key="normalize",
             )
-        train, test = targets(train, test, self.task, self.num_classes, self.classes, self.ignore_index)
-        if test is None:
-            train, test = divide(train, self.test_fraction or DEFAULT_TEST_FRACTION)
-        return made(name, train, test, self.normalize, self.limit, 255.0 if train.x.dtype == np.uint8 else top,
-                    action=action)  # fmt: skip
+        return Rows(
+            name=name, train=train, test=test, normalize=self.normalize, limit=self.limit, task=self.task,
+            num_classes=self.num_classes, classes=self.classes, ignore_index=self.ignore_index,
+            fraction=self.test_fraction, top=255.0 if train.x.dtype == np.uint8 else top, action=action,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +88,14 @@ class OwnTable(Own):
         return self.missing if isinstance(self.missing, Missing) else Missing(action=self.missing)
 
     def _wanted(
-        self, features: list[str] | None, target: str | list[str], keys: tuple[str, str], ids: str | None
+        self,
+        features: list[str] | None,
+        target: str | list[str],
+        keys: tuple[str, str],
+        ids: str | None,
+        known: Categories | None,
     ) -> Wanted:
-        return Wanted(features, target, keys, self.categorical or (), self.lacking, ids)
+        return Wanted(features, target, keys, self.categorical or (), self.lacking, ids, known or {})
 
 
 @register.dataset("hub")
@@ -109,7 +115,7 @@ class Hub(OwnTable):
     train_split: str = "train"
     test_split: str = "test"
 
-    def _load(self, base: Path, ids: str | None) -> Dataset:
+    def rows(self, base: Path, ids: str | None = None, categories: Categories | None = None) -> Rows:
         if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.hub):
             raise InputError(f"found {self.hub!r}; allowed: owner/name", key="hub")
         names = (self.train_split,) if self.test_fraction is not None else (self.train_split, self.test_split)
@@ -119,9 +125,9 @@ class Hub(OwnTable):
         first = next(iter(found.values()))
         image = self.x_column if isinstance(self.x_column, str) and self.x_column in first.images() else None
         features = [self.x_column] if isinstance(self.x_column, str) else self.x_column
-        wanted = self._wanted(None if image else features, self.y_column, ("x_column", "y_column"), ids)
+        wanted = self._wanted(None if image else features, self.y_column, ("x_column", "y_column"), ids, categories)
         splits = read_splits(found.values(), wanted, image)
-        return self._finish(self.hub, splits, action=self.lacking.action)
+        return self._rows(self.hub, splits, action=self.lacking.action)
 
 
 @register.dataset("parquet")
@@ -137,13 +143,15 @@ class Parquet(OwnTable):
     image: str | None = None
     features: list[str] | None = None
 
-    def _load(self, base: Path, ids: str | None) -> Dataset:
+    def rows(self, base: Path, ids: str | None = None, categories: Categories | None = None) -> Rows:
         if self.image is not None and self.features is not None:
             raise InputError("found both image and features; allowed: one of the two", key="features")
         found = sources(self.path, base, None, None, ("train", "test"))
         keys = ("image" if self.image else "features", "target")
-        splits = read_splits(found.values(), self._wanted(self.features, self.target, keys, ids), self.image)
-        return self._finish(Path(self.path).stem, splits, action=self.lacking.action)
+        splits = read_splits(
+            found.values(), self._wanted(self.features, self.target, keys, ids, categories), self.image
+        )
+        return self._rows(Path(self.path).stem, splits, action=self.lacking.action)
 
 
 @register.dataset("csv")
@@ -163,11 +171,11 @@ class Csv(OwnTable):
     names: Annotated[list[str], Field(min_length=2)] | None = None
     test_path: str | None = None
 
-    def _load(self, base: Path, ids: str | None) -> Dataset:
+    def rows(self, base: Path, ids: str | None = None, categories: Categories | None = None) -> Rows:
         found = [files.find(self.path, base)]
         if self.test_path is not None:
             found.append(files.find(self.test_path, base, "test_path"))
-        wanted = self._wanted(self.features, self.target, ("features", "target"), ids)
+        wanted = self._wanted(self.features, self.target, ("features", "target"), ids, categories)
         texts = [*wanted.categorical, *([ids] if ids is not None and ids not in (self.features or ()) else [])]
         splits: list[Split] = []
         for file in found:
@@ -177,7 +185,7 @@ class Csv(OwnTable):
                 splits.append(table_split(frame, wanted, str(file), splits[0] if splits else None, lines))
             except InputError as error:
                 raise self._hinted(error, [str(c) for c in frame.columns]) from None
-        return self._finish(found[0].stem, splits, action=self.lacking.action)
+        return self._rows(found[0].stem, splits, action=self.lacking.action)
 
     def _hinted(self, error: InputError, columns: list[str]) -> InputError:
         """The problem, with the way out for a file whose header is missing."""
@@ -202,9 +210,9 @@ class Npz(Own):
     path: str
     normalize: Normalize = "none"
 
-    def _load(self, base: Path, ids: str | None) -> Dataset:
+    def rows(self, base: Path, ids: str | None = None, categories: Categories | None = None) -> Rows:
         file = files.find(self.path, base)
-        return self._finish(file.stem, read_arrays(file, ids))
+        return self._rows(file.stem, read_arrays(file, ids))
 
 
 @register.dataset("idx")
@@ -219,10 +227,14 @@ class Idx(DatasetPart):
     limit: Count | None = None
 
     def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
+        return made_of(self.rows(base))
+
+    def rows(self, base: Path, ids: str | None = None, categories: Categories | None = None) -> Rows:
         splits = read_idx(files.find(self.path, base))
-        train, test = targets(splits["train"], splits["test"], "classification", self.num_classes, self.classes)
-        assert test is not None
-        return made(Path(self.path).name, train, test, self.normalize, self.limit, top=255.0)
+        return Rows(
+            name=Path(self.path).name, train=splits["train"], test=splits["test"], normalize=self.normalize,
+            limit=self.limit, task="classification", num_classes=self.num_classes, classes=self.classes, top=255.0,
+        )  # fmt: skip
 
 
 def _bytes(split: Split) -> Split:

@@ -8,7 +8,7 @@ into them) or a :class:`Quadratic` (no data, the objective itself). Sets that pe
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from fedsim.core.types import Count, NonNegative
 from fedsim.data import files, synthetic
 from fedsim.data.labels import FOUND, MOST_CLASSES, Classes
 from fedsim.data.pixels import PixelRange, pixel_range
+from fedsim.data.rows import Rows
 from fedsim.data.splits import (
     Action,
     Normalize,
@@ -41,9 +42,14 @@ from fedsim.data.splits import (
     told,
 )
 
-ClassCount = Annotated[int, Field(gt=0, le=MOST_CLASSES)]
-
 DEFAULT_TEST_FRACTION = 0.2
+
+LEARNT, THE_SET, THE_CLIENTS = "statistics_of", "training rows", "all clients' training rows"
+"""In `Dataset.about`, under ``input``: whose statistics scale the features, where statistics do."""
+
+Categories = Mapping[str, Sequence[str]]
+"""The values of categorical columns, in the order of their one-hot columns."""
+ClassCount = Annotated[int, Field(gt=0, le=MOST_CLASSES)]
 
 
 @dataclass(frozen=True)
@@ -158,6 +164,19 @@ class DatasetPart(Part):
             key="partition.partition_by",
         )
 
+    def rows(self, base: Path, ids: str | None = None, categories: Categories | None = None) -> Rows | None:
+        """The rows as they are read, which other machines' lists may number and scale; None where the set makes more
+        of them than `Rows` knows of.
+
+        Parameters
+        ----------
+        ids
+            The column of whose rows they are, where that is wanted.
+        categories
+            The values of categorical columns where they do not follow from these rows.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class Columned(DatasetPart):
@@ -169,9 +188,11 @@ class Columned(DatasetPart):
     def load_by(self, column: str, clients: int | None, seed: int, base: Path) -> Dataset:
         return self._load(base, column)
 
-    @abstractmethod
     def _load(self, base: Path, ids: str | None) -> Dataset:
-        """The rows, with the column `ids` of whose they are where that is wanted."""
+        """The rows, with the column `ids` of whose they are where that is wanted; here, what `rows` gives."""
+        found = self.rows(base, ids)
+        assert found is not None
+        return made_of(found)
 
 
 @register.dataset("digits")
@@ -185,8 +206,7 @@ class Digits(DatasetPart):
     def load(self, clients: int | None, seed: int, base: Path) -> Dataset:
         images, target = _digits()
         whole = Split(images[:, None].astype(np.float32), target.copy(), 10)
-        train, test = divide(whole, DEFAULT_TEST_FRACTION)
-        return made("digits", train, test, self.normalize, self.limit, top=16.0)
+        return made_of(Rows(name="digits", train=whole, normalize=self.normalize, limit=self.limit, top=16.0))
 
 
 @cache
@@ -257,10 +277,23 @@ class QuadraticFile(DatasetPart):
         )
 
 
-def finished(name: str, whole: Split, normalize: Normalize, limit: int | None) -> Dataset:
-    """The data set made of one table of rows, a share of them held out."""
-    train, test = divide(whole, DEFAULT_TEST_FRACTION)
-    return made(name, train, test, normalize, limit)
+def made_of(rows: Rows, given: Scaling | None = None) -> Dataset:
+    """The data set of `rows`, a share of which is held out where there is no test split.
+
+    `given` is the scaling where it does not follow from these rows.
+    """
+    train, test = rows.numbered()
+    if test is None:
+        train, test = divide(train, rows.fraction or DEFAULT_TEST_FRACTION)
+    return finished(rows, train, test, given)
+
+
+def finished(rows: Rows, train: Split, test: Split, given: Scaling | None = None) -> Dataset:
+    """The data set of two splits whose labels are numbers, with what `rows` says of them."""
+    found = made(rows.name, train, test, rows.normalize, rows.limit, rows.top, rows.stats, rows.action, given)
+    learnt = {LEARNT: THE_CLIENTS if given else THE_SET} if rows.learns_scaling else {}
+    more = {"input": {**rows.about_input, **learnt}, "target": rows.about_target}
+    return replace(found, about={**found.about, **{k: {**found.about[k], **v} for k, v in more.items()}})
 
 
 def replace_classes(split: Split, count: int) -> Split:
@@ -281,6 +314,7 @@ def made(
     top: float | None = None,
     stats: Stats | None = None,
     action: Action = "refuse",
+    given: Scaling | None = None,
 ) -> Dataset:
     """Tensors of two splits, their first `limit` rows.
 
@@ -290,6 +324,8 @@ def made(
         See :func:`fedsim.data.splits.scaled`.
     action
         What fills the missing values of a table.
+    given
+        Shift and scale where they do not follow from these rows.
     """
     train, test = (rows_of(s, slice(limit)) for s in (train, test))
     notes, scaling = told(train, test), Scaling()
@@ -298,10 +334,10 @@ def made(
         inputs: dict[str, Any] = {"kind": "integers"}
         train_x, test_x = compact(train.x), compact(test.x)
     elif train.columns and (action != "refuse" or any(c.categories is not None for c in train.columns)):
-        train_x, test_x, columns = encoded(train, test, normalize, action)
+        train_x, test_x, columns = encoded(train, test, normalize, action, given)
         inputs = {"kind": "table", "columns": columns}
     else:
-        train_x, test_x, scaling = scaled(train.x, test.x, normalize, top, stats)
+        train_x, test_x, scaling = scaled(train.x, test.x, normalize, top, stats, given)
         inputs = {"kind": "images" if top is not None else "numbers", **scaling.record()}
         if train.columns:
             inputs = {"kind": "table", "columns": scaling.columns([c.name for c in train.columns])}

@@ -203,13 +203,18 @@ def rows_of(split: Split, rows: Any) -> Split:
 
 
 def scaled(
-    train: Array, test: Array, mode: Normalize, top: float | None, stats: Stats | None
+    train: Array,
+    test: Array,
+    mode: Normalize,
+    top: float | None,
+    stats: Stats | None,
+    given: Scaling | None = None,
 ) -> tuple[Array, Array, Scaling]:
     """Both splits as float32, scaled with the train split's statistics, and how.
 
     ``none``: as they are; ``unit``: images divided by `top`, features (`top` None) mapped to [0, 1]; ``standard``: mean
     0 and standard deviation 1, of images per channel (or by the known `stats` of pixels in [0, 1]), of features per
-    column.
+    column. `given` has shift and scale where other rows than these decide them.
     """
     both = [np.array(train, dtype=np.float32), np.array(test, dtype=np.float32)]
     if mode == "none":
@@ -220,8 +225,10 @@ def scaled(
         if mode == "unit":
             return both[0], both[1], Scaling(top)
     x = both[0]
-    axes = (0, *range(2, x.ndim)) if x.ndim == 4 else (0,)
-    if mode == "unit":
+    axes = all_but_features(x)
+    if given is not None and given.shift is not None and given.scale is not None:
+        shift, scale = given.shift, given.scale
+    elif mode == "unit":
         shift = x.min(axis=axes, keepdims=True)
         scale = x.max(axis=axes, keepdims=True) - shift
     elif stats is not None and x.ndim == 4 and x.shape[1] == len(stats[0]):
@@ -237,11 +244,18 @@ def scaled(
     return both[0], both[1], how
 
 
-def encoded(train: Split, test: Split, mode: Normalize, action: Action) -> tuple[Array, Array, list[dict[str, Any]]]:
+def all_but_features(x: Array) -> tuple[int, ...]:
+    """The axes over which statistics are taken: of images all but the channels, else the rows."""
+    return (0, *range(2, x.ndim)) if x.ndim == 4 else (0,)
+
+
+def encoded(
+    train: Split, test: Split, mode: Normalize, action: Action, given: Scaling | None = None
+) -> tuple[Array, Array, list[dict[str, Any]]]:
     """A table's features as float32: missing values filled, categories one-hot, numbers scaled; and how, for JSON.
 
     One-hot columns stay 0 and 1; a category of a test row that the training file has not is all zeros. Fills and
-    scales are the train split's. ``mean`` fills numbers; missing categories become the most frequent one.
+    scales are the train split's, or `given`. ``mean`` fills numbers; missing categories become the most frequent one.
     """
     columns = train.columns
     both = [np.array(s.x, dtype=np.float32) for s in (train, test)]
@@ -251,7 +265,7 @@ def encoded(train: Split, test: Split, mode: Normalize, action: Action) -> tuple
     parts: list[Array] = both if plain_table else [np.ascontiguousarray(x[:, numbers]) for x in both]
     how = Scaling()
     if numbers:
-        *parts, how = scaled(parts[0], parts[1], mode, None, None)
+        *parts, how = scaled(parts[0], parts[1], mode, None, None, given)
     shift, scale = (None if a is None else a[0].tolist() for a in (how.shift, how.scale))
     record = []
     for j, column in enumerate(columns):

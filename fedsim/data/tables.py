@@ -9,8 +9,8 @@ from __future__ import annotations
 import csv
 import re
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fedsim.core.arrays import Array
 from fedsim.core.errors import InputError, unknown
-from fedsim.data.labels import plain
+from fedsim.data.labels import plain, shown
 from fedsim.data.splits import Action, Column, Split, unknown_categories
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class Wanted:
         The column that says whose row it is.
     keys
         The scenario's keys of features and target, for the errors.
+    known
+        The values of categorical columns, where they do not follow from the training table: others are refused there.
     """
 
     features: Sequence[str] | None
@@ -68,6 +70,7 @@ class Wanted:
     categorical: Sequence[str] = ()
     missing: Missing = REFUSE
     ids: str | None = None
+    known: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def targets(self) -> list[str]:
@@ -204,10 +207,12 @@ def table_split(
         if not len(frame):
             raise InputError(f"every row of {name} lacks a value; nothing is left", key="missing")
     arrays, columns = [], []
-    known = {c.name: c.categories for c in train.columns} if train is not None else {}
+    known = dict(wanted.known) if train is None else {c.name: c.categories or () for c in train.columns}
     for column in chosen:
         if column in wanted.categorical:
-            array, categories = _categories(frame[column], column, known.get(column), wanted, where, notes)
+            array, categories = _categories(
+                frame[column], column, known.get(column), wanted, where, notes, train is None
+            )
             columns.append(Column(column, categories))
         else:
             array = _numbers(frame[column], column, wanted, where)
@@ -302,6 +307,7 @@ def _categories(
     wanted: Wanted,
     where: _Where,
     notes: list[str],
+    training: bool,
 ) -> tuple[Array, tuple[str, ...]]:
     """Numbers of categories, sorted by their text: NaN missing, -1 not among the `known` ones."""
     lack = values.isna().to_numpy()
@@ -322,6 +328,12 @@ def _categories(
     order = np.asarray(categories, dtype=str)
     place = np.searchsorted(order, texts).clip(0, max(len(order) - 1, 0))
     foreign = order[place] != texts if len(order) else np.ones(len(texts), dtype=bool)
+    if foreign.any() and column in wanted.known and training:
+        raise InputError(
+            f"categorical column {column!r} of {where.name} has the value {str(texts[foreign][0])!r}; allowed: "
+            f"{shown(categories)}",
+            key="categorical",
+        )
     if foreign.any():
         notes.append(unknown_categories(column, np.unique(texts[foreign]), int(foreign.sum())))
     codes = np.full(len(values), np.nan, dtype=np.float32)

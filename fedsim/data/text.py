@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -21,8 +21,9 @@ from fedsim.data import files
 from fedsim.data.cache import cached
 from fedsim.data.labels import Classes, Value, number_labels, plain
 from fedsim.data.parquet import Source, sources
-from fedsim.data.sets import DEFAULT_TEST_FRACTION, Columned, Dataset, made
-from fedsim.data.splits import Split, divide
+from fedsim.data.rows import Rows
+from fedsim.data.sets import Categories, Columned
+from fedsim.data.splits import Split
 from fedsim.data.tables import Missing, read_csv
 from fedsim.data.tokenizers import UNKNOWN, Tokenizer, make_tokenizer
 from fedsim.data.windows import Predict, windows
@@ -78,7 +79,7 @@ class Text(Columned):
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     limit: Count | None = None
 
-    def _load(self, base: Path, ids: str | None) -> Dataset:
+    def rows(self, base: Path, ids: str | None = None, categories: Categories | None = None) -> Rows:
         if (self.path is None) == (self.hub is None):
             raise InputError("allowed: one of 'path' and 'hub'", key="path")
         predict: Predict = self.predict or ("every" if self.target is None else "label")
@@ -104,7 +105,7 @@ class Text(Columned):
         key = [_VERSION, "text", [_identity(f) for f in found], {**settings, "predict": predict}, ids]
         arrays = make() if ":" in self.tokenizer else cached(key, make)
         name = self.hub or Path(self.path or "").stem
-        return _dataset(name, arrays, self.test_fraction, self.limit)
+        return _found(name, arrays, self.test_fraction, self.limit)
 
     def _sources(self, base: Path) -> list[Source | Path]:
         """What to read, training first."""
@@ -142,7 +143,7 @@ class Shakespeare(Columned):
     predict: Annotated[str, Field(pattern="^(next|every)$")] = "next"
     limit: Count | None = None
 
-    def _load(self, base: Path, ids: str | None) -> Dataset:
+    def rows(self, base: Path, ids: str | None = None, categories: Categories | None = None) -> Rows:
         hub, predict = "flwrlabs/shakespeare", self.predict
         found: list[Source | Path] = list(sources(None, base, hub, None, ("train",)).values())
         if self.path is not None:
@@ -158,7 +159,7 @@ class Shakespeare(Columned):
             return _rows(texts, form, "every" if predict == "every" else "next", LEAF, ids)
 
         arrays = cached([_VERSION, "shakespeare", [_identity(f) for f in found], predict, ids], make)
-        return _dataset("shakespeare", arrays, None, self.limit)
+        return _found("shakespeare", arrays, None, self.limit)
 
 
 def _local(path: str, base: Path, key: str) -> list[Source | Path]:
@@ -287,8 +288,8 @@ def _single(tokenizer: Tokenizer, split: _Texts, target: str) -> Array:
     return found.ids.astype(np.int64)
 
 
-def _dataset(name: str, arrays: dict[str, Array], fraction: float | None, limit: int | None) -> Dataset:
-    """The data set of the rows of one split, of which some are held out, or of two."""
+def _found(name: str, arrays: dict[str, Array], fraction: float | None, limit: int | None) -> Rows:
+    """The rows of one split or of two, whose targets are numbers."""
     about = json.loads(arrays["about"].tobytes())
     size, predict, how = about["size"], about["predict"], about["tokenizer"]
     language = predict != "label"
@@ -307,7 +308,7 @@ def _dataset(name: str, arrays: dict[str, Array], fraction: float | None, limit:
         for p in ("", "test_")
         if f"{p}x" in arrays
     ]  # fmt: skip
-    train, test = splits if len(splits) > 1 else divide(splits[0], fraction or DEFAULT_TEST_FRACTION)
-    data = made(name, train, test, "none", limit)
-    described = {**data.about["input"], "vocabulary": size, "tokenizer": {**how, "predict": predict}}
-    return replace(data, about={**data.about, "input": described})
+    return Rows(
+        name=name, train=splits[0], test=splits[1] if len(splits) > 1 else None, limit=limit, ready=True,
+        fraction=fraction, about_input={"vocabulary": size, "tokenizer": {**how, "predict": predict}},
+    )  # fmt: skip

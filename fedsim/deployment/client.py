@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import fedsim
 from fedsim.core.errors import InputError
 from fedsim.deployment.flower.records import (
+    LISTS,
+    MOMENTS,
     Arrays,
     Greeting,
     Order,
@@ -30,7 +32,7 @@ from fedsim.deployment.link import Spec, ask, retire
 from fedsim.deployment.node_config import NodeConfig, settings_of
 
 if TYPE_CHECKING:
-    from fedsim.deployment.work import Client
+    from fedsim.deployment.work import Opened
 
 _PRIVATE = "which takes an answer for a whole model, and here it is a change; allowed: privacy in the scenario"
 _SECURE = "whose protocol this server does not speak: nothing would be hidden; allowed: none of its kind"
@@ -67,12 +69,14 @@ def make_client_app(scenario_file: str | Path, mods: Sequence[Any] = ()) -> Any:
     @app.query("hello")  # type: ignore[untyped-decorator,unused-ignore]
     def hello(message: Message, context: Any) -> Message:
         order, node = unpack(Order, message.content), NodeConfig.read(context.node_config)
+        lists = unpack_arrays(message.content.get(LISTS) or {})
         retire(node, order.run)
         if _has_worker(node):
-            greeting = Greeting(**asked("hello", order, {}, context)[0])
+            record, said = asked("hello", order, lists, context)
+            greeting = Greeting(**record)
         else:
-            greeting = opened(order, context).greeting()
-        return Message(pack(greeting), reply_to=message)
+            greeting, said = opened(order, context).greet(lists)
+        return Message(pack(greeting, said or None, MOMENTS), reply_to=message)
 
     @app.train()  # type: ignore[untyped-decorator,unused-ignore]
     def train(message: Message, context: Any) -> Message:
@@ -81,7 +85,7 @@ def make_client_app(scenario_file: str | Path, mods: Sequence[Any] = ()) -> Any:
             record, made = asked("train", order, arrays, context)
             receipt = Receipt(**record)
         else:
-            receipt, made = opened(order, context).work(order, arrays)
+            receipt, made = opened(order, context).client.work(order, arrays)
         return Message(pack(receipt, made), reply_to=message)
 
     @app.evaluate()  # type: ignore[untyped-decorator,unused-ignore]
@@ -91,7 +95,7 @@ def make_client_app(scenario_file: str | Path, mods: Sequence[Any] = ()) -> Any:
             record = asked("evaluate", order, arrays, context)[0]
             verdict, samples, values = Verdict(**record["verdict"]), record["samples"], record["metrics"]
         else:
-            verdict, samples, values = opened(order, context).evaluate(order, arrays)
+            verdict, samples, values = opened(order, context).client.evaluate(order, arrays)
         return Message(pack_metrics(verdict, samples, values), reply_to=message)
 
     return app
@@ -124,12 +128,12 @@ def _keepers() -> list[int]:
     return [parent, above] if above > 1 else [parent]
 
 
-def _opener(scenario_file: str | Path) -> Callable[[Order, Any], Client]:
+def _opener(scenario_file: str | Path) -> Callable[[Order, Any], Opened]:
     """The clients whose work is done in this process: a simulation's actor answers many messages."""
-    clients: dict[tuple[str, int], Client] = {}
+    clients: dict[tuple[str, int], Opened] = {}
 
-    def opened(order: Order, context: Any) -> Client:
-        from fedsim.deployment.work import Client
+    def opened(order: Order, context: Any) -> Opened:
+        from fedsim.deployment.work import Opened
         from fedsim.scenario.load import load
 
         node = NodeConfig.read(context.node_config)
@@ -137,7 +141,7 @@ def _opener(scenario_file: str | Path) -> Callable[[Order, Any], Client]:
             if len(clients) >= 64:
                 clients.clear()
             scenario = load(scenario_file, settings_of(str(context.run_config.get("settings", ""))), notes=False)
-            clients[order.run, node.client] = Client(scenario, node, order.run)
+            clients[order.run, node.client] = Opened(scenario, node, order.run)
         return clients[order.run, node.client]
 
     return opened

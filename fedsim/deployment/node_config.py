@@ -15,7 +15,17 @@ from fedsim.core.errors import InputError, nearest
 from fedsim.deployment.flower.records import BadRecord
 
 _TEXTS = ("data-path", "own-data", "state-dir", "model-init")
-_KEYS = ("partition-id", "num-partitions", *_TEXTS, "delay", "lost-state", "idle-seconds", "keep-runs", "budget")
+_KEYS = (
+    "partition-id",
+    "num-partitions",
+    *_TEXTS,
+    "delay",
+    "lost-state",
+    "idle-seconds",
+    "keep-runs",
+    "budget",
+    "test-fraction",
+)
 
 _SHORTEST = 5  # seconds: a worker must not end before who has started it has given it a job
 
@@ -34,6 +44,8 @@ class NodeConfig:
     lost_state : ``refuse`` jobs that build on state that is not on the disk, or start ``fresh`` (``lost-state``).
     idle_seconds : how long the client's worker waits for its next job before it ends (``idle-seconds``); 0: no worker.
     keep_runs : how many earlier runs' folders of this client are kept when a new run begins (``keep-runs``).
+    test_fraction : share of the rows of `own_data` that are not trained on (``test-fraction``), where the data have no
+        test rows; the client is tested on them where clients are.
     model_init : where this machine has the weights that the scenario's model starts from (``model-init``).
     budget : with ``trust: local``, the epsilon that this client spends at most in a run (``budget``).
     """
@@ -49,6 +61,7 @@ class NodeConfig:
     keep_runs: int = 5
     budget: float | None = None
     model_init: str | None = None
+    test_fraction: float | None = None
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> NodeConfig:
@@ -81,6 +94,11 @@ class NodeConfig:
         budget = config.get("budget")
         if budget is not None and (type(budget) not in (int, float) or not 0 < budget < float("inf")):
             raise _wrong("budget", budget, "an epsilon > 0")
+        fraction = config.get("test-fraction")
+        if fraction is not None and (type(fraction) not in (int, float) or not 0 <= fraction < 1):
+            raise _wrong("test-fraction", fraction, "a share of the rows, at least 0 and below 1")
+        if fraction is not None and "own-data" not in config:
+            raise InputError("--node-config: found test-fraction, allowed: with own-data", key="test-fraction")
         if "data-path" in config and "own-data" in config:
             raise InputError(
                 "--node-config: found both data-path and own-data, allowed: one of the two", key="own-data"
@@ -89,6 +107,7 @@ class NodeConfig:
             config["partition-id"], config["num-partitions"], config.get("data-path"), config.get("own-data"),
             Path(str(config.get("state-dir", cls.state_dir))).expanduser(), float(delay), lost,
             float(idle), keep, None if budget is None else float(budget), config.get("model-init"),
+            None if fraction is None else float(fraction),
         )  # fmt: skip
 
     def folder(self, run: str) -> Path:

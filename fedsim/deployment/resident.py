@@ -33,7 +33,7 @@ from fedsim.deployment.link import NAME, Spec
 from fedsim.deployment.node_config import NodeConfig
 
 if TYPE_CHECKING:
-    from fedsim.deployment.work import Client
+    from fedsim.deployment.work import Opened
 
 _BEAT = 1.0  # seconds between two signs of life, and between two looks at what a worker lives for
 _LONGEST = 100  # bytes of a socket's path that every system takes
@@ -45,7 +45,7 @@ class Resident:
 
     def __init__(self, folder: Path, spec: Spec) -> None:
         self.folder, self.spec, self.node = folder, spec, NodeConfig.read(spec.node)
-        self.client: Client | None = None
+        self.opened: Opened | None = None
         self.jobs: queue.SimpleQueue[tuple[Mapping[str, Any], Arrays, Future[Answer]]] = queue.SimpleQueue()
         self.open_jobs: set[Future[Answer]] = set()
         self.ending = threading.Lock()
@@ -72,27 +72,28 @@ class Resident:
     def _answer(self, header: Mapping[str, Any], arrays: Arrays) -> Answer:
         """What comes of a job, or the error it ended with; after an error nothing in memory is trusted."""
         try:
-            client = self.client = self.client or self._opened()
+            opened = self.opened = self.opened or self._open()
             if header["what"] == "hello":
-                return {"record": asdict(client.greeting())}, {}
+                greeting, said = opened.greet(arrays)
+                return {"record": asdict(greeting)}, said
             if header["what"] == "evaluate":
-                verdict, samples, values = client.evaluate(Order(**header["order"]), arrays)
+                verdict, samples, values = opened.client.evaluate(Order(**header["order"]), arrays)
                 return {"record": {"verdict": asdict(verdict), "samples": samples, "metrics": values}}, {}
-            receipt, made = client.work(Order(**header["order"]), arrays)
+            receipt, made = opened.client.work(Order(**header["order"]), arrays)
         except Exception as error:
-            self.client = None
+            self.opened = None
             told, kind = traceback.format_exc(), type(error)
             _say(told)
             words = {"module": kind.__module__, "name": kind.__qualname__, "text": str(error), "traceback": told}
             return {"error": words}, {}
         return {"record": asdict(receipt)}, made
 
-    def _opened(self) -> Client:
-        """The client with its data; torch is imported here."""
-        from fedsim.deployment.work import Client
+    def _open(self) -> Opened:
+        """The client, whose data are read when it is asked; torch is imported here."""
+        from fedsim.deployment.work import Opened
         from fedsim.scenario.load import load as load_scenario
 
-        return Client(load_scenario(self.spec.scenario, self.spec.settings), self.node, self.spec.run)
+        return Opened(load_scenario(self.spec.scenario, self.spec.settings), self.node, self.spec.run)
 
     # --- threads ------------------------------------------------------------------------------------------------------
 

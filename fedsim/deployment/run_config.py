@@ -17,7 +17,7 @@ from fedsim.scenario.sections import Scenario
 RUN_KEYS: Mapping[str, Any] = {
     "settings": "", "out": "", "resume": False, "min-clients": 0, "wait-seconds": 600.0, "timeout": 600.0,
     "on-failure": "retry", "attempts": 3, "poll": 0.2, "max-samples": 1_000_000, "client-keys": "", "eval": "auto",
-    "checkpoint": "round", "population": "scenario", "min-available": 0,
+    "checkpoint": "round", "population": "scenario", "min-available": 0, "min-samples": 1,
 }  # fmt: skip
 """The keys of ``[tool.flwr.app.config]`` and what they are where nothing is said."""
 
@@ -41,6 +41,7 @@ class RunConfig:
     min_clients : clients to wait for before the first round (0: all), for at most `wait_seconds`.
     policy : what happens to jobs that fail.
     max_samples : the most samples that a client with data of its own may say it has, since weights follow from them.
+    min_samples : the fewest that it may say it has: where noise is made for each example, few samples need much of it.
     client_keys : folder with the public key of every client's SuperNode; empty: any SuperNode may be any client.
     evaluates : who evaluates clients one by one (see `fedsim.deployment.evaluation`).
     population : cohorts are the ``scenario``'s, or drawn among the clients that are ``connected`` when a round begins.
@@ -60,6 +61,7 @@ class RunConfig:
     checkpoint: str = "round"
     population: str = "scenario"
     min_available: int = 0
+    min_samples: int = RUN_KEYS["min-samples"]
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> RunConfig:
@@ -86,15 +88,18 @@ class RunConfig:
         ):
             if values[key] not in allowed:
                 raise InputError(f"run config: found {values[key]!r}, allowed: {', '.join(allowed)}", key=key)
-        for key in ("timeout", "poll", "attempts", "max-samples"):
+        for key in ("timeout", "poll", "attempts", "max-samples", "min-samples"):
             if values[key] == 0:
                 words = "a number" if type(RUN_KEYS[key]) is float else "a whole number"
                 raise InputError(f"run config: found {values[key]}, allowed: {words} above 0", key=key)
+        if values["min-samples"] > values["max-samples"]:
+            found = f"found {values['min-samples']}, allowed: at most max-samples = {values['max-samples']}"
+            raise InputError(f"run config: {found}", key="min-samples")
         policy = Policy(values["timeout"], values["on-failure"], values["attempts"], values["poll"])
         return cls(
             settings_of(values["settings"]), values["out"], values["resume"], values["min-clients"],
             values["wait-seconds"], policy, values["max-samples"], values["client-keys"], values["eval"],
-            values["checkpoint"], values["population"], values["min-available"],
+            values["checkpoint"], values["population"], values["min-available"], values["min-samples"],
         )  # fmt: skip
 
     def among_connected(self, participation: Participation) -> bool:

@@ -7,11 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fedsim.core.errors import InputError, RunError
+from fedsim.core.errors import InputError
 from fedsim.core.lock import owned
-from fedsim.data.partition_csv import write_partition
+from fedsim.deployment.agreement import FILE as AGREED
+from fedsim.deployment.agreement import Agreement
 from fedsim.deployment.evaluation import asks_clients, check_who, examination, examiner
 from fedsim.deployment.flower.backend import Flower
 from fedsim.deployment.flower.crowd import Crowd
@@ -19,6 +18,7 @@ from fedsim.deployment.flower.records import Greeting
 from fedsim.deployment.flower.roster import LOG, Roster
 from fedsim.deployment.keys import fingerprint, read_keys
 from fedsim.deployment.noise import check_trust, sampling_secret, with_own_noise
+from fedsim.deployment.pooling import doubts, keep, learns, proposed, refuses_own, settled, told
 from fedsim.deployment.population import check_population
 from fedsim.deployment.run_config import RunConfig
 from fedsim.engine.assembly import Assembly, assemble
@@ -34,6 +34,7 @@ from fedsim.privacy.base import WrappedTask
 from fedsim.scenario.load import load
 from fedsim.scenario.sections import Scenario
 
+REPLIES = "replies.jsonl"
 _REPLACES = 1.5  # timeouts into a round: who failed to answer in one is replaced, but not who took its place then
 
 
@@ -79,14 +80,49 @@ def serve(grid: Any, scenario: Scenario, config: RunConfig, run: str) -> Run:
 
 
 def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: Path) -> Run:
-    assembly = assemble(with_own_noise(scenario, folder / "noise.key", fresh=not config.resume))
-    task = assembly.task
-    wanted = config.min_clients or task.num_clients
+    noisy = with_own_noise(scenario, folder / "noise.key", fresh=not config.resume)
+    agreement = Agreement.of(folder) if config.resume else None
+    assembly = assemble(noisy, told=told(agreement))
+    clients = assembly.task.num_clients
+    wanted = config.min_clients or clients
     check_population(config, scenario, assembly)
-    worker = assembly.worker(scenario)
-    keys = read_keys(Path(config.client_keys), task.num_clients) if config.client_keys else {}
+    keys = read_keys(Path(config.client_keys), clients) if config.client_keys else {}
     check_who(config.evaluates, assembly.settled(scenario), assembly)
-    roster = Roster(grid, task.num_clients, run, lambda g: _refuses(g, scenario, assembly, config), keys)
+    roster = Roster(
+        grid, clients, run, lambda g: _refuses(g, scenario, assembly, config, agreement), keys,
+        agreement or proposed(assembly),
+        lambda g, said: doubts(g, said) if g.own and agreement is None and learns(assembly) else None,
+    )  # fmt: skip
+    backend, simulation = _prepared(grid, roster, scenario, assembly, config, folder)
+    LOG.info("fedsim: '%s' goes to %s; waiting for %d of %d clients", scenario.name, folder, wanted, clients)
+    backend.gather(wanted, config.wait_seconds)
+    if agreement is None:
+        agreement = settled(roster.agreement, scenario, assembly, roster.greetings, roster.said)
+        if agreement is not None:  # from here on, with the clients' own sizes and scaling
+            assembly = assemble(noisy, told=told(agreement))
+            backend, simulation = _prepared(grid, roster, scenario, assembly, config, folder)
+            if not roster.agreement.final:
+                roster.agreement = agreement
+                backend.gather(clients, config.wait_seconds)
+    if agreement is not None:
+        keep(agreement, assembly, folder)
+    roster.weighed = True
+    if asks_clients(config.evaluates, simulation.scenario, assembly.task, roster):
+        simulation.evaluation.clients = asked = examination(simulation.scenario, assembly, roster)
+        backend.examiner = examiner(grid, roster, asked, _positions(assembly), config.policy)
+    backend.begin()
+    _write_facts(folder, roster, config)
+    try:
+        return simulation.run(LogLines())
+    finally:
+        write_fitted(folder, read_jsonl(folder / REPLIES) if (folder / REPLIES).exists() else [], clients)
+
+
+def _prepared(
+    grid: Any, roster: Roster, scenario: Scenario, assembly: Assembly, config: RunConfig, folder: Path
+) -> tuple[Flower, Simulation]:
+    """The run and where its clients are; the run directory is written from here on."""
+    worker = assembly.worker(scenario)
     backend = Flower(
         grid, roster, worker, idle_message(assembly, worker), config.policy,
         patient=scenario.participation.clocked, graph=assembly.network is not None,
@@ -102,22 +138,11 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
     clock.secret = sampling_secret(assembly.privacy)
     simulation = Simulation(scenario, assembly, folder, config.resume, backend, clock.events)
     if simulation.fresh:
-        for name in ("replies.jsonl", "deployment.json", "fitted.yaml"):
+        for name in (REPLIES, "deployment.json", "fitted.yaml", AGREED):
             (folder / name).unlink(missing_ok=True)
-    backend.journal.file = replies = folder / "replies.jsonl"
+    backend.journal.file = folder / REPLIES
     clock.offset, clock.rounds_done = simulation.totals.time, dict(backend.taken)
-    LOG.info("fedsim: '%s' goes to %s; waiting for %d of %d clients", scenario.name, folder, wanted, task.num_clients)
-    backend.gather(wanted, config.wait_seconds)
-    _weigh(assembly, roster, folder)
-    if asks_clients(config.evaluates, simulation.scenario, task, roster):
-        simulation.evaluation.clients = asked = examination(simulation.scenario, assembly, roster)
-        backend.examiner = examiner(grid, roster, asked, _positions(assembly), config.policy)
-    backend.begin()
-    _write_facts(folder, roster, config)
-    try:
-        return simulation.run(LogLines())
-    finally:
-        write_fitted(folder, read_jsonl(replies) if replies.exists() else [], task.num_clients)
+    return backend, simulation
 
 
 def _app_around(folder: Path) -> Path | None:
@@ -138,35 +163,33 @@ def _needs_everybody(assembly: Assembly, backend: Flower) -> str | None:
     return None
 
 
-def _refuses(greeting: Greeting, scenario: Scenario, assembly: Assembly, config: RunConfig) -> str | None:
-    """What is wrong with a client, or None."""
-    most = config.max_samples
+def _refuses(
+    greeting: Greeting, scenario: Scenario, assembly: Assembly, config: RunConfig, agreement: Agreement | None
+) -> str | None:
+    """What is wrong with a client, or None; `agreement` is what was agreed on before, where something was."""
     if greeting.scenario != scenario.hash():
         return f"it has another scenario (hash {greeting.scenario}, here {scenario.hash()})"
-    if not greeting.own:
-        share, own = int(assembly.task.sizes[greeting.client]), assembly.task.own
-        if greeting.samples != share:
-            return f"it says {greeting.samples} samples; its share has {share}"
-        tests = 0 if own is None else int(own.sizes[greeting.client])
-        return None if greeting.tests == tests else f"it says {greeting.tests} test samples; its share has {tests}"
+    own = agreement is not None and greeting.client in agreement.own
+    if greeting.own != own and (agreement is not None or config.resume):
+        kinds = ("a share of the scenario's data", "data of its own")
+        return f"it trains on {kinds[greeting.own]}; the run began with {kinds[own]}"
+    if greeting.own:
+        if agreement is not None and agreement.sizes is not None:
+            known = agreement.sizes[greeting.client]
+            if greeting.samples != known:
+                return f"it says that it has {greeting.samples} samples; the run's weights are made for {known}"
+        return refuses_own(greeting, scenario, assembly, config, _form(assembly))
+    share, tested = int(assembly.task.sizes[greeting.client]), assembly.task.own
+    if greeting.samples != share:
+        return f"it says {greeting.samples} samples; its share has {share}"
+    tests = 0 if tested is None else int(tested.sizes[greeting.client])
+    return None if greeting.tests == tests else f"it says {greeting.tests} test samples; its share has {tests}"
+
+
+def _form(assembly: Assembly) -> tuple[str, int] | None:
+    """The shape of a sample and the number of classes, as greetings have them."""
     task = _supervised(assembly)
-    if assembly.algorithm != scenario.algorithm:
-        return "it brings its own data, but the algorithm's step or weights were made for the scenario's"
-    if assembly.privacy.claims:
-        return "it brings its own data: noise is made for sizes that are known beforehand, which those are not"
-    if task is None:
-        return "it brings its own data, but the scenario's objectives are given"
-    here = ("x".join(map(str, task.inputs.shape[1:])), task.num_classes or 0)
-    if (greeting.shape, greeting.classes) != here:
-        found = f"samples of shape {greeting.shape} with {greeting.classes} classes"
-        return f"its own data have {found}; the scenario's have {here[0]} with {here[1]}"
-    if not 1 <= greeting.samples <= most:
-        return f"it says that its own data have {greeting.samples} samples; allowed: 1 to {most} (max-samples)"
-    if not 0 <= greeting.tests <= most:
-        return f"it says that its own data have {greeting.tests} test samples; allowed: 0 to {most} (max-samples)"
-    if scenario.tests_clients and config.evaluates == "server":
-        return "it brings its own data, which only it can evaluate a model on; allowed with eval = auto, clients"
-    return None
+    return None if task is None else ("x".join(map(str, task.inputs.shape[1:])), task.num_classes or 0)
 
 
 def _supervised(assembly: Assembly) -> SupervisedTask | None:
@@ -179,23 +202,6 @@ def _positions(assembly: Assembly) -> int:
     """How many targets a row has at most."""
     task = _supervised(assembly)
     return 1 if task is None or task.tokens.single else task.tokens.positions or 1
-
-
-def _weigh(assembly: Assembly, roster: Roster, folder: Path) -> None:
-    """Where clients bring their own data, their sizes are what they say; the server sees none of these data."""
-    task = _supervised(assembly)
-    roster.weighed = True
-    if task is None or not any(g.own for g in roster.greetings.values()):
-        return
-    missing = [c for c in range(task.num_clients) if c not in roster.greetings]
-    if missing:
-        raise RunError(f"clients {missing} are not there: with data of their own, all have to say how much they have")
-    said = [roster.greetings[c].samples for c in range(task.num_clients)]
-    total = sum(said)  # of Python's numbers, which do not overflow
-    task.sizes = np.array(said, dtype=np.int64)
-    task.importance = np.array([size / total for size in said])
-    task.sees_training_data = False
-    write_partition(folder, None, task.sizes)
 
 
 def _write_facts(folder: Path, roster: Roster, config: RunConfig) -> None:

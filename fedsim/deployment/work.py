@@ -26,33 +26,62 @@ from fedsim.core.job import Job
 from fedsim.core.row_files import with_own_memory
 from fedsim.core.tokens import Tokens, record
 from fedsim.core.types import State
-from fedsim.data.labels import FOUND, shown
-from fedsim.data.local_test import hold_out
 from fedsim.data.pixels import PixelRange
 from fedsim.data.sets import Dataset
+from fedsim.deployment.agreement import Agreement
 from fedsim.deployment.answers import FILE, Answers, digest
 from fedsim.deployment.flower.arrays import changed, to_arrays, to_tensors
 from fedsim.deployment.flower.records import Arrays, BadRecord, Greeting, Order, Receipt, Verdict
 from fedsim.deployment.node_config import NodeConfig
 from fedsim.deployment.noise import with_own_noise
-from fedsim.engine.assembly import Assembly, Held, assemble, load_data
+from fedsim.deployment.own_rows import introduced, own_rows
+from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.client_evaluation import ClientEvaluation
+from fedsim.engine.elsewhere import Held
 from fedsim.messages.wire import wired
 from fedsim.models.start import Start
 from fedsim.objective.supervised import SupervisedTask
 from fedsim.scenario.sections import Scenario
 
 
+class Opened:
+    """One client of one run on this machine, whose data are read when it is asked for something."""
+
+    def __init__(self, scenario: Scenario, node: NodeConfig, run: str) -> None:
+        self.scenario, self.node, self.run = scenario, node, run
+        self._client: Client | None = None
+
+    @property
+    def client(self) -> Client:
+        """The client with its data."""
+        if self._client is None:
+            self._client = Client(self.scenario, self.node, self.run)
+        return self._client
+
+    def greet(self, lists: Arrays) -> tuple[Greeting, Arrays]:
+        """Who this is and what it holds, by the server's `lists`; with statistics of its rows where they are wanted."""
+        if self.node.own_data is None:
+            return self.client.greeting(), {}
+        agreement = Agreement.read(lists)
+        if not agreement.final:
+            self._client = None
+            here = located(self.scenario, self.node, "own_data")
+            return introduced(self.scenario, here, self.node, agreement)
+        if self._client is None or self._client.agreed != agreement.digest:
+            self._client = Client(self.scenario, self.node, self.run, agreement)
+        return self._client.greeting(), {}
+
+
 class Client:
     """One client of one run on this machine."""
 
-    def __init__(self, scenario: Scenario, node: NodeConfig, run: str) -> None:
-        self.scenario, self.node = scenario, node
+    def __init__(self, scenario: Scenario, node: NodeConfig, run: str, agreement: Agreement | None = None) -> None:
+        self.scenario, self.node, self.agreement = scenario, node, agreement
         self.here = _starting(scenario, node.model_init)
         self.folder = node.folder(run)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.held: Held | None = None
-        self.secret = 0
+        self.secret, self.agreed = 0, ""
         with working(scenario.run.threads):
             self.assembly = self._assemble()
         if self.assembly.network is None:
@@ -207,30 +236,34 @@ class Client:
         noisy = with_own_noise(self.here, self.folder / "noise.key", fresh=not file.exists())
         if noisy.privacy is not None:
             self.secret = noisy.privacy.noise_seed
-        if file.exists():
-            self.held = _read_held(file, node.client)
+        kept, agreed = _read_held(file, node.client) if file.exists() else (None, "")
+        if kept is not None and (self.agreement is None or agreed == self.agreement.digest):
+            self.held, self.agreed = kept, agreed
         elif node.own_data is not None:
-            self.held = _own(self.located("own_data"), node)
+            agreement = self.agreement or Agreement()
+            self.held = own_rows(located(self.here, node, "own_data"), node, agreement).held
+            self.agreed = agreement.digest
+            _write_held(file, self.held, self.agreed)
         else:
             # clean rows are kept: those of an attacker are poisoned when they are assembled for it, below
-            whole = assemble(dataclasses.replace(self.located("data_path"), privacy=None, attack=None)).task
+            whole = assemble(dataclasses.replace(located(self.here, node, "data_path"), privacy=None, attack=None)).task
             if not isinstance(whole, SupervisedTask) or node.clients != whole.num_clients:
                 return assemble(noisy)  # a quadratic problem is read anew; the server answers a wrong number
             self.held = _share(whole, node.client)
-        if not file.exists():
             _write_held(file, self.held)
         return assemble(noisy, held=self.held)
 
-    def located(self, key: str) -> Scenario:
-        """The scenario with its data where the node config says they are."""
-        place = getattr(self.node, key)
-        if place is None:
-            return self.here
-        dataset = self.here.dataset
-        name = next((k for k in ("path", "file") if hasattr(dataset, k)), None)
-        if name is None:
-            raise InputError(f"--node-config: data set '{type(dataset).__name__}' takes no path", key=key)
-        return dataclasses.replace(self.here, dataset=dataclasses.replace(dataset, **{name: place}))  # type: ignore[type-var]
+
+def located(scenario: Scenario, node: NodeConfig, key: str) -> Scenario:
+    """The scenario with its data where the node config says they are."""
+    place = getattr(node, key)
+    if place is None:
+        return scenario
+    dataset = scenario.dataset
+    name = next((k for k in ("path", "file") if hasattr(dataset, k)), None)
+    if name is None:
+        raise InputError(f"--node-config: data set '{type(dataset).__name__}' takes no path", key=key)
+    return dataclasses.replace(scenario, dataset=dataclasses.replace(dataset, **{name: place}))  # type: ignore[type-var]
 
 
 def _starting(scenario: Scenario, place: str | None) -> Scenario:
@@ -263,59 +296,8 @@ def _share(task: SupervisedTask, client: int) -> Held:
     return Held(data, client, task.sizes)
 
 
-def _own(scenario: Scenario, node: NodeConfig) -> Held:
-    """All training rows of the node's own data; where clients are evaluated, without those that are held out for that.
-
-    Without a share that is held out these are the data's own test rows.
-    """
-    try:
-        data = load_data(dataclasses.replace(scenario, clients=1))
-    except InputError as error:
-        raise error.under("--node-config: own-data") from None
-    if not isinstance(data, Dataset):
-        raise InputError("--node-config: a quadratic problem is not data of one's own", key="own-data")
-    _same_everywhere(data)
-    x, y = data.train_x, data.train_y
-    tx, ty = (data.test_x, data.test_y) if scenario.tests_clients else (x[:0], y[:0])
-    if isinstance(scenario.local_test, float):
-        try:
-            number = np.array([node.client])
-            (trained,), (tested,) = hold_out([np.arange(len(x))], scenario.local_test, scenario.seed, number)
-        except InputError as error:
-            raise error.under("--node-config: own-data") from None
-        x, y, tx, ty = x[trained], y[trained], x[tested], y[tested]
-    sizes = np.zeros(node.clients, dtype=np.int64)
-    sizes[node.client] = len(x)
-    own = Dataset("own", x, y, tx, ty, data.num_classes, pixels=data.pixels, tokens=data.tokens)
-    return Held(own, node.client, sizes)
-
-
-def _same_everywhere(data: Dataset) -> None:
-    """What is numbered as found in one client's data would be numbered otherwise in another's."""
-    target, columns = data.about.get("target", {}), data.about.get("input", {}).get("columns", ())
-    if data.about.get("input", {}).get("tokenizer", {}).get("found"):
-        raise InputError(
-            "--node-config: own-data: found tokens of this client's own texts, which others may number otherwise; list "
-            "them all in the scenario's data.tokens (or take the tokenizer byte)",
-            key="data.tokens",
-        )
-    labels = target.get("labels", [])
-    if target.get("numbering") == FOUND and labels != list(range(len(labels))):
-        raise InputError(
-            f"--node-config: own-data: found labels {shown(labels)}, which other clients may number otherwise; "
-            "list them all in the scenario's data.classes (or give data.num_classes for labels 0, 1, ...)",
-            key="data.classes",
-        )
-    if spread := [c["name"] for c in columns if c["kind"] == "categorical"]:
-        raise InputError(
-            f"--node-config: own-data: found the categorical columns {shown(spread)}, whose values other clients may "
-            "number otherwise; allowed: columns of numbers",
-            key="data.categorical",
-        )
-
-
-def _write_held(file: Path, held: Held) -> None:
-    about = json.dumps({"classes": held.data.num_classes, "tokens": record(held.data.tokens)})
+def _write_held(file: Path, held: Held, agreed: str = "") -> None:
+    about = json.dumps({"classes": held.data.num_classes, "tokens": record(held.data.tokens), "agreed": agreed})
     tensors = {"x": held.data.train_x, "y": held.data.train_y, "sizes": torch.as_tensor(held.sizes)}
     if len(held.data.test_x):
         tensors |= {"test_x": held.data.test_x, "test_y": held.data.test_y}
@@ -324,7 +306,8 @@ def _write_held(file: Path, held: Held) -> None:
     _write(file, tensors, {"about": about})
 
 
-def _read_held(file: Path, client: int) -> Held:
+def _read_held(file: Path, client: int) -> tuple[Held, str]:
+    """What is kept, and by which of the server's lists it is numbered."""
     with safe_open(file, framework="pt") as opened:
         about = json.loads(opened.metadata()["about"])
         told = about.get("tokens")  # a folder that an older version made says nothing of tokens
@@ -335,7 +318,7 @@ def _read_held(file: Path, client: int) -> Held:
         tested = "test_x" in opened.keys()  # noqa: SIM118
         tx, ty = (opened.get_tensor(k) for k in ("test_x", "test_y")) if tested else (x[:0], y[:0])
     data = Dataset("share", x, y, tx, ty, about["classes"], pixels=pixels, tokens=tokens)
-    return Held(data, client, sizes.numpy())
+    return Held(data, client, sizes.numpy()), about.get("agreed", "")
 
 
 def _write(file: Path, tensors: State, metadata: dict[str, str] | None = None) -> None:

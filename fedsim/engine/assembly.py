@@ -24,12 +24,13 @@ from fedsim.core.limits import check_room
 from fedsim.core.modules import beside
 from fedsim.core.oracle import Task
 from fedsim.core.registry import lookup
-from fedsim.data.division import Division, column_of, divided
+from fedsim.data.division import Division, divided
 from fedsim.data.partition import label_counts
 from fedsim.data.sets import Dataset, Quadratic, described
 from fedsim.data.tokenized import tokens_of
 from fedsim.devices.system import Durations
 from fedsim.engine.attackers import attacked, attackers_of
+from fedsim.engine.elsewhere import Held, Told, load_data
 from fedsim.engine.export import start_of
 from fedsim.engine.training_checks import check_carried, check_training
 from fedsim.graphs.network import Network, build_network
@@ -122,36 +123,16 @@ class Material:
 Change = Callable[[Material], Material]
 
 
-@dataclass(frozen=True)
-class Held:
-    """What one machine of a deployment holds of the data: all rows of `data` are client `client`'s, to train and test.
-
-    `sizes` ``[n]`` are the samples of all clients, its own among them; those of clients it knows nothing about are 0.
-    """
-
-    data: Dataset
-    client: int
-    sizes: Ints
-
-    @property
-    def rows(self) -> list[Ints]:
-        """Rows of `data` per client."""
-        return [np.arange(n if c == self.client else 0, dtype=np.int64) for c, n in enumerate(self.sizes.tolist())]
-
-    @property
-    def tests(self) -> list[Ints]:
-        """Rows of its test rows per client."""
-        tested = len(self.data.test_x)
-        return [np.arange(tested if c == self.client else 0, dtype=np.int64) for c in range(len(self.sizes))]
-
-
-def assemble(scenario: Scenario, change: Change | None = None, held: Held | None = None) -> Assembly:
+def assemble(
+    scenario: Scenario, change: Change | None = None, held: Held | None = None, told: Told | None = None
+) -> Assembly:
     """Load the data, divide it, build model and graph.
 
     Parameters
     ----------
     change : exchanges data and model before they are used.
     held : the data where they are not the scenario's.
+    told : what the clients say of data that they hold themselves.
 
     Raises
     ------
@@ -160,15 +141,15 @@ def assemble(scenario: Scenario, change: Change | None = None, held: Held | None
     """
     try:
         with beside(scenario.base):
-            return _assemble(scenario, change, held)
+            return _assemble(scenario, change, held, told)
     except InputError as error:
         raise scenario.document.locate(error) from None
 
 
-def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly:
+def _assemble(s: Scenario, change: Change | None, held: Held | None, told: Told | None) -> Assembly:
     device, dtype = choose_device(s.run.device), getattr(torch, s.run.dtype)
     with _section("data", s):
-        data = load_data(s) if held is None else held.data
+        data = load_data(s, None if told is None else told.scaling) if held is None else held.data
     check_data(s, data)
     counts, layout, about, kept = None, {}, None, dict[str, int]()
     supervised: SupervisedTask | None = None
@@ -180,6 +161,8 @@ def _assemble(s: Scenario, change: Change | None, held: Held | None) -> Assembly
         supervised, counts, layout, about = _supervised(s, data, device, dtype, change, held)
         task, kept = supervised, dict(stays(supervised.kernel.module))
         check_carried(s, task)
+        if told is not None:
+            told.tell(supervised)
     with _section("algorithm"):
         Schedule.of(s.algorithm, task)
     check_clients(s, task.num_clients)
@@ -348,14 +331,6 @@ def _supervised(
         "notes": [*data.notes, *division.notes, *(() if weights is None else weights.notes)],
     }  # fmt: skip
     return task, counts, {"layout": json.dumps(layout), "loss": loss_name, **counted}, about
-
-
-def load_data(s: Scenario) -> Dataset | Quadratic:
-    """The scenario's data, with the ids of their rows where a column divides them."""
-    column = column_of(s.partition)
-    if column is None:
-        return s.dataset.load(s.clients, s.seed, s.base)
-    return s.dataset.load_by(column, s.clients, s.seed, s.base)
 
 
 def choose_device(name: str) -> torch.device:

@@ -123,6 +123,8 @@ class Bound:
         self._entered = (_NOBODY, _NOBODY, _NOBODY)
         self.attempts = 0
         """How often a resumed run went another way than the one before it, so that rounds were made again."""
+        self.uncovered: list[str] = []
+        """What epsilon does not cover in this run, besides what it never does."""
         self.ledger = ledger
         self.rounds = setting.rounds
         self.oracle_metrics = [m for m in setting.task.metrics if not metric(m).public]
@@ -250,6 +252,7 @@ class Bound:
         found = self.ledger.report()
         if self.releases is not None and self.releases.durable:  # a deployment draws from secrets
             found["not_covered"].remove(KNOWN_SEED)
+        found["not_covered"] += self.uncovered
         return {**found, "oracle_metrics": list(self.oracle_metrics), "rows": rows}
 
     def save(self) -> dict[str, Any]:

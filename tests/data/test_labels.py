@@ -247,28 +247,3 @@ def test_mixed_labels_name_the_row(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match=r"row 1 holds 3 .int., row 0 'a' .str."):
         plain(frame.y.to_numpy())
-
-
-@pytest.mark.parametrize(
-    "labels, keys, message",
-    [
-        ("ab", {}, "found labels a, b, which other clients may number otherwise"),
-        ("ab", {"classes": ["a", "b", "c"]}, None),
-        ("13", {}, "found labels 1, 3"),
-        ("13", {"num_classes": 4}, None),
-        ("01", {}, None),
-    ],
-)
-def test_own_data_are_numbered_alike_everywhere(
-    tmp_path: Path, labels: str, keys: dict[str, Any], message: str | None
-) -> None:
-    from fedsim.core.errors import InputError
-    from fedsim.deployment.work import _same_everywhere
-
-    (tmp_path / "d.csv").write_text("u,y\n" + "".join(f"{i},{labels[i % 2]}\n" for i in range(20)))
-    data = load(tmp_path, dataset="csv", path="d.csv", target="y", **keys)
-    if message is None:
-        _same_everywhere(data)
-        return
-    with pytest.raises(InputError, match=message):
-        _same_everywhere(data)

@@ -16,7 +16,8 @@ import fedsim
 from fedsim.core.errors import InputError
 from fedsim.core.job import Job, RunFacts
 from fedsim.deployment.noise import check_trust
-from fedsim.engine.assembly import Held, assemble, load_data
+from fedsim.engine.assembly import assemble
+from fedsim.engine.elsewhere import Held, load_data
 from fedsim.scenario.load import parse
 
 # --- under a server ---------------------------------------------------------------------------------------------------

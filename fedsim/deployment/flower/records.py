@@ -21,8 +21,11 @@ from fedsim.core.errors import RunError
 Arrays = dict[str, Array]
 """A `Message` while it travels."""
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Raised whenever records change, so that machines with different versions of fedsim refuse each other by name."""
+
+ARRAYS, LISTS, MOMENTS = "arrays", "lists", "moments"
+"""Records beside the facts: a message's arrays, what all agree on, and statistics of a client's own rows."""
 
 HELLO, WORK, EXAM = "query.hello", "train", "evaluate"
 """Flower message types: who are you, local work, and what a model says of the client's own test rows."""
@@ -150,13 +153,13 @@ def shown(value: object, longest: int = LONGEST_TEXT) -> str:
     return text if len(text) <= longest else text[:longest] + "..."
 
 
-def pack(record: Order | Receipt | Verdict | Greeting, arrays: Arrays | None = None) -> Any:
-    """A RecordDict with `record`, and with `arrays` where there are any."""
+def pack(record: Order | Receipt | Verdict | Greeting, arrays: Arrays | None = None, name: str = ARRAYS) -> Any:
+    """A RecordDict with `record`, and with `arrays` under `name` where there are any."""
     from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
     content = RecordDict({"fedsim": ConfigRecord(asdict(record))})
     if arrays is not None:
-        content["arrays"] = ArrayRecord({k: Array(v) for k, v in arrays.items()})
+        content[name] = ArrayRecord({k: Array(v) for k, v in arrays.items()})
     return content
 
 

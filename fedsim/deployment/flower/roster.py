@@ -14,8 +14,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedsim import __version__
+from fedsim.deployment.agreement import Agreement
 from fedsim.deployment.flower.absence import Absence
-from fedsim.deployment.flower.records import HELLO, BadRecord, Greeting, Order, pack, shown, unpack
+from fedsim.deployment.flower.records import (
+    HELLO,
+    LISTS,
+    MOMENTS,
+    Arrays,
+    BadRecord,
+    Greeting,
+    Order,
+    pack,
+    shown,
+    unpack,
+    unpack_arrays,
+)
 
 LOG = logging.getLogger("flwr.fedsim")
 _REFRESH = 2.0  # seconds between two looks at the list of nodes
@@ -32,6 +45,8 @@ class Roster:
     run : the run's name on the clients' disks.
     refuses : says what is wrong with a greeting, or None.
     keys : the public key of every client's SuperNode, PEM; empty where any node may be any client.
+    agreement : what nodes are told.
+    doubts : says what is wrong with the statistics that came with a greeting, or None.
     """
 
     def __init__(
@@ -41,7 +56,14 @@ class Roster:
         run: str,
         refuses: Callable[[Greeting], str | None],
         keys: Mapping[int, bytes] | None = None,
+        agreement: Agreement | None = None,
+        doubts: Callable[[Greeting, Arrays], str | None] | None = None,
     ) -> None:
+        self.agreement = agreement or Agreement()
+        """What nodes are told with the greeting; where it changes, those with data of their own are greeted again."""
+        self.doubts = doubts
+        self.said: dict[int, Arrays] = {}
+        """What clients with data of their own said of their rows."""
         self.grid, self.clients, self.run, self.refuses, self.keys = grid, clients, run, refuses, dict(keys or {})
         self.weighed = False
         """Whether what clients said of their samples is in use, so that none may say otherwise."""
@@ -52,18 +74,20 @@ class Roster:
         self._node_of: dict[int, int] = {}
         self._client_at: dict[int, int] = {}
         self._asked: dict[str, int] = {}
+        self._told: dict[int, str] = {}
+        """Which agreement every node was told last."""
         self._online: set[int] = set()
         self._key_at: dict[int, bytes] = {}
         self._not_before: dict[int, float] = {}
         self._looked = -_REFRESH
 
     def node_of(self, client: int) -> int | None:
-        """The node that is `client` now, if it is connected."""
-        return self._node_of.get(client)
+        """The node that is `client` now, if it is connected and knows all that was agreed on."""
+        return None if self._is_behind(client) else self._node_of.get(client)
 
     def here(self, client: int) -> bool:
         """Whether `client` is connected, and does not rest after a silence."""
-        return client in self._node_of and not self.absence.rests(client)
+        return self.node_of(client) is not None and not self.absence.rests(client)
 
     def key_of(self, client: int) -> bytes | None:
         """The public key, PEM, of the node that is `client` now."""
@@ -86,13 +110,15 @@ class Roster:
                 LOG.warning("client %d left (SuperNode %d is no longer connected)", client, node)
         self._online = online
         asked = set(self._asked.values())
-        new = [n for n in online - asked - set(self._client_at) if self._not_before.get(n, now) <= now]
+        behind = {node for client, node in self._node_of.items() if self._is_behind(client)}
+        new = [n for n in online - asked - (set(self._client_at) - behind) if self._not_before.get(n, now) <= now]
         if new:
             from flwr.app import Message
 
             order = Order(self.run, -1, 0, 0, 0, 0, 0)
-            ids = self.grid.push_messages([Message(pack(order), n, HELLO) for n in new])
+            ids = self.grid.push_messages([Message(pack(order, self.agreement.arrays(), LISTS), n, HELLO) for n in new])
             self._asked |= {i: n for i, n in zip(ids, new, strict=True) if i}
+            self._told |= dict.fromkeys(new, self.agreement.digest)
 
     def vacate(self, client: int, node: int | None) -> None:
         """`node`, which was `client`, is away: its place is free, and who waits for one is greeted at once."""
@@ -125,21 +151,28 @@ class Roster:
         if reply.has_error():
             return f"it answered with an error: {shown(reply.error.reason or reply.error.code, 1000)}"
         try:
-            greeting = unpack(Greeting, reply.content)
+            greeting, said = unpack(Greeting, reply.content), unpack_arrays(reply.content.get(MOMENTS) or {})
         except Exception as error:  # whatever one node sends, it ends nothing but its own part
             return str(error) if isinstance(error, BadRecord) else f"{type(error).__name__}: {shown(error)}"
         if greeting.clients != self.clients or not 0 <= greeting.client < self.clients:
             place = f"partition-id={greeting.client} num-partitions={greeting.clients}"
             return f"its node config says {place}, but the scenario has {self.clients} clients"
         problem = self._is_taken(node, greeting) or self.refuses(greeting)
+        if problem is None and self.doubts is not None:
+            problem = self.doubts(greeting, said)
         if problem is not None:
             return problem
         if greeting.version != __version__:
             LOG.warning("client %d has fedsim %s, this server %s", greeting.client, greeting.version, __version__)
         LOG.info("client %d is SuperNode %d (%d samples)", greeting.client, node, greeting.samples)
         self._node_of[greeting.client], self._client_at[node] = node, greeting.client
-        self.greetings[greeting.client] = greeting
+        self.greetings[greeting.client], self.said[greeting.client] = greeting, said
         return None
+
+    def _is_behind(self, client: int) -> bool:
+        """Whether a client with data of its own was told something else than is agreed on now."""
+        known, node = self.greetings.get(client), self._node_of.get(client)
+        return known is not None and known.own and node is not None and self._told.get(node) != self.agreement.digest
 
     def _is_taken(self, node: int, greeting: Greeting) -> str | None:
         """Why `node` cannot be the client that it says it is, or None."""
