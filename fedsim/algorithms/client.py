@@ -119,6 +119,14 @@ class ClientHalf(Part, ABC):
         """What a client works from, by what the `candidates` lose on its data: ``[m, k]``. It has its model as x."""
         return received
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Names, in what `choose` gives, of whole numbers ``[m, 1]`` that say what clients chose.
+
+        They are columns of ``clients.parquet``.
+        """
+        return ()
+
     def personal_model(self, received: Message, client: State) -> Tensor:
         """The model that each client would use itself, rows ``[m, d]``, of what it receives and what it keeps.
 

@@ -128,6 +128,10 @@ class IFCA(ServerAlgorithm):
             chosen = torch.where(better, torch.full_like(chosen, j), chosen)
         return {**{k: v for k, v in received.items() if k not in self.candidates}, "x": x, CLUSTER: chosen}
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return (CLUSTER,) if self.models > 1 else ()
+
     def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
         x, delta = local["x"], local["x"] - received["x"]
         if self.models == 1:

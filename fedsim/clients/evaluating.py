@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from fedsim.algorithms.base import Algorithm
 from fedsim.clients.personal import composed, parted
 from fedsim.clients.round import begin, model, some
 from fedsim.clients.worker import Worker
-from fedsim.core.arrays import Ints
+from fedsim.core.arrays import Floats, Ints
 from fedsim.core.oracle import CARRIED, Task
 from fedsim.core.own_tests import Asked, OwnAnswers, Tuning, joined
 from fedsim.core.returned import by_row
@@ -41,8 +43,8 @@ def evaluate(worker: Worker, clients: Ints, received: Message, asked: Asked) -> 
         rows = order[start : start + step]
         index = torch.as_tensor(rows, device=worker.initial.device)
         mine = {k: v[index] if v.dim() > 1 else v for k, v in received.items()}
-        models = models_of(worker, clients[rows], mine, asked)
-        found.append(tests.answers(models, clients[rows], asked.whole))
+        models, choices = models_of(worker, clients[rows], mine, asked)
+        found.append(replace(tests.answers(models, clients[rows], asked.whole), choices=choices))
     return _in_order(joined(found), order, tests.sizes[clients])
 
 
@@ -54,20 +56,26 @@ def asked_about(algorithm: Algorithm, state: State, nodes: Ints, asked: Asked) -
     return some({k: v for k, v in state.items() if k in ("x", CARRIED)}, rows)
 
 
-def models_of(worker: Worker, clients: Ints, received: Message, asked: Asked) -> Tensor:
-    """The models ``[m, d + b]`` that `clients` use, with what they carry; `received` and `asked` as in `evaluate`."""
-    algorithm, x = worker.algorithm, received.get("x")
+def models_of(worker: Worker, clients: Ints, received: Message, asked: Asked) -> tuple[Tensor, dict[str, Floats]]:
+    """The models ``[m, d + b]`` that `clients` use, with what they carry, and what they chose.
+
+    `received` and `asked` are as in `evaluate`.
+    """
+    algorithm, x, choices = worker.algorithm, received.get("x"), dict[str, Floats]()
     if asked.personal:
         personal, kept = parted(own_rows(worker.store.gather(clients)))
         received = composed(received, personal, worker.task.sharing)
         rounds = np.full(len(clients), asked.round + _APART, dtype=np.int64)
         received, _ = worker.opened(algorithm, received, kept, clients, rounds)
         x = algorithm.personal_model(received, kept)
+        choices = {name: received[name][:, 0].double().cpu().numpy() for name in algorithm.choices}
         by_row({"x": x}, None, len(clients), worker.initial, algorithm, "personal_model")
     assert x is not None
     carried = {k: v.expand(len(clients), -1) for k, v in received.items() if k == CARRIED}
     models = model(carried, x.expand(len(clients), -1))
-    return models if asked.tuning is None else tuned(worker.task, models, clients, asked.round, asked.tuning)
+    if asked.tuning is not None:
+        models = tuned(worker.task, models, clients, asked.round, asked.tuning)
+    return models, choices
 
 
 def tuned(task: Task, models: Tensor, clients: Ints, round: int, tuning: Tuning) -> Tensor:
@@ -107,4 +115,6 @@ def assembled(parts: list[tuple[Ints, OwnAnswers]], sizes: Ints) -> OwnAnswers:
     if outputs is not None:
         ends = np.cumsum(sizes[order])
         outputs = np.concatenate([outputs[ends[i] - sizes[order[i]] : ends[i]] for i in back.tolist()])
-    return OwnAnswers(every.losses[back], None if every.right is None else every.right[back], outputs)
+    choices = {name: values[back] for name, values in every.choices.items()}
+    right = None if every.right is None else every.right[back]
+    return OwnAnswers(every.losses[back], right, outputs, choices=choices)

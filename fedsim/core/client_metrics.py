@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class ClientTable:
     targets : ``[m]`` targets of the test rows, by which clients are weighted: as many, but of tokens.
     values : of each metric by client; nan where a client has none.
     answered : ``[m]`` of clients on machines of their own, which of them answered; None: all.
+    choices : ``[m]`` of what clients chose, whole numbers; nan where a client did not say.
     """
 
     round: int
@@ -42,6 +43,7 @@ class ClientTable:
     targets: Ints
     values: Mapping[str, Floats]
     answered: Bools | None = None
+    choices: Mapping[str, Floats] = field(default_factory=dict)
 
 
 def client_columns(of: Iterable[Metric]) -> dict[str, Metric]:

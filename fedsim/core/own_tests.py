@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class Told:
     ----------
     answered : ``[m]`` which of them said something; of the others nothing is known.
     targets : ``[m]`` targets of their test rows.
-    values : ``[m]`` of each metric.
+    values : ``[m]`` of each metric, and of each of an algorithm's `choices`.
     """
 
     answered: Bools
@@ -71,12 +71,14 @@ class OwnAnswers:
     right : ``[m]`` how many guesses are right; None where there are no classes.
     outputs : ``[N, ...]`` of all rows, client after client; None unless they were asked for.
     told : what clients measured themselves, instead of all that; None where they did not.
+    choices : ``[m]`` of each of an algorithm's `choices`, whole numbers.
     """
 
     losses: Floats
     right: Ints | None
     outputs: Array | None = None
     told: Told | None = None
+    choices: Mapping[str, Floats] = field(default_factory=dict)
 
 
 def joined(parts: list[OwnAnswers]) -> OwnAnswers:
@@ -89,4 +91,5 @@ def joined(parts: list[OwnAnswers]) -> OwnAnswers:
         np.concatenate([p.losses for p in parts]),
         np.concatenate(right) if len(right) == len(parts) else None,
         np.concatenate(outputs) if len(outputs) == len(parts) else None,
+        choices={name: np.concatenate([p.choices[name] for p in parts]) for name in parts[0].choices},
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from fedsim.core.arrays import Array, Ints
 from fedsim.core.client_metrics import BASE
 from fedsim.core.errors import InputError, RunError
+from fedsim.core.metrics import Metric
 from fedsim.core.oracle import Answers, Task
 from fedsim.core.own_tests import OwnAnswers
 from fedsim.deployment.flower.examiner import Examiner
@@ -90,7 +91,8 @@ def examination(scenario: Scenario, assembly: Assembly, roster: Roster) -> Clien
 def examiner(grid: Any, roster: Roster, evaluation: ClientEvaluation, positions: int, policy: Policy) -> Examiner:
     """What asks them; its answers have what `evaluation` measures, on rows with at most so many targets each."""
     names = evaluation.names
+    told = {n: evaluation.metrics[n] for n in names} | {n: Metric(n) for n in evaluation.choices}
     return Examiner(
-        grid, roster, {n: evaluation.metrics[n] for n in names}, [n for n in names if n in BASE], positions,
+        grid, roster, told, [n for n in names if n in BASE], positions,
         policy.timeout, policy.poll,
     )  # fmt: skip

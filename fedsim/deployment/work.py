@@ -130,8 +130,9 @@ class Client:
         who, received = np.array([order.client], dtype=np.int64), to_tensors(arrays, self.worker.initial.device)
         with working(self.scenario.run.threads):
             asked = self.examination.asked(self.worker.algorithm, order.round)
-            found = self.examination.values(who, evaluate(self.worker, who, received, asked))
-        values = {name: float(found[name][0]) for name in self.examination.names}
+            answers = evaluate(self.worker, who, received, asked)
+            found = {**self.examination.values(who, answers), **answers.choices}
+        values = {name: float(found[name][0]) for name in (*self.examination.names, *self.examination.choices)}
         targets = int(self.examination.tests.targets_of(who)[0])
         seconds = time.perf_counter() - started
         return Verdict(order.client, order.round, targets, seconds), self._tests(), values

@@ -58,15 +58,21 @@ class ClientEvaluation:
         train, tested = self.task.sizes, self.tests
         if (told := answers.told) is not None:
             held = train[clients], tested.sizes[clients], told.targets
-            return ClientTable(round, clients, *held, told.values, told.answered)
+            values, choices = ({k: told.values[k] for k in kept} for kept in (self.names, self.choices))
+            return ClientTable(round, clients, *held, values, told.answered, choices)
         held = train[clients], tested.sizes[clients], tested.targets_of(clients)
-        return ClientTable(round, clients, *held, self.values(clients, answers))
+        return ClientTable(round, clients, *held, self.values(clients, answers), choices=answers.choices)
 
     def asked(self, algorithm: Algorithm, round: int) -> Asked:
         """What clients are asked after `round`."""
         return Asked(
             round, self.own_models(algorithm), tuning_of(self.scenario, algorithm, round), whole=bool(self.measures)
         )
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """What clients choose that is recorded beside what is measured of them."""
+        return self.scenario.algorithm.choices
 
     @property
     def names(self) -> list[str]:

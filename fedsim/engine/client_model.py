@@ -76,7 +76,7 @@ def client_model(folder: Path, client: str | int) -> ClientModel:
     if asked.personal:
         _catch_up(worker, saved, number, assembly.privacy.claims)
     home = _home(scenario, assembly, worker, saved, round)
-    models = models_of(worker, clients, _received(home, assembly, clients, asked), asked)[0]
+    models = models_of(worker, clients, _received(home, assembly, clients, asked), asked)[0][0]
     d = assembly.task.dim
     return ClientModel(models[:d].clone(), models[d:].clone(), which)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedsim.core.arrays import Floats
 from fedsim.core.client_metrics import ClientTable
 from fedsim.core.disk import cannot_write
 from fedsim.core.errors import InputError, RunError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 FILE = "clients.parquet"
 _WAY_OUT = "start from the beginning, without --resume"
 _NUMBERS = ["round", "client", "train_samples", "test_samples"]
+_LARGEST = 2**53
 _MOST_ROWS = 10**6
 """That wait; more are written before a checkpoint is due."""
 
@@ -69,14 +71,18 @@ class ClientRows(Watcher):
             "train_samples": pa.array(table.train_samples),
             "test_samples": pa.array(table.test_samples),
             **{name: pa.array(values, pa.float64()) for name, values in table.values.items()},
+            **{name: _whole(values) for name, values in table.choices.items()},
         }
         return pa.table(columns)
 
 
-def check_rows(folder: Path, rounds: Sequence[int], done: int, values: Sequence[str], alike: bool) -> None:
+def check_rows(
+    folder: Path, rounds: Sequence[int], done: int, values: Sequence[str], choices: Sequence[str], alike: bool
+) -> None:
     """Raise RunError where the clients' rows are not those that the checkpoint of round `done` implies.
 
-    `values` are the metrics that every row has, and `alike` says whether all rounds have as many clients.
+    `values` are the metrics that every row has, `choices` what clients chose, which earlier versions did not write, and
+    `alike` says whether all rounds have as many clients.
     """
     path = folder / FILE
     implied = f"the checkpoint of round {done} implies {shown_rounds(rounds)}"
@@ -88,7 +94,7 @@ def check_rows(folder: Path, rounds: Sequence[int], done: int, values: Sequence[
     try:
         parts = [pa.table({k: pa.array([], pa.int64()) for k in _NUMBERS[:2]})]
         for part in _parts(path):  # all columns, so that none is found damaged when it is copied
-            _check_columns(path, part.schema, values)
+            _check_columns(path, part.schema, values, [k for k in choices if k in part.schema.names])
             parts.append(part.select(_NUMBERS[:2]))
         found = pa.concat_tables(parts)
     except (OSError, pa.ArrowException) as error:
@@ -108,11 +114,11 @@ def check_rows(folder: Path, rounds: Sequence[int], done: int, values: Sequence[
         raise RunError(f"{path} has {said}; {_WAY_OUT}")
 
 
-def _check_columns(path: Path, schema: pa.Schema, values: Sequence[str]) -> None:
+def _check_columns(path: Path, schema: pa.Schema, values: Sequence[str], choices: Sequence[str]) -> None:
     import pyarrow as pa
 
     name = [("name", pa.string())] if "name" in schema.names else []
-    wanted = [*((k, pa.int64()) for k in _NUMBERS), *name, *((k, pa.float64()) for k in values)]
+    wanted = [*((k, pa.int64()) for k in (*_NUMBERS, *choices)), *name, *((k, pa.float64()) for k in values)]
     if sorted((field.name, str(field.type)) for field in schema) != sorted((k, str(t)) for k, t in wanted):
         found = ", ".join(f"{field.name} ({field.type})" for field in schema)
         allowed = ", ".join(f"{k} ({t})" for k, t in wanted)
@@ -210,6 +216,13 @@ class _writing:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, OSError):
             raise cannot_write(self.path, error) from error
+
+
+def _whole(values: Floats) -> pa.Array:
+    """Whole numbers, null where there is none; a client of a deployment may say anything."""
+    import pyarrow as pa
+
+    return pa.array([int(v) if abs(v) < _LARGEST and v == int(v) else None for v in values.tolist()], pa.int64())
 
 
 def _int64(values: Sequence[int]) -> pa.Array:

@@ -44,6 +44,7 @@ from fedsim.privacy.releases import recounted
 from fedsim.scenario.load import load
 from fedsim.scenario.sections import BackendSection, Scenario
 from fedsim.scenario.stopping import Stop
+from fedsim.scenario.table import PATHS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -221,7 +222,7 @@ def find_checkpoint(folder: Path, scenario: Scenario) -> Checkpoint | None:
             said = json.loads(lines[-1])
             values = [name for name in scenario.client_metrics if f"client_{name}_mean" in said]
             alike = scenario.algorithm.setting == "server"  # nodes of a graph may come and go
-            check_rows(folder, evaluated_rounds(scenario, done), done, values, alike)
+            check_rows(folder, evaluated_rounds(scenario, done), done, values, scenario.algorithm.choices, alike)
     return checkpoint
 
 
@@ -335,10 +336,12 @@ def _check_same(folder: Path, scenario: Scenario) -> None:
         raise InputError(
             "is not the YAML that fedsim wrote; --resume cannot continue this run", None, str(recorded)
         ) from error
+    named = {k: v for k, v in old.items() if k.rpartition(".")[2] in PATHS and isinstance(v, str)}
     with suppress(InputError):  # if it has something that is not there any more, the comparison names it
         old |= _flat(
             yaml.safe_load(load(recorded, notes=False).to_yaml())
         )  # with the defaults of keys that have come since
+    old |= {k: str((scenario.base / v).resolve()) for k, v in named.items()}  # earlier versions left some relative
     new = _flat(yaml.safe_load(scenario.to_yaml()))
     problems = [
         Problem(f"found {new.get(key)!r}, but the run in {folder} has {old.get(key)!r}; {_SAME}", key)

@@ -74,7 +74,9 @@ def clients(groups: Sequence[Group], shown: Sequence[Metric], save: Callable[[st
     if not found:
         return
     columns = {m.name: m for m in shown}
-    for name in _drawn({name for held in found.values() for h in held for name in h.metrics}, columns):
+    for name in _drawn(
+        {name for held in found.values() for h in held for name in h.metrics} - _chosen(found, columns), columns
+    ):
         rows = [row for row in (_over_rounds(groups, name, columns), _last(found, name)) if row]
         yield heading(3, name.replace("_", " ").capitalize())
         yield from _table(groups, found, name, columns)
@@ -129,6 +131,12 @@ def label_skew(counts: Ints) -> Floats:
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def _chosen(found: Mapping[int, Sequence[Held]], columns: Mapping[str, Metric]) -> set[str]:
+    """What clients chose, which is no metric: nothing sums it up."""
+    names = {name for held in found.values() for h in held for name in h.metrics}
+    return {name for name in names if f"client_{name}_mean" not in columns}
 
 
 def _drawn(names: set[str], columns: Mapping[str, Metric]) -> list[str]:

@@ -34,7 +34,7 @@ class Section(ABC):
     ----------
     path : its dotted key.
     required : why a scenario needs it, said where it is missing.
-    paths : whether the keys `path` and `file` in it are relative to the scenario file; they are written out absolute.
+    paths : whether its keys in `PATHS` are relative to the scenario file; they are written out absolute.
     recorded : whether the resolved scenario has it.
     """
 
@@ -304,15 +304,19 @@ class PartsSection(Section):
         return {"type": "object", "properties": found, "patternProperties": own, "additionalProperties": False}
 
 
+PATHS = ("path", "test_path", "file")
+"""Keys that name files or folders."""
+
+
 def absolute(section: Values, base: Path) -> dict[str, Any]:
-    """The section with its `path` and `file` keys absolute."""
+    """The section with its keys `path`, `test_path` and `file` absolute."""
 
     def fix(key: str, value: Any) -> Any:
         if isinstance(value, dict):
             return {k: fix(k, v) for k, v in value.items()}
         if isinstance(value, list):
             return [fix(key, v) for v in value]
-        return str((base / value).resolve()) if key in ("path", "file") and isinstance(value, str) else value
+        return str((base / value).resolve()) if key in PATHS and isinstance(value, str) else value
 
     return {k: fix(k, v) for k, v in section.items()}
 

@@ -114,8 +114,9 @@ def test_other_runs_are_evaluated_alike(tmp_path: Path, sections: dict[str, Any]
         {"algorithm": {"name": "ditto", "lr": 0.05, "local_steps": 2}},
         {"algorithm": {"name": "apfl", "lr": 0.05, "local_steps": 2}, "participation": {"clients_per_round": 2}},
         {"model": {"name": "mlp", "hidden": [8], "personal": ["*1*"]}},
+        {"algorithm": {"name": "ifca", "lr": 0.05, "local_steps": 2}},
     ],
-    ids=["ditto", "apfl sampled", "personal layers"],
+    ids=["ditto", "apfl sampled", "personal layers", "clusters"],
 )
 def test_models_of_their_own_are_evaluated_where_they_are(tmp_path: Path, sections: dict[str, Any]) -> None:
     values = {**SERVER, **sections}

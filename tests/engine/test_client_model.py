@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pyarrow import parquet
+from safetensors.torch import load_file
 from torch.nn import functional
 from typer.testing import CliRunner
 
@@ -118,6 +120,39 @@ def test_a_clients_model_says_what_the_table_says(folder: Path, kind: str, tmp_p
             assert said == pytest.approx(table[ward], rel=1e-6)
         assert ward in about["which"]
     assert {p: p.read_bytes() for p in sorted(run.dir.rglob("*")) if p.is_file()} == before
+
+
+def test_the_table_has_what_clients_chose(folder: Path) -> None:
+    """The column `cluster` is the number of the one model of the server's that has the client's loss."""
+    run = run_of(folder, "ifca")
+    table = run.clients
+    assert table["cluster"].dtype == "int64"
+    assert set(table["cluster"]) <= {0, 1}
+    last = table[table["round"] == ROUNDS].set_index("name")
+    state = load_file(run.dir / "checkpoint" / "state.safetensors")
+    for ward in WARDS:
+        own = torch.cat([p.flatten() for p in run.model(client=ward).parameters()])
+        assert torch.equal(own, state[f"model_{last.loc[ward, 'cluster'] + 1}"])
+    assert set(last["cluster"]) == {0, 1}, "else this says little"
+    assert not [name for name in run.metrics if "cluster" in name]
+    page = Path(fedsim.report([run.dir], folder / "ifca.html")).read_text(encoding="utf-8")
+    assert page.count("<th>cluster") == 1
+    assert "clients-cluster" not in page
+    assert "cluster" not in run_of(folder, "fedavg").clients
+
+
+def test_a_run_that_recorded_no_choices_goes_on_without(folder: Path, tmp_path: Path) -> None:
+    """As an earlier version left it."""
+    import shutil
+
+    shutil.copytree(run_of(folder, "ifca").dir, tmp_path / "run")
+    path = tmp_path / "run" / "clients.parquet"
+    parquet.write_table(parquet.read_table(path).drop_columns(["cluster"]), path)
+    longer = fedsim.load(folder / "ifca.yaml", [f"run.rounds={2 * ROUNDS}"])
+    run = fedsim.run(longer, out=tmp_path / "run", resume=True)
+    assert run.resumed_at == ROUNDS
+    assert sorted(set(run.clients["round"])) == [0, ROUNDS, 2 * ROUNDS]
+    assert "cluster" not in run.clients
 
 
 def test_after_the_last_merge_all_clients_have_the_mean(folder: Path) -> None:
