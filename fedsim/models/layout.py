@@ -7,7 +7,7 @@ place. What does not train (parameters that are frozen, buffers) stays in the mo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -31,6 +31,8 @@ class Layout:
     total: int
     others: tuple[tuple[str, str], ...] = ()
     """Further names of shared parameters, in other sub-modules, each with the name in `names`."""
+    padded: tuple[tuple[str, int], ...] = ()
+    """Tables of embeddings, by name, whose gradient leaves out a row: that of the id for padding."""
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -53,7 +55,12 @@ def layout(module: nn.Module) -> Layout:
         for key, p in sub.named_parameters(recurse=False)
         if id(p) in first
     ]
-    return placed(named, tuple(o for o in others if o[0] != o[1]))
+    padded = [
+        (f"{prefix}.weight" if prefix else "weight", sub.padding_idx)
+        for prefix, sub in module.named_modules()
+        if isinstance(sub, nn.Embedding) and sub.padding_idx is not None and id(sub.weight) in first
+    ]
+    return replace(placed(named, tuple(o for o in others if o[0] != o[1])), padded=tuple(padded))
 
 
 def placed(named: Mapping[str, Tensor], others: tuple[tuple[str, str], ...] = ()) -> Layout:
@@ -91,14 +98,23 @@ def call(
 
     With `buffers`, by name, in the place of its own, too: what it makes of them is written into them.
 
-    ``functional_call`` can tie weights itself, but leaves a module changed in which a layer is used twice.
+    ``functional_call`` can tie weights itself, but leaves a module changed in which a layer is used twice. ``vmap``
+    leaves an embedding's row for padding out of the first client's gradient alone (PyTorch 2.13).
     """
     everywhere = {**params, **{other: params[name] for other, name in layout.others}, **(buffers or {})}
+    if torch.is_grad_enabled():
+        everywhere |= {name: fixed_row(everywhere[name], row) for name, row in layout.padded}
     out: Tensor = logits_of(functional_call(module, everywhere, (inputs,), tie_weights=False))
     for name, b in (buffers or {}).items():
         if everywhere[name] is not b:  # the module has put another one into its place
             b.copy_(everywhere[name].detach())
     return out
+
+
+def fixed_row(table: Tensor, row: int) -> Tensor:
+    """The same ``[n, width]`` with a row of which no gradient is taken."""
+    here = torch.arange(len(table), device=table.device).unsqueeze(-1) == row
+    return torch.where(here, table.detach(), table)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
@@ -26,10 +27,12 @@ from torch.nn import functional
 
 from fedsim.core import rng
 from fedsim.core.errors import InputError, nearest
+from fedsim.core.limits import check_room
 from fedsim.core.tokens import widened
 from fedsim.core.types import Count, Positive
 from fedsim.models.checks import takes
-from fedsim.models.layout import levels, named_some
+from fedsim.models.layout import fixed_row, levels, named_some
+from fedsim.models.nature import trained_output
 
 A, B, DROP = "lora_A", "lora_B", "lora_dropout"
 
@@ -61,14 +64,16 @@ class Adapter:
     kind: str
     scale: float
 
-    def __call__(self, layer: Any, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output + self.scale * self.added(layer, given[0])
+    def __call__(self, layer: Any, given: tuple[Tensor, ...], named: Mapping[str, Tensor], output: Tensor) -> Tensor:
+        (x,) = (*given, *named.values())
+        return output + self.scale * self.added(layer, x)
 
     def added(self, layer: Any, x: Tensor) -> Tensor:
         """``B A x`` of the layer's input."""
         down, up = getattr(layer, A), getattr(layer, B)
         if self.kind == "embedding":
-            rows = functional.embedding(x, down.mT, layer.padding_idx)
+            table = down.mT if layer.padding_idx is None else fixed_row(down.mT, layer.padding_idx)
+            rows = functional.embedding(x, table)
             added: Tensor = rows @ up.mT
             return added
         dropped = getattr(layer, DROP, None)
@@ -119,6 +124,8 @@ def adapt(module: nn.Module, lora: Lora, seed: int) -> None:
     for p in module.parameters():
         p.requires_grad_(id(p) in kept)
     for name, (layer, kind) in found.items():
+        needed = sum(math.prod(s) for s in Adapter(kind, 1.0).shapes(layer, lora.rank)) * 4
+        check_room(needed, f"an adapter of rank {lora.rank:,} of '{name}'", "lora.rank")
         hook = Adapter(kind, lora.alpha / lora.rank)
         generator = torch.Generator().manual_seed(int(rng.key(seed, "lora", zlib.crc32(name.encode()))[0]))
         for key, value in zip((A, B), hook.first(layer, lora.rank, generator), strict=True):
@@ -127,7 +134,7 @@ def adapt(module: nn.Module, lora: Lora, seed: int) -> None:
             layer.register_parameter(key, nn.Parameter(value.to(weight)))
         if lora.dropout and kind != "embedding":
             layer.add_module(DROP, nn.Dropout(lora.dropout))
-        layer.register_forward_hook(hook)
+        layer.register_forward_hook(hook, prepend=True, with_kwargs=True)  # before others: it is a part of the layer
 
 
 def adapters(module: nn.Module) -> dict[str, tuple[nn.Module, Adapter]]:
@@ -163,21 +170,24 @@ def check_used(module: nn.Module, rows: Tensor) -> None:
     InputError
         It names the layer.
     """
-    called: set[int] = set()
+    called: list[set[int]] = [set(), set()]
     hooks = [
-        layer.register_forward_pre_hook(lambda layer, _: called.add(id(layer)))
+        layer.register_forward_pre_hook(lambda layer, _: called[module.training].add(id(layer)))
         for layer, _ in adapters(module).values()
     ]
-    x = widened(rows)
+    x, both = widened(rows), False
     if x.is_floating_point() or not takes(module, x):
         x = x.to(next(module.parameters()).dtype)
     try:
         computed = takes(module, x)  # a module that cannot take them at all is refused for that
+        with suppress(Exception):
+            trained_output(module, torch.cat([x, x]))
+            both = True
     finally:
         for hook in hooks:
             hook.remove()
     for name, (layer, _) in adapters(module).items() if computed else ():
-        if id(layer) not in called:
+        if id(layer) not in called[False] or (both and id(layer) not in called[True]):
             message = f"'{name}' is not called in a forward pass: what is around it uses its weight by itself"
             raise InputError(f"{message}; allowed: other layers", key="lora.targets")
 
@@ -207,6 +217,7 @@ def _targets(module: nn.Module, patterns: Sequence[str], kept: set[int]) -> Mapp
         name: (layer, kind)
         for name, layer in module.named_modules()
         if (kind := _kind(layer)) is not None
+        and not any(hasattr(layer, key) for key in (A, B, DROP))
         and owners[id(layer.weight)] == 1  # a merged adapter would change the others that share it
         and not any(id(p) in kept for p in layer.parameters(recurse=False))
     }

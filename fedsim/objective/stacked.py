@@ -141,11 +141,20 @@ class VmapKernel(Kernel):
         return result
 
     def differentiates(self, x: Tensor, inputs: Tensor) -> None:
-        """Go forward and backward once; RuntimeError or ValueError where ``vmap`` cannot take the model."""
+        """Go forward and backward once with equal rows ``[2, d]`` and inputs ``[2, b, ...]``.
+
+        Raises
+        ------
+        RuntimeError, ValueError
+            ``vmap`` cannot take the model, or gives equal rows different gradients.
+        """
         leaves = self._leaves(x)
         with torch.enable_grad():
-            out = self.forward(leaves, inputs).sum()
-            torch.autograd.grad(out, list(leaves.values()), allow_unused=True)
+            out = self.forward(leaves, inputs).square().sum()
+            grads = torch.autograd.grad(out, list(leaves.values()), allow_unused=True)
+        for name, g in zip(leaves, grads, strict=True):
+            if g is not None and not _close(g[0], g[1]):
+                raise RuntimeError(f"equal clients get different gradients of '{name}'")
 
     def input_grad(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         leaf, params = inputs.detach(), {name: v.detach() for name, v in views(x, self.layout).items()}
@@ -173,6 +182,11 @@ def _call(module: nn.Module, places: Layout, params: dict[str, Tensor], inputs: 
     return call(module, params, places, inputs)
 
 
+def _close(one: Tensor, other: Tensor) -> bool:
+    far = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max())
+    return torch.allclose(one, other, rtol=0, atol=far, equal_nan=True)
+
+
 def build_kernel(
     module: nn.Module,
     loss: Loss,
@@ -180,8 +194,10 @@ def build_kernel(
     sample: Tensor,
     precision: Precision = "full",
     way: Way = "auto",
+    others: Tensor | None = None,
 ) -> Kernel:
-    """The kernel for `module` on `device`; one input `sample` ``[...]`` shows whether vmap can take the model.
+    """The kernel for `module` on `device`; one input `sample` ``[...]`` shows whether vmap can take the model, and
+    `others` ``[b, ...]`` whether it then computes what it should.
 
     Raises
     ------
@@ -200,7 +216,8 @@ def build_kernel(
     rows = flatten(module).expand(2, -1)
     try:
         kernel.outputs(rows, sample.unsqueeze(0))
-        kernel.differentiates(rows, torch.stack([sample, sample]).unsqueeze(1))
+        few = sample.unsqueeze(0) if others is None else others
+        kernel.differentiates(rows, torch.stack([few, few]))
     except (
         RuntimeError,
         ValueError,

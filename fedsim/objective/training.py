@@ -247,7 +247,7 @@ def kernel_of(
     """
     nature = nature_of(module, inputs)
     if nature.plain:
-        return build_kernel(module, loss, device, inputs[0], precision, way)
+        return build_kernel(module, loss, device, inputs[0], precision, way, inputs)
     rows_only = TrainingKernel(module, loss, nature, precision)
     if way == "rows":
         return rows_only

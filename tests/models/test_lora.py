@@ -22,7 +22,7 @@ from fedsim.engine.assembly import assemble
 from fedsim.models import exported
 from fedsim.models.build import build_model
 from fedsim.models.layout import flatten, load_flat, trainable
-from fedsim.models.lora import Lora, adapt, adapters, merge
+from fedsim.models.lora import Lora, adapt, adapters, check_used, merge
 from fedsim.models.losses import cross_entropy
 from fedsim.models.size import saved_bytes
 from fedsim.objective.stacked import ChainKernel, RowKernel, VmapKernel, build_kernel
@@ -179,6 +179,7 @@ def test_targets_by_name(targets: list[str], names: list[str]) -> None:
         ({"targets": ["body", "zz"]}, "lora.targets.1", "of names of Linear, .* body, head"),
         ({"targets": []}, "lora.targets", "at least 1"),
         ({"targets": ["body"], "rank": 0}, "lora.rank", "greater than 0"),
+        ({"targets": ["body"], "rank": 10**11}, "lora.rank", "an adapter of rank 100,000,000,000 of 'body' needs"),
         ({"targets": ["body"], "train": ["haed"]}, "lora.train.0", r"matches no parameter \(did you mean 'head'"),
         ({"targets": ["head"], "train": ["head"]}, "lora.targets.0", "'head' .Linear. is none that can have"),
         ({"rank": 3}, "lora.targets", "missing"),
@@ -191,6 +192,44 @@ def test_refused_adapters(lora: Any, key: str, says: str, tmp_path: Path) -> Non
         fedsim.run({**base_of("head"), "model": {"name": "own_models:Whole", "lora": lora}}, out=tmp_path / "run")
     assert caught.value.problems[0].key == f"model.{key}"
     assert not (tmp_path / "run").exists()
+
+
+class ByItself(nn.Module):
+    """It takes a layer's weight by itself while it trains, and hands another one its input by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        body = self.body
+        h = nn.functional.linear(x, body.weight, body.bias) if self.training else body(x)
+        return self.head(input=h)
+
+
+def test_a_layer_that_is_called_in_evaluations_alone_is_refused() -> None:
+    module = ByItself()
+    adapt(module, Lora(targets=["*"]), 0)
+    with pytest.raises(InputError, match="'body' is not called in a forward pass"):
+        check_used(module, torch.randn(4, 6))
+
+
+def test_an_adapter_is_a_part_of_its_layer() -> None:
+    """Hooks of the layer's own see what it computes with its adapter, as they do once that is merged."""
+    x = torch.randn(4, 6)
+    module = ByItself().eval()
+    module.head.register_forward_hook(lambda _layer, _given, out: 3 * out)
+    adapt(module, Lora(targets=["*"]), 0)
+    moved(module)
+    out = module(x)
+    assert torch.allclose(merge(module)(x), out, rtol=0, atol=1e-5)
+
+
+def test_a_layer_with_adapters_of_its_own_gets_none() -> None:
+    module = ByItself()
+    module.body.lora_A = nn.Parameter(torch.ones(2))
+    adapt(module, Lora(targets=["*"]), 0)
+    assert list(adapters(module)) == ["head"]
 
 
 def test_layers_that_are_not_called_or_share_a_weight_are_refused() -> None:

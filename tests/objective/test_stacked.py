@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional
 
 from fedsim.models import losses
-from fedsim.models.build import layout, views
+from fedsim.models.build import layout, load_flat, views
+from fedsim.models.lora import Lora, adapt
 from fedsim.objective.stacked import ChainKernel, RowKernel, VmapKernel, build_kernel
 
 CPU = torch.device("cpu")
@@ -253,3 +256,42 @@ def test_a_layer_used_twice_is_no_chain() -> None:
     kernel = build_kernel(module, losses.cross_entropy, CPU, torch.zeros(6, dtype=torch.float64))
     assert not isinstance(kernel, ChainKernel)
     check(kernel, module, losses.cross_entropy, problem(module, 3, 4, "one"))
+
+
+class Words(nn.Module):
+    """An embedding with an id for padding, by itself, as a head too, with an adapter, or by a function."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.head = how, nn.Linear(4, 7, bias=False)
+        self.words = nn.Embedding(7, 4, padding_idx=None if how == "function" else 2)
+        if how == "tied":
+            self.head.weight = self.words.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = functional.embedding(x, self.words.weight, 2) if self.how == "function" else self.words(x)
+        return self.head(h.mean(1).tanh())
+
+
+@pytest.mark.parametrize("way", ["auto", "rows"])
+@pytest.mark.parametrize("how", ["alone", "tied", "adapted", "function"])
+def test_the_row_of_an_embedding_for_padding_has_no_gradient_of_any_client(how: str, way: Any) -> None:
+    torch.manual_seed(3)
+    module = Words(how)
+    if how == "adapted":
+        adapt(module, Lora(targets=["words"], rank=2), 0)
+    module = module.double()
+    ids, y = torch.randint(0, 7, (3, 5, 4)), torch.randint(0, 7, (3, 5))
+    assert (ids == 2).any(-1).any(-1).all()
+    kernel = build_kernel(copy.deepcopy(module), losses.cross_entropy, CPU, ids[0, 0], way=way, others=ids[0])
+    assert isinstance(kernel, RowKernel if way == "rows" or how == "function" else VmapKernel)
+    x = torch.randn(3, kernel.layout.total, dtype=torch.float64)
+    found = kernel.grad(x, ids, y, 0.2)
+    each = kernel.per_sample_grad(x, ids, y).mean(1) if how != "function" else found
+    for i, flat in enumerate(x):
+        load_flat(module, flat)
+        module.zero_grad()
+        losses.cross_entropy(module(ids[i]), y[i]).mean().backward()
+        wanted = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+        assert torch.allclose(found[i], wanted, rtol=0, atol=1e-14)
+        assert torch.allclose(each[i], wanted, rtol=0, atol=1e-14)
