@@ -273,7 +273,7 @@ def _draws_alike(kernel: DrawingKernel, inputs: Tensor) -> bool:
     bound = copy.copy(kernel)
     bound.keys = np.arange(2, dtype=np.uint64)
     try:
-        bound.differentiates(flatten(kernel.module).expand(2, -1), few)
+        bound.differentiates(flatten(kernel.module).expand(2, -1), few, alike=False)  # keys differ
         for row, key in zip(bound.forward(params, few), bound.keys, strict=True):
             with _Drawing(int(key), inputs.device):
                 alone = call(module, {name: v[0] for name, v in params.items()}, kernel.layout, few[0])
