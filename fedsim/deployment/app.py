@@ -161,12 +161,13 @@ def deploy(scenario: Scenario, folder: Path, wheel: bool = False) -> list[str]:
         made = Path(stage) / "app"
         try:
             _write(scenario, made, folder.resolve(), clients, own, wheel)
-            if own.files:
-                prove(made, PACKAGE, own.homes)
+            loose = prove(made, PACKAGE, own.homes) if own.files else []
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copytree(made, folder, dirs_exist_ok=True)
         except OSError as error:
             raise InputError(f"DIR: the app cannot be written to {folder}: {error}") from None
+    if loose:
+        LOG.warning("%s: found on this machine's PYTHONPATH, so every machine needs them", ", ".join(loose))
     for file in own.left:
         LOG.warning("%s, which a module names, does not travel: Flower packs %s alone", file, " ".join(PACKED))
     return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import traceback
 import zipfile
@@ -26,8 +27,10 @@ from fedsim.core.errors import InputError
 _SECONDS = 600.0
 
 
-def prove(app: Path, package: str, homes: Sequence[Path]) -> None:
+def prove(app: Path, package: str, homes: Sequence[Path]) -> list[str]:
     """Try the app in the folder `app`, whose modules came from `homes`.
+
+    Returns names of modules that it took from folders where nothing is installed (``PYTHONPATH``).
 
     Raises
     ------
@@ -58,12 +61,13 @@ def prove(app: Path, package: str, homes: Sequence[Path]) -> None:
         if ended.returncode != 0 or not answer.exists():
             last = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "no word")
             raise InputError(f"the app was tried in another process, which ended with {ended.returncode}: {last}")
-        found = json.loads(answer.read_text(encoding="utf-8"))
+        found, loose = json.loads(answer.read_text(encoding="utf-8"))
     if found is not None:
         raise InputError(
             f"the app does not work without the folders that its modules come from: {found}; "
             "allowed: modules and data files beside those that name them, or installed on every machine"
         )
+    return list(loose)
 
 
 def _unpack(app: Path, folder: Path) -> None:
@@ -94,15 +98,29 @@ def _tried(app: Path, package: str, hidden: Sequence[str]) -> str | None:
             for side in ("server", "client"):
                 importlib.import_module(f"{package}.{side}_app")
     except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}{_where(error, app / package)}"
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if file is None or "." in name or name in ("fedsim", "__main__"):
-            continue
-        top = Path(file).parent.parent if Path(file).name == "__init__.py" else Path(file).parent
-        if str(top.resolve()) in hidden:
+        text = " ".join(str(error).split()).replace(f"{app / package}{os.sep}", "")
+        return f"{type(error).__name__}: {text}{_where(error, app / package)}"
+    for name, top in _tops().items():
+        if str(top) in hidden:
             return f"'{name}' was found in {top}, which is on this machine's path but not in the app"
     return None
+
+
+def _tops() -> dict[str, Path]:
+    """Modules that were imported, those inside packages apart, and the folders they lie in."""
+    found = {}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file is not None and "." not in name and name != "fedsim" and not name.startswith("__"):
+            inside = Path(file).name == "__init__.py"
+            found[name] = (Path(file).parent.parent if inside else Path(file).parent).resolve()
+    return found
+
+
+def _loose(app: Path) -> list[str]:
+    """Names of modules that lie where nothing is installed, and not in the app."""
+    installed = {Path(p).resolve() for p in (*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix, str(app))}
+    return sorted(name for name, top in _tops().items() if not any(top.is_relative_to(p) for p in installed))
 
 
 def _one_step(file: Path) -> None:
@@ -134,7 +152,8 @@ def _where(error: Exception, package: Path) -> str:
 def _main() -> None:
     told: dict[str, Any] = json.loads(sys.stdin.read())
     found = _tried(Path(told["app"]), told["package"], told["hidden"])
-    Path(told["answer"]).write_text(json.dumps(found), encoding="utf-8")
+    loose = _loose(Path(told["app"]).resolve())
+    Path(told["answer"]).write_text(json.dumps([found, loose]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -46,8 +46,13 @@ def written(folder: Path, files: dict[str, str], name: str, **sections: Any) -> 
     return folder / "mine.yaml"
 
 
-def test_all_that_modules_need_goes_along(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_all_that_modules_need_goes_along(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "beside").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "not_installed.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path / "elsewhere")
     net = (
         "import json\nfrom pathlib import Path\nfrom torch import nn\n"
         "from .parts import build\nimport absolute_sibling\n"
@@ -62,7 +67,7 @@ def test_all_that_modules_need_goes_along(tmp_path: Path, caplog: pytest.LogCapt
         "def later():\n    return open('words.txt'), 'no_such.json', 'a text\\nof two lines'\n",
         "constants.yaml": "a: 1\n",
         "words.txt": "not packed by Flower",
-        "absolute_sibling.py": "import dataclasses\n",
+        "absolute_sibling.py": "import dataclasses, not_installed\n",
         "not_needed.py": "raise ValueError\n",
         "nets/__init__.py": "",
         "nets/net.py": net,
@@ -77,6 +82,7 @@ def test_all_that_modules_need_goes_along(tmp_path: Path, caplog: pytest.LogCapt
     own = {name.removeprefix(f"{PACKAGE}/") for name in names} & set(files)
     assert own == set(files) - {"words.txt", "not_needed.py", "nets/tests/test_net.py", "nets/notes.txt"}
     assert all((tmp_path / "app" / PACKAGE / name).read_text() == files[name] for name in own)
+    assert "not_installed: found on this machine's PYTHONPATH, so every machine needs them" in caplog.text
     assert "words.txt, which a module names, does not travel: Flower packs .py .toml" in caplog.text
 
 
