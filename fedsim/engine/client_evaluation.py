@@ -84,7 +84,9 @@ class ClientEvaluation:
         """What is measured of each of `clients`, from their answers."""
         targets = self.tests.targets_of(clients)
         with np.errstate(invalid="ignore", over="ignore"):
-            values: dict[str, Floats] = {} if answers.right is None else {"accuracy": answers.right / targets}
+            values: dict[str, Floats] = {}
+            if answers.right is not None:  # what is no number is no guess, though the largest of such has a place
+                values["accuracy"] = np.where(np.isnan(answers.losses), np.nan, answers.right / targets)
             values["loss"] = answers.losses / targets
             if self.perplexity:
                 values["perplexity"] = np.exp(values["loss"])

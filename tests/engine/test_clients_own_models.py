@@ -225,6 +225,24 @@ def test_a_killed_run_has_every_client_of_every_round_once(at: str, tmp_path: Pa
     assert whole.groupby("round").client.apply(tuple).nunique() > 1  # others each time
 
 
+@pytest.mark.parametrize(
+    "sections",
+    [{"algorithm": {"name": "ditto", "lambda": 1e30}}, {"run": {"finetune": {"steps": 3, "lr": 1e38}}}],
+    ids=["own", "tuned"],
+)
+def test_a_model_that_has_diverged_is_right_about_nothing(sections: dict[str, Any], tmp_path: Path) -> None:
+    """Of what is no number the first class would be the largest, and its share would look like an accuracy."""
+    algorithm = {"name": "fedavg", "lr": 0.1, "local_steps": 2, **sections.get("algorithm", {})}
+    settings = {"rounds": 2, "eval_every": 2, **sections.get("run", {})}
+    run = fedsim.run({**BASE, "algorithm": algorithm, "run": {**BASE["run"], **settings}}, out=tmp_path / "run")
+    last = run.clients[run.clients["round"] == 2]
+    assert last.loss.isna().any()
+    assert (last.accuracy.isna() == last.loss.isna()).all()
+    row = run.metrics.iloc[-1]
+    assert row[["client_accuracy_mean", "client_accuracy_worst", "client_loss_mean"]].isna().all()
+    fedsim.report([run.dir], tmp_path / "report.html")
+
+
 def test_attackers_are_left_out(tmp_path: Path) -> None:
     attacked = {**BASE, **SERVER, "attack": {"name": "sign_flip", "attackers": [2, 5]}}
     run = fedsim.run({**attacked, "run": {**BASE["run"], "rounds": 1}}, out=tmp_path / "run")
