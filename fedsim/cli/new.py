@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import typer
 
-from fedsim.cli.commented import commented
 from fedsim.cli.terminal import say
 from fedsim.core.documents import Document, change, override
 from fedsim.core.errors import InputError, unknown
@@ -73,6 +72,8 @@ def new(
     count = rounds or ask("rounds", 50, int)
     values["run"] = {"rounds": count, "eval_every": max(1, count // 10)}
     values, guessed = _settled(values, partition, settings or [], place)
+    from fedsim.cli.commented import commented
+
     text = commented(values, str(place), guessed)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
