@@ -227,10 +227,7 @@ class Exported:
     def numbers(self, rows: Any) -> Tensor:
         """Rows as numbers: texts, mappings from column names to values as in the file, or anything like an array.
 
-        Raises
-        ------
-        ValueError
-            A column is missing or has a value that training could not have had.
+        ValueError where a column is missing or has a value that training could not have had.
         """
         if isinstance(rows, Tensor):
             return rows
@@ -243,12 +240,8 @@ class Exported:
         return torch.tensor([[self._number(c, row) for c in self.encoder.columns] for row in rows], dtype=torch.float32)
 
     def ids(self, text: str) -> list[int]:
-        """A text as the token ids ``[context]`` that training would have made of it; a longer one is cut.
-
-        Raises
-        ------
-        ValueError
-            The inputs are no texts, or a function of somebody's own tokenised them.
+        """A text as the token ids ``[context]`` that training would have made of it: of a longer one its last ones, or
+        its first ones where it gets a label. ValueError where training had no texts, or a tokenizer of one's own.
         """
         how = self.about["data"]["input"].get("tokenizer")
         if how is None or how["name"] not in ("char", "byte", "word"):
@@ -257,7 +250,7 @@ class Exported:
         parts = list(text) if how["name"] == "char" else re.findall(r"\w+|[^\w\s]", text.lower())
         ids = list(text.encode()) if how["name"] == "byte" else [place.get(p, how["unknown"]) for p in parts]
         context = int(how["context"])
-        ids = ids[-context:] if how["predict"] == "next" else ids[:context]
+        ids = ids[:context] if how["predict"] == "label" else ids[-context:]
         padding = [how["padding"]] * (context - len(ids))
         return ids + padding if how["predict"] == "every" else padding + ids
 
@@ -278,7 +271,9 @@ class Exported:
     @torch.no_grad()
     def outputs(self, rows: Any) -> Tensor:
         """The model's outputs ``[b, k]``."""
-        numbers = self.numbers(rows)
+        numbers, wanted = self.numbers(rows), list(self.about["model"]["input_shape"])
+        if self.encoder.real and not self.encoder.columns and list(numbers.shape[1:]) != wanted:
+            raise ValueError(f"found rows of shape {list(numbers.shape[1:])}, needed: a list of rows of shape {wanted}")
         if self.whole:
             result = self.module(numbers.to(torch.int64 if not self.encoder.real else torch.float32))
         else:
@@ -288,14 +283,17 @@ class Exported:
         return result  # type: ignore[no-any-return]
 
     def predict(self, rows: Any) -> list[Any]:
-        """The label of each row as the training file has it; in regression its target, or targets."""
+        """The label of each row as the training file has it; in regression its target, or targets. Where every token
+        has a next one, a list per row that ends with what follows its last token."""
         out = self.outputs(rows)
         if self.labels is None:
             values = (out * self.multiply).tolist()
             return [v[0] for v in values] if out.shape[-1] == 1 else values
         chosen = (out[:, 0] > 0).long() if out.shape[-1] == 1 else out.argmax(-1)
         if chosen.dim() > 1:
-            return [[self.labels[i] for i in row] for row in chosen.tolist()]
+            padding = (self.about["data"]["input"].get("tokenizer") or {}).get("padding")
+            ends = [None] * len(out) if padding is None else (self.numbers(rows) != padding).sum(-1).tolist()
+            return [[self.labels[i] for i in row[:n]] for row, n in zip(chosen.tolist(), ends, strict=True)]
         return [self.labels[i] for i in chosen.tolist()]
 
     def probabilities(self, rows: Any) -> Tensor:

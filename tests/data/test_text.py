@@ -322,8 +322,10 @@ def test_shakespeare_at_every_position(roles: Path, tmp_path: Path) -> None:
     run = fedsim.run(shakespeare(roles, model, predict="every"), out=tmp_path / "every")
     for name in ("model.pt", "model.pt2"):
         run.export(tmp_path / name)
-        found = load(tmp_path / name).predict(["Now is"])
-        assert len(found[0]) == 80
+        there = load(tmp_path / name)
+        found = there.predict(["Now is", long := "Now is the winter. " * 5])
+        assert [len(row) for row in found] == [6, 80]  # what comes after a text's end follows its last token
+        assert torch.equal(there.outputs([long]), there.outputs([long[-80:]]))
 
 
 def test_lists_of_token_ids_in_parquet(tmp_path: Path) -> None:

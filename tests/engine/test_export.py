@@ -262,6 +262,13 @@ def test_rows_that_do_not_fit_are_said(runs: Any, tmp_path: Path) -> None:
     assert abs(float(model.probabilities({"age": 3, "school": "École", "hours": 40}).sum()) - 1) < 1e-6
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (1, 8, 8), (2, 3, 8, 8)])
+def test_images_of_another_shape_are_said(runs: Any, shape: tuple[int, ...], tmp_path: Path) -> None:
+    runs["images"][0].export(tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match=r"needed: a list of rows of shape \[1, 8, 8\]"):
+        exported.load(tmp_path / "m.safetensors").predict(torch.zeros(shape))
+
+
 def test_files_of_a_run_are_as_readable_as_their_neighbours(runs: Any, tmp_path: Path) -> None:
     run, _ = runs["table"]
     modes = {file.name: file.stat().st_mode & 0o777 for file in run.dir.iterdir() if file.is_file()}
