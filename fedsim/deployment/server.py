@@ -141,6 +141,7 @@ def _prepared(
         for name in (REPLIES, "deployment.json", "fitted.yaml", AGREED):
             (folder / name).unlink(missing_ok=True)
     backend.journal.file = folder / REPLIES
+    backend.journal.before = simulation.totals.time
     clock.offset, clock.rounds_done = simulation.totals.time, dict(backend.taken)
     return backend, simulation
 

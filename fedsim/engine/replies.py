@@ -34,6 +34,11 @@ class Account:
     troubles: tuple[Reply, ...]
 
 
+def is_work(reply: Reply) -> bool:
+    """Whether a row is about local work, and not about an evaluation."""
+    return bool(reply.get("what", _WORK) == _WORK)
+
+
 def accounts(replies: Sequence[Reply], clients: int) -> list[Account]:
     """What happened, client by client.
 
@@ -47,7 +52,7 @@ def accounts(replies: Sequence[Reply], clients: int) -> list[Account]:
     found = []
     for client in range(clients):
         mine = [r for r in replies if r["client"] == client]
-        good = [r for r in mine if r["status"] == "ok" and r.get("what", _WORK) == _WORK]
+        good = [r for r in mine if r["status"] == "ok" and is_work(r)]
         work = statistics.median(r["work"] for r in good) if good else None
         rest = statistics.median(max(r["seconds"] - r["work"], 0.0) for r in good) if good else None
         troubles = tuple(r for r in mine if r["status"] != "ok")

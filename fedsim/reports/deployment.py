@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
+from fedsim.core.errors import InputError
 from fedsim.core.metrics import Metric
 from fedsim.engine.replies import Account, accounts
 from fedsim.engine.run_directory import read_jsonl
 from fedsim.figures.html import heading, paragraph, table
 from fedsim.reports.groups import Record
+from fedsim.scenario.load import load
 
 _MOST_TROUBLES = 40
 LEAD = (
@@ -23,7 +26,8 @@ LEAD = (
 PARITY = (
     "The same scenario and seed in a simulation and on real clients: the largest difference over the rounds that both "
     "evaluated, and of the final parameters. Synchronous rounds and gossip agree to rounding unless clients were "
-    "missing; clocked modes follow a wall clock and do not."
+    "missing; clocked modes follow a wall clock and do not. A run of the deployment's own fitted.yaml has the "
+    "times that it measured."
 )
 
 
@@ -36,12 +40,13 @@ def deployments(runs: Sequence[Record], shown: Sequence[Metric]) -> Iterator[obj
         yield table(["client", "answers used", "work", "rest", "troubles"], [_line(a) for a in known])
         yield paragraph(LEAD, soft=True)
         yield from _gaps(run, known)
-    pairs = [(run, other) for run in deployed for other in runs if _same(run, other)]
+    fitted = {run.dir: _fitted(run) for run in deployed}
+    pairs = [(run, other) for run in deployed for other in runs if _same(run, other, fitted[run.dir])]
     if pairs:
         yield heading(2, "Parity")
         yield paragraph(PARITY, soft=True)
         compared = [m.name for m in shown if m.kind == "quality" and (m.figure != "clients" or m.brief)]
-        rows = [[str(run.dir), str(other.dir), *_differences(run, other, compared)] for run, other in pairs]
+        rows = [[str(run.dir), _called(run, other), *_differences(run, other, compared)] for run, other in pairs]
         header = [
             "deployment",
             "simulation",
@@ -82,14 +87,33 @@ def _gaps(run: Record, known: Sequence[Account]) -> Iterator[object]:
         yield paragraph(f"Rounds with a gap: {', '.join(gaps)}.")
 
 
-def _same(run: Record, other: Record) -> bool:
-    """Whether `other` is a simulation of the same scenario and seed."""
+def _same(run: Record, other: Record, fitted: Mapping[str, Any] | None) -> bool:
+    """Whether `other` is a simulation of the same scenario and seed, or of what was `fitted` to the run."""
+    known = [_told(run.scenario)] + ([_told(fitted)] if fitted is not None else [])
+    return not is_deployment(other.dir) and _told(other.scenario) in known
 
-    def told(record: Record) -> str:
-        kept = {k: v for k, v in record.scenario.items() if k not in ("name", "backend")}
-        return json.dumps(kept, sort_keys=True, default=str)
 
-    return not is_deployment(other.dir) and told(run) == told(other)
+def _told(scenario: Mapping[str, Any]) -> str:
+    """What a scenario says besides its name and its place."""
+    kept = {k: v for k, v in scenario.items() if k not in ("name", "backend")}
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+def _fitted(run: Record) -> Mapping[str, Any] | None:
+    """The scenario that has the times which the deployment `run` measured, as a run of it is recorded."""
+    file = run.dir / "fitted.yaml"
+    if not file.exists():
+        return None
+    try:
+        found: Mapping[str, Any] = yaml.safe_load(load(file, notes=False).to_yaml())
+    except InputError:  # a part of somebody's own is not there any more
+        return None
+    return found
+
+
+def _called(run: Record, other: Record) -> str:
+    """A simulation by its folder, and whether it has the times that were measured."""
+    return str(other.dir) + ("" if _told(run.scenario) == _told(other.scenario) else " (fitted.yaml)")
 
 
 def _differences(run: Record, other: Record, compared: Sequence[str]) -> list[str]:

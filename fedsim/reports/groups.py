@@ -302,7 +302,8 @@ def group_runs(runs: Sequence[Record]) -> tuple[list[Group], list[str]]:
         names = {str(run.scenario.get("name", run.dir.name)) for run in runs}
         labels = [names.pop() if len(names) == 1 else settings[0].get("algorithm.name", runs[0].dir.name)]
     else:
-        labels = _names_in_sweep(list(members.values())) or _labels(settings, differing)
+        found = list(members.values())
+        labels = _names_in_sweep(found) or _names_of_folders(found) or _labels(settings, differing)
     groups = [Group(label, group, one) for label, group, one in zip(labels, members.values(), settings, strict=True)]
     return groups, differing
 
@@ -314,6 +315,14 @@ def _names_in_sweep(groups: Sequence[Sequence[Record]]) -> list[str] | None:
     parents = {run.dir.resolve().parent for group in groups for run in group}
     unclear = "" in labels or len(labels) != len(groups) or len(set(labels)) != len(groups) or len(parents) != 1
     return None if unclear else labels
+
+
+def _names_of_folders(groups: Sequence[Sequence[Record]]) -> list[str] | None:
+    """Where a deployment is among them, the folders of groups of one run each, if these tell them apart."""
+    names = [group[0].dir.resolve().name for group in groups]
+    deployed = any(run.value("backend.name") == "flower" for group in groups for run in group)
+    alone = all(len(group) == 1 for group in groups)
+    return names if deployed and alone and len(set(names)) == len(names) else None
 
 
 def _labels(settings: Sequence[Mapping[str, str]], differing: Sequence[str]) -> list[str]:

@@ -1,4 +1,7 @@
-"""The part of a report about time: who worked, waited and delivered when, made again from the run's scenario."""
+"""The part of a report about time: who worked, waited and delivered when.
+
+It is made again from the run's scenario; of a deployment it is the one that happened.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ from fedsim.messages.base import Pipeline
 from fedsim.participation.base import Participation
 from fedsim.participation.durations import durations_of
 from fedsim.reports.groups import Group, Record
+from fedsim.reports.happened import happened, has_happened
 from fedsim.reports.timeline import follow
 from fedsim.reports.timeline_tables import client_rows, headline, timeline_figure
 from fedsim.scenario.load import load
@@ -56,6 +60,8 @@ def schedules(groups: Sequence[Group], save: Save) -> list[object]:
 
 
 def _is_clocked(run: Record) -> bool:
+    if run.value("backend.name") == "flower":
+        return has_happened(run.dir)
     try:
         mode: type[Participation] = lookup("participation", run.value("participation.mode"))
     except InputError:  # somebody's own, which is not there any more: the schedule says so in its place
@@ -67,14 +73,18 @@ def _is_clocked(run: Record) -> bool:
 
 
 def _schedule(run: Record, name: str, save: Save, label: str) -> list[object]:
-    scenario = load(run.dir / "scenario.yaml")
-    timeline = follow(scenario, _assembly(scenario, run.dir))
+    real = has_happened(run.dir)
+    if real:
+        timeline = happened(run)
+    else:
+        scenario = load(run.dir / "scenario.yaml")
+        timeline = follow(scenario, _assembly(scenario, run.dir))
     gantt = save(name, timeline_figure(timeline))
     header, rows = client_rows(timeline)
     parts: list[object] = [
         heading(3, label) if label else "",
-        paragraph(headline(timeline) + ". The picture shows how it begins.", soft=True),
-        image(gantt, "jobs of each client and combines over virtual time"),
+        paragraph(f"{headline(timeline, real)}. The picture shows how it {'began' if real else 'begins'}.", soft=True),
+        image(gantt, f"jobs of each client and combines over {'time as it happened' if real else 'virtual time'}"),
     ]
     counts = _staleness(run.dir / "trace.jsonl")
     if len(counts) > 1:

@@ -69,8 +69,8 @@ def timeline_figure(timeline: Timeline, title: str = "") -> Figure:
     return schedule_figure(t.bars, t.times, t.clients, t.bars_until, title, times_off=t.times_off, gossip=t.gossip)
 
 
-def headline(timeline: Timeline) -> str:
-    """One sentence about the whole schedule."""
+def headline(timeline: Timeline, real: bool = False) -> str:
+    """One sentence about the whole schedule; `real`: its seconds are those of a wall clock."""
     cut = f"; only the first {timeline.combines:,} combines were followed" if timeline.shortened else ""
     cut += f"; then {timeline.ended}" if timeline.ended else ""
     done = int(timeline.delivered.sum())
@@ -78,7 +78,7 @@ def headline(timeline: Timeline) -> str:
         what = f"{timeline.clients} nodes, {timeline.combines:,} rounds of {done:,} computations"
     else:
         what = f"{timeline.clients} clients, {timeline.combines:,} combines of {done:,} results"
-    return f"{timeline.name}: {timeline.mode}, {what} in {timeline.end:.6g} virtual seconds{cut}"
+    return f"{timeline.name}: {timeline.mode}, {what} in {timeline.end:.6g} {'' if real else 'virtual '}seconds{cut}"
 
 
 def _some(values: list[Any], text: Any, rest: str = " and {} more") -> str:

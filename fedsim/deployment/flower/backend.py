@@ -29,6 +29,7 @@ from fedsim.deployment.flower.journal import Journal
 from fedsim.deployment.flower.pulling import pulled
 from fedsim.deployment.flower.records import EXAM, WORK, BadRecord, Order, Receipt, pack, shown, unpack, unpack_arrays
 from fedsim.deployment.flower.roster import LOG, Roster
+from fedsim.deployment.flower.telling import Telling
 from fedsim.messages.wire import opened, packs, travelling
 
 _LONGEST_REASON = 1000
@@ -107,6 +108,7 @@ class Flower(BackendDefaults):
 
     def __post_init__(self) -> None:
         self.begin()
+        self.telling = Telling(self.roster)
         self.stateful = bool(self.worker.store.gather(np.zeros(1, dtype=np.int64)))
 
     # --- the backend of the simulation loop ---------------------------------------------------------------------------
@@ -126,6 +128,8 @@ class Flower(BackendDefaults):
             )  # fmt: skip
             received = {k: v if v.dim() == 1 else v[i : i + 1] for k, v in job.received.items()}
             self._flights[number] = _Flight(order, received, time.monotonic())
+        for round in np.unique(job.rounds[~idle]).tolist():
+            self.telling.asked(job.clients[~idle & (job.rounds == round)].tolist(), round)
         self._send()
 
     def collect(self, jobs: Ints) -> Message:
@@ -269,6 +273,7 @@ class Flower(BackendDefaults):
             elif now - flight.since > self.policy.timeout:
                 follows = self.roster.absence.missed(flight.order.client, self.policy.timeout)
                 self._give_up(flight, "timeout", f"no answer within {self.policy.timeout:g} s; {follows}")
+        self.telling.waiting([(f.order.client, f.order.round, f.since) for f in self._flights.values()])
 
     def _send(self) -> None:
         """Push the jobs whose clients are there and that are not out already."""
@@ -332,7 +337,9 @@ class Flower(BackendDefaults):
         del self._flights[flight.order.number]
         self._done[flight.order.number] = message
         self.taken[flight.order.client] = flight.order.round
-        self.journal.note(flight.order, "ok", time.monotonic() - flight.sent, receipt.seconds, flight.tries)
+        took = time.monotonic() - flight.sent
+        self.journal.note(flight.order, "ok", took, receipt.seconds, flight.tries)
+        self.telling.answered(flight.order.client, flight.order.round, took, receipt.seconds)
 
     def _opened(self, flight: _Flight, content: Any) -> tuple[Receipt, Message]:
         """What an answer holds; raise BadRecord where it is not what this job's client sends."""

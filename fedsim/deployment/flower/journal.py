@@ -15,6 +15,8 @@ class Journal:
 
     def __init__(self, file: Path | None = None) -> None:
         self.file, self._begun = file, time.monotonic()
+        self.before = 0.0
+        """Seconds that a resumed run has already taken."""
 
     def begin(self) -> None:
         """Count the seconds of `now` from here on."""
@@ -37,8 +39,9 @@ class Journal:
         """How `order` ended, `seconds` after it was sent, of which `work` were the client's."""
         if self.file is None:
             return
+        at = round(self.before + self.now(), 3)
         row: dict[str, Any] = {
-            "at": round(self.now(), 3), "client": order.client, "round": order.round, "steps": order.steps,
+            "at": at, "client": order.client, "round": order.round, "steps": order.steps,
             "status": status, "seconds": round(seconds, 3),
         }  # fmt: skip
         row |= {"what": what} if what != WORK else {}
