@@ -140,32 +140,6 @@ def test_fedfix_takes_what_has_arrived(cluster: Cluster, tmp_path: Path) -> None
     assert loss.iloc[-1] < loss.iloc[0]
 
 
-def test_one_that_never_comes_is_waited_for_once(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.end("client-2")
-    deployed = complete(cluster, scenario("fedavg", rounds=3), tmp_path / "app", min_clients=2, timeout=40.0)
-    assert all(row["missing"] == [2] for row in deployed.trace)
-    rows = [r for r in read_jsonl(deployed.dir / "replies.jsonl") if r["client"] == 2]
-    assert [(r["round"], r["status"]) for r in rows] == [(1, "timeout"), (2, "away"), (3, "away")]
-
-
-def test_who_joins_later_takes_part_from_then_on(cluster: Cluster, tmp_path: Path) -> None:
-    """Client 2 comes after the first rounds, when client 0 has left, and a round needs two."""
-    config = {"population": "connected", "on_failure": "drop", "min_clients": 2, "min_available": 2}
-    folder, rounds = tmp_path / "app", 8
-    deploy(parse(scenario("fedavg", rounds=rounds)), folder)
-    run = cluster.begin(folder, **{**LINES, **config})
-    trace = folder / "results" / "trace.jsonl"
-    wait_for(lambda: trace.exists() and len(read_jsonl(trace)) >= 1)
-    cluster.end("client-0")
-    cluster.supernode(2, N, delay=0.5)
-    assert cluster.finish(run, SECONDS) == ("finished:completed", "N/A")
-    deployed = Run(folder / "results")
-    assert deployed.trace[0]["clients"] == [0, 1]
-    assert deployed.trace[-1]["clients"] == [1, 2]
-    assert not [r for r in read_jsonl(folder / "results" / "replies.jsonl") if r["status"] == "timeout"]
-    cluster.supernode(0, N)
-
-
 def test_a_killed_supernode_and_a_killed_worker_come_back(cluster: Cluster, tmp_path: Path) -> None:
     """Killed in the middle of a round: SCAFFOLD's state is on the disk, the numbers do not change."""
     sections = scenario("scaffold", rounds=3)
