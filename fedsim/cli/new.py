@@ -27,6 +27,8 @@ _HIDDEN = {"mlp": {"hidden": [64]}}
 _DIRICHLET = {"scheme": "dirichlet", "alpha": 0.5}
 _CHOSEN = "chosen here"
 _LOOKED_AT = 1000  # rows of a CSV file, to see which of its columns are words
+_EMPTY = {"", "#N/A", "<NA>", "N/A", "NA", "NULL", "None", "n/a", "null"}
+"""Cells that count as missing values when a CSV file is read, and no words."""
 _WORK = {"lr": 0.1, "local_epochs": 1, "batch_size": 32}
 
 
@@ -62,14 +64,14 @@ def new(
             f"--graph: found {graph!r} with '{kind}', which has a server; allowed: an algorithm on a graph"
         )
     usual = "nodes" if on_graph else "clients"
-    values["data"]["clients"] = clients or ask(f"number of {usual}", 10, int)
+    values["data"]["clients"] = ask(f"number of {usual}", 10, int) if clients is None else clients
     if on_graph:
         values["topology"] = {"graph": graph or ask("graph (fedsim list graphs)", "ring", _known("graph"))}
     shape = model or ask("model (fedsim list models)", "mlp", _known("model"))
     values["model"] = {"name": shape, **_HIDDEN.get(shape, {})}
     values["algorithm"] = {"name": kind, **_work(part)}
     values["participation"] = {"mode": _mode(part)}
-    count = rounds or ask("rounds", 50, int)
+    count = ask("rounds", 50, int) if rounds is None else rounds
     values["run"] = {"rounds": count, "eval_every": max(1, count // 10)}
     values, guessed = _settled(values, partition, settings or [], place)
     from fedsim.cli.commented import commented
@@ -169,20 +171,32 @@ def _columns(file: Path, found: Values) -> dict[str, bool]:
     A separator that is no comma goes to `found`.
     """
     try:
-        with file.open(encoding="utf-8", newline="") as lines:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
             head = list(islice(lines, _LOOKED_AT))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot be read as UTF-8 text: {error}", file=str(file)) from None
     separator = max(",;\t|", key=head[0].count) if head else ","
     if separator != "," and head[0].count(separator):
         found["separator"] = separator
-    names, *rows = list(csv.reader(head, delimiter=separator)) or [[]]
-    return {name: all(_is_number(row[i]) for row in rows if i < len(row)) for i, name in enumerate(names)}
+    try:
+        names, *rows = list(csv.reader(head, delimiter=separator)) or [[]]
+    except csv.Error as error:
+        raise InputError(f"cannot be read as CSV: {error}", file=str(file)) from None
+    numeric = {}
+    for i, name in enumerate(names):
+        cells = [row[i] for row in rows if i < len(row)]
+        numeric[name] = all(map(_is_number, cells))
+        if not numeric[name] and all(_is_number(cell.replace(",", ".")) for cell in cells):
+            first = next(cell for cell in cells if "," in cell)
+            raise InputError(
+                f"column {name!r} has numbers with commas, e.g. {first!r}; allowed: decimal points", file=str(file)
+            )
+    return numeric
 
 
 def _is_number(text: str) -> bool:
     try:
-        float(text or "0")
+        float("0" if text.strip() in _EMPTY else text)
     except ValueError:
         return False
     return True

@@ -90,18 +90,27 @@ def describe(
 
 def modes(part: Any) -> list[str]:
     """The participation modes under which an algorithm makes sense, as it says of itself."""
-    needs = part().needs
+    needs = _bare(part).needs
     if part.setting == "gossip":
         return ["poisson"] if needs.flows else ["gossip", "poisson"] if needs.continuous_time else ["gossip"]
     return list(needs.modes or [n for n in names("participation") if lookup("participation", n).setting == "server"])
 
 
+def _bare(part: Any) -> Any:
+    """An algorithm with its defaults; those of its keys that have to be given are not there."""
+    from fedsim.core.described import keys
+
+    return object.__new__(part) if any(key.required for key in keys(part)) else part()
+
+
 def goes_with(kind: str, name: str) -> dict[str, dict[str, list[str]]]:
     """What a part goes with: by section, the names of the parts that do under ``""``, of others under the reason.
 
-    Empty for kinds whose parts all go with everything that the scenario's checks of names could tell.
+    Empty for kinds whose parts all go with everything that the scenario's checks of names could tell, and for
+    algorithms with keys that have to be given: nothing says with what they would pass the checks.
     """
     from fedsim.cli.combinations import refusal, setting_of
+    from fedsim.core.described import keys
 
     sections = _crossed()
     if kind != "algorithm":
@@ -109,6 +118,8 @@ def goes_with(kind: str, name: str) -> dict[str, dict[str, list[str]]]:
             return {}
         section, key = sections[kind]
         return {"algorithm": _by_reason(names("algorithm"), lambda a: refusal(_pair(a, section, key, name)))}
+    if any(key.required for key in keys(lookup(kind, name))):
+        return {}
     setting, found = setting_of(kind, name), {}
     for other, (section, key) in sections.items():
         of = [n for n in names(other) if other != "participation" or setting_of(other, n) == setting]

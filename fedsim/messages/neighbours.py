@@ -166,7 +166,7 @@ class GossipTrimmedSum(ByWeight):
 @dataclass(frozen=True, kw_only=True)
 class IterativeOutlierScissor(Weighing):
     """f times: the neighbour farthest from the weighted mean of those that are left is dropped (IOS, arXiv
-    2308.05292). What remains is the weighted mean of the rest, their weights scaled to 1; nobody drops itself.
+    2206.04568). What remains is the weighted mean of the rest, their weights scaled to 1; nobody drops itself.
 
     Parameters
     ----------

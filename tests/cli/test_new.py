@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import yaml
@@ -80,6 +81,36 @@ def test_a_file_of_ones_own(call: Call, tmp_path: Path) -> None:
     assert fedsim.load("ages.yaml").names["data.partition"] == "iid"  # numbers are no labels to divide by
 
 
+def test_cells_that_are_no_plain_words(call: Call) -> None:
+    """A byte-order mark is no part of a name, a missing value no word, and a decimal comma no separator of words."""
+    rows = "".join(f"{'NA' if i == 7 else i};{i % 7},5;{'ill' if i % 3 else 'well'}\n" for i in range(60))
+    Path("marked.csv").write_text("age;dose;state\n" + rows, encoding="utf-8-sig")
+    code, out, err = call("marked", "--data", "marked.csv", "--target", "state")
+    assert (code, out) == (2, "")
+    assert err == "marked.csv: column 'dose' has numbers with commas, e.g. '0,5'; allowed: decimal points\n"
+    Path("marked.csv").write_text("age;ward;state\n" + rows.replace(",5", "E"), encoding="utf-8-sig")
+    flags = ["--target", "state", "--set", "data.missing=mean"]
+    assert call("marked", "--data", "marked.csv", *flags) == (0, ANY, "")
+    assert yaml.safe_load(Path("marked.yaml").read_text())["data"]["categorical"] == ["ward"]
+    Path("long.csv").write_text("age,state\n1," + "x" * 140_000 + "\n")
+    code, out, err = call("long", "--data", "long.csv", "--target", "state")
+    assert (code, out) == (2, "")
+    assert err.startswith("long.csv: cannot be read as CSV: field larger than")
+
+
+def test_an_algorithm_of_ones_own_with_a_key_that_has_to_be_given(call: Call) -> None:
+    Path("mine_new.py").write_text(
+        "from dataclasses import dataclass\nfrom fedsim import Positive\n"
+        "from fedsim.algorithms.fedavg import FedAvg\n\n\n@dataclass(frozen=True, kw_only=True)\nclass Mine(FedAvg):\n"
+        '    """FedAvg with a pull."""\n\n    pull: Positive\n'
+    )
+    code, out, err = call("own", "--algorithm", "mine_new:Mine")
+    assert (code, out) == (2, "")
+    assert err.startswith("algorithm.pull: missing")
+    assert call("own", "--algorithm", "mine_new:Mine", "--set", "algorithm.pull=0.5")[0] == 0
+    assert yaml.safe_load(Path("own.yaml").read_text())["algorithm"]["pull"] == 0.5
+
+
 def test_nothing_is_overwritten_and_what_is_wrong_is_not_written(call: Call) -> None:
     Path("mine.yaml").write_text("a: 1\n")
     code, out, err = call("mine")
@@ -93,6 +124,7 @@ def test_nothing_is_overwritten_and_what_is_wrong_is_not_written(call: Call) -> 
         (["--algorithm", "fal"], "adversary: missing"), (["--target", "y"], "--target"),
         (["--algorithm", "dgd", "--graph", "random_geometric"], "topology.radius: missing"),
         (["--set", "run.round=3"], "--set: run.round: unknown key"),
+        (["--clients", "0"], "data.clients: found 0"), (["--rounds", "0"], "run.rounds: found 0"),
     ):  # fmt: skip
         code, out, err = call("other", *flags)
         assert (code, out) == (2, ""), flags

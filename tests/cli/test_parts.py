@@ -144,6 +144,11 @@ def test_a_part_of_ones_own_is_described(call: Call, tmp_path: Path) -> None:
     }  # fmt: skip
     assert "Federated Optimization in Heterogeneous Networks" in facts["bibtex"][0]
     assert "fedbuff" in facts["goes_with"]["participation"][""]
+    text = (tmp_path / "mine_described.py").read_text()
+    (tmp_path / "mine_asking.py").write_text(text.replace(" = 0.25", ""))
+    (facts,) = json.loads(call("describe", "mine_asking:Mine", "--json")[1])
+    assert (facts["keys"][0]["required"], facts["goes_with"]) == (True, {})
+    assert "fedbuff" in facts["modes"]
 
 
 def test_list_tells_keys_and_modes(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
