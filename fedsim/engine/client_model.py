@@ -36,7 +36,9 @@ from fedsim.scenario.load import load
 from fedsim.scenario.sections import Scenario
 
 _PENDING = "pending."
-_ELSEWHERE = ("backend={name: vectorized}", "run.device=cpu", "run.metrics=null", "run.loggers=null")
+_ELSEWHERE = (
+    "backend={name: vectorized}", "run.device=cpu", "run.metrics=null", "run.stop=null", "run.loggers=null",
+)  # fmt: skip
 """What the model does not depend on, and what may not be on this machine."""
 
 
@@ -50,7 +52,9 @@ class ClientModel:
 
 
 def client_model(folder: Path, client: str | int) -> ClientModel:
-    """The own model of a client, by its number or its name, of the finished run in `folder`; nothing is written.
+    """The own model of a client of the finished run in `folder`; nothing is written.
+
+    `client` is a number, or a text: a name, else a number.
 
     Raises
     ------
@@ -84,8 +88,9 @@ def client_model(folder: Path, client: str | int) -> ClientModel:
 def _who(client: str | int, clients: int, names: Sequence[str]) -> tuple[int, str]:
     """The client's number, and what it is called."""
     text = str(client)
+    by_name = isinstance(client, str)  # a name may look like the number of another client
     shown = [name if name.isprintable() else repr(name) for name in names]
-    if text in names:
+    if by_name and text in names:
         number = list(names).index(text)
         return number, f"client {shown[number]}'s"
     if text.isdecimal() and int(text) < clients:

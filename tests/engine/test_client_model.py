@@ -155,6 +155,33 @@ def test_a_run_that_recorded_no_choices_goes_on_without(folder: Path, tmp_path: 
     assert "cluster" not in run.clients
 
 
+def test_a_run_that_a_measure_may_stop_has_clients_models(folder: Path) -> None:
+    """The measure is not asked for when a client's model is made."""
+    run_of(folder, "ditto")
+    sections = json.loads((folder / "ditto.yaml").read_text(encoding="utf-8"))
+    stop = {"metric": "macro_f1", "patience": 9}
+    sections["run"] |= {"metrics": [{"name": "macro_f1"}], "stop": stop}
+    run = fedsim.run(sections, out=folder / "runs" / "may-stop")
+    own, other = (r.state_dict(client=1) for r in (run, run_of(folder, "ditto")))
+    assert all(torch.equal(own[k], other[k]) for k in other)
+
+
+def test_a_number_is_no_name(folder: Path, tmp_path: Path) -> None:
+    """Clients may have names that look like numbers; a text is then a name, as the command has it."""
+    import shutil
+
+    shutil.copytree(run_of(folder, "ditto").dir, tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "data.json").read_text(encoding="utf-8"))
+    about["clients"]["names"] = ["3", "2", "1", "0"]
+    (tmp_path / "run" / "data.json").write_text(json.dumps(about), encoding="utf-8")
+    run, own = Run(tmp_path / "run"), tmp_path / "own.pt"
+    for client in (3, np.int64(3)):  # as the table of clients has it
+        assert run.export(own, client=client)["which"] == "client 3 (0)'s"  # type: ignore[arg-type]
+    assert run.export(own, client="3")["which"] == "client 3's"
+    same = [run.state_dict(client=client)["1.weight"] for client in ("0", 3)]
+    assert torch.equal(*same)
+
+
 def test_after_the_last_merge_all_clients_have_the_mean(folder: Path) -> None:
     run = run_of(folder, "ring-merged")
     for client in range(4):
