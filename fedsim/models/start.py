@@ -219,13 +219,12 @@ def _unfit(value: Tensor, place: Tensor) -> str | None:
     if not read.to(place.dtype).isfinite().all():
         own = str(place.dtype).removeprefix("torch.")
         return f"has numbers that {own} cannot hold (up to {float(read.abs().max()):.3g}); allowed: finite ones"
-    if (
-        not place.is_floating_point()
-        and not place.is_complex()
-        and read.is_floating_point()
-        and (read.frac() != 0).any()
-    ):
-        return "has numbers that are not whole; allowed: whole ones, as the model has them there"
+    if not place.is_floating_point() and not place.is_complex():
+        if read.is_floating_point() and (read.frac() != 0).any():
+            return "has numbers that are not whole; allowed: whole ones, as the model has them there"
+        if (read.to(place.dtype).to(read.dtype) != read).any():
+            own = str(place.dtype).removeprefix("torch.")
+            return f"has numbers that {own} cannot hold (from {read.min():g} to {read.max():g}); allowed: those it can"
     return None
 
 

@@ -179,6 +179,24 @@ def test_whole_numbers_stay_whole() -> None:
     assert int(module.num_batches_tracked) == 3  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "kind,numbers",
+    [
+        (torch.int8, torch.tensor([300, 1])), (torch.int8, torch.tensor([300.0, 1.0])),
+        (torch.uint8, torch.tensor([-1, 1])), (torch.bool, torch.tensor([2, 0])),
+        (torch.int64, torch.tensor([1e30, 1.0])),
+    ],
+)  # fmt: skip
+def test_whole_numbers_beyond_their_type_are_refused(kind: torch.dtype, numbers: Tensor) -> None:
+    module = nn.Linear(2, 2)
+    module.register_buffer("counts", torch.zeros(2, dtype=kind))
+    word = str(kind).removeprefix("torch.")
+    with pytest.raises(InputError, match=f"'counts' has numbers that {word} cannot hold"):
+        put(module, {**module.state_dict(), "counts": numbers}, partial=False)
+    put(module, {**module.state_dict(), "counts": torch.tensor([1.0, 0.0])}, partial=False)
+    assert module.get_buffer("counts").tolist() == [1, 0]
+
+
 @pytest.mark.parametrize("tensors", [{"other": torch.ones(3)}, {"params": torch.ones(3, dtype=torch.int32)}])
 def test_a_file_of_a_run_that_another_program_wrote(tensors: dict[str, Tensor], tmp_path: Path) -> None:
     fedsim.run(scenario(MODELS["mlp"]), out=tmp_path / "run")
