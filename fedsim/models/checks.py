@@ -200,9 +200,10 @@ def try_out(name: str, module: nn.Module, rows: Tensor, num_outputs: int, positi
     _refuse_without_gradient(name, _copied(name, module), x)
 
 
-def _state(p: nn.Parameter) -> tuple[bool, int, float, float]:
+def _state(p: nn.Parameter) -> tuple[bool, int, str, str]:
     """Whether it trains, and what tells whether it was changed: edits of `data` are not counted as versions."""
-    return p.requires_grad, p._version, float(p.detach().sum()), float(p.detach().abs().sum())
+    now = p.detach()
+    return p.requires_grad, p._version, repr(float(now.sum())), repr(float(now.abs().sum()))  # texts: NaN is as NaN
 
 
 def _refuse_changed_inputs(name: str, x: Tensor, version: int) -> None:

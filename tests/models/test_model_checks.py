@@ -14,6 +14,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.fields import part_from
 from fedsim.models import build
 from fedsim.models.build import flatten, refuse_batch_statistics
+from fedsim.models.checks import try_out
 from fedsim.models.losses import loss_function, predictions
 
 F32, F64 = torch.float32, torch.float64
@@ -72,6 +73,13 @@ def test_refused_modules(make: Callable[[], nn.Module], message: str) -> None:
 )
 def test_accepted_modules(make: Callable[[], nn.Module]) -> None:
     refuse_batch_statistics(make())
+
+
+def test_a_frozen_parameter_may_have_bounds_that_are_infinite() -> None:
+    """Its sum is no number, which is no change of it."""
+    module = holding(torch.tensor([torch.inf, -torch.inf]))
+    module.get_parameter("extra").requires_grad_(False)
+    try_out("bounded", module, torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), 2)
 
 
 OWN = """
