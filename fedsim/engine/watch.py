@@ -245,9 +245,10 @@ def loggers_of(scenario: Scenario) -> list[Watcher]:
         try:
             named.part.check({**TABLE, **scenario.columns})
             for file, key in named.part.writes.items():
-                if owner := taken.get(file.casefold().removesuffix(".new")):  # a file is written under that name first
+                name = file.casefold().removesuffix(".new")  # a file is written under that name first
+                if owner := taken.get(name):
                     raise InputError(f"writes {file!r}, which {owner} writes, too; allowed: another name", key=key)
-                taken[file.casefold()] = f"run.loggers.{i}"
+                taken[name] = f"run.loggers.{i}"
             found.append(Guarded(named.name, named.part.watcher()))
         except InputError as error:
             raise error.under(f"run.loggers.{i}") from None

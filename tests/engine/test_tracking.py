@@ -7,6 +7,8 @@ import math
 import os
 import signal
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import fedsim
 from fedsim.core.errors import InputError
 from fedsim.engine.run_directory import read_jsonl
 from fedsim.engine.tracking import flat, numbers
-from fedsim.engine.watch import OF_THE_RUN, Row, Watcher
+from fedsim.engine.watch import OF_THE_RUN, Logger, Row, Watcher
 
 SCENARIO: dict[str, Any] = {
     "name": "told",
@@ -187,6 +189,24 @@ def test_two_loggers_do_not_write_one_file(logger: dict[str, Any], tmp_path: Pat
     with pytest.raises(InputError, match=r"which run\.loggers\.0 writes, too") as caught:
         fedsim.run(logged(logger, {"name": "csv", "file": "other.csv"}, logger), out=tmp_path / "run")
     assert caught.value.problems[0].key.startswith("run.loggers.2.")
+    assert not (tmp_path / "run").exists()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fresh(Logger):
+    """Somebody's own, with a file whose name ends as those of files that are not whole yet."""
+
+    @property
+    def writes(self) -> Mapping[str, str]:
+        return {"rows.new": "name"}
+
+    def watcher(self) -> Watcher:
+        return Watcher()
+
+
+def test_two_loggers_do_not_write_one_file_that_ends_in_new(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"which run\.loggers\.0 writes, too"):
+        fedsim.run(logged({"name": Fresh}, {"name": Fresh}), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
