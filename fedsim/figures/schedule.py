@@ -41,6 +41,7 @@ def schedule_figure(
     *,
     times_off: TimesOff | None = None,
     gossip: bool = False,
+    clock: str = "virtual time (s)",
 ) -> Figure:
     """The beginning of a schedule. No pyplot state: save it with ``figure.savefig``.
 
@@ -53,6 +54,7 @@ def schedule_figure(
         when the shown clients have begun 30 jobs each on average.
     times_off : ``times_off(client, until)``, stretches of seconds in which its device is off; work in them is paled.
     gossip : clients are the nodes of a graph, and combines the ends of its rounds.
+    clock : what the seconds are.
     """
     from matplotlib.figure import Figure
 
@@ -80,7 +82,7 @@ def schedule_figure(
     axes.set_ylim(len(shown) - 0.5, -0.5)
     step = 1 if len(shown) <= 25 else 2
     axes.set_yticks(range(0, len(shown), step), [str(c) for c in shown[::step]])
-    axes.set_xlabel("virtual time (s)", fontsize=9, color=INK)
+    axes.set_xlabel(clock, fontsize=9, color=INK)
     who = "node" if gossip else "client"
     label = f"{who} ({len(shown)} of {clients}, slowest first)" if by_speed else who
     axes.set_ylabel(label, fontsize=9, color=INK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -47,12 +48,15 @@ def _timeline(run: Record) -> Timeline:
     gossip = "topology" in run.scenario
     jobs: dict[tuple[int, int], Bar] = {}
     failed: list[Bar] = []
+    tried: dict[tuple[int, int], float] = {}  # when the try before ended: the last one's row counts from the first
     for r in replies:
         at, client = float(r["at"]), int(r["client"])
         if r["status"] == "ok":
             jobs[client, int(r["round"])] = Bar(client, at - r["seconds"], at)
         elif r["status"] in _IN_VAIN:
-            failed.append(Bar(client, at - r["seconds"], at, kind="in vain"))
+            key = client, int(r["round"])
+            failed.append(Bar(client, max(at - r["seconds"], tried.get(key, -math.inf)), at, kind="in vain"))
+            tried[key] = at
     starts: dict[int, list[float]] = {}
     for bar in sorted([*jobs.values(), *failed], key=lambda bar: bar.start):
         starts.setdefault(bar.client, []).append(bar.start)

@@ -79,7 +79,7 @@ def _schedule(run: Record, name: str, save: Save, label: str) -> list[object]:
     else:
         scenario = load(run.dir / "scenario.yaml")
         timeline = follow(scenario, _assembly(scenario, run.dir))
-    gantt = save(name, timeline_figure(timeline))
+    gantt = save(name, timeline_figure(timeline, real=real))
     header, rows = client_rows(timeline)
     parts: list[object] = [
         heading(3, label) if label else "",

@@ -63,10 +63,12 @@ def client_rows(timeline: Timeline) -> tuple[list[str], list[tuple[str, ...]]]:
     return [f"over {who}s", *header], rows
 
 
-def timeline_figure(timeline: Timeline, title: str = "") -> Figure:
-    """How the schedule begins."""
-    t = timeline
-    return schedule_figure(t.bars, t.times, t.clients, t.bars_until, title, times_off=t.times_off, gossip=t.gossip)
+def timeline_figure(timeline: Timeline, title: str = "", real: bool = False) -> Figure:
+    """How the schedule begins; `real`: its seconds are those of a wall clock."""
+    t, clock = timeline, "time (s)" if real else "virtual time (s)"
+    return schedule_figure(
+        t.bars, t.times, t.clients, t.bars_until, title, times_off=t.times_off, gossip=t.gossip, clock=clock
+    )
 
 
 def headline(timeline: Timeline, real: bool = False) -> str:
