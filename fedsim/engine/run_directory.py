@@ -165,7 +165,9 @@ class Run:
     def _repr_html_(self) -> str:
         """What a notebook shows: the first and the last of the telling metrics."""
         finished = self.stopped or ((self.dir / "params.safetensors").exists() and "finished")
-        return table(str(self.dir), finished or "not finished", read_jsonl(self.dir / "metrics.jsonl"), self.columns)
+        file = self.dir / "metrics.jsonl"  # which is not there before the first evaluation
+        measured, columns = (read_jsonl(file), self.columns) if file.exists() else ([], {})
+        return table(str(self.dir), finished or "not finished", measured, columns)
 
     def export(
         self, file: str | Path, node: int | None = None, client: str | int | None = None, best: bool = False

@@ -73,8 +73,10 @@ def converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def keeping(module: nn.Module, names: Iterable[str]) -> nn.Module:
     """The module with these buffers in its ``state_dict``, also where it was made to leave them out."""
+    there = dict(module.named_modules(remove_duplicate=False))
     for where, _, name in (n.rpartition(".") for n in names):
-        module.get_submodule(where)._non_persistent_buffers_set.discard(name)
+        if where in there:  # else whoever loads the names says so
+            there[where]._non_persistent_buffers_set.discard(name)
     return module
 
 

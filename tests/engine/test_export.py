@@ -224,6 +224,17 @@ def test_a_pt_file_is_plain(runs: Any, tmp_path: Path) -> None:
     assert "clients" not in saved["about"]["data"]
 
 
+def test_tensors_that_the_module_has_no_place_for_are_named(runs: Any, tmp_path: Path) -> None:
+    """As PyTorch does, also those of a sub-module that somebody's own class no longer has."""
+    run, _ = next(iter(runs.values()))
+    run.export(tmp_path / "m.pt")
+    saved = torch.load(tmp_path / "m.pt", weights_only=True)
+    saved["state_dict"]["gone.weight"] = torch.ones(2)
+    torch.save(saved, tmp_path / "m.pt")
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"gone\.weight"'):
+        exported.load(tmp_path / "m.pt")
+
+
 def test_of_a_graph_the_mean_or_a_node(runs: Any) -> None:
     run, _ = runs["graph"]
     flat = lambda model: torch.cat([p.detach().flatten() for p in model.parameters()])  # noqa: E731

@@ -58,6 +58,10 @@ def test_a_notebook_sees_the_first_and_the_last_metrics(run: fedsim.Run) -> None
     assert str(run.dir) in page
 
 
+def test_a_directory_without_rows_yet_is_shown_too(tmp_path: Path) -> None:
+    assert "<span>not finished</span>" in fedsim.Run(tmp_path)._repr_html_()
+
+
 @pytest.fixture
 def pages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What a notebook displays; IPython itself is no part of the tests, so its two names stand in for it."""

@@ -216,6 +216,7 @@ def test_a_layer_that_is_called_in_evaluations_alone_is_refused() -> None:
 
 def test_an_adapter_is_a_part_of_its_layer() -> None:
     """Hooks of the layer's own see what it computes with its adapter, as they do once that is merged."""
+    torch.manual_seed(0)
     x = torch.randn(4, 6)
     module = ByItself().eval()
     module.head.register_forward_hook(lambda _layer, _given, out: 3 * out)
