@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from torch import Tensor
@@ -115,7 +116,7 @@ def _saved(arrays: Mapping[str, Array], folder: Path) -> Path:
     if not file.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            fresh = file.with_name(f".{file.name}.new")
+            fresh = file.with_name(f".{file.name}.{uuid4().hex}")  # others may write the same arrays at this moment
             with fresh.open("wb") as stream:
                 np.savez(stream, **arrays)  # type: ignore[arg-type]
             fresh.replace(file)
