@@ -22,6 +22,7 @@ PACKED = (".py", ".toml", ".md", ".yaml", ".yml", ".json", ".jsonl")
 """Files that Flower packs into an app; it leaves others out, and tests."""
 
 _OURS = ("__init__", "client_app", "server_app", "scenario")
+_SCENARIO = "scenario.yaml"
 _IMPORTERS = ("import_module", "__import__")
 
 
@@ -47,8 +48,8 @@ def own_files(scenario: Scenario) -> OwnFiles:
     Raises
     ------
     InputError
-        Flower would leave a module out of the app, a module has a name that the app's own files have, or two of them
-        have the same name.
+        Flower would leave a module out of the app, a module or a file that one names has a name that the app's own
+        files have, or two modules have the same name.
     """
     places = list(dict.fromkeys((scenario.base.resolve(), Path.cwd())))
     named = sorted({name.partition(":")[0].partition(".")[0] for name in _part_names(scenario.resolved())})
@@ -71,6 +72,9 @@ def own_files(scenario: Scenario) -> OwnFiles:
                 tree = _tree(source)
                 waiting += [(top, home) for top in sorted(_imports(tree))]
                 data = set(_data_files(tree, source, home))
+                if home / _SCENARIO in data:
+                    message = f"{source} names {home / _SCENARIO}, in whose place the app has the resolved scenario"
+                    raise InputError(f"{message}; allowed: another name")
                 files |= {file.relative_to(home).as_posix(): file for file in data if _packs(file)}
                 left |= {file for file in data if not _packs(file)}
     return OwnFiles(dict(sorted(files.items())), sorted(set(homes.values())), sorted(left))

@@ -143,3 +143,12 @@ def test_a_scenario_without_modules_of_ones_own_takes_none_along() -> None:
     }
     assert own_files(fedsim.load(Path(__file__).parents[2] / "scenarios" / "quickstart.yaml")).files == {}
     assert own_files(fedsim.scenario.load.parse(sections)).files == {}
+
+
+def test_a_file_does_not_take_the_place_of_the_resolved_scenario(tmp_path: Path) -> None:
+    """It would have none of the settings that the app is made with."""
+    body = "from pathlib import Path; Path(__file__).with_name('scenario.yaml')"
+    file = written(tmp_path, {"reads_it.py": MINE.format(body=body), "scenario.yaml": "a: 1"}, "reads_it")
+    with pytest.raises(InputError, match="scenario.yaml, in whose place the app has the resolved scenario"):
+        deploy(load(file), tmp_path / "app")
+    assert not (tmp_path / "app").exists()
