@@ -93,7 +93,8 @@ def _numbered(rows: Rows, target: Lists) -> tuple[Split, Split | None]:
         return done[0], done[1] if len(done) > 1 else None
     values = theirs.values if labels is None or not _named(labels) else theirs.names
     if labels is not None and _named(labels):  # text here, numbers there: by what is written
-        splits = [replace(s, y=np.asarray(labels.names)[s.y.astype(np.int64)]) for s in splits]
+        known, _ = number_labels([s.y for s in splits], known=labels, columns=rows.train.target)
+        splits = [replace(s, y=np.asarray(labels.names)[y]) for s, y in zip(splits, known, strict=True)]
     numbers, _ = number_labels([s.y for s in splits], order=values, columns=rows.train.target)
     done = [replace(s, y=y, classes=len(theirs), labels=theirs) for s, y in zip(splits, numbers, strict=True)]
     return done[0], done[1] if len(done) > 1 else None
@@ -236,11 +237,17 @@ def merged(parts: Sequence[Moments]) -> Moments:
     return whole
 
 
-def scaling_of(whole: Moments, mode: Normalize, images: bool) -> Scaling:
-    """The scaling that the pooled rows give."""
+def features_of(inputs: Lists, sample: Sequence[int]) -> tuple[int, ...]:
+    """The shape of one statistic of rows ``[N, *sample]``: of tables the number columns, of images the channels."""
+    if columns := inputs.get("columns"):
+        return (sum(c["kind"] != "categorical" for c in columns),)
+    return (sample[0], 1, 1) if len(sample) == 3 else tuple(sample)
+
+
+def scaling_of(whole: Moments, mode: Normalize, features: Sequence[int]) -> Scaling:
+    """The scaling that the pooled rows give; `features` is the shape of one statistic."""
     shift, scale = (
         (whole.low, whole.high - whole.low) if mode == "unit" else (whole.mean, np.sqrt(whole.squares / whole.count))
     )
     scale = np.where(scale > 0, scale, 1.0)
-    spread = (slice(None), None, None) if images else (slice(None),)
-    return Scaling(None, shift[spread][None], scale[spread][None])
+    return Scaling(None, shift.reshape(1, *features), scale.reshape(1, *features))

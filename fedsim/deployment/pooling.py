@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from fedsim.core.arrays import Array
 from fedsim.core.errors import RunError
-from fedsim.data.agreed import Moments, lists_of, merged, scaling_of
+from fedsim.data.agreed import Moments, features_of, lists_of, merged, scaling_of
 from fedsim.data.partition_csv import write_partition
 from fedsim.data.sets import LEARNT
 from fedsim.data.splits import Normalize, Scaling
@@ -64,7 +65,7 @@ def settled(
                 f"clients {others} train on shares of the scenario's data, which are scaled by its own statistics, and "
                 f"clients {list(own)} bring their own data; allowed: own data for all of them, or data.normalize = none"
             )
-        scaling = _pooled(scenario, assembly, [said[c] for c in own])
+        scaling = _pooled(scenario, assembly, _sample(greetings[own[0]]), [said[c] for c in own])
     sizes = tuple(greetings[c].samples for c in range(clients))
     return replace(proposal, final=True, own=own, sizes=sizes, scaling=scaling)
 
@@ -74,15 +75,15 @@ def learns(assembly: Assembly) -> bool:
     return assembly.about is not None and LEARNT in assembly.about["input"]
 
 
-def _pooled(scenario: Scenario, assembly: Assembly, said: list[Arrays]) -> dict[str, Any]:
-    """The scaling of all clients' rows."""
+def _pooled(scenario: Scenario, assembly: Assembly, sample: list[int], said: list[Arrays]) -> dict[str, Any]:
+    """The scaling of all clients' rows, whose samples have the shape `sample`."""
     assert assembly.about is not None
     try:
         whole = merged([Moments.read(arrays) for arrays in said])
     except ValueError as error:
         raise RunError(f"the statistics of the clients' rows cannot be used: {error}") from None
     mode: Normalize = getattr(scenario.dataset, "normalize", "standard")
-    found = scaling_of(whole, mode, images=assembly.about["input"]["kind"] == "images")
+    found = scaling_of(whole, mode, features_of(assembly.about["input"], sample))
     assert found.shift is not None
     assert found.scale is not None
     LOG.info(
@@ -90,6 +91,11 @@ def _pooled(scenario: Scenario, assembly: Assembly, said: list[Arrays]) -> dict[
         "extremes: shift %s, scale %s", len(said), _few(found.shift), _few(found.scale),
     )  # fmt: skip
     return {"shift": found.shift.tolist(), "scale": found.scale.tolist()}
+
+
+def _sample(greeting: Greeting) -> list[int]:
+    """The shape of one of its samples."""
+    return [int(n) for n in greeting.shape.split("x")]
 
 
 def _few(values: Array) -> str:
@@ -146,13 +152,17 @@ def refuses_own(
     return None
 
 
-def doubts(greeting: Greeting, said: Arrays) -> str | None:
+def doubts(greeting: Greeting, said: Arrays, assembly: Assembly) -> str | None:
     """What is wrong with the statistics that a client with data of its own says of its rows, or None."""
+    assert assembly.about is not None
     try:
         moments = Moments.read(said)
     except ValueError as error:
         return str(error)
-    shape = [int(n) for n in greeting.shape.split("x")]
+    shape = _sample(greeting)
+    wanted = math.prod(features_of(assembly.about["input"], shape))
+    if len(moments.mean) != wanted:
+        return f"found statistics of {len(moments.mean)} features; its rows have {wanted}"
     each = shape[1] * shape[2] if len(shape) == 3 else 1  # of images, statistics are per channel
     if moments.count != greeting.samples * each:
         expected = f"its {greeting.samples} samples have {greeting.samples * each}"

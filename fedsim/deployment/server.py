@@ -89,9 +89,10 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
     keys = read_keys(Path(config.client_keys), clients) if config.client_keys else {}
     check_who(config.evaluates, assembly.settled(scenario), assembly)
     roster = Roster(
-        grid, clients, run, lambda g: _refuses(g, scenario, assembly, config, agreement), keys,
-        agreement or proposed(assembly),
-        lambda g, said: doubts(g, said) if g.own and agreement is None and learns(assembly) else None,
+        grid, clients, run,
+        lambda g: _refuses(g, scenario, assembly, config, agreement, config.resume or roster.weighed),
+        keys, agreement or proposed(assembly),
+        lambda g, said: doubts(g, said, assembly) if g.own and agreement is None and learns(assembly) else None,
     )  # fmt: skip
     backend, simulation = _prepared(grid, roster, scenario, assembly, config, folder)
     LOG.info("fedsim: '%s' goes to %s; waiting for %d of %d clients", scenario.name, folder, wanted, clients)
@@ -165,13 +166,21 @@ def _needs_everybody(assembly: Assembly, backend: Flower) -> str | None:
 
 
 def _refuses(
-    greeting: Greeting, scenario: Scenario, assembly: Assembly, config: RunConfig, agreement: Agreement | None
+    greeting: Greeting,
+    scenario: Scenario,
+    assembly: Assembly,
+    config: RunConfig,
+    agreement: Agreement | None,
+    begun: bool,
 ) -> str | None:
-    """What is wrong with a client, or None; `agreement` is what was agreed on before, where something was."""
+    """What is wrong with a client, or None.
+
+    `agreement` is what was agreed on before, where something was; a run that has `begun` agrees on nothing any more.
+    """
     if greeting.scenario != scenario.hash():
         return f"it has another scenario (hash {greeting.scenario}, here {scenario.hash()})"
     own = agreement is not None and greeting.client in agreement.own
-    if greeting.own != own and (agreement is not None or config.resume):
+    if greeting.own != own and (agreement is not None or begun):
         kinds = ("a share of the scenario's data", "data of its own")
         return f"it trains on {kinds[greeting.own]}; the run began with {kinds[own]}"
     if greeting.own:

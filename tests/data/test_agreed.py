@@ -12,7 +12,7 @@ import pandas
 import pytest
 
 from fedsim.core.errors import InputError
-from fedsim.data.agreed import Mine, Moments, categories_of, lists_of, mapped, merged, scaling_of
+from fedsim.data.agreed import Mine, Moments, categories_of, features_of, lists_of, mapped, merged, scaling_of
 from fedsim.data.labels import Classes
 from fedsim.data.own import Csv
 from fedsim.data.rows import Rows
@@ -92,6 +92,12 @@ def test_classes_that_files_name_in_their_own_order_go_by_name() -> None:
     assert numbers(None) == [0, 1, 2]  # integers as they are, as in the server's file
     with pytest.raises(InputError, match="found label 'cow'; allowed: emu, dog, cat"):
         numbers(["cat", "dog", "cow"])
+    theirs["target"] |= {"classes": ["0", "1", "2"]}
+    assert numbers(["2", "0", "1"]) == [2, 0, 1]  # by what is written
+    for y[:], message in (([0, -1, 1], "found label -1"), ([0, 1, 3], "found label 3 with 3 classes")):
+        with pytest.raises(InputError, match=message):
+            numbers(["2", "0", "1"])
+    y[:], theirs["target"]["classes"] = [0, 1, 2], ["emu", "dog", "cat"]
     theirs["target"] |= {"labels": ["emu", "dog", "cat"]}
     assert numbers(["cat", "dog", "emu"]) == [2, 1, 0]
     with pytest.raises(InputError, match="found label 0; allowed: emu, dog, cat"):
@@ -99,7 +105,7 @@ def test_classes_that_files_name_in_their_own_order_go_by_name() -> None:
 
 
 @pytest.mark.parametrize("mode", ["standard", "unit"])
-@pytest.mark.parametrize("shape", [(5,), (3, 4, 2)])
+@pytest.mark.parametrize("shape", [(5,), (3, 2), (3, 4, 2), (3, 2, 2, 2)])
 def test_moments_of_parts_scale_as_the_pooled_rows(mode: Any, shape: tuple[int, ...]) -> None:
     """Also far from 0, where sums of squares alone would lose the digits."""
     random = np.random.default_rng(4)
@@ -113,14 +119,17 @@ def test_moments_of_parts_scale_as_the_pooled_rows(mode: Any, shape: tuple[int, 
     pooled = np.concatenate(parts)
     scaled = pooled / np.float32(255) if len(shape) == 3 else pooled
     axes = (0, 2, 3) if len(shape) == 3 else (0,)
-    found = scaling_of(merged([Moments.read(Moments.of(mine(x)).arrays()) for x in parts]), mode, len(shape) == 3)
+    whole = merged([Moments.read(Moments.of(mine(x)).arrays()) for x in parts])
+    found = scaling_of(whole, mode, features_of({}, shape))
     wide = scaled.astype(np.float64)
     shift = wide.min(axes) if mode == "unit" else wide.mean(axes)
     scale = np.ptp(wide, axes) if mode == "unit" else wide.std(axes)
     assert found.shift is not None
     assert found.scale is not None
-    np.testing.assert_allclose(found.shift.ravel(), shift, rtol=1e-12)
-    np.testing.assert_allclose(found.scale.ravel(), np.where(scale > 0, scale, 1), rtol=1e-12)
+    np.testing.assert_allclose(found.shift.ravel(), shift.ravel(), rtol=1e-12)
+    np.testing.assert_allclose(found.scale.ravel(), np.where(scale > 0, scale, 1).ravel(), rtol=1e-12)
+    assert np.broadcast_shapes(found.shift.shape, pooled.shape) == pooled.shape
+    np.testing.assert_allclose((wide - found.shift).mean(axes), (wide.mean(axes) - shift), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from flower_loopback import Deployment
 
 import fedsim
 from fedsim.core.errors import RunError
+from fedsim.engine.run_directory import read_jsonl
 
 pytest.importorskip("flwr")
 N = 3
@@ -215,3 +216,52 @@ def test_scaling_by_statistics_is_not_private(zoo: Zoo, caplog: pytest.LogCaptur
     with pytest.raises(RunError, match="0 of 3 clients were connected"):
         zoo(**more, privacy=privacy).run(**{"wait-seconds": 1.0})
     assert "whose statistics would scale them, and the run's epsilon covers no statistics" in log_of(caplog)
+
+
+def test_statistics_of_other_columns_keep_a_client_out(zoo: Zoo, caplog: pytest.LogCaptureFixture) -> None:
+    def shorter(_: Any, reply: Any) -> Any:
+        from flwr.app import Array, ArrayRecord
+
+        moments = reply.content["moments"]
+        reply.content["moments"] = ArrayRecord({k: Array(v.numpy()[:1]) for k, v in moments.items()})
+        return reply
+
+    app = zoo()
+    app.grid.nodes[101].spoil = shorter
+    with pytest.raises(RunError, match="2 of 3 clients were connected"):
+        app.run(**{"wait-seconds": 1.0})
+    assert "found statistics of 1 features; its rows have 2" in log_of(caplog)
+
+
+def test_own_data_that_come_after_the_first_round_stay_out(zoo: Zoo, caplog: pytest.LogCaptureFixture) -> None:
+    """Weights are those of the scenario's shares by then."""
+    app = zoo(data={"normalize": "none"})
+    for node in (app.grid.nodes[100], app.grid.nodes[101]):
+        del node.config["own-data"]
+    app.grid.nodes[102].online = False
+
+    def comes(grid: Any, message: Any) -> None:
+        grid.nodes[102].online |= message.metadata.group_id == "1"
+        grid.clock.sleep(3.0)  # a look at the list of nodes is due
+
+    app.grid.on_push = comes
+    run = app.run(**{"min-clients": 2, "on-failure": "drop"})
+    assert "it trains on data of its own; the run began with a share of the scenario's data" in log_of(caplog)
+    assert [row["client"] for row in json.loads((run.dir / "deployment.json").read_text())["clients"]] == [0, 1]
+    assert {r["client"] for r in read_jsonl(run.dir / "replies.jsonl") if r["status"] == "ok"} == {0, 1}
+
+
+def test_who_does_not_confirm_what_was_agreed_gets_no_job(zoo: Zoo) -> None:
+    greeted: list[int] = []
+
+    def fails(message: Any, reply: Any) -> Any:
+        from flwr.app import Error, Message
+
+        greeted.append(1)
+        return reply if len(greeted) == 1 else Message(Error(code=2, reason="no disk"), reply_to=message)
+
+    app = zoo()
+    app.grid.nodes[101].spoil = fails
+    with pytest.raises(RunError, match="2 of 3 clients were connected"):
+        app.run(**{"wait-seconds": 3.0})
+    assert {m.metadata.message_type for m in app.grid.pushed} == {"query.hello"}

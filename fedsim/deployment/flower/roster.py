@@ -74,8 +74,10 @@ class Roster:
         self._node_of: dict[int, int] = {}
         self._client_at: dict[int, int] = {}
         self._asked: dict[str, int] = {}
+        self._asked_by: dict[int, str] = {}
+        """Which agreement every node's last greeting told it."""
         self._told: dict[int, str] = {}
-        """Which agreement every node was told last."""
+        """The one that every node has taken."""
         self._online: set[int] = set()
         self._key_at: dict[int, bytes] = {}
         self._not_before: dict[int, float] = {}
@@ -118,7 +120,7 @@ class Roster:
             order = Order(self.run, -1, 0, 0, 0, 0, 0)
             ids = self.grid.push_messages([Message(pack(order, self.agreement.arrays(), LISTS), n, HELLO) for n in new])
             self._asked |= {i: n for i, n in zip(ids, new, strict=True) if i}
-            self._told |= dict.fromkeys(new, self.agreement.digest)
+            self._asked_by |= dict.fromkeys(new, self.agreement.digest)
 
     def vacate(self, client: int, node: int | None) -> None:
         """`node`, which was `client`, is away: its place is free, and who waits for one is greeted at once."""
@@ -167,10 +169,11 @@ class Roster:
         LOG.info("client %d is SuperNode %d (%d samples)", greeting.client, node, greeting.samples)
         self._node_of[greeting.client], self._client_at[node] = node, greeting.client
         self.greetings[greeting.client], self.said[greeting.client] = greeting, said
+        self._told[node] = self._asked_by[node]
         return None
 
     def _is_behind(self, client: int) -> bool:
-        """Whether a client with data of its own was told something else than is agreed on now."""
+        """Whether a client with data of its own has not taken yet what is agreed on now."""
         known, node = self.greetings.get(client), self._node_of.get(client)
         return known is not None and known.own and node is not None and self._told.get(node) != self.agreement.digest
 
