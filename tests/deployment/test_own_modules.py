@@ -149,6 +149,6 @@ def test_a_file_does_not_take_the_place_of_the_resolved_scenario(tmp_path: Path)
     """It would have none of the settings that the app is made with."""
     body = "from pathlib import Path; Path(__file__).with_name('scenario.yaml')"
     file = written(tmp_path, {"reads_it.py": MINE.format(body=body), "scenario.yaml": "a: 1"}, "reads_it")
-    with pytest.raises(InputError, match="scenario.yaml, in whose place the app has the resolved scenario"):
+    with pytest.raises(InputError, match=r"scenario\.yaml, in whose place the app has the resolved scenario"):
         deploy(load(file), tmp_path / "app")
     assert not (tmp_path / "app").exists()
