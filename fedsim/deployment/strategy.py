@@ -44,13 +44,12 @@ LOG = logging.getLogger("flwr.fedsim")
 _CLIENT_HALF = ("init_client", "broadcast", "start", "local_step", "direction", "gradient", "message", "receive")
 _OF_A_SCENARIO = ("settled", "objective", "before", "of_clients", "role_of", "choose", "placed")
 _OF_BATCHES = ("local_steps", "local_epochs", "batch_size", "train")
-_OF_CLIENTS = ("lr", "lr_decay", "momentum", "weight_decay", "solver", "clip", "relaxed_init")
 
 
 def make_strategy(
     algorithm: Mapping[str, Any],
     aggregator: Mapping[str, Any] | None = None,
-    averaged: Sequence[str] = STATISTICS,
+    averaged: Sequence[str] = (),
     **settings: Any,
 ) -> Any:
     """A Flower Strategy: ``FedAvg`` of flwr.serverapp.strategy, but the new model is what `algorithm` combines.
@@ -63,7 +62,8 @@ def make_strategy(
     ----------
     algorithm, aggregator : as in a scenario, e.g. ``{"name": "fedadam", "server_lr": 0.01}``, ``{"name": "median"}``.
         How many steps a client takes is up to its batches.
-    averaged : how the names of arrays end that are no parameters though they are of floating point.
+    averaged : how the names of arrays end that are no parameters though they are of floating point, beside PyTorch's
+        ``running_mean`` and ``running_var``.
     settings : of Flower's FedAvg (``fraction_train``, ``min_available_nodes``, ...).
 
     Raises
@@ -75,6 +75,9 @@ def make_strategy(
 
     part, rule = _checked(algorithm, aggregator or {"name": "mean"})
     told = json.dumps(dict(algorithm))
+    if isinstance(averaged, str):
+        raise InputError(f"found {averaged!r}, allowed: a list of how names end", key="averaged")
+    ends = [*STATISTICS, *averaged]
 
     class FedsimStrategy(FedAvg):
         """``x = combine(x, {x_i - x})``."""
@@ -82,10 +85,10 @@ def make_strategy(
         server: _Server | None = None
 
         def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Iterable[Any]:
-            config[ALGORITHM], config[AVERAGED] = told, list(averaged)
+            config[ALGORITHM], config[AVERAGED] = told, ends
             messages = list(super().configure_train(server_round, arrays, config, grid))
             received = {k: v.numpy() for k, v in arrays.items()}
-            self.server = self.server or _Server(part, rule, received, averaged)
+            self.server = self.server or _Server(part, rule, received, ends)
             sent = self.server.begin(received, len(list(grid.get_node_ids())))
             for message in messages:
                 message.content[self.arrayrecord_key] = record(received, sent) if sent else arrays

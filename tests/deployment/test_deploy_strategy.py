@@ -138,8 +138,14 @@ def test_keys_that_would_do_nothing_or_harm(algorithm: dict[str, Any], aggregato
         make_strategy(algorithm, aggregator)
 
 
+def test_names_that_are_averaged_are_a_list() -> None:
+    with pytest.raises(InputError, match=r"averaged: found 'scale', allowed: a list"):
+        make_strategy({"name": "fedavg"}, averaged="scale")  # its letters end many names
+
+
+@pytest.mark.parametrize("more", [{}, {"averaged": ["ema"]}], ids=["", "others, too"])
 @pytest.mark.parametrize("name", ["fedavg", "fedadam"])
-def test_what_a_model_carries_takes_no_step(name: str) -> None:
+def test_what_a_model_carries_takes_no_step(name: str, more: dict[str, Any]) -> None:
     """Counters without an axis and running statistics of batch normalisation: averaged, in their own types."""
     from flwr.serverapp.strategy import FedAvg
 
@@ -149,7 +155,7 @@ def test_what_a_model_carries_takes_no_step(name: str) -> None:
         made["norm.num_batches_tracked"] = np.array(7 * seed + 2**40)
         return made
 
-    ours = step(make_strategy({"name": name, "server_lr": 0.5}), carrying(7), made=carrying)
+    ours = step(make_strategy({"name": name, "server_lr": 0.5}, **more), carrying(7), made=carrying)
     theirs = step(FedAvg(), carrying(7), made=carrying)
     assert ours["norm.running_var"] == pytest.approx(theirs["norm.running_var"], abs=1e-6)
     for k in ("norm.num_batches_tracked", "seen"):
