@@ -67,6 +67,9 @@ class Pretended(torch.Tensor):
         waits["tolist at " + place()] += 1
         return self.numbers.tolist()
 
+    def untyped_storage(self) -> Any:
+        return self.numbers.untyped_storage()
+
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return computed(function, args, kwargs or {})

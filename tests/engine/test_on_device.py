@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from fedsim.cli.combinations import completed, setting_of
+from fedsim.core import registry
 from fedsim.core.errors import InputError
 from fedsim.core.fields import keys_of
-from fedsim.core import registry
 from fedsim.core.registry import lookup
 
 HERE = Path(__file__).parents[1]
