@@ -19,12 +19,11 @@ from fedsim.core.errors import InputError
 from fedsim.core.metrics import TABLE, Metric, merged, metric, read_columns
 from fedsim.engine.run_directory import LAST
 from fedsim.engine.stopping import read_stop
+from fedsim.reports.labels import flatten, labels_of
 
 Row = Mapping[str, Any]
 
 _DEPTH = 3  # folders of folders of runs, e.g. a folder of sweeps
-_FIRST = ("algorithm.name", "participation.mode", "topology.graph", "data.dataset", "model.name")
-_SPEAKS_FOR_ITSELF = ("name", "mode", "graph", "dataset", "scheme")
 
 
 @dataclass(frozen=True)
@@ -295,7 +294,7 @@ def group_runs(runs: Sequence[Record]) -> tuple[list[Group], list[str]]:
         same = {key: value for key, value in run.scenario.items() if key not in ("name", "seed")}
         members.setdefault(json.dumps(same, sort_keys=True, default=str), []).append(run)
     kept = [{k: v for k, v in group[0].scenario.items() if k not in ("name", "seed")} for group in members.values()]
-    settings = [dict(_flatten(scenario)) for scenario in kept]
+    settings = [dict(flatten(scenario)) for scenario in kept]
     keys = list(dict.fromkeys(key for one in settings for key in one))
     differing = [key for key in keys if len({one.get(key) for one in settings}) > 1]
     if len(settings) == 1:
@@ -303,7 +302,7 @@ def group_runs(runs: Sequence[Record]) -> tuple[list[Group], list[str]]:
         labels = [names.pop() if len(names) == 1 else settings[0].get("algorithm.name", runs[0].dir.name)]
     else:
         found = list(members.values())
-        labels = _names_in_sweep(found) or _names_of_folders(found) or _labels(settings, differing)
+        labels = _names_in_sweep(found) or _names_of_folders(found) or labels_of(settings, differing)
     groups = [Group(label, group, one) for label, group, one in zip(labels, members.values(), settings, strict=True)]
     return groups, differing
 
@@ -323,39 +322,6 @@ def _names_of_folders(groups: Sequence[Sequence[Record]]) -> list[str] | None:
     deployed = any(run.value("backend.name") == "flower" for group in groups for run in group)
     alone = all(len(group) == 1 for group in groups)
     return names if deployed and alone and len(set(names)) == len(names) else None
-
-
-def _labels(settings: Sequence[Mapping[str, str]], differing: Sequence[str]) -> list[str]:
-    """The fewest differing keys, best known first, that tell the groups apart; each adds to those before it."""
-    chosen: list[str] = []
-    distinct = 1
-    for key in sorted(differing, key=lambda k: (_FIRST.index(k) if k in _FIRST else len(_FIRST), k.count("."))):
-        count = len({tuple(one.get(k) for k in [*chosen, key]) for one in settings})
-        if count > distinct:
-            chosen.append(key)
-            distinct = count
-    last = [key.rpartition(".")[2] for key in chosen]
-    return [
-        ", ".join(
-            _said(key if last.count(short) > 1 else short, one.get(key))
-            for key, short in zip(chosen, last, strict=True)
-        )
-        for one in settings
-    ]
-
-
-def _said(key: str, value: str | None) -> str:
-    if value is None:
-        return f"no {key}"
-    return value if key in _SPEAKS_FOR_ITSELF else f"{key}={value}"
-
-
-def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def walk(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
