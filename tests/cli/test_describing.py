@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 from docs_pages import ROOT
 
-from fedsim.cli.app import main
 from fedsim.cli.parts import goes_with, modes, plurals, references
 from fedsim.core.described import keys, papers, prose
 from fedsim.core.errors import InputError
@@ -24,22 +22,6 @@ Call = Callable[..., tuple[int, str, str]]
 EVERY = [
     (kind, name) for kind in kinds() for name in names(kind) if lookup(kind, name).__module__.startswith("fedsim.")
 ]
-
-
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Exit code, standard output and error of a command."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def run(*argv: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedsim", *argv])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize("kind", kinds())

@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from fedsim.cli.app import main
-
 MODULE = """
 import sys
 from dataclasses import dataclass
@@ -131,21 +129,6 @@ PARTS = {  # what is set, and the method that is named
     "partition": ({"data": {**SCENARIO["data"], "partition": {"scheme": "mine:Divide"}}}, "Divide.assign"),
 }
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def run(*argv: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedsim", *argv])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, *capsys.readouterr()
-
-    return run
 
 
 def write(folder: Path, wrong: str, changes: dict[str, Any]) -> None:
