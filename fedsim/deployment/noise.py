@@ -85,8 +85,24 @@ def with_own_noise(scenario: Scenario, file: Path, fresh: bool = False) -> Scena
     if scenario.privacy is None:
         return scenario
     if fresh or not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.unlink(missing_ok=True)
-        file.touch(mode=0o600)
-        file.write_text(str(secrets.randbits(63)), encoding="utf-8")
+        noisy = with_new_noise(scenario)
+        keep_noise(noisy, file)
+        return noisy
     return replace(scenario, privacy=replace(scenario.privacy, noise_seed=int(file.read_text(encoding="utf-8"))))
+
+
+def with_new_noise(scenario: Scenario) -> Scenario:
+    """As `with_own_noise`, from a new secret, which is nowhere else until `keep_noise`."""
+    if scenario.privacy is None:
+        return scenario
+    return replace(scenario, privacy=replace(scenario.privacy, noise_seed=secrets.randbits(63)))
+
+
+def keep_noise(noisy: Scenario, file: Path) -> None:
+    """Write the secret of `with_new_noise` in the place of any earlier one."""
+    if noisy.privacy is None:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600)
+    file.write_text(str(noisy.privacy.noise_seed), encoding="utf-8")

@@ -17,7 +17,7 @@ from fedsim.deployment.flower.crowd import Crowd
 from fedsim.deployment.flower.records import Greeting
 from fedsim.deployment.flower.roster import LOG, Roster
 from fedsim.deployment.keys import fingerprint, read_keys
-from fedsim.deployment.noise import check_trust, sampling_secret, with_own_noise
+from fedsim.deployment.noise import check_trust, keep_noise, sampling_secret, with_new_noise, with_own_noise
 from fedsim.deployment.pooling import doubts, keep, learns, proposed, refuses_own, settled, told
 from fedsim.deployment.population import check_population
 from fedsim.deployment.run_config import RunConfig
@@ -80,7 +80,8 @@ def serve(grid: Any, scenario: Scenario, config: RunConfig, run: str) -> Run:
 
 
 def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: Path) -> Run:
-    noisy = with_own_noise(scenario, folder / "noise.key", fresh=not config.resume)
+    secret = folder / "noise.key"
+    noisy = with_own_noise(scenario, secret) if config.resume else with_new_noise(scenario)
     agreement = Agreement.of(folder) if config.resume else None
     assembly = assemble(noisy, told=told(agreement))
     clients = assembly.task.num_clients
@@ -88,6 +89,8 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
     check_population(config, scenario, assembly)
     keys = read_keys(Path(config.client_keys), clients) if config.client_keys else {}
     check_who(config.evaluates, assembly.settled(scenario), assembly)
+    if not config.resume:  # after the checks: it takes the place of an earlier run's
+        keep_noise(noisy, secret)
     roster = Roster(
         grid, clients, run,
         lambda g: _refuses(g, scenario, assembly, config, agreement, config.resume or roster.weighed),

@@ -88,6 +88,17 @@ def test_with_a_trusted_server_clients_send_no_noise(deployed: Callable[..., Any
             assert key.read_bytes() not in file.read_bytes(), file
 
 
+def test_a_start_that_is_refused_keeps_an_earlier_secret(deployed: Callable[..., Any], tmp_path: Path) -> None:
+    one, _ = deployed("central", noise_multiplier=2.0)
+    key = one.run().dir / "noise.key"
+    before = key.read_text()
+    with pytest.raises(InputError):
+        one.run(run="2", **{"client-keys": str(tmp_path / "nowhere")})
+    assert key.read_text() == before
+    one.run(run="3")
+    assert key.read_text() != before
+
+
 def test_with_local_trust_every_message_has_noise_of_its_own(deployed: Callable[..., Any]) -> None:
     quiet, clean = deployed("quiet", noise_multiplier=0.0)
     quiet.run()
