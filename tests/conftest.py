@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import compileall
+import gc
 import os
 import random
 import zlib
@@ -10,7 +12,7 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")  # at 15, Ray's own, actors stand still beside other tests
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -23,6 +25,10 @@ import torch
 from hypothesis import settings
 
 import fedsim
+
+gc.disable()  # until the tests are collected: what they import stays, and going through it takes seconds
+if "PYTEST_XDIST_WORKER" not in os.environ:  # hundreds of processes import fedsim, also where none may keep bytecode
+    compileall.compile_dir(Path(fedsim.__file__).parent, quiet=2)
 
 torch.set_num_threads(1)  # the problems are small: several threads would mostly wait for each other
 settings.register_profile("same", derandomize=True, deadline=None, database=None)
@@ -48,13 +54,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int | None:
-    """Of ``-n auto``: one more than processors, since many tests wait for processes that they have started."""
-    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else order.processors() + 1
+    """Of ``-n auto``: two more than processors, since tests with Ray and Flower mostly wait for their processes."""
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else order.processors() + 2
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return order.scheduler(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Thousands of tests and what they import stay to the end, so that no later search for garbage looks at them."""
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(trylast=True)
