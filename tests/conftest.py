@@ -6,6 +6,7 @@ import compileall
 import gc
 import os
 import random
+import sys
 import zlib
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -27,6 +28,7 @@ from hypothesis import settings
 import fedsim
 
 gc.disable()  # until the tests are collected: what they import stays, and going through it takes seconds
+BYTECODE, sys.dont_write_bytecode = sys.dont_write_bytecode, False  # until then, so that one worker compiles for all
 if "PYTEST_XDIST_WORKER" not in os.environ:  # hundreds of processes import fedsim, also where none may keep bytecode
     compileall.compile_dir(Path(fedsim.__file__).parent, quiet=2)
 
@@ -69,6 +71,7 @@ def pytest_collection() -> Generator[None, object, object]:
     try:
         return (yield)
     finally:
+        sys.dont_write_bytecode = BYTECODE
         gc.freeze()
         gc.enable()
 

@@ -15,7 +15,9 @@ import pytest
 
 LONG = (
     "ray", "tests/test_docs.py", "tests/test_described.py", "tests/deployment/test_flower_processes.py",
-    "tests/algorithms/", "tests/engine/", "tests/privacy/", "tests/cli/", "tests/reports/",
+    "tests/algorithms/", "tests/engine/", "tests/privacy/", "tests/cli/", "tests/reports/", "tests/contract/",
+    "tests/deployment/", "tests/scenario/", "tests/sweeps/", "tests/audit/", "tests/clients/", "tests/reference/",
+    "tests/participation/",
 )  # fmt: skip
 
 

@@ -6,9 +6,9 @@ ones each time.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -185,26 +185,61 @@ LARGE: dict[str, tuple[str, dict[str, bytes]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(LARGE))
-def test_small_files_cannot_take_the_machine(name: str) -> None:
-    """In a process of its own, whose largest memory and time are measured."""
-    scenario, files = LARGE[name]
-    put(files)
-    Path("s.yaml").write_text(scenario, encoding="utf-8")
-    most = 4 * BYTES  # of address space, so that a mistake ends here and not with the machine
+PLANS = """
+import os
+import resource
+import sys
+import traceback
 
-    def limit() -> None:
+import fedsim.engine.assembly
+from fedsim.cli.app import main
+
+most, seconds = map(int, sys.argv[1:3])
+for folder in sys.argv[3:]:
+    if os.fork() == 0:  # a process of its own, so that each has its own limits and its own peak
+        os.chdir(folder)
+        for number, file in ((1, "out"), (2, "err")):
+            os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), number)
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        sys.argv = ["fedsim", "plan", "s.yaml", "--json"]
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        print("peak", open("/proc/self/status").read().split("VmHWM:")[1].split()[0], flush=True)
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
 
-    code = (
-        "import sys\nfrom fedsim.cli.app import main\ntry:\n    main()\nfinally:\n"
-        "    print('peak', open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
-    )
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
+    """What is said of each scenario of `LARGE`, with the most memory that it took as last line."""
+    folders = {name: tmp_path_factory.mktemp("large") for name in sorted(LARGE)}
+    for name, place in folders.items():
+        scenario, files = LARGE[name]
+        with contextlib.chdir(place):
+            put(files)
+            Path("s.yaml").write_text(scenario, encoding="utf-8")
+    limits = [str(4 * BYTES), str(SECONDS)]  # of address space, so that a mistake ends here and not with the machine
     done = subprocess.run(
-        [sys.executable, "-c", code, "plan", "s.yaml", "--json"],
-        capture_output=True, text=True, check=False, preexec_fn=limit,
-    )  # fmt: skip
-    keeps_the_law(Answer(done.returncode, done.stdout, done.stderr), *files)
-    assert done.returncode == 2, done.stdout
-    assert int(done.stdout.split("peak")[1]) * 1024 < BYTES
+        [sys.executable, "-c", PLANS, *limits, *map(str, folders.values())], capture_output=True, text=True, check=True
+    )
+    return {
+        name: Answer(int(code), (place / "out").read_text(), (place / "err").read_text())
+        for (name, place), code in zip(folders.items(), done.stdout.split(), strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", sorted(LARGE))
+def test_small_files_cannot_take_the_machine(name: str, planned: dict[str, Answer]) -> None:
+    """In a process of its own, whose largest memory and time are measured."""
+    answer = planned[name]
+    keeps_the_law(answer, *LARGE[name][1])
+    assert answer.code == 2, answer.out
+    assert int(answer.out.split("peak")[1]) * 1024 < BYTES
