@@ -17,10 +17,12 @@ from fedsim.deployment.noise import check_trust
 from fedsim.engine.assembly import assemble
 from fedsim.messages.graph_rules import GraphRule
 from fedsim.scenario.load import parse
+from fedsim.scenario.sections import Scenario
 
 Values = dict[str, Any]
 
 _DATA = {"dataset": "synthetic", "clients": 8, "iid": True, "dimension": 3, "num_classes": 2, "max_samples": 12}
+_RUN = {"rounds": 10}  # the events of every round are accounted for, which changes no answer
 ANSWERS: Mapping[str, Any] = {  # keys that a check may ask for, and what they are given then
     "participation.window": 1.0, "participation.buffer": 8, "participation.weights": "identical",
     "participation.sampling": "poisson", "privacy.epsilon": {"noise_multiplier": 1.0}, "privacy.clip_norm": 1.0,
@@ -50,13 +52,13 @@ def refusal(sections: Values, deployed: bool = False) -> str | None:
 
 
 def _asked(sections: Values, deployed: bool) -> str | None:
-    values: Values = {"data": _DATA, "model": {"name": "linear"}, **{k: dict(v) for k, v in sections.items()}}
+    values: Values = {"data": _DATA, "model": {"name": "linear"}, "run": _RUN, **{k: dict(v) for k, v in sections.items()}}
     if setting_of("algorithm", values["algorithm"]["name"]) == "gossip":
         values["topology"] = {"graph": "complete"}
     if lookup("algorithm", values["algorithm"]["name"])().needs.adversary:
         values |= {"data": {"dataset": "digits", "clients": 8, "limit": 80}, "adversary": {"eps": 0.1}}
     try:
-        scenario = parse(completed(values))
+        scenario = _completed(values)[1]
         if deployed:
             check_trust(scenario)
     except InputError as error:
@@ -72,10 +74,16 @@ def completed(values: Values) -> Values:
     InputError
         What it says is no combination, whatever else is given.
     """
+    return _completed(values)[0]
+
+
+def _completed(values: Values) -> tuple[Values, Scenario]:
+    """What `completed` gives, and the scenario that it is."""
     given: set[str] = set()
     while True:
         try:
-            assemble(parse(values))
+            scenario = parse(values)
+            assemble(scenario)
         except InputError as error:
             asked = next((p.key for p in error.problems if p.key in ANSWERS and p.key not in given), None)
             if asked is None:
@@ -85,7 +93,7 @@ def completed(values: Values) -> Values:
             value = ANSWERS[asked] if isinstance(ANSWERS[asked], dict) else {key: ANSWERS[asked]}
             values = {**values, section: {**values.get(section, {}), **value}}
         else:
-            return values
+            return values, scenario
 
 
 def setting_of(kind: str, name: str) -> str:

@@ -126,9 +126,10 @@ def _parse(document: Document) -> Scenario:
         raise InputError(problems)
     parts: dict[str, Any] = {}
     names: dict[str, str] = {}
+    base = document.base
     for attribute, row in SECTIONS.items():
         try:
-            parts[attribute], asked = row.read(raw, INNER[row.path], document.base)
+            parts[attribute], asked = row.read(raw, INNER[row.path], base)
         except InputError as error:
             problems += error.under(row.path).problems
         else:
