@@ -25,7 +25,7 @@ from fedsim.engine.client_evaluation import ClientEvaluation, owns_models
 from fedsim.scenario.sections import Scenario
 
 if TYPE_CHECKING:
-    from fedsim.deployment.flower.backend import Policy
+    from fedsim.deployment.flower.policy import Policy
 
 Who = Literal["auto", "server", "clients"]
 WHO: tuple[Who, ...] = ("auto", "server", "clients")

@@ -9,14 +9,15 @@ from typing import Any
 
 from fedsim.core.errors import InputError
 from fedsim.deployment.evaluation import WHO
-from fedsim.deployment.flower.backend import Policy
+from fedsim.deployment.flower.policy import Policy
 from fedsim.deployment.node_config import settings_of
 from fedsim.participation.base import Participation
 from fedsim.scenario.sections import Scenario
 
 RUN_KEYS: Mapping[str, Any] = {
     "settings": "", "out": "", "resume": False, "min-clients": 0, "wait-seconds": 600.0, "timeout": 600.0,
-    "on-failure": "retry", "attempts": 3, "poll": 0.2, "max-samples": 1_000_000, "client-keys": "", "eval": "auto",
+    "away-seconds": 0.0, "on-failure": "retry", "attempts": 3, "poll": 0.2, "max-samples": 1_000_000,
+    "client-keys": "", "eval": "auto",
     "checkpoint": "round", "population": "scenario", "min-available": 0, "min-samples": 1,
 }  # fmt: skip
 """The keys of ``[tool.flwr.app.config]`` and what they are where nothing is said."""
@@ -95,7 +96,9 @@ class RunConfig:
         if values["min-samples"] > values["max-samples"]:
             found = f"found {values['min-samples']}, allowed: at most max-samples = {values['max-samples']}"
             raise InputError(f"run config: {found}", key="min-samples")
-        policy = Policy(values["timeout"], values["on-failure"], values["attempts"], values["poll"])
+        policy = Policy(
+            values["timeout"], values["on-failure"], values["attempts"], values["poll"], values["away-seconds"]
+        )
         return cls(
             settings_of(values["settings"]), values["out"], values["resume"], values["min-clients"],
             values["wait-seconds"], policy, values["max-samples"], values["client-keys"], values["eval"],

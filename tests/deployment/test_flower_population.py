@@ -120,6 +120,40 @@ def test_one_that_never_comes_costs_one_timeout(policy: str, participation: Any,
     assert all(row["missing"] == [5] for row in run.trace)
 
 
+def test_how_long_rounds_wait_for_one_that_is_not_connected_is_a_key_of_its_own(deployment: Make) -> None:
+    """Answers take longer than that: who is connected has the whole timeout."""
+    app = deployment({}, online=(0, 1, 2, 3), away_seconds=5.0, wait_seconds=60.0)
+    for node in app.grid.nodes.values():
+        node.delay = 30.0
+    comes(app, 4, round=4)
+    run = app.run()
+    replies = [r for r in read_jsonl(run.dir / "replies.jsonl") if r["round"] == 1 and r["status"] != "ok"]
+    rows = [(r["client"], r["round"], r["reason"]) for r in replies]
+    waited = "it was not connected for 5 s; it is not waited for again until it is back"
+    assert rows == [(c, 1, waited) for c in (4, 5)]
+    assert not timeouts(run)
+    assert [row.get("missing") for row in run.trace] == [[4, 5]] * 4 + [[5]] * 4
+
+
+def test_one_that_leaves_is_waited_for_from_then_on(deployment: Make) -> None:
+    app = deployment({}, away_seconds=8.0, wait_seconds=60.0, settings="run.rounds=3")
+    app.grid.nodes[100].delay = 20.0
+    app.grid.nodes[101].delay = 15.0
+    left: list[float] = []
+
+    def leave(grid: Any, message: Any) -> None:
+        if message.metadata.group_id == "2" and message.metadata.dst_node_id == 105:
+            grid.nodes[101].online = False
+            left.append(grid.clock.seconds)
+
+    app.grid.on_push = leave
+    run = app.run()
+    assert left
+    rows = [r for r in read_jsonl(run.dir / "replies.jsonl") if r["client"] == 1 and r["round"] > 1]
+    assert [(r["round"], r["status"]) for r in rows] == [(2, "gone"), (2, "away"), (3, "away")]
+    assert 8.0 <= rows[1]["seconds"] < 15.0
+
+
 def test_and_is_asked_when_it_comes_after_all(deployment: Make) -> None:
     app = deployment({}, online=(0, 1, 2, 3, 4))
     app.grid.nodes[100].delay = 3.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from fedsim.core.types import Message
 from fedsim.deployment.flower.arrays import check_message, to_arrays, to_tensors
 from fedsim.deployment.flower.examiner import Examiner
 from fedsim.deployment.flower.journal import Journal
+from fedsim.deployment.flower.policy import Policy
 from fedsim.deployment.flower.pulling import pulled
 from fedsim.deployment.flower.records import EXAM, WORK, BadRecord, Order, Receipt, pack, shown, unpack, unpack_arrays
 from fedsim.deployment.flower.roster import LOG, Roster
@@ -36,32 +37,17 @@ _LONGEST_REASON = 1000
 _NODE_UNAVAILABLE = 5  # of flwr.common.constant.ErrorCode: no heartbeat of the SuperNode, or a message for nobody
 
 
-@dataclass(frozen=True)
-class Policy:
-    """What happens to jobs that fail.
-
-    Parameters
-    ----------
-    timeout : seconds after which a job that was not answered is given up.
-    on_failure : ``retry`` sends a job again (when the client is back, at most `attempts` times if it answers wrongly)
-        until the timeout; ``drop`` goes on without this client in this round; ``stop`` ends the run.
-    attempts : wrong answers to one job that are put up with.
-    poll : seconds between two looks for answers.
-    """
-
-    timeout: float = 600.0
-    on_failure: Literal["retry", "drop", "stop"] = "retry"
-    attempts: int = 3
-    poll: float = 0.2
-
-
 @dataclass
 class _Flight:
-    """A job without an answer: `since` when it was dispatched; `message_id`, `node` and `sent` of the message out."""
+    """A job without an answer: `since` when it was dispatched; `message_id`, `node` and `sent` of the message out.
+
+    `away` says since when its client is not connected (None: it is).
+    """
 
     order: Order
     received: Message
     since: float
+    away: float | None = None
     sent: float = 0.0
     node: int | None = None
     message_id: str | None = None
@@ -91,7 +77,7 @@ class Flower(BackendDefaults):
     roster: Roster
     worker: Worker
     expected: Message
-    policy: Policy = Policy()
+    policy: Policy = field(default_factory=Policy)
     journal: Journal = field(default_factory=Journal)
     patient: bool = False
     graph: bool = False
@@ -266,6 +252,7 @@ class Flower(BackendDefaults):
         now = time.monotonic()
         for flight in list(self._flights.values()):
             node = self.roster.node_of(flight.order.client)
+            flight.away = None if node is not None else now if flight.away is None else flight.away
             if flight.message_id is not None and node != flight.node:
                 self._failed(flight, "gone", "its SuperNode left while it was at work")
             elif flight.message_id is None and node is None and self.policy.on_failure == "drop" and not self.patient:
@@ -273,6 +260,9 @@ class Flower(BackendDefaults):
             elif now - flight.since > self.policy.timeout:
                 follows = self.roster.absence.missed(flight.order.client, self.policy.timeout)
                 self._give_up(flight, "timeout", f"no answer within {self.policy.timeout:g} s; {follows}")
+            elif flight.away is not None and now - flight.away > self.policy.patience and not self.patient:
+                follows = self.roster.absence.missed(flight.order.client, self.policy.patience)
+                self._give_up(flight, "away", f"it was not connected for {self.policy.patience:g} s; {follows}")
         self.telling.waiting([(f.order.client, f.order.round, f.since) for f in self._flights.values()])
 
     def _send(self) -> None:
