@@ -24,6 +24,7 @@ from fedsim.core.limits import check_room
 from fedsim.core.modules import beside
 from fedsim.core.oracle import Task
 from fedsim.core.registry import lookup
+from fedsim.core.types import Message
 from fedsim.data.division import Division, divided
 from fedsim.data.partition import label_counts
 from fedsim.data.sets import Dataset, Quadratic, described
@@ -99,6 +100,12 @@ class Assembly:
         """The local work of any of the run's clients, in whatever process; what leaves it has passed `pipeline`."""
         algorithm = self.algorithm or self.settled(scenario).algorithm
         return Worker(self.task, algorithm, scenario.run.chunk_rows, store, self.pipeline)
+
+    def one_message(self, scenario: Scenario) -> tuple[Message, Message]:
+        """What one client receives and what leaves it, before compression, with what privacy adds: rows."""
+        received, sent = one_message(scenario.algorithm, self.task, gossip=self.network is not None)
+        told, said = self.privacy.beside(self.task.initial())
+        return {**received, **told}, {**sent, **said}
 
     def mixing(self, scenario: Scenario) -> Mixing:
         """How the nodes of a graph mix."""

@@ -213,6 +213,10 @@ class Bound:
         """What clients receive."""
         return message
 
+    def beside(self, x: Tensor) -> tuple[Message, Message]:
+        """What `broadcast` adds to what one client receives, and `outgoing` to what it sends, of a model like `x`."""
+        return {}, {}
+
     def outgoing(self, messages: Message, job: Job) -> Message:
         """What leaves clients, row i that of ``job.clients[i]`` in its round ``job.rounds[i]``."""
         return messages

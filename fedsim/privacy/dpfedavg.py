@@ -171,6 +171,10 @@ class _BoundFedAvg(Bound):
             return message
         return {**message, _CLIP: message["x"].new_tensor([self.clip])}
 
+    def beside(self, x: Tensor) -> tuple[Message, Message]:
+        one = x.new_zeros((1, 1))
+        return ({}, {}) if self.adaptive is None else ({_CLIP: one}, {_BIT: one})
+
     def outgoing(self, messages: Message, job: Job) -> Message:
         bound = job.received[_CLIP] if self.adaptive else self.clip
         delta, within = clip_update(messages["delta"], bound)

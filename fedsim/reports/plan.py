@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.algorithms.base import Algorithm, GossipAlgorithm, ServerAlgorithm, one_message
+from fedsim.algorithms.base import Algorithm, GossipAlgorithm, ServerAlgorithm
 from fedsim.backends.placement import cut_edges, place, place_graph, split
 from fedsim.clients.store import FILE, state_bytes, state_place
 from fedsim.clients.worker import default_chunk_rows, fresh_rows
@@ -313,7 +313,7 @@ def _named(topology: Topology) -> Rows:
 
 
 def _messages(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:
-    received, sent = one_message(s.algorithm, a.task, a.network is not None)
+    received, sent = a.one_message(s)
     down = 0 if a.network is not None else s.algorithm.received_size(received)
     up = a.pipeline.row_bytes(sent) * a.mixing(s).exchanges
     traffic = [len(e.clients) * down + e.sends * up for e in rounds]
@@ -336,7 +336,7 @@ def _traffic(s: Scenario, a: Assembly, event: Arrival) -> Rows:
     """What actors and the calling process send each other in a round; the first round's as an example."""
     load = client_load(s, a)
     actors = min(s.backend.actors or ACTORS, a.task.num_clients)
-    received, sent = (message_bytes(m) for m in one_message(s.algorithm, a.task, a.network is not None))
+    received, sent = (message_bytes(m) for m in a.one_message(s))
     if a.network is None:
         owner = place(load, actors)
         down, up = actors * received, (actors if s.aggregator.is_linear else len(event.clients)) * sent
