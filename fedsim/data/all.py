@@ -1,5 +1,5 @@
 """All data sets and partition schemes; importing this module registers them."""
 
-from fedsim.data import california, named, natural, own, partition, sets, text
+from fedsim.data import california, image_folder, named, natural, own, partition, sets, text
 
-__all__ = ["california", "named", "natural", "own", "partition", "sets", "text"]
+__all__ = ["california", "image_folder", "named", "natural", "own", "partition", "sets", "text"]

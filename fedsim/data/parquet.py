@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -243,10 +243,13 @@ _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVI
 decoded (ICO), or run other programs (EPS)."""
 
 
-def decode_images(encoded: Iterable[bytes | None], name: str, count: int) -> Array:
+def decode_images(
+    encoded: Iterable[bytes | None], name: str, count: int, called: Callable[[int], str] = "row {}".format
+) -> Array:
     """Bytes of `count` equal-sized images (PNG, ...) -> uint8 ``[N, C, H, W]``, C 1 (grey) or 3 as the first has.
 
-    What an image says of its size is looked at before any of its pixels are decoded.
+    What an image says of its size is looked at before any of its pixels are decoded. `called` is what errors call the
+    image of a row.
     """
     rows: list[Array] = []
     first: tuple[int, int, str] | None = None
@@ -254,8 +257,8 @@ def decode_images(encoded: Iterable[bytes | None], name: str, count: int) -> Arr
         warnings.filterwarnings("ignore", module="PIL")  # of what is refused here, or makes no difference
         for number, data in enumerate(encoded):
             if not data:
-                raise InputError(f"{name}: image of row {number} is missing", key="path")
-            with _opened(data, name, number) as picture:
+                raise InputError(f"{name}: image of {called(number)} is missing", key="path")
+            with _opened(data, name, called(number)) as picture:
                 size = (picture.height, picture.width)
                 if first is None:
                     first = (*size, "L" if picture.mode in ("1", "L", "LA") else "RGB")
@@ -264,7 +267,8 @@ def decode_images(encoded: Iterable[bytes | None], name: str, count: int) -> Arr
                     check_room(4 * count * bytes_each, f"{what}, as 4-byte numbers,", "path")
                 if size != first[:2]:
                     raise InputError(
-                        f"{name}: image of row {number} has shape {size}, row 0 has {first[:2]}; one size is needed",
+                        f"{name}: image of {called(number)} has shape {size}, {called(0)} has {first[:2]}; "
+                        "one size is needed",
                         key="path",
                     )
                 rows.append(np.asarray(picture if picture.mode == first[2] else picture.convert(first[2])))
@@ -275,8 +279,8 @@ def decode_images(encoded: Iterable[bytes | None], name: str, count: int) -> Arr
 
 
 @contextmanager
-def _opened(data: bytes, name: str, number: int) -> Iterator[Image.Image]:
-    """One image, of a size and depth that may be decoded; what goes wrong meanwhile is an InputError."""
+def _opened(data: bytes, name: str, place: str) -> Iterator[Image.Image]:
+    """One image, of a size and depth that may be decoded; what goes wrong meanwhile is an InputError of `place`."""
     from PIL import Image, UnidentifiedImageError
 
     Image.init()
@@ -286,21 +290,21 @@ def _opened(data: bytes, name: str, number: int) -> Iterator[Image.Image]:
         if picture.width * picture.height > MOST_PIXELS:
             raise Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels")
         if picture.mode.startswith(("I", "F")):
-            raise InputError(f"{name}: row {number} has more than 8 bits per pixel; allowed: 8-bit images", key="path")
+            raise InputError(f"{name}: {place} has more than 8 bits per pixel; allowed: 8-bit images", key="path")
         yield picture
     except Image.DecompressionBombError as error:
         raise InputError(
-            f"{name}: the image of row {number} claims to be too large ({error}); allowed: {MOST_PIXELS:,} pixels",
+            f"{name}: the image of {place} claims to be too large ({error}); allowed: {MOST_PIXELS:,} pixels",
             key="path",
         ) from error
     except InputError:
         raise
     except UnidentifiedImageError as error:
         raise InputError(
-            f"{name}: cannot decode the image of row {number}; allowed: {', '.join(formats)}", key="path"
+            f"{name}: cannot decode the image of {place}; allowed: {', '.join(formats)}", key="path"
         ) from error
     except Exception as error:  # each of PIL's formats fails in its own ways on damaged bytes
-        raise InputError(f"{name}: cannot decode the image of row {number} ({error})", key="path") from error
+        raise InputError(f"{name}: cannot decode the image of {place} ({error})", key="path") from error
 
 
 def _labels(source: Source, table: pyarrow.Table, wanted: Wanted) -> tuple[Array, Array | None]:

@@ -18,7 +18,7 @@ import networkx as nx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from data_makers import idx_bytes, pictures, write_images
+from data_makers import idx_bytes, pictures, png, write_images
 from fuzz_makers import DATA, RUN
 from PIL import Image
 
@@ -72,6 +72,10 @@ DATA_FILES: dict[str, tuple[dict[str, Any], dict[str, bytes]]] = {
         {"d.parquet": table(a=_X[:, 0], b=list(range(20)), y=_Y)},
     ),
     "images": (reading("parquet", path="d.parquet", target="label", image="image"), {"d.parquet": _images()}),
+    "image_folder": (
+        reading("image_folder", path="zoo"),
+        {f"zoo/{kind}/{i}.png": png(image) for kind in ("bear", "crow") for i, image in enumerate(pictures(6))},
+    ),
     "idx": (
         reading("idx", path="."),
         {
@@ -199,4 +203,5 @@ def shown_in(pictures: list[bytes]) -> bytes:
 
 def put(files: dict[str, bytes]) -> None:
     for name, content in files.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_bytes(content)
