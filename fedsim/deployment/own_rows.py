@@ -54,10 +54,11 @@ def own_rows(scenario: Scenario, node: NodeConfig, agreement: Agreement) -> OwnR
     sizes = np.zeros(node.clients, dtype=np.int64)
     sizes[node.client] = len(found.train_x)
     if agreement.sizes is not None:
-        if agreement.sizes[node.client] != len(found.train_x):
+        if agreement.sizes[node.client] not in (0, len(found.train_x)):  # 0: it comes when the others have begun
             said = f"this client said that it has {agreement.sizes[node.client]} samples, now it has"
             raise RunError(f"{said} {len(found.train_x)}: its data changed during the run")
         sizes = np.array(agreement.sizes, dtype=np.int64)
+        sizes[node.client] = len(found.train_x)
     return OwnRows(Held(found, node.client, sizes), moments)
 
 

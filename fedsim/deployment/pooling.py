@@ -42,8 +42,12 @@ def settled(
     assembly: Assembly,
     greetings: Mapping[int, Greeting],
     said: Mapping[int, Arrays],
+    late: str | None,
 ) -> Agreement | None:
     """What all agree on, from what every client has said; None where none brings data of its own.
+
+    `late` says why clients may not come later with data of their own (None: they may). Until they do, their sizes are
+    0.
 
     Raises
     ------
@@ -55,19 +59,51 @@ def settled(
         return None
     clients = assembly.task.num_clients
     missing = [c for c in range(clients) if c not in greetings]
-    if missing:
-        raise RunError(f"clients {missing} are not there: with data of their own, all have to say how much they have")
+    if missing and late is not None:
+        raise RunError(
+            f"clients {missing} are not there: with data of their own, all have to say how much they have, since {late}"
+        )
     scaling = None
     if learns(assembly):
-        others = [c for c in range(clients) if c not in own]
+        others = [c for c in greetings if c not in own]
         if others:
             raise RunError(
                 f"clients {others} train on shares of the scenario's data, which are scaled by its own statistics, and "
                 f"clients {list(own)} bring their own data; allowed: own data for all of them, or data.normalize = none"
             )
         scaling = _pooled(scenario, assembly, _sample(greetings[own[0]]), [said[c] for c in own])
-    sizes = tuple(greetings[c].samples for c in range(clients))
-    return replace(proposal, final=True, own=own, sizes=sizes, scaling=scaling)
+    sizes = tuple(greetings[c].samples if c in greetings else 0 for c in range(clients))
+    return replace(proposal, final=True, own=tuple(sorted([*own, *missing])), sizes=sizes, scaling=scaling)
+
+
+def all_at_once(scenario: Scenario, config: RunConfig, stateful: bool) -> str | None:
+    """Why all clients with data of their own have to be there before the first round, or None."""
+    if not config.among_connected(scenario.participation):
+        return "cohorts are drawn among all clients (population = connected draws them among those that are there)"
+    if stateful:
+        return f"what clients of {scenario.names['algorithm']} keep is weighted by all clients' sizes"
+    return None
+
+
+def joined(agreement: Agreement, greeting: Greeting, assembly: Assembly, folder: Path) -> Agreement:
+    """What is agreed on when a client comes after the first round, with data of its own; the weights follow from it.
+
+    The others are told nothing: of what they do, nothing depends on how much it has.
+    """
+    assert agreement.sizes is not None
+    sizes = list(agreement.sizes)
+    sizes[greeting.client] = greeting.samples
+    LOG.info(
+        "client %d joins with %d samples of its own; %s", greeting.client, greeting.samples,
+        "no statistics scale them" if agreement.scaling is None
+        else "features stay scaled by the statistics of those who were there at the start",
+    )  # fmt: skip
+    agreement, task, total = replace(agreement, sizes=tuple(sizes)), assembly.task, sum(sizes)
+    task.sizes[:] = sizes  # in place: the objective around the task has the same arrays
+    task.importance[:] = [size / total for size in sizes]
+    task.__dict__.pop("cumulative_importance", None)
+    keep(agreement, assembly, folder)
+    return agreement
 
 
 def learns(assembly: Assembly) -> bool:

@@ -18,7 +18,7 @@ from fedsim.deployment.flower.records import Greeting
 from fedsim.deployment.flower.roster import LOG, Roster
 from fedsim.deployment.keys import fingerprint, read_keys
 from fedsim.deployment.noise import check_trust, keep_noise, sampling_secret, with_new_noise, with_own_noise
-from fedsim.deployment.pooling import doubts, keep, learns, proposed, refuses_own, settled, told
+from fedsim.deployment.pooling import all_at_once, doubts, joined, keep, learns, proposed, refuses_own, settled, told
 from fedsim.deployment.population import check_population
 from fedsim.deployment.run_config import RunConfig
 from fedsim.engine.assembly import Assembly, assemble
@@ -101,16 +101,23 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
     LOG.info("fedsim: '%s' goes to %s; waiting for %d of %d clients", scenario.name, folder, wanted, clients)
     backend.gather(wanted, config.wait_seconds)
     if agreement is None:
-        agreement = settled(roster.agreement, scenario, assembly, roster.greetings, roster.said)
+        late = all_at_once(scenario, config, backend.stateful)
+        agreement = settled(roster.agreement, scenario, assembly, roster.greetings, roster.said, late)
         if agreement is not None:  # from here on, with the clients' own sizes and scaling
             assembly = assemble(noisy, told=told(agreement))
             backend, simulation = _prepared(grid, roster, scenario, assembly, config, folder)
             if not roster.agreement.final:
                 roster.agreement = agreement
-                backend.gather(clients, config.wait_seconds)
+                backend.gather(len(roster.greetings), config.wait_seconds)
     if agreement is not None:
         keep(agreement, assembly, folder)
-    roster.weighed = True
+
+    def seated(greeting: Greeting) -> None:
+        nonlocal agreement
+        if agreement is not None and agreement.sizes is not None and agreement.sizes[greeting.client] == 0:
+            agreement = joined(agreement, greeting, assembly, folder)
+
+    roster.weighed, roster.seated = True, seated
     if asks_clients(config.evaluates, simulation.scenario, assembly.task, roster):
         simulation.evaluation.clients = asked = examination(simulation.scenario, assembly, roster)
         backend.examiner = examiner(grid, roster, asked, _positions(assembly), config.policy)
@@ -189,7 +196,7 @@ def _refuses(
     if greeting.own:
         if agreement is not None and agreement.sizes is not None:
             known = agreement.sizes[greeting.client]
-            if greeting.samples != known:
+            if known not in (0, greeting.samples):  # 0: it was not there when the others said how much they have
                 return f"it says that it has {greeting.samples} samples; the run's weights are made for {known}"
         return refuses_own(greeting, scenario, assembly, config, _form(assembly))
     share, tested = int(assembly.task.sizes[greeting.client]), assembly.task.own

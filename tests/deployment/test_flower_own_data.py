@@ -13,91 +13,31 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from data_makers import pictures, png
 from flower_loopback import Deployment
+from own_tables import KINDS, LABELS, SIZES, Change, N, pooled, sections, table_of, write_own, write_server
 
 import fedsim
 from fedsim.core.errors import RunError
 from fedsim.engine.run_directory import read_jsonl
 
 pytest.importorskip("flwr")
-N = 3
-KINDS = ("lynx", "bear", "crow", "newt")
-LABELS = (("newt", "bear"), ("crow", "lynx", "bear"), ("lynx", "newt", "crow"))
-"""Every client's own, in the order in which its file has them first."""
-SIZES = (10, 21, 15)
-
-
-def table_of(labels: tuple[str, ...], size: int, seed: int) -> pandas.DataFrame:
-    random = np.random.default_rng(seed)
-    kind = [labels[i % len(labels)] for i in range(size)]
-    centre = np.array([KINDS.index(k) for k in kind])
-    return pandas.DataFrame({
-        "weight": 1000.0 + 7 * random.normal(size=size) + 5 * centre,
-        "colour": [("red", "green", "blue")[(c + (i % 5 == 0)) % 3] for i, c in enumerate(centre)],
-        "height": random.normal(size=size) * 0.01 + 0.02 * centre,
-        "kind": kind,
-    })  # fmt: skip
-
-
-def sections(folder: Path, **data: Any) -> dict[str, Any]:
-    return {
-        "name": "zoo",
-        "data": {
-            "dataset": "csv", "path": str(folder / "server.csv"), "target": "kind", "categorical": ["colour"],
-            "clients": N, "partition": {"scheme": "iid"}, **data,
-        },
-        "model": {"name": "linear"},
-        "algorithm": {"name": "fedavg", "lr": 0.1, "local_epochs": 1, "batch_size": 8},
-        "run": {"rounds": 2, "eval_every": 1, "dtype": "float64", "device": "cpu"},
-    }  # fmt: skip
-
-
 Zoo = Callable[..., Deployment]
-Change = Callable[[pandas.DataFrame], pandas.DataFrame]
 
 
 @pytest.fixture
 def zoo(tmp_path: Path) -> Zoo:
     """The server's small table of all kinds, and three clients with tables of their own, their columns in turn."""
-    table_of(KINDS, 20, seed=9).to_csv(tmp_path / "server.csv", index=False)
+    write_server(tmp_path)
 
     def make(change: dict[int, Change] | None = None, **more: Any) -> Deployment:
         data = more.pop("data", {})
         app = Deployment(tmp_path / "app", {**sections(tmp_path, **data), **more}, N)
         for c, node in enumerate(app.grid.nodes.values()):
-            mine = table_of(LABELS[c], SIZES[c], seed=c)
-            mine = mine[[*mine.columns[c:], *mine.columns[:c]]]
-            (change or {}).get(c, lambda frame: frame)(mine).to_csv(tmp_path / f"client-{c}.csv", index=False)
-            node.config["own-data"] = str(tmp_path / f"client-{c}.csv")
+            node.config["own-data"] = str(write_own(tmp_path, c, (change or {}).get(c)))
         return app
 
     return make
-
-
-def pooled(folder: Path, keys: dict[str, Any]) -> dict[str, Any]:
-    """The scenario in which one file has all clients' rows, and says whose they are; tested on the server's."""
-    mine = [pandas.read_csv(folder / f"client-{c}.csv").assign(whose=c) for c in range(N)]
-    order = ["weight", "colour", "height", "kind", "whose"]
-    pandas.concat([m[order] for m in mine]).to_csv(folder / "pooled.csv", index=False)
-    known = pandas.read_csv(folder / "server.csv")
-    test = known.iloc[held_out(folder)].assign(whose=0)
-    test[order].to_csv(folder / "tests.csv", index=False)
-    whole = sections(folder, **keys)
-    whole["data"] |= {
-        "path": str(folder / "pooled.csv"), "test_path": str(folder / "tests.csv"),
-        "partition": {"scheme": "natural_id", "partition_by": "whose"},
-    }  # fmt: skip
-    return whole
-
-
-def held_out(folder: Path) -> list[int]:
-    """Which rows of the server's table it tests on."""
-    from fedsim.data.splits import Split, divide
-
-    kinds = sorted(KINDS)
-    frame = pandas.read_csv(folder / "server.csv")
-    y = np.array([kinds.index(k) for k in frame.kind])
-    return divide(Split(np.arange(len(y))[:, None].astype(np.float32), y, 4), 0.2)[1].x[:, 0].astype(int).tolist()
 
 
 @pytest.mark.parametrize("normalize", ["standard", "unit", "none"])
@@ -249,6 +189,124 @@ def test_own_data_that_come_after_the_first_round_stay_out(zoo: Zoo, caplog: pyt
     assert "it trains on data of its own; the run began with a share of the scenario's data" in log_of(caplog)
     assert [row["client"] for row in json.loads((run.dir / "deployment.json").read_text())["clients"]] == [0, 1]
     assert {r["client"] for r in read_jsonl(run.dir / "replies.jsonl") if r["status"] == "ok"} == {0, 1}
+
+
+def later(app: Deployment, client: int, round: int) -> dict[str, Any]:
+    """`client` is not there before messages of `round` are sent; how a run takes it in."""
+    app.grid.nodes[100 + client].online = False
+
+    def comes(grid: Any, message: Any) -> None:
+        grid.nodes[100 + client].online |= message.metadata.group_id == str(round)
+        grid.clock.sleep(3.0)  # a look at the list of nodes is due
+
+    app.grid.on_push = comes
+    return {"min-clients": N - 1, "population": "connected", "settings": "run.rounds=5 run.trace=true"}
+
+
+@pytest.mark.parametrize("normalize", ["standard", "none"])
+def test_own_data_may_come_later_where_cohorts_are_of_the_connected(
+    normalize: str, zoo: Zoo, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Weights follow from its size then, the scaling stays, and a resumed run knows both."""
+    app = zoo(data={"normalize": normalize})
+    run = app.run(**later(app, 2, round=2))
+    asked = [row["clients"] for row in run.trace]
+    assert asked[:2] == [[0, 1]] * 2
+    assert asked[3:] == [[0, 1, 2]] * 2
+    for row in run.trace:
+        sizes = np.array([SIZES[c] for c in row["clients"]])
+        assert row["weights"] == pytest.approx((sizes / sizes.sum()).tolist())
+    agreed = json.loads((run.dir / "agreed.json").read_text())
+    assert agreed["sizes"] == list(SIZES)
+    kept = "features stay scaled by the statistics of those" if normalize == "standard" else "no statistics scale them"
+    assert f"client 2 joins with {SIZES[2]} samples of its own; {kept}" in log_of(caplog)
+    if normalize == "standard":
+        first = np.concatenate([pandas.read_csv(tmp_path / f"client-{c}.csv")["weight"] for c in (0, 1)])
+        assert agreed["scaling"]["shift"][0][0] == pytest.approx(first.mean(), rel=1e-7)
+    again = app.run(run="2", resume=True, settings="run.rounds=7 run.trace=true", population="connected")
+    assert [row["clients"] for row in again.trace[5:]] == [[0, 1, 2]] * 2
+    assert torch.isfinite(again.params).all()
+
+
+def test_a_label_that_nobody_knows_keeps_one_that_comes_later_out(zoo: Zoo, caplog: pytest.LogCaptureFixture) -> None:
+    app = zoo({2: lambda frame: frame.assign(kind=["wolf", *frame.kind[1:]])})
+    run = app.run(**later(app, 2, round=2))
+    assert [row["clients"] for row in run.trace] == [[0, 1]] * 5
+    assert "own-data.classes: found label 'wolf'; allowed: bear, crow, lynx, newt" in log_of(caplog)
+
+
+@pytest.mark.parametrize("name,population,why", [
+    ("fedavg", "scenario", "cohorts are drawn among all clients"),
+    ("scaffold", "connected", "what clients of scaffold keep is weighted by all clients' sizes"),
+])  # fmt: skip
+def test_elsewhere_own_data_all_have_to_be_there_at_the_start(name: str, population: str, why: str, zoo: Zoo) -> None:
+    app = zoo(algorithm={"name": name, "lr": 0.1, "local_epochs": 1})
+    with pytest.raises(RunError, match=rf"clients \[2\] are not there: .* since {why}"):
+        app.run(**{**later(app, 2, round=2), "population": population})
+
+
+@pytest.fixture
+def pictured(tmp_path: Path) -> Deployment:
+    """The server has a folder of images of all kinds, every client one of some of them."""
+    rows: dict[str, list[tuple[bytes, str, int]]] = {"train": [], "test": []}
+    for whose, kinds in {"server": KINDS, **dict(enumerate(LABELS))}.items():
+        folder, number = tmp_path / f"photos-{whose}", 0 if whose == "server" else int(whose) + 1
+        for k, kind in enumerate(sorted(kinds)):
+            (folder / kind).mkdir(parents=True)
+            for i, image in enumerate(pictures(3 + number, (4, 4, 3), seed=10 * number + k)):
+                (folder / kind / f"{i}.png").write_bytes(png(image))
+                rows["test" if whose == "server" else "train"].append((png(image), kind, max(0, number - 1)))
+    (tmp_path / "pooled").mkdir()
+    for split, found in rows.items():
+        columns = {"image": [{"bytes": b, "path": None} for b, _, _ in found]}
+        columns |= {"kind": [k for _, k, _ in found], "whose": [w for _, _, w in found]}
+        write_table(tmp_path / "pooled" / f"{split}.parquet", columns)
+    data = {"dataset": "image_folder", "path": str(tmp_path / "photos-server"), "clients": N}
+    made = sections(tmp_path)
+    made |= {"data": data, "model": {"name": "cnn", "channels": [2], "hidden": 4}}
+    app = Deployment(tmp_path / "app", made, N)
+    for c, node in enumerate(app.grid.nodes.values()):
+        node.config["own-data"] = str(tmp_path / f"photos-{c}")
+    return app
+
+
+def write_table(file: Path, columns: dict[str, Any]) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    kinds = {"image": datasets.Image(), "kind": datasets.Value("string"), "whose": datasets.Value("int64")}
+    datasets.Dataset.from_dict(columns, features=datasets.Features(kinds)).to_parquet(str(file))
+
+
+def test_folders_of_images_are_the_pooled_images(pictured: Deployment, tmp_path: Path) -> None:
+    """Of different sets of classes, by the names of folders, with the channels' statistics of all clients' images."""
+    run = pictured.run()
+    assert json.loads((run.dir / "data.json").read_text())["target"]["classes"] == sorted(KINDS)
+    whole = sections(tmp_path)
+    whole |= {
+        "data": {
+            "dataset": "parquet", "path": str(tmp_path / "pooled"), "target": "kind", "image": "image",
+            "partition": {"scheme": "natural_id", "partition_by": "whose"}, "clients": N,
+        },
+        "model": {"name": "cnn", "channels": [2], "hidden": 4},
+    }  # fmt: skip
+    simulated = fedsim.run(whole, out=tmp_path / "simulated")
+    assert json.loads((run.dir / "agreed.json").read_text())["sizes"] == [(4 + c) * len(LABELS[c]) for c in range(N)]
+    assert float((run.params - simulated.params).abs().max()) < 1e-9
+
+
+def test_images_of_another_form_keep_a_client_out(pictured: Deployment, caplog: pytest.LogCaptureFixture) -> None:
+    for kind, image in (("crow", (5, 4, 3)), ("wolf", (4, 4, 3))):
+        folder = pictured.folder.parent / f"odd-{kind}" / kind
+        folder.mkdir(parents=True)
+        (folder / "0.png").write_bytes(png(pictures(1, image)[0]))
+    pictured.grid.nodes[100].config["own-data"] = str(pictured.folder.parent / "odd-crow")
+    pictured.grid.nodes[101].config["own-data"] = str(pictured.folder.parent / "odd-wolf")
+    with pytest.raises(RunError, match="1 of 3 clients were connected"):
+        pictured.run(**{"wait-seconds": 1.0})
+    said = log_of(caplog)
+    assert "its own data have samples of shape 3x5x4 with 4 classes; the scenario's have 3x4x4 with 4" in said
+    assert "found label 'wolf'; allowed: bear, crow, lynx, newt" in said
 
 
 def test_who_does_not_confirm_what_was_agreed_gets_no_job(zoo: Zoo) -> None:
