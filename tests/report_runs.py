@@ -69,9 +69,20 @@ def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def charts(page: str) -> dict[str, dict]:
+    """What a page's charts draw, by the name of the quantity."""
+    found = re.findall(r'<script type="application/json">(.*?)</script>', page, flags=re.S)
+    return {chart["y"]: chart for chart in map(json.loads, found)}
+
+
+def axes(page: str) -> dict[str, list[str]]:
+    """What each quantity can be drawn against."""
+    return {name: [view["x"] for view in chart["views"]] for name, chart in charts(page).items()}
+
+
 def words(page: str) -> str:
-    """The page as read, without pictures and markup."""
-    page = re.sub(r"<svg.*?</svg>", " ", page, flags=re.S)
+    """The page as read, without pictures, programs and markup."""
+    page = re.sub(r"<(svg|script|style)\b.*?</\1>", " ", page, flags=re.S)
     return html.unescape(" ".join(re.sub(r"<[^>]*>", " ", page).split()))
 
 

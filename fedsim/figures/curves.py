@@ -24,7 +24,8 @@ OPEN_END = "dotted, ends in \N{MULTIPLICATION SIGN}: unfinished run"
 # Told apart by colour-blind eyes, on white and on black.
 _COLOURS = ("#2f7ebc", "#e07b00", "#0f9d76", "#cf4b7d", "#8a6fd1", "#a5822f", "#3fb0d6", "#8a8f96")
 _STYLES: tuple[Dashes, ...] = ("-", "--", "-.")
-_MOST_POINTS = 1500
+MOST_POINTS = 1500
+"""Of a line that are drawn."""
 _MARKERS: dict[Dashes, str] = {"-": "o", "--": "s", "-.": "^"}
 _SPREAD = 20
 """Largest over smallest `x` of a cloud from which on its axis is logarithmic."""
@@ -71,11 +72,11 @@ def style(group: int, groups: int) -> tuple[str, Dashes]:
     return to_hex(colormaps["turbo"](0.08 + 0.84 * group / (groups - 1))), "-"
 
 
-def panel_figure(panel: Panel, groups: int) -> Figure:
-    """One panel without legend, on a transparent ground. No pyplot state: save it with ``figure.savefig``."""
+def panel_figure(panel: Panel, groups: int, size: tuple[float, float] = (3.5, 2.5)) -> Figure:
+    """One panel of `size` (inches) without legend, on a transparent ground; without pyplot's state, for ``savefig``."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.5, 2.5), layout="constrained", facecolor="none", dpi=200)
+    figure = Figure(figsize=size, layout="constrained", facecolor="none", dpi=200)
     _draw(figure.add_subplot(), panel, groups)
     return figure
 
@@ -111,7 +112,7 @@ def _draw(axes: Any, panel: Panel, groups: int) -> None:
         if line.cloud:
             _draw_cloud(axes, line, colour, dashes)
             continue
-        x, y, low, high = _thin(line)
+        x, y, low, high = thinned(line)
         if panel.log:  # a logarithm has no place for zero
             y = np.where(y > 0, y, np.nan)
         if low is not None and high is not None:
@@ -148,16 +149,21 @@ def _draw_cloud(axes: Any, line: Line, colour: str, dashes: Dashes) -> None:
     """Every point; of many the picture, since a page would grow by a hundred bytes for each."""
     count = len(line.x)
     axes.plot(
-        line.x, _drawable(line.y), _MARKERS[dashes], color=colour, markersize=4.5 if count <= 100 else 3,
-        alpha=0.7 if count <= 100 else 0.4, markeredgewidth=0, rasterized=count > _MOST_POINTS,
+        line.x, drawable(line.y), _MARKERS[dashes], color=colour, markersize=4.5 if count <= 100 else 3,
+        alpha=0.7 if count <= 100 else 0.4, markeredgewidth=0, rasterized=count > MOST_POINTS,
     )  # fmt: skip
+
+
+def spread_out(x: Floats) -> bool:
+    """Whether values spread over orders of magnitude, so that their axis is logarithmic."""
+    return bool(len(x) and x.min() > 0 and x.max() > _SPREAD * x.min())
 
 
 def _spread_out(axes: Any, x: Floats) -> None:
     """A logarithmic axis where values spread over orders of magnitude."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    if x.min() > 0 and x.max() > _SPREAD * x.min():
+    if spread_out(x):
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if x.max() < 300 * x.min() else (1,), numticks=6))
@@ -196,17 +202,17 @@ def _entries(rows: Sequence[Sequence[Panel]], labels: Sequence[str]) -> list[Any
     return entries
 
 
-def _thin(line: Line) -> tuple[Floats, Floats, Floats | None, Floats | None]:
+def thinned(line: Line) -> tuple[Floats, Floats, Floats | None, Floats | None]:
     """Every k-th point and the last one, so that a long run does not make a page of megabytes; none past `_LARGEST`."""
     count = len(line.x)
-    keep = np.unique(np.append(np.arange(0, count, max(1, -(-count // _MOST_POINTS))), count - 1))
-    x, y, low, high = (None if v is None else _drawable(v[keep]) for v in (line.x, line.y, line.low, line.high))
+    keep = np.unique(np.append(np.arange(0, count, max(1, -(-count // MOST_POINTS))), count - 1))
+    x, y, low, high = (None if v is None else drawable(v[keep]) for v in (line.x, line.y, line.low, line.high))
     assert x is not None
     assert y is not None
     return x, y, low, high
 
 
-def _drawable(values: Floats) -> Floats:
+def drawable(values: Floats) -> Floats:
     return np.where(np.abs(values) < _LARGEST, values, np.nan)
 
 

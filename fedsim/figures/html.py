@@ -20,16 +20,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "Markup", "details", "heading", "image", "inline_svg", "lead", "legend", "mark", "named", "notes", "page", "panels",
-    "paragraph", "pre", "swatch", "table",
+    "Markup", "chart", "details", "found", "heading", "image", "inline_svg", "lead", "legend", "mark", "named", "notes",
+    "page", "panels", "paragraph", "pre", "swatch", "table",
 ]  # fmt: skip
 
+_CHART = '<figure class="chart"'
+_IN_SCRIPT = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&"})  # JSON that no HTML can end
 _PATTERNS = {"-": "", "--": "6 3", "-.": "6 2 1 2", ":": "2 2", "band": "band"}
 
 
 def page(title: str, body: Iterable[object]) -> str:
-    """A whole page that asks nothing of any other file."""
-    return _templates().get_template("page.html").render(title=title, body=[part for part in body if part])
+    """A whole page that asks nothing of any other file; what draws charts is in it where it has some."""
+    parts = [part for part in body if part]
+    charts = any(isinstance(part, Markup) and _CHART in part for part in parts)
+    return _templates().get_template("page.html").render(title=title, body=parts, charts=charts)
 
 
 def heading(level: int, text: object) -> Markup:
@@ -39,6 +43,11 @@ def heading(level: int, text: object) -> Markup:
 def paragraph(text: object, soft: bool = False) -> Markup:
     """A paragraph; a `soft` one says how something is to be read."""
     return _part("paragraph", text, soft)
+
+
+def found(text: object) -> Markup:
+    """What came out, at the head of a page; nothing without words."""
+    return _part("found", text)
 
 
 def lead(term: str, text: object) -> Markup:
@@ -79,6 +88,18 @@ def legend(entries: Iterable[tuple[Markup, object]]) -> Markup:
 def panels(pictures: Iterable[Markup]) -> Markup:
     """Pictures side by side, below each other where the screen is narrow."""
     return _part("panels", list(pictures))
+
+
+def chart(
+    title: str,
+    still: Markup,
+    header: Sequence[object],
+    rows: Iterable[tuple[int, Sequence[object]]],
+    data: str,
+    note: str = "",
+) -> Markup:
+    """A chart: its picture, a table with a row for each group (its number, its cells), and its data as JSON."""
+    return _part("chart", title, still, list(header), list(rows), Markup(data.translate(_IN_SCRIPT)), note)
 
 
 def named(piece: Markup, label: str, state: str = "") -> Markup:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,7 +18,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.metrics import TABLE, Metric, merged, metric, read_columns
 from fedsim.engine.run_directory import LAST
 from fedsim.engine.stopping import read_stop
-from fedsim.reports.labels import flatten, labels_of
+from fedsim.reports.labels import flatten, labels_of, told_apart, without_seed
 
 Row = Mapping[str, Any]
 
@@ -252,7 +251,7 @@ def read_run(folder: Path) -> Record:
     if (folder / "deployment.json").exists():  # the same scenario on real clients is another group
         scenario = {**scenario, "backend": {"name": "flower"}}
     told, number = _told(folder.resolve())
-    part = (number, re.sub(r"(^|_)seed=\d+(?=_|$)", "", folder.resolve().name).strip("_")) if told is not None else None
+    part = (number, without_seed(folder.resolve().name)) if told is not None else None
     error = str(told["error"]) if told and told.get("error") else None
     return Record(folder, scenario, text, rows, finished, tuple(notes), error, part, columns)
 
@@ -302,7 +301,8 @@ def group_runs(runs: Sequence[Record]) -> tuple[list[Group], list[str]]:
         labels = [names.pop() if len(names) == 1 else settings[0].get("algorithm.name", runs[0].dir.name)]
     else:
         found = list(members.values())
-        labels = _names_in_sweep(found) or _names_of_folders(found) or labels_of(settings, differing)
+        names = _names_in_sweep(found) or _names_of_scenarios(found) or _names_of_folders(found)
+        labels = names or told_apart(labels_of(settings, differing), [group[0].dir for group in found])
     groups = [Group(label, group, one) for label, group, one in zip(labels, members.values(), settings, strict=True)]
     return groups, differing
 
@@ -313,6 +313,14 @@ def _names_in_sweep(groups: Sequence[Sequence[Record]]) -> list[str] | None:
     labels = [name for found in names for name in found]
     parents = {run.dir.resolve().parent for group in groups for run in group}
     unclear = "" in labels or len(labels) != len(groups) or len(set(labels)) != len(groups) or len(parents) != 1
+    return None if unclear else labels
+
+
+def _names_of_scenarios(groups: Sequence[Sequence[Record]]) -> list[str] | None:
+    """What their scenarios are called, seeds left out; None where these names do not tell the groups apart."""
+    names = [{without_seed(str(run.scenario.get("name") or "")) for run in group} for group in groups]
+    labels = [name for found in names for name in found]
+    unclear = "" in labels or len(labels) != len(groups) or len(set(labels)) != len(groups)
     return None if unclear else labels
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fedsim.core.metrics import Metric
-from fedsim.figures.curves import BAND, OPEN_END, Line, Panel, panel_figure, style
-from fedsim.figures.html import Markup, inline_svg, legend, named, panels, swatch
+from fedsim.figures.charts import charts
+from fedsim.figures.curves import BAND, OPEN_END, Line, Panel, style
+from fedsim.figures.html import Markup, legend, named, swatch
 from fedsim.reports.groups import Group
 
 _TICKS = {"s": "s", "B": "B", "count": ""}  # units in which an axis counts thousands and millions
@@ -31,21 +32,15 @@ def _lines(index: int, group: Group, x: str, y: str) -> Iterator[Line]:
 
 
 def shown_panels(name: str, rows: Sequence[Sequence[Panel]], groups: Sequence[Group]) -> list[object]:
-    """The panels one by one, so that a narrow screen puts them below each other, and one legend for all."""
-    drawn = [panel for row in rows for panel in row]
-    lines = [line for panel in drawn for line in panel.lines]
-    entries = [(swatch(*style(i, len(groups))), groups[i].label) for i in sorted({line.group for line in lines})]
+    """The panels of each row as charts, one for each quantity, and what bands and dotted lines are."""
+    drawn = [charts(name, row, [group.label for group in groups]) for row in rows]
+    lines = [line for row in rows for panel in row for line in panel.lines]
+    entries = []
     if any(line.low is not None for line in lines):
         entries.append((swatch("", "band"), BAND))
     if any(line.unfinished for line in lines):
         entries.append((swatch("", ":", marker=True), OPEN_END))
-    plain = len(groups) == 1 and len(entries) == 1
-
-    def picture(panel: Panel) -> Markup:
-        alt = f"{panel.ylabel} against {panel.xlabel}"
-        return inline_svg(panel_figure(panel, len(groups)), f"{name}-{panel.name}", alt)
-
-    return ["" if plain else legend(entries), *(panels(map(picture, row)) for row in rows)]
+    return [legend(entries) if entries else "", *(chart for row in drawn for chart in row)]
 
 
 def named_group(groups: Sequence[Group], index: int, state: bool = True) -> Markup:

@@ -20,6 +20,7 @@ from fedsim.figures.curves import Panel, grid_figure
 from fedsim.figures.html import (
     Markup,
     details,
+    found,
     heading,
     mark,
     notes,
@@ -28,6 +29,7 @@ from fedsim.figures.html import (
     pre,
     table,
 )
+from fedsim.reports.findings import findings
 from fedsim.reports.groups import Group, Record, find_runs, group_runs, metrics_of, sweep_errors
 from fedsim.reports.numbers import number, spread
 from fedsim.reports.panels import curves, named_group, shown_panels
@@ -113,12 +115,17 @@ def make_page(runs: Sequence[Record], figures: Path, title: str, own: Sequence[R
     shown = [m for m in known.values() if any(group.has(m.name) for group in groups)]
     warnings = [*_never_started(runs), *_notes(runs, groups), *said]
     body: list[object] = [
+        found(findings(groups, shown)),
         paragraph(_subtitle(runs, groups), soft=True),
         notes(warnings),
     ]
     body += _results(groups, differing, shown) if len(runs) > 1 else _one_result(runs[0], shown)
-    for name, called, lead, rows in _figures(groups, shown):
+    for name, called, rows in _figures(groups, shown):
         save(name, grid_figure(rows, [g.label for g in groups], called))
+        if name == "delay":
+            continue  # the page has delays among the axes of other charts
+        rows = _with_delays(groups, shown, rows)
+        lead = " ".join(_LEADS[key] for key in (name, *_delayed(rows)) if key in _LEADS)
         body += [heading(2, called), paragraph(lead, soft=True) if lead else "", *shown_panels(name, rows, groups)]
     body += made(Page(runs, groups, differing, shown, save), own)
     if len(runs) > 1:
@@ -230,7 +237,8 @@ def _results(groups: Sequence[Group], differing: Sequence[str], shown: Sequence[
         part += [compare(quality), paragraph(spoken + FINAL_AND_BEST, soft=True)]
     part += [heading(3, "Cost up to the last evaluation"), compare(cost)]
     if differing:
-        part += [heading(3, "What differs between the groups"), _differences(groups, differing)]
+        keys = f"{len(differing)} key{'s' if len(differing) > 1 else ''}"
+        part.append(details(f"What differs between the groups: {keys}", _differences(groups, differing)))
     return part
 
 
@@ -268,22 +276,41 @@ def _costs(shown: Sequence[Metric]) -> list[Metric]:
 # --- curves -----------------------------------------------------------------------------------------------------------
 
 
-def _figures(groups: Sequence[Group], shown: Sequence[Metric]) -> Iterator[tuple[str, str, str, list[list[Panel]]]]:
-    """Name, heading, lead and rows of panels of each figure that has something to show."""
-    axes = [m for m in TABLE.values() if m.axis]
-    delays = [m for m in axes if m.figure == "delay"]
-    usual = [m for m in axes if m.figure != "delay"]
-    larger = [m for m in shown if m.larger_is_better] or [m for m in shown if m.figure == "progress"][-1:]
+def _figures(groups: Sequence[Group], shown: Sequence[Metric]) -> Iterator[tuple[str, str, list[list[Panel]]]]:
+    """Name, heading and rows of panels of each figure that has something to show."""
+    usual = [m for m in TABLE.values() if m.axis and m.figure != "delay"]
     for name, called in _FIGURES.items():
-        ys = larger if name == "delay" else [m for m in shown if m.figure == name]
-        xs = delays if name == "delay" else usual[:1] if name == "other" else usual
+        ys = _larger(shown) if name == "delay" else [m for m in shown if m.figure == name]
+        xs = _delays() if name == "delay" else usual[:1] if name == "other" else usual
         rows = [[panel for x in xs if (panel := curves(groups, x, y)).lines] for y in ys]
         rows = [row for row in rows if row]
         if name == "other":
             flat = [panel for row in rows for panel in row]
             rows = [flat[i : i + 4] for i in range(0, len(flat), 4)]
         if rows:
-            yield name, called, _LEADS.get(name, ""), rows
+            yield name, called, rows
+
+
+def _larger(shown: Sequence[Metric]) -> list[Metric]:
+    """What is drawn against delays."""
+    return [m for m in shown if m.larger_is_better] or [m for m in shown if m.figure == "progress"][-1:]
+
+
+def _delays() -> list[Metric]:
+    return [m for m in TABLE.values() if m.axis and m.figure == "delay"]
+
+
+def _with_delays(groups: Sequence[Group], shown: Sequence[Metric], rows: Sequence[list[Panel]]) -> list[list[Panel]]:
+    """The rows of a figure, those of what is drawn against delays with these as further axes."""
+    larger = {m.title: m for m in _larger(shown)}
+    more = {title: [p for x in _delays() if (p := curves(groups, x, m)).lines] for title, m in larger.items()}
+    return [[*row, *(more.get(row[0].ylabel, []) if len({p.ylabel for p in row}) == 1 else [])] for row in rows]
+
+
+def _delayed(rows: Sequence[Sequence[Panel]]) -> tuple[str, ...]:
+    """The key of what there is to say of delays, where a panel has them."""
+    names = {m.axis for m in _delays()}
+    return ("delay",) if any(panel.xlabel in names for row in rows for panel in row) else ()
 
 
 # --- what it was run with ---------------------------------------------------------------------------------------------

@@ -1,0 +1,134 @@
+"""The first sentences of a report: who was first and best, and no such claim where the seeds do not support it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsim.core.metrics import TABLE
+from fedsim.reports.findings import findings
+from fedsim.reports.groups import Group, Record, group_runs
+
+SHOWN = [TABLE[name] for name in ("test_accuracy", "test_loss")]
+FAST = [0.1, 0.7, 0.92, 0.93]
+SLOW = [0.1, 0.3, 0.7, 0.91]
+
+
+def group(label: str, *seeds: Sequence[float | None], finished: bool = True, **settings: str) -> Group:
+    def record(seed: int, values: Sequence[float | None]) -> Record:
+        rows = [{"round": 5 * k, "test_accuracy": v} for k, v in enumerate(values)]
+        return Record(Path(f"{label}-{seed}"), {"seed": seed, "run": {"rounds": 15}}, "", rows, finished)
+
+    return Group(label, [record(i, values) for i, values in enumerate(seeds)], settings)
+
+
+def test_who_was_first_and_best_with_spreads_apart() -> None:
+    a = group("a", FAST, [0.1, 0.72, 0.93, 0.94])
+    b = group("b", SLOW, [0.1, 0.2, 0.6, 0.9])
+    text = findings([b, a], SHOWN)
+    assert text.startswith("a reached 0.9 test accuracy first, by round 10; b by round 15 (mean ")
+    assert "At the end a has the highest test accuracy, 0.9350 ± 0.0071; next is b with 0.9050 ± 0.0071" in text
+    assert "over 2 seeds" in text
+
+
+def test_no_claim_where_spreads_overlap() -> None:
+    a = group("a", FAST, SLOW)
+    b = group("b", SLOW, FAST)
+    text = findings([a, b], SHOWN)
+    assert text.startswith("No group was clearly the first to reach 0.9 test accuracy: a by round 12.5 ± 3.5 and b by")
+    assert "At the end no group has clearly the highest test accuracy" in text
+    assert text.count("spreads overlap over 2 seeds") == 2
+
+
+def test_seeds_that_are_apart_overlap_within_their_standard_deviation() -> None:
+    a = group("a", [0.1, 0.80], [0.1, 0.90])  # mean 0.85, standard deviation 0.07
+    b = group("b", [0.1, 0.79], [0.1, 0.79])
+    assert "no group has clearly the highest" in findings([a, b], SHOWN)
+
+
+def test_one_seed_each_may_be_chance() -> None:
+    text = findings([group("a", FAST), group("b", SLOW)], SHOWN)
+    assert text.count("(one seed each, so that this may be chance)") == 2
+
+
+def test_one_seed_against_several_has_no_spread() -> None:
+    assert "some have one seed, whose spread is not known" in findings(
+        [group("a", FAST), group("b", SLOW, SLOW)], SHOWN
+    )
+
+
+def test_who_never_got_there_is_said() -> None:
+    text = findings([group("a", FAST), group("b", SLOW), group("c", [0.1, 0.2, 0.2, 0.2])], SHOWN)
+    assert "; not reached by c." in text
+
+
+def test_no_level_that_a_group_began_with() -> None:
+    text = findings([group("a", [0.5, 0.51]), group("b", [0.1, 0.52])], SHOWN)
+    assert "first" not in text
+    assert "At the end" in text
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ([group("a", FAST), group("b", [0.1, None])], "Left out here: b ended without a finite test accuracy."),
+        ([group("a", FAST), group("b", SLOW, finished=False)], "Left out here: 1 of 2 groups are unfinished."),
+        (
+            [group("a", FAST, **{"data.dataset": "mnist"}), group("b", SLOW, **{"data.dataset": "digits"})],
+            "The groups have different data, so that their numbers are not compared.",
+        ),
+    ],
+)
+def test_what_cannot_be_compared(groups: list[Group], said: str) -> None:
+    text = findings(groups, SHOWN)
+    assert text.endswith(said)
+    assert "first" not in text
+    assert "highest" not in text
+
+
+def test_smaller_losses_are_better() -> None:
+    made = []
+    for label, last in (("a", 0.5), ("b", 0.2)):
+        rows = [{"round": 0, "test_loss": 2.0}, {"round": 5, "test_loss": last}]
+        made.append(Group(label, [Record(Path(label), {}, "", rows, True)]))
+    text = findings(made, SHOWN)
+    assert text.startswith("At the end b has the lowest test loss, 0.2; next is a with 0.5 (one seed each")
+
+
+def test_a_group_alone() -> None:
+    assert findings([group("a", FAST)], SHOWN) == "a ended with a test accuracy of 0.9300 after 15 rounds, its best."
+    worse = findings([group("a", [*FAST[:3], 0.5])], SHOWN)
+    assert worse == "a ended with a test accuracy of 0.5000 after 15 rounds; the best was 0.9200 in round 10."
+    several = findings([group("a", FAST, SLOW)], SHOWN)
+    assert several == "a ended with a test accuracy of 0.9200 ± 0.0141 over 2 seeds (0.9100 to 0.9300) after 15 rounds."
+    assert "is unfinished, so far with" in findings([group("a", FAST, finished=False)], SHOWN)
+    assert findings([group("a", [0.1, None])], SHOWN) == "a ended in round 5 without a finite test accuracy."
+
+
+def test_nothing_to_say() -> None:
+    assert findings([group("a", FAST), Group("b", [Record(Path("b"), {}, "", [], False)])], SHOWN) == ""
+    assert findings([group("a", FAST)], []) == ""
+
+
+def runs(*scenarios: dict[str, Any]) -> list[Record]:
+    return [Record(Path(f"folder-{i}"), one, "", [], True) for i, one in enumerate(scenarios)]
+
+
+def test_groups_are_named_as_people_named_them() -> None:
+    here = {"backend": {"name": "vectorized"}, "algorithm": {"name": "fedavg"}}
+    mine, other = {**here, "name": "mine"}, {**here, "name": "other_seed=3", "algorithm": {"name": "x"}, "seed": 3}
+    assert [g.label for g in group_runs(runs(mine, other))[0]] == ["mine", "other"]
+
+
+def test_no_group_is_called_after_what_changes_no_number() -> None:
+    here = {"name": "n", "backend": {"name": "vectorized"}, "algorithm": {"name": "fedavg"}, "run": {"trace": True}}
+    there = {**here, "backend": {"name": "ray", "actors": 2}, "run": {"trace": False}}
+    groups, differing = group_runs(runs(here, there))
+    assert [g.label for g in groups] == ["folder-0", "folder-1"]
+    assert set(differing) == {"backend.name", "backend.actors", "run.trace"}
+    other = {**there, "algorithm": {"name": "scaffold"}}
+    labels = [g.label for g in group_runs(runs(here, there, other))[0]]
+    assert labels == ["fedavg, folder-0", "fedavg, folder-1", "scaffold"]
