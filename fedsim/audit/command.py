@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim.audit.base import Audit, Finding, Subject
-from fedsim.audit.reconstruction import HEADINGS, compared
+from fedsim.audit.reconstruction import HEADINGS as RECONSTRUCTED
+from fedsim.audit.reconstruction import compared
+from fedsim.audit.verdict import HEADINGS, outcomes, verdict
 from fedsim.core.crew import working
 from fedsim.core.errors import InputError
 from fedsim.core.fields import dump_part, part_from
-from fedsim.figures.html import Markup, heading, image, lead, mark, notes, page, paragraph, pre, table
+from fedsim.figures.html import Markup, details, found, heading, image, lead, mark, notes, page, paragraph, pre, table
 from fedsim.scenario.sections import Scenario
 
 if TYPE_CHECKING:
@@ -170,30 +172,34 @@ def _number(value: Any) -> str:
 
 
 def _page(report: Report, figures: Path) -> str:
-    title = f"Audit of {report.scenario.name}"
-    body: list[object] = []
+    audits = {done.name: done.finding for done in report.audits}
+    body: list[object] = [found(verdict(audits, report.claim))]
     if report.alarms:
         body.append(notes([Markup(" ").join([mark("Alarm."), a]) for a in report.alarms]))
+    body += [table(HEADINGS, [one.cells for one in outcomes(audits)], text=(0, 1, 2, 4))]
     if report.claim is None:
         body.append(paragraph("The scenario has no privacy mechanism: no epsilon is claimed.", soft=True))
     else:
-        body += [heading(2, "What is claimed"), table(["", ""], rows(report.claim), text=(1,))]
+        body.append(details("What is claimed", table(["", ""], rows(report.claim), text=(1,))))
     body += _comparison(report, figures)
+    told: set[str] = set()
     for done in report.audits:
         finding = done.finding
-        body += [
-            heading(2, done.name),
-            lead("Threat model.", finding.threat_model),
-            notes([finding.alarm] if finding.alarm else []),
-            table(["", ""], rows(finding.results)),
-        ]
+        body += [heading(2, done.name), notes([finding.alarm] if finding.alarm else [])]
         for name, make in finding.figures.items():
-            body.append(_drawn(make, figures / f"{done.name}-{name}.png", f"{done.name}: {name}"))
-        body += [paragraph(note, soft=True) for note in finding.notes]
-        if done.keys:
-            body.append(paragraph("Keys: " + ", ".join(f"{k} {v}" for k, v in done.keys.items()), soft=True))
-    body += [heading(2, "Scenario"), pre(report.scenario.to_yaml())]
-    return page(title, body)
+            body.append(_drawn(make, figures / f"{done.name}-{name}.png", f"{done.name}: {name}", name == "images"))
+        body += [paragraph(note, soft=True) for note in finding.notes if note not in told]
+        told.update(finding.notes)
+        body.append(details(f"{done.name}: threat model, keys and all numbers", _folded(done)))
+    body += [heading(2, "Scenario"), details("The resolved scenario", pre(report.scenario.to_yaml()))]
+    return page(f"Audit of {report.scenario.name}", body)
+
+
+def _folded(done: Audited) -> Markup:
+    parts = [lead("Threat model.", done.finding.threat_model)]
+    if done.keys:
+        parts.append(paragraph("Keys: " + ", ".join(f"{k} {v}" for k, v in done.keys.items()), soft=True))
+    return Markup("\n").join([*parts, table(["", ""], rows(done.finding.results), text=(1,))])
 
 
 def _comparison(report: Report, figures: Path) -> list[object]:
@@ -201,15 +207,15 @@ def _comparison(report: Report, figures: Path) -> list[object]:
     lines, make = compared({done.name: done.finding for done in report.audits})
     if not lines:
         return []
-    parts: list[object] = [heading(2, "Reconstructions compared"), table(HEADINGS, lines, text=(0,))]
+    parts: list[object] = [heading(2, "Reconstructions compared"), table(RECONSTRUCTED, lines, text=(0,))]
     if make is not None:
-        parts.append(_drawn(make, figures / "reconstructions.png", "reconstructions compared"))
+        parts.append(_drawn(make, figures / "reconstructions.png", "reconstructions compared", photo=True))
     return parts
 
 
-def _drawn(make: Callable[[], Figure], place: Path, what: str) -> object:
-    """The figure, also left behind as a file."""
+def _drawn(make: Callable[[], Figure], place: Path, what: str, photo: bool = False) -> object:
+    """The figure, also left behind as a file; a `photo` has the same colours on dark pages."""
     buffer = io.BytesIO()
     make().savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     place.write_bytes(buffer.getvalue())
-    return image(buffer.getvalue(), what)
+    return image(buffer.getvalue(), what, "photo" if photo else "")

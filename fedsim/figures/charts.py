@@ -100,13 +100,13 @@ def _view(view: Panel, pool: _Pool) -> dict[str, Any]:
 
 
 def _line(line: Line, log: bool, pool: _Pool) -> dict[str, Any]:
-    x, y, low, high = (line.x, drawable(line.y), None, None) if line.cloud else thinned(line)
-    if log:  # a logarithm has no place for zero
-        y, low, high = (None if v is None else np.where(v > 0, v, np.nan) for v in (y, low, high))
-    assert y is not None
+    x, *ys = (line.x, drawable(line.y), None, None) if line.cloud else thinned(line)
     kept = np.isfinite(x)
-    places = {"x": x, "y": y, "low": low, "high": high}
-    found: dict[str, Any] = {key: None if v is None else pool.place(v[kept]) for key, v in places.items()}
+    found: dict[str, int | None] = {"x": pool.place(x[kept])}
+    for key, values in zip(("y", "low", "high"), ys, strict=True):
+        if values is not None and log:  # a logarithm has no place for zero
+            values = np.where(values > 0, values, np.nan)
+        found[key] = None if values is None else pool.place(values[kept])
     return {"group": line.group, **found, "open": line.unfinished, "cloud": line.cloud}
 
 

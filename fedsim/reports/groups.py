@@ -301,8 +301,8 @@ def group_runs(runs: Sequence[Record]) -> tuple[list[Group], list[str]]:
         labels = [names.pop() if len(names) == 1 else settings[0].get("algorithm.name", runs[0].dir.name)]
     else:
         found = list(members.values())
-        names = _names_in_sweep(found) or _names_of_scenarios(found) or _names_of_folders(found)
-        labels = names or told_apart(labels_of(settings, differing), [group[0].dir for group in found])
+        given = _names_in_sweep(found) or _names_of_scenarios(found) or _names_of_folders(found)
+        labels = given or told_apart(labels_of(settings, differing), [group[0].dir for group in found])
     groups = [Group(label, group, one) for label, group, one in zip(labels, members.values(), settings, strict=True)]
     return groups, differing
 

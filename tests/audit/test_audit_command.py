@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,12 @@ def test_results_go_to_files_and_to_the_screen(file: Path, tmp_path: Path) -> No
             assert (out / "figures" / figure).stat().st_size > 3000
     page = (out / "audit.html").read_text()
     assert "Threat model" in page
+    first = page[page.index('<p class="found">') :].partition("</p>")[0]
+    assert "No audit shows the claimed epsilon of 1 to be false (the largest lower bound, of canaries, is " in first
+    assert "the best reconstruction, by first_layer, has a median PSNR of " in first
+    table, _, rest = page.partition("</table>")
+    assert [row.count("<td") for row in table.split("<tr>")[2:]] == [5, 5]  # a row for each audit, the others folded
+    assert "<table" not in re.sub("<details>.*?</details>", "", rest, flags=re.S)
     assert page.count("data:image/png;base64,") == 3
     assert load(out / "scenario.yaml").hash() == load(file).hash() == report["hash"]
 
@@ -68,7 +75,7 @@ def test_a_false_claim_ends_with_exit_code_1(file: Path, tmp_path: Path) -> None
     report = json.loads(result.stdout)
     assert len(report["alarms"]) == 1
     assert "the claim is false" in report["alarms"][0]
-    assert "Alarm" in (tmp_path / "audit.html").read_text()
+    assert '<p class="found">Alarm: what is claimed was shown to be false' in (tmp_path / "audit.html").read_text()
 
 
 def test_repeated_runs_find_noise_that_is_hardly_there(file: Path, tmp_path: Path) -> None:

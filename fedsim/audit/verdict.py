@@ -1,0 +1,122 @@
+"""What audits found, in one sentence and one table: bounds on epsilon, membership, reconstructions, and anything else.
+
+Findings are told apart by what their results have (``lower_bound``, ``auc``, ``psnr_db``), so that somebody's own
+audits are told like the built-in ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedsim.audit.base import Finding
+
+HEADINGS = ("audit", "attack", "measured", "found", "to compare")
+_SEEN = 12.0
+"""dB of PSNR below which nothing is to be seen."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The number that says most about one attack of an audit: its `kind`, `value`, that as text, and its measure."""
+
+    audit: str
+    attack: str
+    kind: str
+    measured: str
+    value: float
+    found: str
+    compare: str
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """A row under `HEADINGS`."""
+        return self.audit, self.attack.replace("_", " "), self.measured, self.found, self.compare
+
+
+def outcomes(found: Mapping[str, Finding]) -> list[Outcome]:
+    """A row for each attack of each audit."""
+    return [one for name, finding in found.items() for one in _of(name, finding.results)]
+
+
+def verdict(found: Mapping[str, Finding], claim: Mapping[str, Any] | None) -> str:
+    """One sentence: whether the claim stands, and how far the best attack of each kind came."""
+    every = outcomes(found)
+    said = [_claim(found, claim, [one for one in every if one.kind == "bound"])]
+    members = [one for one in every if one.kind == "membership"]
+    if members:
+        best = max(members, key=lambda one: one.value)
+        said.append(f"the best attack on membership, {_called(best)}, has an AUC of {best.found} (guessing: 0.5)")
+    pictures = [one for one in every if one.kind == "reconstruction"]
+    if pictures:
+        best = max(pictures, key=lambda one: one.value)
+        seen = "above" if best.value >= _SEEN else "below"
+        said.append(
+            f"the best reconstruction, by {_called(best)}, has a median PSNR of {best.found}, {seen} the {_SEEN:g} dB "
+            "or so from which something is to be seen"
+        )
+    return "; ".join(said) + "."
+
+
+def _claim(found: Mapping[str, Finding], claim: Mapping[str, Any] | None, bounds: Sequence[Outcome]) -> str:
+    alarms = [f"{name}: {finding.alarm.rstrip('.')}" for name, finding in found.items() if finding.alarm]
+    if alarms:
+        return f"Alarm: what is claimed was shown to be false ({', '.join(alarms)})"
+    if claim is None:
+        return "No epsilon is claimed"
+    claimed = f"the claimed epsilon of {claim['epsilon']:.4g}"
+    if not bounds:
+        return f"{claimed[0].upper()}{claimed[1:]} was not tested, as no audit here bounds it from below"
+    largest = max(bounds, key=lambda one: one.value)
+    return f"No audit shows {claimed} to be false (the largest lower bound, of {_called(largest)}, is {largest.found})"
+
+
+def _called(one: Outcome) -> str:
+    return one.audit if one.attack in ("", one.audit) else f"{one.attack.replace('_', ' ')} of {one.audit}"
+
+
+def _of(name: str, results: Mapping[str, Any]) -> Iterator[Outcome]:
+    if "lower_bound" in results:
+        yield from _bound(name, results)
+    elif "psnr_db" in results:
+        db = results["psnr_db"]
+        about = f"best {db['best']:.1f} dB; below some {_SEEN:g} dB nothing is to be seen"
+        yield Outcome(name, "", "reconstruction", "PSNR, median", db["median"], f"{db['median']:.1f} dB", about)
+    else:
+        variants = {key: value for key, value in results.items() if isinstance(value, Mapping) and "auc" in value}
+        for attack, told in variants.items():
+            auc, rate = told["auc"], told.get("tpr_at_fpr_0.01")
+            low = "" if rate is None else f"; true positives {rate['mean']:.1%} at 1 % false ones"
+            about = f"guessing: 0.5{low}"
+            yield Outcome(name, attack, "membership", "AUC", auc["mean"], _spread(auc), about)
+        if not variants:
+            yield from _other(name, results)
+
+
+def _bound(name: str, results: Mapping[str, Any]) -> Iterator[Outcome]:
+    """The largest bound on epsilon, with the claim and with the most that the audit could have shown."""
+    ceilings = [v["most_it_could_show"] for v in (results, *results.values()) if _has(v, "most_it_could_show")]
+    compare = [f"claimed: {results['claimed_epsilon']:.4g}"] if "claimed_epsilon" in results else []
+    compare += [f"the most that it could show: {max(ceilings):.4g}"] if ceilings else []
+    sure = f", confidence {results['confidence']:.0%}" if "confidence" in results else ""
+    low = float(results["lower_bound"])
+    yield Outcome(name, "", "bound", f"lower bound on epsilon{sure}", low, f"{low:.4g}", "; ".join(compare))
+
+
+def _other(name: str, results: Mapping[str, Any]) -> Iterator[Outcome]:
+    """The first number of results of any other form."""
+    for key, value in results.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield Outcome(name, "", "other", key.replace("_", " "), float(value), f"{value:.4g}", "")
+            return
+    yield Outcome(name, "", "other", "", 0.0, "", "see below")
+
+
+def _has(value: object, key: str) -> bool:
+    return isinstance(value, Mapping) and value.get(key) is not None
+
+
+def _spread(value: Mapping[str, Any]) -> str:
+    std = value.get("std")
+    return f"{value['mean']:.3f}" + ("" if std is None else f" \N{PLUS-MINUS SIGN} {std:.3f}")
