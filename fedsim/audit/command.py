@@ -176,7 +176,7 @@ def _page(report: Report, figures: Path) -> str:
     body: list[object] = [found(verdict(audits, report.claim))]
     if report.alarms:
         body.append(notes([Markup(" ").join([mark("Alarm."), a]) for a in report.alarms]))
-    body += [table(HEADINGS, [one.cells for one in outcomes(audits)], text=(0, 1, 2, 4))]
+    body += [table(HEADINGS, [one.cells for one in outcomes(audits)], text=(0, 1, 3))]
     if report.claim is None:
         body.append(paragraph("The scenario has no privacy mechanism: no epsilon is claimed.", soft=True))
     else:

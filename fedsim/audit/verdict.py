@@ -12,7 +12,7 @@ from typing import Any
 
 from fedsim.audit.base import Finding
 
-HEADINGS = ("audit", "attack", "measured", "found", "to compare")
+HEADINGS = ("attack", "measured", "found", "to compare")
 _SEEN = 12.0
 """dB of PSNR below which nothing is to be seen."""
 
@@ -32,7 +32,13 @@ class Outcome:
     @property
     def cells(self) -> tuple[str, ...]:
         """A row under `HEADINGS`."""
-        return self.audit, self.attack.replace("_", " "), self.measured, self.found, self.compare
+        return self.name, self.measured, self.found, self.compare
+
+    @property
+    def name(self) -> str:
+        """Of the attack, and of its audit where that has another one."""
+        same = self.attack in ("", self.audit)
+        return self.audit if same else f"{self.attack.replace('_', ' ')} of {self.audit}"
 
 
 def outcomes(found: Mapping[str, Finding]) -> list[Outcome]:
@@ -47,13 +53,13 @@ def verdict(found: Mapping[str, Finding], claim: Mapping[str, Any] | None) -> st
     members = [one for one in every if one.kind == "membership"]
     if members:
         best = max(members, key=lambda one: one.value)
-        said.append(f"the best attack on membership, {_called(best)}, has an AUC of {best.found} (guessing: 0.5)")
+        said.append(f"the best attack on membership, {best.name}, has an AUC of {best.found} (guessing: 0.5)")
     pictures = [one for one in every if one.kind == "reconstruction"]
     if pictures:
         best = max(pictures, key=lambda one: one.value)
         seen = "above" if best.value >= _SEEN else "below"
         said.append(
-            f"the best reconstruction, by {_called(best)}, has a median PSNR of {best.found}, {seen} the {_SEEN:g} dB "
+            f"the best reconstruction, by {best.name}, has a median PSNR of {best.found}, {seen} the {_SEEN:g} dB "
             "or so from which something is to be seen"
         )
     return "; ".join(said) + "."
@@ -69,11 +75,7 @@ def _claim(found: Mapping[str, Finding], claim: Mapping[str, Any] | None, bounds
     if not bounds:
         return f"{claimed[0].upper()}{claimed[1:]} was not tested, as no audit here bounds it from below"
     largest = max(bounds, key=lambda one: one.value)
-    return f"No audit shows {claimed} to be false (the largest lower bound, of {_called(largest)}, is {largest.found})"
-
-
-def _called(one: Outcome) -> str:
-    return one.audit if one.attack in ("", one.audit) else f"{one.attack.replace('_', ' ')} of {one.audit}"
+    return f"No audit shows {claimed} to be false (the largest lower bound, of {largest.name}, is {largest.found})"
 
 
 def _of(name: str, results: Mapping[str, Any]) -> Iterator[Outcome]:

@@ -26,16 +26,15 @@ def test_each_attack_is_one_row() -> None:
     assert [one.cells for one in every] == [
         (
             "canaries",
-            "",
             "lower bound on epsilon, confidence 95%",
             "0.5",
             "claimed: 3; the most that it could show: 3.4",
         ),
-        ("lira", "lira online", "AUC", "0.610 ± 0.020", "guessing: 0.5; true positives 5.0% at 1 % false ones"),
-        ("lira", "loss", "AUC", "0.550", "guessing: 0.5"),
-        ("idlg", "", "PSNR, median", "21.0 dB", "best 22.5 dB; below some 12 dB nothing is to be seen"),
-        ("own", "", "hits", "7", ""),
-        ("none", "", "", "", "see below"),
+        ("lira online of lira", "AUC", "0.610 ± 0.020", "guessing: 0.5; true positives 5.0% at 1 % false ones"),
+        ("loss of lira", "AUC", "0.550", "guessing: 0.5"),
+        ("idlg", "PSNR, median", "21.0 dB", "best 22.5 dB; below some 12 dB nothing is to be seen"),
+        ("own", "hits", "7", ""),
+        ("none", "", "", "see below"),
     ]
 
 
