@@ -74,8 +74,7 @@ def gone_within(mark: str, seconds: float) -> list[str]:
     return left
 
 
-@pytest.mark.parametrize("how", ["ctrl-c", "sigterm"])
-@pytest.mark.parametrize("kind", ["server", "nodes"])
+@pytest.mark.parametrize(("kind", "how"), [("server", "ctrl-c"), ("nodes", "sigterm")])
 def test_interrupted_it_writes_a_checkpoint_and_leaves_nothing_running(tmp_path: Path, how: str, kind: str) -> None:
     sections: dict[str, Any] = NODES if kind == "nodes" else {}
     process, mark = begin(tmp_path, **sections)
