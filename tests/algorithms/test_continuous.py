@@ -292,8 +292,7 @@ def test_a_node_without_links_finds_its_own_minimum(quadratic: Make, states: Mak
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compute", [1.0, [0.25, 1.0, 1.0, 1.0]], ids=["equal", "unequal"])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("compute", "seed"), [(1.0, 0), ([0.25, 1.0, 1.0, 1.0], 1)], ids=["equal", "unequal"])
 def test_it_reaches_the_exact_optimum(quadratic: Make, tmp_path: Path, compute: Any, seed: int) -> None:
     problem = quadratic(A=[[0.1], [1.0], [1.0], [1.0]], b=[[1.0], [-1.0], [2.0], [0.0]], x0=[0.0])
     settings = scenario(problem, "ring", {"name": "dadao", "mu": 0.1, "L": 1.0}, 12, seed=seed,
