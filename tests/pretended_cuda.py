@@ -17,7 +17,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map_only
 
 DEVICE = torch.device("cuda", 0)
 MEMORY = 2**33  # bytes that the device says it has
@@ -100,9 +99,23 @@ def place() -> str:
     return "?" if frame is None else f"{frame.f_code.co_filename.rsplit('/fedsim/', 1)[1]}:{frame.f_lineno}"
 
 
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """Those of an operator's arguments, which are no deeper than lists; PyTorch's own walk takes far longer."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for v in value for t in tensors_of(v)] if isinstance(value, (list, tuple)) else []
+
+
+def each(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+    """The same with its tensors changed."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    return type(value)([each(change, v) for v in value]) if isinstance(value, (list, tuple)) else value
+
+
 def computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """What the operator gives, computed on the CPU; what it would have waited for is counted in `waits`."""
-    tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]
+    tensors = tensors_of((*args, *kwargs.values()))
     on_device = any(isinstance(t, Pretended) for t in tensors)
     wanted = None if kwargs.get("device") is None else torch.device(kwargs["device"]).type != "cpu"
     lands = on_device if wanted is None else wanted
@@ -116,12 +129,20 @@ def computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     if kwargs.get("pin_memory"):
         kwargs = {**kwargs, "pin_memory": False}
-    real_args, real_kwargs = tree_map_only(Pretended, lambda t: t.numbers, (args, kwargs))
-    result = function(*real_args, **real_kwargs)
+    numbers = {k: each(_numbers, v) for k, v in kwargs.items()}
+    result = function(*each(_numbers, args), **numbers)
     if not lands:
         return result
-    result = tree_map_only(torch.Tensor, lambda t: t if isinstance(t, Pretended) else Pretended(t), result)
+    result = each(_landed, result)
     return return_and_correct_aliasing(function, args, kwargs, result)
+
+
+def _numbers(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.numbers if isinstance(tensor, Pretended) else tensor
+
+
+def _landed(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if isinstance(tensor, Pretended) else Pretended(tensor)
 
 
 def check(function: Any, args: Any, tensors: list[torch.Tensor]) -> None:
