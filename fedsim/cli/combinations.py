@@ -52,7 +52,8 @@ def refusal(sections: Values, deployed: bool = False) -> str | None:
 
 
 def _asked(sections: Values, deployed: bool) -> str | None:
-    values: Values = {"data": _DATA, "model": {"name": "linear"}, "run": _RUN, **{k: dict(v) for k, v in sections.items()}}
+    values: Values = {"data": _DATA, "model": {"name": "linear"}, "run": _RUN}
+    values |= {k: dict(v) for k, v in sections.items()}
     if setting_of("algorithm", values["algorithm"]["name"]) == "gossip":
         values["topology"] = {"graph": "complete"}
     if lookup("algorithm", values["algorithm"]["name"])().needs.adversary:
