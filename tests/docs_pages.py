@@ -55,7 +55,8 @@ def items(page: Path) -> list[Item]:
     found = []
     for block in blocks(page):
         if block.language in ("bash", "console"):
-            lines = [line.split("  #")[0].strip() for line in block.text.splitlines()]
+            whole = re.sub(r"\\\n *", "", block.text)  # a command that goes on after a backslash
+            lines = [line.split("  #")[0].strip() for line in whole.splitlines()]
             if re.match(r"fedsim\b", lines[0]):
                 found += [Item(block, line) for line in lines if line]
         elif block.language == "python" or block.is_scenario or block.file:

@@ -67,7 +67,7 @@ class Cluster:
 
     def make_keys(self, names: Sequence[str]) -> list[str]:
         """Make certificates, and key pairs with these names; the SuperLink's options for them."""
-        lines = (ROOT / "docs" / "deploy.md").read_text().splitlines()
+        lines = (ROOT / "docs" / "deploy.md").read_text().replace("\\\n", "").splitlines()
         script, keys = ROOT / "deploy" / "keys.sh", self.folder / "keys"
         subprocess.run(["bash", str(script), str(keys), "localhost", *names], check=True, timeout=120)
         for file in keys.iterdir():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
 from typing import Any
 
 from fedsim.core.errors import InputError, Problem
@@ -31,12 +32,13 @@ ANSWERS: Mapping[str, Any] = {  # keys that a check may ask for, and what they a
     "attack.target": 1, "attack.patch": 1, "algorithm.mu": 0.1, "aggregator.trim": 0.25, "aggregator.f": 1,
     "aggregator.tau": 1.0, "aggregator.root": 0, "participation.clients_per_round": 1,
 }  # fmt: skip
+_WIDTH = 120  # of lines
 _INTRODUCTION = """\
 # What goes with what
 
 Made by `python -m fedsim.cli.combinations` from the checks that scenarios pass, so it says what they do. ✓: the two go
-together; a number: they do not, for the reason under the table. A cell says it of the two names; `fedsim plan` says it
-of a whole scenario.
+together; a number: they do not, for the reason under the table. A letter stands for the names that are under the
+table. A cell says it of the two names; `fedsim plan` says it of a whole scenario.
 """
 
 
@@ -179,11 +181,28 @@ def _drawn(what: str, rows: Sequence[tuple[str, list[str | None]]], header: Sequ
     for number, (name, _) in enumerate(rows):
         merged.setdefault(tuple(column[number] for column in columns), []).append(name)
     reasons: dict[str, int] = {}
-    lines = [f"| {what} | {' | '.join(', '.join(c) for c in columns.values())} |", "|---" * (len(columns) + 1) + "|"]
-    for cells, labels in merged.items():
-        shown = ["✓" if why is None else str(reasons.setdefault(why, len(reasons) + 1)) for why in cells]
-        lines.append(f"| {', '.join(labels)} | {' | '.join(shown)} |")
-    return "\n".join([*lines, "", *(_wrapped(f"{number}. {why}") for why, number in reasons.items()), ""])
+    shown = [
+        ["✓" if why is None else str(reasons.setdefault(why, len(reasons) + 1)) for why in cells] for cells in merged
+    ]
+    for room in range(_WIDTH, 0, -4):
+        letters: dict[str, str] = {}
+        heads = [_brief(names, room, letters) for names in columns.values()]
+        lines = [f"| {' | '.join((what, *heads))} |", "|---" * (len(columns) + 1) + "|"]
+        lines += [
+            f"| {' | '.join((_brief(names, room, letters), *cells))} |"
+            for names, cells in zip(merged.values(), shown, strict=True)
+        ]
+        if max(map(len, lines)) <= _WIDTH:
+            break
+    legend = [_wrapped(f"* {letter}: {names}", "  ") for names, letter in letters.items()]
+    under = [_wrapped(f"{number}. {why}") for why, number in reasons.items()]
+    return "\n".join([*lines, "", *legend, *([""] if legend and under else []), *under, ""])
+
+
+def _brief(names: Sequence[str], room: int, letters: dict[str, str]) -> str:
+    """The names, or where they are longer than `room` a letter that stands for them."""
+    text = ", ".join(names)
+    return text if len(text) <= room else letters.setdefault(text, ascii_uppercase[len(letters)])
 
 
 def _words(problem: Problem, values: Values) -> str:
@@ -196,8 +215,8 @@ def _words(problem: Problem, values: Values) -> str:
     return f"`{problem.key}`: {text}"
 
 
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 118, subsequent_indent="   ", break_long_words=False, break_on_hyphens=False)
+def _wrapped(text: str, indent: str = "   ") -> str:
+    return textwrap.fill(text, 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 if __name__ == "__main__":

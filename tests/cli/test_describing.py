@@ -66,8 +66,10 @@ def test_modes_are_those_of_the_table() -> None:
     text = (ROOT / "docs" / "combinations.md").read_text(encoding="utf-8")
     every = set(names("participation"))
     found: dict[str, set[str]] = {}
-    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
-        header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    for table, under in re.findall(r"((?:^\|.*\n)+)((?:^(?!\|).*\n)*)", text, re.MULTILINE):
+        letters = dict(re.findall(r"^\* ([A-Z]): (.*(?:\n  .*)*)", under, re.MULTILINE))
+        cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+        header, _, *rows = [[letters.get(cell, cell) for cell in line] for line in cells]
         if header[0] == "algorithm":
             for label, *cells in rows:
                 for column, cell in zip(header[1:], cells, strict=True):
