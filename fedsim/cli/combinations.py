@@ -33,6 +33,7 @@ ANSWERS: Mapping[str, Any] = {  # keys that a check may ask for, and what they a
     "aggregator.tau": 1.0, "aggregator.root": 0, "participation.clients_per_round": 1,
 }  # fmt: skip
 _WIDTH = 120  # of lines
+_MOST = 12  # columns, of a table that has fewer rows
 _INTRODUCTION = """\
 # What goes with what
 
@@ -125,7 +126,8 @@ def page() -> str:
         _table("algorithm", algorithms[0], private),
         "## Algorithms on a graph\n",
         "Modes of a server and what follows from them are refused for all of them.\n",
-        _table("algorithm", algorithms[1], [*on_graph, *on_edges, *private]),
+        _table("algorithm", algorithms[1], [*on_graph, *rules.values()]),
+        _table("algorithm", algorithms[1], [*transforms, *private]),
         "## Participation modes\n",
         "With `{}` under a server and `{}` on a graph.\n".format(*(t["algorithm"]["name"] for t in typical)),
         _table("mode", [{**typical[0], **m} for m in on_server], [*messages, *private]),
@@ -180,20 +182,24 @@ def _drawn(what: str, rows: Sequence[tuple[str, list[str | None]]], header: Sequ
     merged: dict[tuple[str | None, ...], list[str]] = {}
     for number, (name, _) in enumerate(rows):
         merged.setdefault(tuple(column[number] for column in columns), []).append(name)
+    if len(columns) > _MOST and len(columns) > len(merged):  # a long table is read more easily than a wide one
+        return _drawn(
+            f"with {what}", [(n, [c[i] for _, c in rows]) for i, n in enumerate(header)], [n for n, _ in rows]
+        )
     reasons: dict[str, int] = {}
     shown = [
         ["✓" if why is None else str(reasons.setdefault(why, len(reasons) + 1)) for why in cells] for cells in merged
     ]
+    letters: dict[str, str] = {}
     for room in range(_WIDTH, 0, -4):
-        letters: dict[str, str] = {}
+        letters = {}
         heads = [_brief(names, room, letters) for names in columns.values()]
         lines = [f"| {' | '.join((what, *heads))} |", "|---" * (len(columns) + 1) + "|"]
-        lines += [
-            f"| {' | '.join((_brief(names, room, letters), *cells))} |"
-            for names, cells in zip(merged.values(), shown, strict=True)
-        ]
-        if max(map(len, lines)) <= _WIDTH:
+        if len(lines[0]) <= _WIDTH:
             break
+    for labels, cells in zip(merged.values(), shown, strict=True):
+        room = _WIDTH - len(f"|  | {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join((_brief(labels, room, letters), *cells))} |")
     legend = [_wrapped(f"* {letter}: {names}", "  ") for names, letter in letters.items()]
     under = [_wrapped(f"{number}. {why}") for why, number in reasons.items()]
     return "\n".join([*lines, "", *legend, *([""] if legend and under else []), *under, ""])
