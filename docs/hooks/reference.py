@@ -32,7 +32,6 @@ _PROGRAMS = (
     "run", "Run", "load", "Scenario", "plan", "report", "sweep", "topology", "check", "InputError", "RunError",
     "register", "rng",
 )  # fmt: skip
-_HEAD = "<!-- made by docs/hooks/reference.py at every build -->\n"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -47,7 +46,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {"keys": _keys_page(), "parts": _parts_page(), "commands": _commands_page(), **_python_pages()}
     pages |= {word: _kind_page(word, kind) for word, kind in _kinds()}
     for name, lines in pages.items():
-        files.append(File.generated(config, f"reference/{name}.md", content="\n".join((_HEAD, *lines)) + "\n"))
+        files.append(File.generated(config, f"reference/{name}.md", content="\n".join(lines) + "\n"))
     return files
 
 
@@ -228,8 +227,8 @@ def _python_pages() -> dict[str, Iterable[str]]:
 def _documented(of: Sequence[str]) -> Iterator[str]:
     for name in of:
         home, _, other = fedsim._HOME[name].partition(":")
-        home = home.replace("core:rng", "core")
-        yield f"::: fedsim.{home}.{other or name}\n" if name != "rng" else "::: fedsim.core.rng\n"
+        options = f"{{heading: {name}, toc_label: {name}}}"
+        yield f"::: fedsim.{home}.{other or name}\n    options: {options}\n"
 
 
 # Text
