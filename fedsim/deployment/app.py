@@ -6,8 +6,10 @@ Modules of one's own that the scenario names are copied beside it; data stay whe
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -181,7 +183,7 @@ def _write(scenario: Scenario, folder: Path, place: Path, clients: int, own: Own
         "name": scenario.name,
         "version": __version__,
         "package": PACKAGE,
-        "folder": place,
+        "folder": shlex.quote(str(place)),
         "distribution": DISTRIBUTION,
     }
     (package / "__init__.py").write_text(_INIT.format(**text, install=install("flower")), encoding="utf-8")
@@ -200,7 +202,7 @@ def _write(scenario: Scenario, folder: Path, place: Path, clients: int, own: Own
     readme = _README.format(
         **text, algorithm=scenario.names["algorithm"], clients=clients, rounds=scenario.run.rounds,
         supernodes="\n".join(_supernode(i, clients) for i in range(min(clients, 3))) + ("\n..." * (clients > 3)),
-        out=out, runs=out.parent, installs=_from_wheel(folder) if wheel else install("flower"),
+        out=out, runs=shlex.quote(str(out.parent)), installs=_from_wheel(folder) if wheel else install("flower"),
     )  # fmt: skip
     (folder / "README.md").write_text(readme, encoding="utf-8")
 
@@ -228,4 +230,6 @@ def _clients(scenario: Scenario) -> int:
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"' if isinstance(value, str) else str(value)
+    if not isinstance(value, str):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's texts are JSON's, but for this one

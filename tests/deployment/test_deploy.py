@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -57,6 +58,18 @@ def test_the_app_is_thin_and_complete(tmp_path: Path) -> None:
     readme = (folder / "README.md").read_text()
     assert "partition-id=2 num-partitions=5" in readme
     assert "num-supernodes=5" in readme
+
+
+@pytest.mark.parametrize("name", ["my app", 'it\'s "mine" \\ $HOME', "größe", "a\nb\tc\x7f"], ids=ascii)
+def test_a_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    deploy(parse(SCENARIO), folder)
+    config = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    assert RunConfig.read(config).out == str(tmp_path / f"{name}-runs" / "{run}")
+    readme = (folder / "README.md").read_text()
+    for command, place in (("flwr run ", folder), ("fedsim report ", tmp_path / f"{name}-runs")):
+        typed = readme[readme.index(f"\n{command}") :].partition("```")[0]
+        assert shlex.split(typed)[2] == str(place)
 
 
 def test_the_app_says_which_fedsim_it_needs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
