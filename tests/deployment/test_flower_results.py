@@ -85,6 +85,17 @@ def test_a_run_goes_on_after_its_last_round(checkpoint: str, round: int | None, 
         assert list(run.metrics["round"]) == [0, 1, 2, 3, 4]
 
 
+def test_a_reply_that_was_cut_short_does_not_end_the_run_that_goes_on(app: Deployment) -> None:
+    """The process ended while it wrote the row: what follows it is read all the same."""
+    replies = app.run(settings="run.rounds=2").dir / "replies.jsonl"
+    whole = replies.read_bytes()
+    replies.write_bytes(whole[:-15])
+    run = app.run(run="2", resume=True)
+    rows = read_jsonl(run.dir / "replies.jsonl")
+    assert len(rows) == 4 * N - 1
+    assert replies.read_bytes().startswith(whole[: whole[:-1].rindex(b"\n") + 1])
+
+
 def test_a_folder_in_an_app_is_told(app: Deployment, caplog: pytest.LogCaptureFixture) -> None:
     (app.folder / "pyproject.toml").write_text("[tool.flwr.app]\npublisher = 'x'\n")
     app.run(settings="run.rounds=1")

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
+from fedsim.core.append_file import AppendFile
 from fedsim.deployment.flower.records import WORK, Order
 
 
 class Journal:
-    """Rows at the end of `file`; nothing where there is none."""
+    """Rows at the end of a file; nothing before it is known."""
 
-    def __init__(self, file: Path | None = None) -> None:
-        self.file, self._begun = file, time.monotonic()
+    def __init__(self) -> None:
+        self._file: AppendFile | None = None
+        self._begun = time.monotonic()
         self.before = 0.0
         """Seconds that a resumed run has already taken."""
+
+    def follow(self, file: Path) -> None:
+        """Write to `file` from now on; a last row that an earlier process was ended in is taken away.
+
+        Raises
+        ------
+        RunError
+            Another of its rows is damaged.
+        """
+        self._file = AppendFile(file)
+        self._file.unread()
 
     def begin(self) -> None:
         """Count the seconds of `now` from here on."""
@@ -37,7 +49,7 @@ class Journal:
         what: str = WORK,
     ) -> None:
         """How `order` ended, `seconds` after it was sent, of which `work` were the client's."""
-        if self.file is None:
+        if self._file is None:
             return
         at = round(self.before + self.now(), 3)
         row: dict[str, Any] = {
@@ -48,5 +60,4 @@ class Journal:
         row |= {"work": round(work, 6)} if work is not None else {}
         row |= {"tries": tries} if tries else {}
         row |= {"reason": reason} if reason else {}
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self._file.append(row, durable=False)
