@@ -140,10 +140,11 @@ def _prepared(
         wants_checkpoint=config.checkpoint == "round",
     )  # fmt: skip
     among = config.among_connected(scenario.participation)
-    least = max(config.min_available, int(among))
     clock = RealTime(
         assembly.settled(scenario).participation, backend, complete=_needs_everybody(assembly, backend),
-        population=Crowd(roster, backend.look, least, config.wait_seconds, config.policy.poll), among_connected=among,
+        population=Crowd(
+            roster, backend.look, config.min_available, config.wait_seconds, config.policy.poll, drawn=among
+        ), among_connected=among,
         replaces=_REPLACES * config.policy.timeout if config.policy.on_failure == "drop" else 0.0,
     )  # fmt: skip
     clock.secret = sampling_secret(assembly.privacy)
@@ -151,7 +152,7 @@ def _prepared(
     if simulation.fresh:
         for name in (REPLIES, "deployment.json", "fitted.yaml", AGREED):
             (folder / name).unlink(missing_ok=True)
-    backend.journal.file = folder / REPLIES
+    backend.journal.follow(folder / REPLIES)
     backend.journal.before = simulation.totals.time
     clock.offset, clock.rounds_done = simulation.totals.time, dict(backend.taken)
     return backend, simulation

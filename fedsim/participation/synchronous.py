@@ -188,9 +188,22 @@ class Synchronous(Participation):
         else:
             scale = event.weights.sum() / _shares(task, algorithm, event.clients).sum()
             weights = _shares(task, algorithm, clients) * scale
-        steps, roles = algorithm.steps(task, clients, rounds, seed), algorithm.role_of(clients, rounds, seed)
+        steps, roles = (
+            self._work_of(task, algorithm, event, lost, clients, seed),
+            algorithm.role_of(clients, rounds, seed),
+        )
         fresh = np.zeros(size, dtype=np.int64)
         return Arrival(event.number, event.time, clients, rounds, steps, fresh, size, weights, roles=roles)
+
+    def _work_of(
+        self, task: Task, algorithm: ServerAlgorithm, event: Arrival, lost: Ints, clients: Ints, seed: int
+    ) -> Ints:
+        """Steps of `clients` in place of the `lost` ones, one for each: in place of a straggler as small a part."""
+        gone, own = np.sort(lost)[: len(clients)], np.full(len(clients), event.number, dtype=np.int64)
+        whole = algorithm.steps(task, gone, own, seed)
+        share = event.steps[np.searchsorted(event.clients, gone)] / np.maximum(whole, 1)
+        units, per_unit = algorithm.steps_by_unit(task, clients, own, seed)
+        return np.where(share < 1, np.maximum(1, np.rint(units * share)), units).astype(np.int64) * per_unit
 
     def _first_on(self, durations: Durations, tick: int) -> int | None:
         """The first tick from `tick` on at which some client can be asked (None: never again)."""

@@ -277,6 +277,23 @@ def test_silence_costs_one_timeout_and_ends_nothing(honest: Run, tmp_path: Path)
     assert [row["what"] for row in late] == [EXAM, EXAM]
 
 
+def test_that_a_node_is_unavailable_is_no_sign_of_life(tmp_path: Path) -> None:
+    """Flower answers for a SuperNode that is gone: its client has cost its timeout, and costs no other one."""
+    from flwr.app import Error, Message
+
+    def gone(message: Any, reply: Any) -> Any:
+        if message.metadata.message_type == EXAM and message.metadata.group_id != "0":
+            return Message(Error(5, "node unavailable"), reply_to=message)
+        return None if message.metadata.message_type == "train" else reply
+
+    app = Deployment(tmp_path / "app", scenario(), N, eval="clients", timeout=30.0)
+    app.grid.nodes[102].spoil = gone
+    run = app.run()
+    ends = [(row["round"], row["status"]) for row in read_jsonl(run.dir / "replies.jsonl") if row["client"] == 2]
+    assert [round for round, status in ends if status == "timeout"] == [1]
+    assert (1, "gone") in ends
+
+
 def test_an_error_at_the_client_is_left_out(honest: Run, tmp_path: Path) -> None:
     from flwr.app import Error, Message
 

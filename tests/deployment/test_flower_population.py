@@ -276,6 +276,32 @@ def test_a_round_waits_for_enough(deployment: Make, caplog: pytest.LogCaptureFix
     assert len(run.trace) == 8
 
 
+@pytest.mark.parametrize("population", ["scenario", "connected"])
+def test_who_is_silent_is_connected(population: str, deployment: Make) -> None:
+    """A client that rests after its silence is one of those that have to be connected: no round waits for its rest."""
+    app = deployment({}, population=population, min_available=N, wait_seconds=30.0, settings="run.rounds=6")
+    app.grid.nodes[101].spoil = silent
+    run = app.run()
+    assert timeouts(run) == [1]
+    assert run.trace[-1]["time"] < 130.0
+
+
+@pytest.mark.parametrize(("stragglers", "all_of_it"), [(0.0, True), (1.0, False)])
+def test_another_one_does_as_much_as_the_one_that_failed(stragglers: float, all_of_it: bool, deployment: Make) -> None:
+    work = {"algorithm": {"name": "fedavg", "lr": 0.01, "local_steps": 10}}
+    app = deployment({"clients_per_round": 3, "stragglers": stragglers}, on_failure="drop", sections=work)
+    app.grid.nodes[104].spoil = garbled
+    run = app.run()
+    planned = fedsim.run(app.scenario, out=app.folder / "simulated").trace
+    replaced = [row for row in run.trace if row.get("missing")]
+    assert replaced
+    for row, plan in zip(run.trace, planned, strict=True):
+        mine, wanted = (dict(zip(r["clients"], r["steps"], strict=True)) for r in (row, plan))
+        others = [steps for client, steps in mine.items() if client not in wanted]
+        assert others == [wanted[c] for c in row.get("missing", ())]
+        assert all((steps == 10) == all_of_it for steps in others)
+
+
 CLOCKED: list[dict[str, Any]] = [
     {"mode": "asynchronous"},
     {"mode": "fixed_interval", "window": 5.0},

@@ -27,14 +27,13 @@ from fedsim.deployment.flower.arrays import check_message, to_arrays, to_tensors
 from fedsim.deployment.flower.examiner import Examiner
 from fedsim.deployment.flower.journal import Journal
 from fedsim.deployment.flower.policy import Policy
-from fedsim.deployment.flower.pulling import pulled
+from fedsim.deployment.flower.pulling import NODE_UNAVAILABLE, pulled
 from fedsim.deployment.flower.records import EXAM, WORK, BadRecord, Order, Receipt, pack, shown, unpack, unpack_arrays
 from fedsim.deployment.flower.roster import LOG, Roster
 from fedsim.deployment.flower.telling import Telling
 from fedsim.messages.wire import opened, packs, travelling
 
 _LONGEST_REASON = 1000
-_NODE_UNAVAILABLE = 5  # of flwr.common.constant.ErrorCode: no heartbeat of the SuperNode, or a message for nobody
 
 
 @dataclass
@@ -305,9 +304,9 @@ class Flower(BackendDefaults):
         flight = next((f for f in self._flights.values() if f.message_id == answered), None)
         if flight is None:
             return
-        if not reply.has_error() or reply.error.code != _NODE_UNAVAILABLE:
+        if not reply.has_error() or reply.error.code != NODE_UNAVAILABLE:
             self.roster.absence.heard(flight.order.client)
-        if reply.has_error() and reply.error.code == _NODE_UNAVAILABLE:
+        if reply.has_error() and reply.error.code == NODE_UNAVAILABLE:
             self.roster.vacate(flight.order.client, flight.node)  # the one that took its place may be waiting
             self._failed(flight, "gone", "its SuperNode left while it was at work")
             return

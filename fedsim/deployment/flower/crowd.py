@@ -21,7 +21,8 @@ class Crowd:
     ----------
     roster : which node is which client.
     look : looks who is there, and what has come.
-    least : clients that have to be there when a round begins.
+    least : clients that have to be connected when a round begins, whether they rest after a silence or not.
+    drawn : cohorts are drawn among those that can be asked, so that somebody has to be.
     patience, poll : for how many seconds they are waited for, and seconds between two looks.
     """
 
@@ -30,6 +31,7 @@ class Crowd:
     least: int
     patience: float
     poll: float
+    drawn: bool = False
 
     def here(self, client: int) -> bool:
         """Whether `client` can be asked now."""
@@ -45,27 +47,32 @@ class Crowd:
         return None if len(here) == self.roster.clients else np.array(here, dtype=np.int64)
 
     def enough(self, least: int = 0) -> None:
-        """Wait until as many clients as a round needs can be asked, and at least `least`.
+        """Wait until as many clients are connected as a round needs, and at least `least` can be asked.
 
         Raises
         ------
         RunError
             They were not there after `patience` seconds.
         """
-        wanted = max(self.least, least)
+        asked = max(least, int(self.drawn))
+        wanted = max(self.least, asked)
         if wanted == 0:
             return
         end, told = time.monotonic() + self.patience, False
         self.look()
-        while (count := len(self._here())) < wanted:
+        while (count := self._connected()) < wanted or len(self._here()) < asked:
+            silent = f", {count - len(self._here())} of them silent" if count >= wanted else ""
             if time.monotonic() > end:
-                found = f"{count} of the {wanted} clients that a round needs (min-available) were connected"
+                found = f"{count} of the {wanted} clients that a round needs (min-available) were connected{silent}"
                 raise RunError(f"{found} after {self.patience:g} s (wait-seconds)")
             if not told:
-                LOG.warning("%d clients are connected; a round needs %d: waiting", count, wanted)
+                LOG.warning("%d clients are connected%s; a round needs %d: waiting", count, silent, wanted)
                 told = True
             time.sleep(self.poll)
             self.look()
+
+    def _connected(self) -> int:
+        return sum(self.roster.node_of(c) is not None for c in range(self.roster.clients))
 
     def _here(self) -> list[int]:
         return [c for c in range(self.roster.clients) if self.roster.here(c)]

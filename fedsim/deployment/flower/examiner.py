@@ -19,7 +19,7 @@ from fedsim.core.metrics import Metric
 from fedsim.core.own_tests import OwnAnswers, Told
 from fedsim.core.types import Message
 from fedsim.deployment.flower.arrays import to_arrays
-from fedsim.deployment.flower.pulling import pulled
+from fedsim.deployment.flower.pulling import NODE_UNAVAILABLE, pulled
 from fedsim.deployment.flower.records import (
     EXAM,
     BadRecord,
@@ -129,6 +129,12 @@ class Examiner:
         self, order: Order, reply: Any, found: dict[int, tuple[Verdict, dict[str, float]]], seconds: float, note: Note
     ) -> None:
         """Take an answer, or say why it is not used."""
+        if (
+            reply.has_error() and reply.error.code == NODE_UNAVAILABLE
+        ):  # Flower says so, nothing was heard of the client
+            self.roster.vacate(order.client, reply.metadata.src_node_id)
+            self._left_out(order, "gone", "its SuperNode left", seconds, note)
+            return
         self.roster.absence.heard(order.client)
         if reply.has_error():
             reason = shown(reply.error.reason or f"error {reply.error.code}", _LONGEST_REASON)

@@ -8,6 +8,9 @@ from typing import Any
 from fedsim.deployment.flower.records import shown
 from fedsim.deployment.flower.roster import LOG
 
+NODE_UNAVAILABLE = 5
+"""Of flwr.common.constant.ErrorCode: no heartbeat of the SuperNode, or a message for nobody."""
+
 
 def pulled(grid: Any, ids: Sequence[str]) -> list[Any]:
     """Answers that are there. Flower reads them all before it gives any: one that it cannot read must not end all.
