@@ -192,8 +192,8 @@ def _options(command: click.Command, context: click.Context) -> Iterator[str]:
         argument = option.param_type_name == "argument"
         kind = "" if getattr(option, "is_flag", False) else _cell(f"`{option.make_metavar(context)}`")
         written = " ".join(f"`{o}`" for o in (*option.opts, *option.secondary_opts) if not argument)
-        default = None if callable(option.default) else option.default
-        told = "required" if option.required else "" if default in (None, False, ()) else f"`{default}`"
+        default = option.default if isinstance(option.default, str | int | float) else None
+        told = "required" if option.required else "" if default in (None, False) else f"`{default}`"
         says = _cell(getattr(option, "help", "") or "")
         rows.append(f"| {' '.join(filter(None, (written, kind)))} | {told} | {says} |")
     if rows:
