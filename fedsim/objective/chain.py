@@ -12,6 +12,7 @@ from fedsim.core import crew
 from fedsim.models.layout import views
 from fedsim.models.losses import CLOSED_GRADIENTS, Loss
 from fedsim.objective.kernel import Kernel
+from fedsim.objective.layers import pointwise_back
 
 _Take = Callable[[int, Tensor, Tensor, bool], None]
 _CLOSED = (nn.ReLU, nn.Softplus, nn.Tanh, nn.Sigmoid)
@@ -143,7 +144,7 @@ class ChainKernel(Kernel):
         for i in range(len(self.chain) - 1, -1, -1):
             layer, (before, after) = self.chain[i], tape[i]
             if not isinstance(layer, nn.Linear):
-                dy = _backward(layer, dy, before, after)
+                dy = pointwise_back(layer, dy, before, after)
             else:
                 at -= 1 if layer.bias is None else 2
                 below = product(dy, params[at]) if i > 0 or take is None else dy  # few need the inputs' gradient
@@ -243,23 +244,6 @@ def _add_outer(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 def _outer(u: Tensor, v: Tensor) -> Tensor:
     return u.unsqueeze(-1) * v.unsqueeze(-2)
-
-
-def _backward(layer: nn.Module, dy: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """The gradient of a pointwise layer's inputs; a call of autograd costs a small model more than the arithmetic."""
-    aten = torch.ops.aten
-    result: Tensor
-    if type(layer) is nn.ReLU:
-        result = aten.threshold_backward(dy, after, 0)
-    elif type(layer) is nn.Softplus:
-        result = aten.softplus_backward(dy, before, layer.beta, layer.threshold)
-    elif type(layer) is nn.Tanh:
-        result = aten.tanh_backward(dy, after)
-    elif type(layer) is nn.Sigmoid:
-        result = aten.sigmoid_backward(dy, after)
-    else:
-        (result,) = torch.autograd.grad(after, before, dy)
-    return result
 
 
 _SINGLY = (torch.mul, _add_outer)

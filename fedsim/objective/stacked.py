@@ -1,10 +1,12 @@
 """Gradients of many models at once: parameters ``[m, d]``, one minibatch per row, gradients ``[m, d]``.
 
-Three ways, chosen by what the model is made of (never by timing, so that a run's numbers do
+Four ways, chosen by what the model is made of (never by timing, so that a run's numbers do
 not depend on the machine's mood):
 
 * a plain chain of Linear layers and pointwise activations runs as batched matrix products whose backward writes
   each weight gradient straight into its place in the flat ``[m, d]`` result (`ChainKernel`);
+* so do sequences of other layers whose forward and backward are known for many clients at once: embeddings, LSTM,
+  blocks of transformers, layer normalisation (`SequenceKernel`);
 * other models run under ``torch.func.vmap`` with one ordinary backward of the summed losses (`VmapKernel`);
 * convolutions on a CPU, and models that vmap cannot take, run row by row (`RowKernel`): grouped convolutions
   are slower there.
@@ -14,177 +16,23 @@ not depend on the machine's mood):
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
-from fedsim.core import crew
 from fedsim.core.errors import InputError
-from fedsim.models.layout import Layout, call, flatten, trained, views
+from fedsim.models.layout import flatten, trained
 from fedsim.models.losses import Loss
-from fedsim.models.outputs import logits_of
 from fedsim.objective.chain import ChainKernel
+from fedsim.objective.general import RowKernel, VmapKernel
 from fedsim.objective.kernel import ROWS_ON_CPU, Kernel, Precision
+from fedsim.objective.layers import POINTWISE
+from fedsim.objective.sequence import SequenceKernel, rules_of
 
-_POINTWISE = (
-    nn.ReLU,
-    nn.Tanh,
-    nn.Sigmoid,
-    nn.GELU,
-    nn.ELU,
-    nn.SiLU,
-    nn.Softplus,
-    nn.LeakyReLU,
-    nn.Identity,
-    nn.Hardtanh,
-)
-_TOKEN_NUMBERS = 8  # that an id stands for in an embedding, at least
-_ROW_NUMBERS = 2**13  # in a row's minibatch, from which on threads share the rows
+_HIDDEN = 48  # units of a recurrent layer that a CPU computes for many clients at once, at most
 
 Way = Literal["auto", "stacked", "rows"]
-
-
-class RowKernel(Kernel):
-    """One row after the other through the ordinary forward and backward."""
-
-    alone = True
-
-    def __init__(
-        self, module: nn.Module, loss: Loss, precision: Precision = "full", channels_last: bool = False
-    ) -> None:
-        super().__init__(module, loss, precision)
-        self.channels_last = channels_last
-
-    def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
-        result = torch.empty_like(x)
-
-        def one(i: int) -> None:
-            self._scatter(result[i], self._row(i, x, inputs, targets, weights))
-
-        self._rows(one, inputs)
-        return result
-
-    def descend(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
-        def one(i: int) -> None:
-            grads = self._row(i, x, inputs, targets, weights)
-            for view, g in zip(views(x[i], self.layout).values(), grads, strict=True):
-                view.addcmul_(g, lr[i, 0], value=-1.0)  # a parameter may be a single number
-
-        self._rows(one, inputs)
-
-    def _rows(self, one: Callable[[int], None], inputs: Tensor) -> None:
-        """Do `one` to every row, by all threads where a row's minibatch makes work enough."""
-        each = 1 if inputs.is_floating_point() else _TOKEN_NUMBERS
-        if inputs.device.type == "cpu" and inputs[:1].numel() * each >= _ROW_NUMBERS:
-            crew.each([partial(one, i) for i in range(len(inputs))])
-            return
-        for i in range(len(inputs)):
-            one(i)
-
-    def _row(self, i: int, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> tuple[Tensor, ...]:
-        module = self._at(x[i])
-        batch = inputs[i].contiguous(memory_format=torch.channels_last) if self.channels_last else inputs[i]
-        with self._casting(x):
-            out = logits_of(module(batch))
-        losses = self.loss(out.to(x.dtype), targets[i])
-        scale = weights[i] if isinstance(weights, Tensor) else torch.full_like(losses, weights)
-        return torch.autograd.grad(losses, trained(module), scale, materialize_grads=True)
-
-    def input_grad(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        result = torch.empty_like(inputs)
-
-        def one(i: int) -> None:
-            module = self._at(x[i])
-            leaf = inputs[i].detach()
-            if self.channels_last:
-                leaf = leaf.contiguous(memory_format=torch.channels_last)
-            with torch.enable_grad(), self._casting(x):
-                out = logits_of(module(leaf.requires_grad_()))
-                result[i] = torch.autograd.grad(self.loss(out.to(x.dtype), targets[i]).sum(), leaf)[0]
-
-        self._rows(one, inputs)
-        return result
-
-    def _at(self, row: Tensor) -> nn.Module:
-        """The module with the parameters of a row: a functional call would cost a small model 5 %."""
-        module = self.own.get()
-        for parameter, view in zip(trained(module), views(row, self.layout).values(), strict=True):
-            parameter.data = view
-        return module
-
-    @torch.no_grad()
-    def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
-        module = self.own.get()
-        found = torch.stack([call(module, views(row, self.layout), self.layout, inputs) for row in x])
-        return found.to(x.dtype)
-
-
-class VmapKernel(Kernel):
-    """``vmap`` over the forward, then one ordinary backward of the summed losses: clients are independent, so that is
-    each client's own gradient."""
-
-    randomness = "error"
-    """What ``vmap`` makes of draws."""
-
-    def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
-        leaves = self._leaves(x)
-        with self._casting(x):
-            out = self.forward(leaves, inputs)
-        out = out.to(x.dtype)
-        result = torch.empty_like(x)
-        total = self._total(out, targets, weights)
-        self._scatter(result, torch.autograd.grad(total, list(leaves.values()), materialize_grads=True))
-        return result
-
-    def differentiates(self, x: Tensor, inputs: Tensor, alike: bool = True) -> None:
-        """Go forward and backward once with equal rows ``[2, d]`` and inputs ``[2, b, ...]``.
-
-        Raises
-        ------
-        RuntimeError, ValueError
-            ``vmap`` cannot take the model, or gives equal rows different gradients where these should be `alike`.
-        """
-        leaves = self._leaves(x)
-        with torch.enable_grad():
-            out = self.forward(leaves, inputs).square().sum()
-            grads = torch.autograd.grad(out, list(leaves.values()), allow_unused=True)
-        for name, g in zip(leaves, grads, strict=True):
-            if alike and g is not None and not _close(g[0], g[1]):
-                raise RuntimeError(f"equal clients get different gradients of '{name}'")
-
-    def input_grad(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        leaf, params = inputs.detach(), {name: v.detach() for name, v in views(x, self.layout).items()}
-        with torch.enable_grad(), self._casting(x):
-            out = self.forward(params, leaf.requires_grad_())
-            return torch.autograd.grad(self._total(out.to(x.dtype), targets, 1.0), leaf)[0]
-
-    @torch.no_grad()
-    def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
-        return self.forward(views(x, self.layout), inputs, shared=True).to(x.dtype)
-
-    @torch.no_grad()
-    def own_outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
-        return self.forward(views(x, self.layout), inputs).to(x.dtype)
-
-    def forward(self, params: dict[str, Tensor], inputs: Tensor, shared: bool = False) -> Tensor:
-        """Outputs ``[m, b, k]`` on inputs ``[m, b, ...]``, or `shared` ones ``[b, ...]``."""
-        module = self.own.get()
-        one = partial(_call, module, self.layout)
-        result: Tensor = vmap(one, in_dims=(0, None if shared else 0), randomness=self.randomness)(params, inputs)
-        return result
-
-
-def _call(module: nn.Module, places: Layout, params: dict[str, Tensor], inputs: Tensor) -> Tensor:
-    return call(module, params, places, inputs)
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    far = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max())
-    return torch.allclose(one, other, rtol=0, atol=far, equal_nan=True)
 
 
 def build_kernel(
@@ -210,6 +58,11 @@ def build_kernel(
     if precision == "full" and _is_chain(module, sample.dim()):
         assert isinstance(module, nn.Sequential)
         return ChainKernel(module, loss)
+    rules = rules_of(module) if precision == "full" else None
+    if rules is not None and (way == "stacked" or device.type != "cpu" or not _large(module)):
+        sequence = SequenceKernel(module, loss, rules, rows_only if way == "auto" and device.type == "cpu" else None)
+        if sequence.agrees(flatten(module).unsqueeze(0), sample[None, None] if others is None else others.unsqueeze(0)):
+            return sequence
     if way == "auto" and device.type == "cpu" and any(isinstance(layer, ROWS_ON_CPU) for layer in module.modules()):
         return rows_only
     kernel = VmapKernel(module, loss, precision)
@@ -229,6 +82,12 @@ def build_kernel(
             ) from error
         return rows_only
     return kernel
+
+
+def _large(module: nn.Module) -> bool:
+    """Whether a CPU computes a recurrent layer as fast for one client after the other: the larger its products are, the
+    less is gained by many at once, and PyTorch's own arranges its weights for them."""
+    return any(isinstance(layer, nn.LSTM) and layer.hidden_size > _HIDDEN for layer in module.modules())
 
 
 def _channels_last(module: nn.Module, device: torch.device) -> bool:
@@ -251,7 +110,7 @@ def _is_chain(module: nn.Module, input_dims: int) -> bool:
     ]
     flatten_first = all(isinstance(layer, nn.Flatten) for layer in layers[: len(layers) - len(inside)])
     linears = [layer for layer in inside if type(layer) is nn.Linear]
-    plain = all(type(layer) is nn.Linear or (type(layer) in _POINTWISE and not _in_place(layer)) for layer in inside)
+    plain = all(type(layer) is nn.Linear or (type(layer) in POINTWISE and not _in_place(layer)) for layer in inside)
     several = len(set(map(id, linears))) == len(linears) > 0
     numbers = sum(1 if layer.bias is None else 2 for layer in linears)
     adapted = any(layer._forward_hooks for layer in inside)

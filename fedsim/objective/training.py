@@ -27,8 +27,9 @@ from fedsim.models.layout import call, flatten, views
 from fedsim.models.losses import Loss
 from fedsim.models.nature import Nature, initial_state, nature_of
 from fedsim.models.norms import training
+from fedsim.objective.general import RowKernel, VmapKernel
 from fedsim.objective.kernel import ROWS_ON_CPU, Kernel, NoSampleGradientError, Precision, Training
-from fedsim.objective.stacked import RowKernel, VmapKernel, Way, build_kernel
+from fedsim.objective.stacked import Way, build_kernel
 
 
 class TrainingKernel(RowKernel):
