@@ -337,6 +337,11 @@ class Task(Sharable):
             return np.ones(len(clients), dtype=np.int64)
         return -(-self.sizes[clients] // batch_size)
 
+    @property
+    def computed(self) -> str:
+        """How gradients of many clients are computed, in words; empty where there is but one way."""
+        return ""
+
     def step_bytes(self, batch_size: BatchSize) -> int:
         """Bytes that one row's local step touches, about: its parameters, gradient and update, and its minibatch."""
         return 3 * self.dim * torch.empty((), dtype=self.dtype).element_size()

@@ -39,6 +39,10 @@ class WrappedTask(Task):
     def named(self, which: str | Sequence[str]) -> Tensor:
         return self.inner.named(which)
 
+    @property
+    def computed(self) -> str:
+        return self.inner.computed
+
     def step_bytes(self, batch_size: BatchSize) -> int:
         return self.inner.step_bytes(batch_size)
 

@@ -21,6 +21,8 @@ _CLOSED = (nn.ReLU, nn.Softplus, nn.Tanh, nn.Sigmoid)
 class ChainKernel(Kernel):
     """Flatten, Linear and pointwise layers in sequence, as batched matrix products."""
 
+    words = "clients at once, as a chain of linear layers"
+
     def __init__(self, module: nn.Sequential, loss: Loss) -> None:
         super().__init__(module, loss)
         self.chain = [layer for layer in module if not isinstance(layer, nn.Flatten)]

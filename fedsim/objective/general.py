@@ -22,6 +22,7 @@ _ROW_NUMBERS = 2**13  # in a row's minibatch, from which on threads share the ro
 class RowKernel(Kernel):
     """One row after the other through the ordinary forward and backward."""
 
+    words = "one client after the other"
     alone = True
 
     def __init__(
@@ -98,6 +99,7 @@ class VmapKernel(Kernel):
     """``vmap`` over the forward, then one ordinary backward of the summed losses: clients are independent, so that is
     each client's own gradient."""
 
+    words = "clients at once, under torch.func.vmap"
     randomness = "error"
     """What ``vmap`` makes of draws."""
 

@@ -100,6 +100,8 @@ class Kernel(ABC):
     def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
         """Outputs of `m` models on the same inputs: x ``[m, d]``, inputs ``[N, ...]`` -> ``[m, N, k]``, no gradient."""
 
+    words: ClassVar[str]
+    """How it computes, in words."""
     alone: ClassVar[bool] = False
     """Whether models are computed one after the other, so that nothing is gained by equally many samples."""
 

@@ -119,4 +119,4 @@ def _weights(p: Params) -> Tensor:
 
 def recurrent_rule(layer: nn.Module) -> Recurrent | None:
     """The rule of fedsim's LSTM, which gives its states alone; None where there is none."""
-    return Recurrent(layer) if type(layer) is language.Recurrent else None  # type: ignore[arg-type]
+    return Recurrent(layer) if type(layer) is language.Recurrent else None

@@ -33,6 +33,8 @@ class SequenceKernel(VmapKernel):
     few : computes fewer rows of a recurrent net than there is a gain for; None: nothing else does.
     """
 
+    words = "clients at once, as a sequence of layers"
+
     def __init__(self, module: nn.Module, loss: Loss, rules: list[Rule], few: RowKernel | None = None) -> None:
         super().__init__(module, loss)
         self.rules = rules

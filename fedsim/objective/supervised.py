@@ -267,14 +267,17 @@ class SupervisedTask(Task):
         samples = list(zip(*both, strict=True))
 
         def right(rows: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-            return (
-                (predictions(self.kernel.outputs(rows, widened(inputs)), self.loss_name) == targets).flatten(1).sum(-1)
-            )
+            guesses = predictions(self.kernel.outputs(rows, widened(inputs)), self.loss_name)
+            return (guesses == targets).flatten(1).sum(-1)
 
         chunks = torch.split(params, models)
         found = self.each([partial(right, rows, x, y) for rows in chunks for x, y in samples])
         per_chunk = [sum(found[i : i + len(samples)]) for i in range(0, len(found), len(samples))]
         return torch.cat([torch.as_tensor(c) for c in per_chunk]).cpu().numpy().astype(np.int64)
+
+    @property
+    def computed(self) -> str:
+        return self.kernel.words
 
     @property
     def adapted(self) -> bool:
@@ -353,9 +356,8 @@ class SupervisedTask(Task):
         """
         if self._targets_each is not None:
             each = self._targets_each[index] * valid
-            return torch.as_tensor(
-                each / np.maximum(each.sum(-1, keepdims=True), 1), dtype=self.dtype, device=self.device
-            )
+            share = each / np.maximum(each.sum(-1, keepdims=True), 1)
+            return torch.as_tensor(share, dtype=self.dtype, device=self.device)
         if valid.all():
             return 1.0 / int(valid.shape[-1])
         counts = np.maximum(valid.sum(-1, keepdims=True), 1)

@@ -258,6 +258,8 @@ def _work(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:
     rows["sample gradients in all"] = f"about {s.algorithm.before(a.task).gradients + _in_all(s, gradients):,.0f}"
     if a.algorithm is not None and a.algorithm.lr != s.algorithm.lr:
         rows["lr from theory"] = f"{a.algorithm.lr:.6g}"
+    if a.task.computed:
+        rows["local gradients"] = a.task.computed
     rows["rows per chunk"] = s.run.chunk_rows or default_chunk_rows(a.task, s.algorithm.batch_size)
     rows["device"] = f"{a.device}, {s.run.dtype}" + (", bf16 autocast" if s.run.precision == "bf16" else "")
     return rows

@@ -150,6 +150,15 @@ def test_chunks_and_resume_make_no_difference(folder: Path, model: dict[str, Any
     assert torch.equal(whole.params, again.params)
 
 
+def test_a_plan_says_how_gradients_are_computed(folder: Path) -> None:
+    def said(model: dict[str, Any], **run: Any) -> Any:
+        return fedsim.plan(section(folder, model, run=run))["work"]["local gradients"]
+
+    assert said(TRANSFORMER) == said(LSTM) == "clients at once, as a sequence of layers"
+    assert said({**TRANSFORMER, "dropout": 0.1}) == "clients at once, under torch.func.vmap"
+    assert said({**LSTM, "hidden": 64}) == said(TRANSFORMER, kernel="rows") == "one client after the other"
+
+
 def test_a_shard_has_the_weights_of_the_whole(folder: Path) -> None:
     """Also where no row of its own is short."""
     task: Any = assemble(parse(section(folder, TRANSFORMER))).task
