@@ -145,6 +145,14 @@ def test_outputs_and_gradients_of_samples(name: str) -> None:
     assert (each - kernel.grad(x, inputs, targets, weights)).abs().max() <= 1e-12
 
 
+@pytest.mark.parametrize("name", NUMBERS)
+def test_gradients_of_inputs(name: str) -> None:
+    module, x, inputs, targets, _ = case(name, 3, True)
+    kernel, rows = build_kernel(module, CROSS, CPU, inputs[0, 0], others=inputs[0]), RowKernel(module, CROSS)
+    found, expected = (k.input_grad(x, inputs, targets) for k in (kernel, rows))
+    assert (found - expected).abs().max() <= 1e-12
+
+
 @pytest.mark.parametrize("name", ["lstm, last", "transformer", "encoder False gelu"])
 def test_portions_and_threads_make_no_difference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, x, inputs, targets, weights = case(name, 6, True)
