@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Places = npt.NDArray[np.float64]
 
 _LABELLED = 60  # up to here a name beside every node stays readable
+_SIDES = ((6, 5), (-6, 5), (6, -5), (-6, -5), (0, 7), (0, -7), (8, 0), (-8, 0))  # of a name from its node, in points
 _SPRINGS = 5000  # above, springs take as long as the square of the nodes: a circle it is
 _ARROWS = 100  # up to here one arrow per edge does too
 
@@ -34,8 +35,6 @@ def topology_figure(graph: nx.Graph[Any], title: str = "") -> Figure:
     axes = figure.add_subplot()
     _edges(figure, axes, graph, places)
     _nodes(figure, axes, graph, places)
-    if n <= _LABELLED:
-        _labels(axes, graph, places)
     axes.set_aspect(_map_aspect(places) if geographic else "equal", adjustable="box" if geographic else "datalim")
     axes.margins(0.08)
     if geographic:
@@ -51,6 +50,8 @@ def topology_figure(graph: nx.Graph[Any], title: str = "") -> Figure:
     arrow = "directed edges" if graph.is_directed() else "edges"
     axes.set_title(f"{title}\n" if title else "", loc="left", fontweight="bold", fontsize=13)
     axes.text(0, 1.01, f"{n} nodes, {graph.number_of_edges()} {arrow}", transform=axes.transAxes, color="0.35")
+    if n <= _LABELLED:
+        _labels(figure, axes, graph, places)
     return figure
 
 
@@ -156,17 +157,44 @@ def _nodes(figure: Any, axes: Any, graph: nx.Graph[Any], places: Places) -> None
     bar.update_ticks()
 
 
-def _labels(axes: Any, graph: nx.Graph[Any], places: Places) -> None:
+def _labels(figure: Any, axes: Any, graph: nx.Graph[Any], places: Places) -> None:
+    """A name beside each node, on the side where it covers the fewest nodes and other names."""
     from matplotlib.patheffects import withStroke
 
-    for i, (x, y) in enumerate(places):
+    names = [
         axes.annotate(
             str(graph.nodes[i].get("label", i)),
             (x, y),
-            xytext=(6, 5),
+            xytext=_SIDES[0],
             textcoords="offset points",
             fontsize=7.5,
             color="0.15",
             zorder=4,
             path_effects=[withStroke(linewidth=2, foreground="white")],
         )
+        for i, (x, y) in enumerate(places)
+    ]
+    figure.draw_without_rendering()  # only now is it known where nodes are on the page, and how long names are
+    dots = axes.transData.transform(places)
+    pixels = figure.dpi / 72
+    taken = np.column_stack([dots - 4 * pixels, dots + 4 * pixels])  # left, bottom, right, top
+    for name, dot in zip(names, dots, strict=True):
+        extent = name.get_window_extent()
+        boxes = [_box(dot, side, extent.width, extent.height, pixels) for side in _SIDES]
+        best = min(range(len(_SIDES)), key=lambda k: _covered(boxes[k], taken))
+        (right, up), taken = _SIDES[best], np.vstack([taken, boxes[best]])
+        name.set(position=(right, up), ha="left" if right > 0 else "right" if right < 0 else "center")
+        name.set_va("bottom" if up > 0 else "top" if up < 0 else "center")
+
+
+def _box(dot: Places, side: tuple[int, int], width: float, height: float, pixels: float) -> Places:
+    """Left, bottom, right and top of a text of that size beside a node, in pixels."""
+    size, shift = np.array([width, height]), np.array(side)
+    low = dot + shift * pixels - size * (1 - np.sign(shift)) / 2
+    return np.concatenate([low, low + size])
+
+
+def _covered(box: Places, taken: Places) -> int:
+    """How many of the boxes it lies on."""
+    apart = (taken[:, 0] > box[2]) | (taken[:, 2] < box[0]) | (taken[:, 1] > box[3]) | (taken[:, 3] < box[1])
+    return int((~apart).sum())

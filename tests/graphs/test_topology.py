@@ -341,6 +341,22 @@ def test_a_directed_link_is_drawn_once(latencies: str) -> None:
     assert len({arrow.get_edgecolor() for arrow in arrows}) == max(given + (given < 4), 1)
 
 
+def test_names_of_near_nodes_do_not_cover_each_other() -> None:
+    graph = nx.complete_graph(4)
+    for i, (name, x) in enumerate(
+        zip(("San Francisco", "San Jose", "Palo Alto", "New York"), (0, 0.1, 0.2, 9), strict=True)
+    ):
+        graph.nodes[i].update(label=name, x=x, y=0.05 * i)
+    figure = topology_figure(graph)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [
+        text.get_window_extent() for text in axes.texts if text.get_text() in {"San Francisco", "San Jose", "Palo Alto"}
+    ]
+    assert len(boxes) == 3
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_ring_is_drawn_as_a_circle() -> None:
     from matplotlib.collections import PathCollection
 
