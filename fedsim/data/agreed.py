@@ -74,7 +74,9 @@ def mapped(rows: Rows, lists: Lists, fraction: float) -> Mine:
 def _numbered(rows: Rows, target: Lists) -> tuple[Split, Split | None]:
     if target["task"] != "classification":
         if rows.task is None and rows.train.y.dtype.kind not in "iuf":
-            raise InputError(f"targets are not numbers (first {rows.train.y[0]!r}); the server's are", key="target")
+            raise InputError(
+                f"targets are not numbers (first {str(rows.train.y[0])!r}); the server's are", key="target"
+            )
         return targets(rows.train, rows.test, "regression", None)
     theirs = Classes(tuple(target["labels"]), tuple(target["classes"]))
     if rows.ready or rows.task == "tokens":

@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedsim.core.arrays import Array
@@ -80,7 +81,12 @@ def from_arrays(
 
 def _array(value: Any, name: str) -> Array:
     if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
+        value = value.detach().cpu()
+        try:  # NumPy has no bfloat16, whose numbers float32 has all
+            value = (value.float() if value.dtype == torch.bfloat16 else value).resolve_conj().resolve_neg().numpy()
+        except (TypeError, RuntimeError):
+            message = f"{name}: found a tensor of type {value.dtype}, {value.layout}; allowed: dense, of numbers"
+            raise InputError(message.replace("torch.", "")) from None
     try:
         found = np.asarray(value)
     except ValueError as error:  # rows of different lengths

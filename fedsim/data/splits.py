@@ -121,7 +121,7 @@ def targets(
         task = "regression" if order is None and all(y.dtype.kind == "f" for y in ys) else "classification"
     if task == "regression":
         if any(y.dtype.kind not in "iufb" for y in ys):
-            raise InputError(f"targets are not numbers (first {ys[0][0]!r}); regression needs numbers", key="task")
+            raise InputError(f"targets are not numbers (first {str(ys[0][0])!r}); regression needs numbers", key="task")
         for key, found in (("num_classes", classes), ("classes", order)):
             if found is not None:
                 raise InputError(f"found {found} for regression; allowed: only with classification", key=key)

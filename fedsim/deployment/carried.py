@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 PREFIX = "fedsim:"
-ALGORITHM, AVERAGED, WORK = "fedsim-algorithm", "fedsim-averaged", "fedsim"
-"""Keys of the config record, and the name of the record that an answer has."""
+ALGORITHM, AVERAGED, MARK, WORK = "fedsim-algorithm", "fedsim-averaged", "fedsim-strategy", "fedsim"
+"""Keys of the config record (the last tells one Strategy from another), and the name of the record of an answer."""
 
 STATISTICS = ("running_mean", "running_var")
 """How PyTorch's names of running statistics end."""

@@ -2,6 +2,7 @@
 
 `make_strategy` says which algorithm it is, with every message. What a client keeps between rounds is in Flower's
 ``context.state``, which a SuperNode forgets when it is restarted; the client then begins anew, and the server says so.
+It is kept for one Strategy: another one, whose server half knows nothing of it, finds clients that begin.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.fields import part_from
 from fedsim.core.oracle import Oracle
 from fedsim.core.types import State
-from fedsim.deployment.carried import ALGORITHM, AVERAGED, WORK, flat, others, parameters, record, vectors
+from fedsim.deployment.carried import ALGORITHM, AVERAGED, MARK, WORK, flat, others, parameters, record, vectors
 
 _KEPT = "fedsim-kept"
 
@@ -62,11 +63,12 @@ def train_locally(
     _load(model, arrays, names)
     x = flat(arrays, names).unsqueeze(0)
     received = {"x": x, **{k: v.to(x.dtype) for k, v in vectors(arrays).items()}}
-    kept, fresh = _kept(context, algorithm, x)
+    place = f"{_KEPT}-{config.get(MARK, '')}"
+    kept, fresh = _kept(context, place, algorithm, x)
     lr = float(algorithm.lr_at(np.array([config["server-round"]]))[0])
     travels, after, steps = _work(algorithm, received, kept, model, names, batches, loss, lr)
     if after:
-        context.state[_KEPT] = ArrayRecord({k: Array(v.numpy()) for k, v in after.items()})
+        context.state[place] = ArrayRecord({k: Array(v.numpy()) for k, v in after.items()})
     now = {k: v.detach().cpu().numpy() for k, v in model.state_dict().items()}
     more = {k: v.reshape(-1) for k, v in travels.items() if k != "delta"}
     content = RecordDict(
@@ -107,10 +109,10 @@ def _work(
     return travels, after, steps
 
 
-def _kept(context: Any, algorithm: ServerAlgorithm, x: Tensor) -> tuple[State, bool]:
+def _kept(context: Any, place: str, algorithm: ServerAlgorithm, x: Tensor) -> tuple[State, bool]:
     """What the client keeps, and whether it begins with it."""
     begin = algorithm.fresh_client(x)
-    found = context.state.array_records.get(_KEPT)
+    found = context.state.array_records.get(place)
     if found is None or not begin:
         return begin, bool(begin)
     state = {k: torch.from_numpy(np.array(v.numpy())) for k, v in found.items()}

@@ -137,7 +137,8 @@ def _data_files(tree: ast.AST, source: Path, home: Path) -> Iterator[Path]:
             if len(text) > 255 or "\n" in text or "\0" in text or Path(text).is_absolute():
                 continue
             file = Path(normpath(source.parent / text))
-            if file.suffix != ".py" and file.is_file() and file.resolve().is_relative_to(home):
+            inside = file.is_relative_to(home) and file.resolve().is_relative_to(home)  # neither is, through links
+            if file.suffix != ".py" and file.is_file() and inside:
                 yield file
 
 

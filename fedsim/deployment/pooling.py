@@ -183,6 +183,11 @@ def refuses_own(
         return f"it says that its own data have {greeting.samples} samples; {allowed}"
     if not 0 <= greeting.tests <= most:
         return f"it says that its own data have {greeting.tests} test samples; allowed: 0 to {most} (max-samples)"
+    if scenario.tests_clients and assembly.privacy.claims:
+        return (
+            "it brings its own data, on which nobody may evaluate it, since the run's epsilon does not cover what is "
+            "measured of them; allowed: a scenario without data.local_test and run.eval_clients"
+        )
     if scenario.tests_clients and config.evaluates == "server":
         return "it brings its own data, which only it can evaluate a model on; allowed with eval = auto, clients"
     return None

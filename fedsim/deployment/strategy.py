@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from fedsim.core.types import Message, State
 from fedsim.deployment.carried import (
     ALGORITHM,
     AVERAGED,
+    MARK,
     STATISTICS,
     WORK,
     flat,
@@ -77,7 +79,7 @@ def make_strategy(
     told = json.dumps(dict(algorithm))
     if isinstance(averaged, str):
         raise InputError(f"found {averaged!r}, allowed: a list of how names end", key="averaged")
-    ends = [*STATISTICS, *averaged]
+    ends, mark = [*STATISTICS, *averaged], secrets.token_hex(8)
 
     class FedsimStrategy(FedAvg):
         """``x = combine(x, {x_i - x})``."""
@@ -85,7 +87,7 @@ def make_strategy(
         server: _Server | None = None
 
         def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Iterable[Any]:
-            config[ALGORITHM], config[AVERAGED] = told, ends
+            config[ALGORITHM], config[AVERAGED], config[MARK] = told, ends, mark
             messages = list(super().configure_train(server_round, arrays, config, grid))
             received = {k: v.numpy() for k, v in arrays.items()}
             self.server = self.server or _Server(part, rule, received, ends)

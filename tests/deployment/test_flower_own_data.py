@@ -158,6 +158,14 @@ def test_scaling_by_statistics_is_not_private(zoo: Zoo, caplog: pytest.LogCaptur
     assert "whose statistics would scale them, and the run's epsilon covers no statistics" in log_of(caplog)
 
 
+def test_protected_rows_of_ones_own_are_evaluated_by_nobody(zoo: Zoo, caplog: pytest.LogCaptureFixture) -> None:
+    """The server has not got them, and what clients would say of them no epsilon covers."""
+    more, privacy = PRIVATE["client level"]
+    with pytest.raises(RunError, match="0 of 3 clients were connected"):
+        zoo(data={"normalize": "none", "local_test": 0.3}, **more, privacy=privacy).run(**{"wait-seconds": 1.0})
+    assert "on which nobody may evaluate it, since the run's epsilon does not cover what is measured" in log_of(caplog)
+
+
 def test_statistics_of_other_columns_keep_a_client_out(zoo: Zoo, caplog: pytest.LogCaptureFixture) -> None:
     def shorter(_: Any, reply: Any) -> Any:
         from flwr.app import Array, ArrayRecord

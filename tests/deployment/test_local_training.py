@@ -120,6 +120,23 @@ def test_the_numbers_are_those_of_the_simulation(
     assert float((found - begin).abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize("name", ["scaffold", "feddyn"])
+def test_another_strategy_finds_clients_that_begin(name: str, app: App) -> None:
+    """What clients keep belongs to the server's half that it was made with, whose state is gone."""
+    from flwr.app import ArrayRecord
+
+    def rounds() -> dict[str, Any]:
+        strategy, arrays = make_strategy({"name": name, "lr": 0.2}), start
+        for number in (1, 2):
+            arrays = app.round(strategy, arrays, number)
+        return {k: v.numpy() for k, v in arrays.items()}
+
+    start = ArrayRecord(app.model.state_dict())
+    first, second = rounds(), rounds()
+    assert all(np.array_equal(first[k], second[k]) for k in first)
+    assert any(not np.array_equal(first[k], start[k].numpy()) for k in first)
+
+
 def test_a_client_of_plain_training_is_not_taken_for_one_of_scaffold(app: App) -> None:
     from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 

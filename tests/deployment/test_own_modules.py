@@ -121,6 +121,15 @@ def test_names_that_an_app_cannot_have(files: dict[str, str], message: str, tmp_
         own_files(load(written(tmp_path, files, name)))
 
 
+def test_a_file_beside_a_module_that_is_named_through_a_link_elsewhere(tmp_path: Path) -> None:
+    """It has no place in the app under that name: whether the module needs it shows when the app is tried."""
+    body = "NAME = '../by_link/sizes.json'"
+    files = {"linked_mine.py": MINE.format(body=body), "sizes.json": "{}"}
+    file = written(tmp_path / "beside", files, "linked_mine")
+    (tmp_path / "by_link").symlink_to(tmp_path / "beside")
+    assert list(own_files(load(file)).files) == ["linked_mine.py"]
+
+
 def test_modules_of_the_working_directory_go_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "there").mkdir()
