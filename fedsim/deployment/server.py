@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fedsim.core.errors import InputError
+from fedsim.core.errors import InputError, RunError
 from fedsim.core.lock import owned
 from fedsim.deployment.agreement import FILE as AGREED
 from fedsim.deployment.agreement import Agreement
@@ -35,6 +36,7 @@ from fedsim.scenario.load import load
 from fedsim.scenario.sections import Scenario
 
 REPLIES = "replies.jsonl"
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG)
 _REPLACES = 1.5  # timeouts into a round: who failed to answer in one is replaced, but not who took its place then
 
 
@@ -125,8 +127,14 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
     _write_facts(folder, roster, config)
     try:
         return simulation.run(LogLines())
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        message = f"{error.filename or folder} cannot be written ({error.strerror})"
+        raise RunError(f"{message}; where it can, resume = true goes on after the last checkpoint") from error
     finally:
-        write_fitted(folder, read_jsonl(folder / REPLIES) if (folder / REPLIES).exists() else [], clients)
+        with suppress(OSError):  # what ended the run is told, not that this cannot be written either
+            write_fitted(folder, read_jsonl(folder / REPLIES) if (folder / REPLIES).exists() else [], clients)
 
 
 def _prepared(

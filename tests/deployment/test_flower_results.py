@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from flower_loopback import Deployment
 
+from fedsim.core.append_file import AppendFile
 from fedsim.core.errors import InputError, RunError
 from fedsim.engine.run_directory import read_jsonl
 
@@ -94,6 +96,24 @@ def test_a_reply_that_was_cut_short_does_not_end_the_run_that_goes_on(app: Deplo
     rows = read_jsonl(run.dir / "replies.jsonl")
     assert len(rows) == 4 * N - 1
     assert replies.read_bytes().startswith(whole[: whole[:-1].rindex(b"\n") + 1])
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_when_it_is_not(
+    app: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = AppendFile.append
+
+    def full(file: AppendFile, row: Any, durable: bool = True) -> None:
+        if row.get("round") == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(file, row, durable)
+
+    told = r"results cannot be written \(No space left on device\); where it can, resume"
+    with monkeypatch.context() as patched:
+        patched.setattr(AppendFile, "append", full)
+        with pytest.raises(RunError, match=told):
+            app.run()
+    assert list(app.run(run="2", resume=True).metrics["round"]) == [0, 1, 2, 3, 4]
 
 
 def test_a_folder_in_an_app_is_told(app: Deployment, caplog: pytest.LogCaptureFixture) -> None:
