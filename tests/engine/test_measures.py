@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from report_runs import axes, words
 from sklearn.metrics import f1_score
 
 import fedsim
@@ -228,12 +229,12 @@ def test_a_report_knows_direction_words_and_unit_without_the_module(own: str, tm
     assert record.best("f1_1")[0] == f1.max() > f1.min()
     assert np.isnan(record.best("wave")[0])
     page = write_report([run.dir]).read_text(encoding="utf-8")
-    text = " ".join(re.sub(r"<[^>]*>", " ", re.sub(r"<svg.*?</svg>", " ", page, flags=re.S)).split())
+    text = words(page)
     assert f"F1 of 1 {f1[-1]:.4f} {f1.max():.4f} {int(record.rows[int(f1.argmax())]['round'])}" in text
     assert "wave: no measure declares what this is, so it is shown as it is and has no best value" in text
     assert f"wave {record.rows[-1]['wave']:.0f} Final is" in text  # the last value, and nothing beside it
-    assert 'aria-label="F1 of 1 against bytes sent"' in page
-    assert 'aria-label="wave against round"' in page
+    assert "bytes sent" in axes(page)["F1 of 1"]
+    assert "round" in axes(page)["wave"]
 
 
 def test_runs_that_declare_opposite_directions_have_no_best(tmp_path: Path) -> None:
