@@ -23,7 +23,7 @@ Spoil = Callable[[Any, Any], Any]
 
 
 _TICK = 0.001
-_FLOWER = ("absence", "backend", "crowd", "examiner", "journal", "roster", "telling")
+_FLOWER = ("absence", "backend", "crowd", "examiner", "goodbye", "journal", "roster", "telling")
 _CLOCKED = (*(f"flower.{name}" for name in _FLOWER), "work")
 
 

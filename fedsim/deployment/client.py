@@ -28,7 +28,7 @@ from fedsim.deployment.flower.records import (
     unpack,
     unpack_arrays,
 )
-from fedsim.deployment.link import Spec, ask, retire
+from fedsim.deployment.link import Spec, ask, release, retire
 from fedsim.deployment.node_config import NodeConfig, settings_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def make_client_app(scenario_file: str | Path, mods: Sequence[Any] = ()) -> Any:
     InputError
         A mod of Flower's takes answers for whole models, or speaks a protocol with the server that this one does not.
     """
-    from flwr.app import Message
+    from flwr.app import Message, RecordDict
     from flwr.clientapp import ClientApp
 
     _check_mods(mods)
@@ -73,10 +73,15 @@ def make_client_app(scenario_file: str | Path, mods: Sequence[Any] = ()) -> Any:
         retire(node, order.run)
         if _has_worker(node):
             record, said = asked("hello", order, lists, context)
-            greeting = Greeting(**record)
+            greeting = Greeting(**{**record, "worker": True})
         else:
             greeting, said = opened(order, context).greet(lists)
         return Message(pack(greeting, said or None, MOMENTS), reply_to=message)
+
+    @app.query("bye")  # type: ignore[untyped-decorator,unused-ignore]
+    def bye(message: Message, context: Any) -> Message:
+        release(NodeConfig.read(context.node_config), unpack(Order, message.content).run)
+        return Message(RecordDict(), reply_to=message)
 
     @app.train()  # type: ignore[untyped-decorator,unused-ignore]
     def train(message: Message, context: Any) -> Message:

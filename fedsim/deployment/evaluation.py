@@ -88,11 +88,16 @@ def examination(scenario: Scenario, assembly: Assembly, roster: Roster) -> Clien
     return ClientEvaluation(scenario, task, honest, Elsewhere(sizes))
 
 
-def examiner(grid: Any, roster: Roster, evaluation: ClientEvaluation, positions: int, policy: Policy) -> Examiner:
-    """What asks them; its answers have what `evaluation` measures, on rows with at most so many targets each."""
+def examiner(
+    grid: Any, roster: Roster, evaluation: ClientEvaluation, positions: int, policy: Policy, last: int
+) -> Examiner:
+    """What asks them; its answers have what `evaluation` measures, on rows with at most so many targets each.
+
+    After the evaluation that follows round `last` nobody is asked anything more.
+    """
     names = evaluation.names
     told = {n: evaluation.metrics[n] for n in names} | {n: Metric(n) for n in evaluation.choices}
     return Examiner(
         grid, roster, told, [n for n in names if n in BASE], positions,
-        policy.timeout, policy.poll,
+        policy.timeout, policy.poll, last,
     )  # fmt: skip

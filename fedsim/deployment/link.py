@@ -87,6 +87,8 @@ def ask(spec: Spec, what: str, order: Order, arrays: Arrays) -> tuple[dict[str, 
             continue
         if "error" in answer:
             raise _as_error(answer["error"])
+        if order.ends:
+            _dismiss(folder)
         return answer["record"], made
     raise RunError(f"the worker of client {node.client} ended twice at this job; {_last_words(folder)}")
 
@@ -110,6 +112,11 @@ def retire(node: NodeConfig, run: str) -> None:
         with suppress(OSError):  # something else is there, or another client's folder
             folder.rmdir()
             folder.parent.rmdir()
+
+
+def release(node: NodeConfig, run: str) -> None:
+    """Where `run` is over: its worker of this client ends."""
+    _dismiss(node.folder(run))
 
 
 def _left_by_a_run(folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from fedsim.deployment.agreement import Agreement
 from fedsim.deployment.evaluation import asks_clients, check_who, examination, examiner
 from fedsim.deployment.flower.backend import Flower
 from fedsim.deployment.flower.crowd import Crowd
+from fedsim.deployment.flower.goodbye import farewell
 from fedsim.deployment.flower.records import Greeting
 from fedsim.deployment.flower.roster import LOG, Roster
 from fedsim.deployment.keys import fingerprint, read_keys
@@ -99,42 +100,43 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
         keys, agreement or proposed(assembly),
         lambda g, said: doubts(g, said, assembly) if g.own and agreement is None and learns(assembly) else None,
     )  # fmt: skip
-    backend, simulation = _prepared(grid, roster, scenario, assembly, config, folder)
-    LOG.info("fedsim: '%s' goes to %s; waiting for %d of %d clients", scenario.name, folder, wanted, clients)
-    backend.gather(wanted, config.wait_seconds)
-    if agreement is None:
-        late = all_at_once(scenario, config, backend.stateful)
-        agreement = settled(roster.agreement, scenario, assembly, roster.greetings, roster.said, late)
-        if agreement is not None:  # from here on, with the clients' own sizes and scaling
-            assembly = assemble(noisy, told=told(agreement))
-            backend, simulation = _prepared(grid, roster, scenario, assembly, config, folder)
-            if not roster.agreement.final:
-                roster.agreement = agreement
-                backend.gather(len(roster.greetings), config.wait_seconds)
-    if agreement is not None:
-        keep(agreement, assembly, folder)
+    with farewell(grid, roster):
+        backend, simulation = _prepared(grid, roster, scenario, assembly, config, folder)
+        LOG.info("fedsim: '%s' goes to %s; waiting for %d of %d clients", scenario.name, folder, wanted, clients)
+        backend.gather(wanted, config.wait_seconds)
+        if agreement is None:
+            late = all_at_once(scenario, config, backend.stateful)
+            agreement = settled(roster.agreement, scenario, assembly, roster.greetings, roster.said, late)
+            if agreement is not None:  # from here on, with the clients' own sizes and scaling
+                assembly = assemble(noisy, told=told(agreement))
+                backend, simulation = _prepared(grid, roster, scenario, assembly, config, folder)
+                if not roster.agreement.final:
+                    roster.agreement = agreement
+                    backend.gather(len(roster.greetings), config.wait_seconds)
+        if agreement is not None:
+            keep(agreement, assembly, folder)
 
-    def seated(greeting: Greeting) -> None:
-        nonlocal agreement
-        if agreement is not None and agreement.sizes is not None and agreement.sizes[greeting.client] == 0:
-            agreement = joined(agreement, greeting, assembly, folder)
+        def seated(greeting: Greeting) -> None:
+            nonlocal agreement
+            if agreement is not None and agreement.sizes is not None and agreement.sizes[greeting.client] == 0:
+                agreement = joined(agreement, greeting, assembly, folder)
 
-    roster.weighed, roster.seated = True, seated
-    if asks_clients(config.evaluates, simulation.scenario, assembly.task, roster):
-        simulation.evaluation.clients = asked = examination(simulation.scenario, assembly, roster)
-        backend.examiner = examiner(grid, roster, asked, _positions(assembly), config.policy)
-    backend.begin()
-    _write_facts(folder, roster, config)
-    try:
-        return simulation.run(LogLines())
-    except OSError as error:
-        if error.errno not in _OF_THE_DISK:
-            raise
-        message = f"{error.filename or folder} cannot be written ({error.strerror})"
-        raise RunError(f"{message}; where it can, resume = true goes on after the last checkpoint") from error
-    finally:
-        with suppress(OSError):  # what ended the run is told, not that this cannot be written either
-            write_fitted(folder, read_jsonl(folder / REPLIES) if (folder / REPLIES).exists() else [], clients)
+        roster.weighed, roster.seated = True, seated
+        if asks_clients(config.evaluates, simulation.scenario, assembly.task, roster):
+            simulation.evaluation.clients = asked = examination(simulation.scenario, assembly, roster)
+            backend.examiner = examiner(grid, roster, asked, _positions(assembly), config.policy, scenario.run.rounds)
+        backend.begin()
+        _write_facts(folder, roster, config)
+        try:
+            return simulation.run(LogLines())
+        except OSError as error:
+            if error.errno not in _OF_THE_DISK:
+                raise
+            message = f"{error.filename or folder} cannot be written ({error.strerror})"
+            raise RunError(f"{message}; where it can, resume = true goes on after the last checkpoint") from error
+        finally:
+            with suppress(OSError):  # what ended the run is told, not that this cannot be written either
+                write_fitted(folder, read_jsonl(folder / REPLIES) if (folder / REPLIES).exists() else [], clients)
 
 
 def _prepared(
@@ -146,6 +148,7 @@ def _prepared(
         grid, roster, worker, idle_message(assembly, worker), config.policy,
         patient=scenario.participation.clocked, graph=assembly.network is not None,
         wants_checkpoint=config.checkpoint == "round",
+        last=0 if scenario.participation.clocked else scenario.run.rounds,
     )  # fmt: skip
     among = config.among_connected(scenario.participation)
     clock = RealTime(

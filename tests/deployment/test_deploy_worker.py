@@ -24,7 +24,7 @@ import fedsim
 from fedsim.core.errors import RunError
 from fedsim.deployment import link as deploy_link
 from fedsim.deployment.flower.records import Order
-from fedsim.deployment.link import NAME, Spec, ask, retire
+from fedsim.deployment.link import NAME, Spec, ask, release, retire
 from fedsim.deployment.node_config import NodeConfig
 from fedsim.deployment.work import Client
 from fedsim.scenario.load import parse
@@ -289,6 +289,29 @@ def test_a_new_run_ends_the_workers_of_others_and_forgets_the_oldest(spec: Spec)
     retire(node, "6")
     assert {f.name for f in node.state_dir.iterdir()} == {"2", "3", "4", "5", "6"}
     assert [f.name for f in (node.state_dir / "3").iterdir()] == ["client-1"]
+
+
+def test_a_worker_ends_with_the_last_job_of_its_client(spec: Spec, tmp_path: Path) -> None:
+    """Its answer is that of any job; one that comes after all finds another worker, and the state on the disk."""
+    number = start(spec)
+    assert pid(spec) == number
+    answer = work(spec, replace(ORDER, ends=True))
+    assert not (folder(spec) / NAME).exists()
+    wait_for(lambda: is_gone(number))
+    for k, v in in_this_process(spec, tmp_path).items():
+        assert np.array_equal(answer[k], v)
+    again = work(spec, replace(ORDER, ends=True))
+    assert all(np.array_equal(again[k], v) for k, v in answer.items())
+    assert (folder(spec) / "worker.log").read_text().count("starts") == 2
+
+
+def test_a_worker_ends_when_the_run_is_over(spec: Spec) -> None:
+    number = start(spec)
+    release(NodeConfig.read(spec.node), "another")
+    assert pid(spec) == number
+    release(NodeConfig.read(spec.node), spec.run)
+    wait_for(lambda: is_gone(number))
+    release(NodeConfig.read(spec.node), spec.run)
 
 
 def test_a_message_finds_no_torch(tmp_path: Path) -> None:

@@ -302,6 +302,30 @@ def test_another_one_does_as_much_as_the_one_that_failed(stragglers: float, all_
         assert all((steps == 10) == all_of_it for steps in others)
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["completed", "failed"])
+def test_who_is_not_in_the_last_round_is_told_that_the_run_is_over(fails: bool, deployment: Make) -> None:
+    """Where a process stays beside the node; who has done the last job of the run's plan knows it from that."""
+
+    def stays(message: Any, reply: Any) -> Any:
+        if message.metadata.message_type == "query.hello":
+            reply.content["fedsim"]["worker"] = message.metadata.dst_node_id != 105
+        return garbled(message, reply) if fails and message.metadata.group_id == "4" else reply
+
+    app = deployment({"clients_per_round": 2}, on_failure="stop")
+    for node in app.grid.nodes.values():
+        node.spoil = stays
+    last: list[int] = []
+    if fails:
+        with pytest.raises(RunError, match="on-failure = stop"):
+            app.run()
+    else:
+        last = app.run().trace[-1]["clients"]
+    told = [m.metadata.dst_node_id - 100 for m in app.grid.pushed if m.metadata.message_type == "query.bye"]
+    assert told == [c for c in range(5) if c not in last]
+    ends = {m.metadata.group_id for m in app.grid.pushed if m.content["fedsim"]["ends"]}
+    assert ends == (set() if fails else {"8"})
+
+
 CLOCKED: list[dict[str, Any]] = [
     {"mode": "asynchronous"},
     {"mode": "fixed_interval", "window": 5.0},

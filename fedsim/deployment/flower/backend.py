@@ -69,6 +69,8 @@ class Flower(BackendDefaults):
         waits for them).
     examiner : asks clients what models are worth on their own test rows; None: that is measured here.
     wants_checkpoint : whether a checkpoint is due after every round.
+    last : the run's last round, after which clients that nobody evaluates are asked nothing more (0: their rounds are
+        not the run's).
     graph : a gossip run, in which a job that is given up counts as one without steps: its node keeps what it has.
     """
 
@@ -81,6 +83,7 @@ class Flower(BackendDefaults):
     patient: bool = False
     graph: bool = False
     wants_checkpoint: bool = False
+    last: int = 0
     examiner: Examiner | None = None
     taken: dict[int, int] = field(default_factory=dict)
     """The last round of every client whose message was taken."""
@@ -110,6 +113,7 @@ class Flower(BackendDefaults):
             order = Order(
                 self.roster.run, client, number, int(job.rounds[i]), int(job.steps[i]),
                 self.taken.get(client, 0), self._kept.get(client, 0),
+                self.examiner is None and int(job.rounds[i]) == self.last,
             )  # fmt: skip
             received = {k: v if v.dim() == 1 else v[i : i + 1] for k, v in job.received.items()}
             self._flights[number] = _Flight(order, received, time.monotonic())
@@ -326,6 +330,8 @@ class Flower(BackendDefaults):
         del self._flights[flight.order.number]
         self._done[flight.order.number] = message
         self.taken[flight.order.client] = flight.order.round
+        if flight.order.ends:
+            self.roster.workers.discard(flight.order.client)
         took = time.monotonic() - flight.sent
         self.journal.note(flight.order, "ok", took, receipt.seconds, flight.tries)
         self.telling.answered(flight.order.client, flight.order.round, took, receipt.seconds)

@@ -50,6 +50,7 @@ class Examiner:
     certain : names of metrics that every client with test rows has.
     positions : targets that a test row has at most.
     timeout, poll : seconds after which nobody is waited for any more, and between two looks.
+    last : the run's last round, after whose evaluation clients are asked nothing more (0: that is not known).
     """
 
     grid: Any
@@ -59,6 +60,7 @@ class Examiner:
     positions: int
     timeout: float
     poll: float
+    last: int = 0
 
     def ask(
         self, clients: Ints, received: Message, round: int, built_on: Callable[[int], tuple[int, int]], note: Note
@@ -106,7 +108,7 @@ class Examiner:
 
         ready, letters = [], []
         for i, client in enumerate(clients.tolist()):
-            order = Order(self.roster.run, client, round, round, 0, *built_on(client))
+            order = Order(self.roster.run, client, round, round, 0, *built_on(client), round == self.last)
             node = self.roster.node_of(client)
             if node is None:
                 self._left_out(order, "away", "it is not connected", 0.0, note)
@@ -147,6 +149,8 @@ class Examiner:
             why = f"its answer is not used: {shown(said, _LONGEST_REASON)}"
             self._left_out(order, "garbage", why, seconds, note)
             return
+        if order.ends:
+            self.roster.workers.discard(order.client)
         found[order.client] = verdict, values
         note(order, "ok", seconds, verdict.seconds, "")
 

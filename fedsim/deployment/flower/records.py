@@ -21,14 +21,14 @@ from fedsim.core.errors import RunError
 Arrays = dict[str, Array]
 """A `Message` while it travels."""
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Raised whenever records change, so that machines with different versions of fedsim refuse each other by name."""
 
 ARRAYS, LISTS, MOMENTS = "arrays", "lists", "moments"
 """Records beside the facts: a message's arrays, what all agree on, and statistics of a client's own rows."""
 
-HELLO, WORK, EXAM = "query.hello", "train", "evaluate"
-"""Flower message types: who are you, local work, and what a model says of the client's own test rows."""
+HELLO, WORK, EXAM, BYE = "query.hello", "train", "evaluate", "query.bye"
+"""Flower message types: who are you, local work, what a model says of the client's own test rows, the run is over."""
 
 EXAMPLES = "num-examples"
 """What Flower calls the number of samples in a MetricRecord."""
@@ -50,7 +50,8 @@ class Order:
     """One client's local work, without what it received.
 
     `run` names the run for the client's disk. `builds_on` is the client's last round whose message the server took (0:
-    none), from whose state this job starts, and `keep` the one that the server's last checkpoint knows.
+    none), from whose state this job starts, and `keep` the one that the server's last checkpoint knows. `ends` says
+    that it is, by the run's plan, the last one for this client, whose worker may end with it.
     """
 
     run: str
@@ -60,6 +61,7 @@ class Order:
     steps: int
     builds_on: int
     keep: int
+    ends: bool = False
     protocol: int = PROTOCOL
 
 
@@ -95,7 +97,8 @@ class Greeting:
     """What a node says about itself: which client it is, of how many, and what it holds.
 
     `samples` are those that it trains on, and `tests` those that it is tested on. `own` says that the data are the
-    node's own, not a share of the scenario's; `shape` and `classes` are then compared with the server's.
+    node's own, not a share of the scenario's; `shape` and `classes` are then compared with the server's. `worker` says
+    that a process of this run stays beside the SuperNode.
     """
 
     client: int
@@ -107,6 +110,7 @@ class Greeting:
     classes: int
     scenario: str
     version: str
+    worker: bool = False
     protocol: int = PROTOCOL
 
 

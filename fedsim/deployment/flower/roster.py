@@ -69,6 +69,8 @@ class Roster:
         """Whether what clients said of their samples is in use, so that none may say otherwise."""
         self.greetings: dict[int, Greeting] = {}
         """What every client that was ever here said last."""
+        self.workers: set[int] = set()
+        """Clients beside whose SuperNodes a process of this run stays."""
         self.seated: Callable[[Greeting], None] = lambda _: None
         """Called with the greeting of every client that takes its place."""
         self.absence = Absence(self.node_of)
@@ -172,6 +174,7 @@ class Roster:
         self._node_of[greeting.client], self._client_at[node] = node, greeting.client
         self.greetings[greeting.client], self.said[greeting.client] = greeting, said
         self._told[node] = self._asked_by[node]
+        (self.workers.add if greeting.worker else self.workers.discard)(greeting.client)
         self.seated(greeting)
         return None
 
