@@ -90,6 +90,8 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except SystemExit as error:
+            if isinstance(error.__context__, BrokenPipeError):  # rich, where nobody reads on: fedsim plan ... | head
+                raise
             who = own_fault(error) or f"a module that was named ended the command by sys.exit({error.code!r})"
             raise RunError(who) from error
 

@@ -12,9 +12,11 @@ import random
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 LOG = logging.getLogger("fedsim")
+_OTHERS: ContextVar[frozenset[str]] = ContextVar("others", default=frozenset())
 
 
 class GlobalDraws:
@@ -35,7 +37,8 @@ class GlobalDraws:
         """Say once, in a warning too, whose draws they may be; None where there are none."""
         if not self.own or self.said is not None:
             return self.said
-        moved = [name for name, state in _states().items() if state != self._before[name]]
+        now = _states()
+        moved = [name for name in now if name in self._before and now[name] != self._before[name]]
         if moved:
             whose, which = " or ".join(self.own), " and ".join(moved)
             self.said = (
@@ -56,6 +59,16 @@ def undisturbed() -> Iterator[None]:
         random.setstate(state)
 
 
+@contextmanager
+def others_draw(*generators: str) -> Iterator[None]:
+    """While it lasts, nothing is said of these generators here: a library's threads draw from them, whenever."""
+    before = _OTHERS.set(_OTHERS.get() | set(generators))
+    try:
+        yield
+    finally:
+        _OTHERS.reset(before)
+
+
 def _states() -> dict[str, Any]:
     import numpy as np
 
@@ -64,4 +77,4 @@ def _states() -> dict[str, Any]:
     found["numpy.random"] = (kind, words.tobytes(), *rest)  # type: ignore[attr-defined]
     torch = sys.modules.get("torch")
     found["torch"] = None if torch is None else torch.get_rng_state().numpy().tobytes()
-    return found
+    return {name: state for name, state in found.items() if name not in _OTHERS.get()}

@@ -115,7 +115,8 @@ flwr run {folder} deployment --stream
 flwr list deployment
 ```
 
-`flwr run --stream` ends with exit code 0 also for a run that failed: `flwr list` says which it was.
+`flwr run --stream` ends with exit code 0 also for a run that failed: `flwr list deployment --run-id NUMBER` says
+which it was, and why.
 
 ## In one process, with Flower's simulation runtime
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.core.errors import InputError, RunError
+from fedsim.core.global_draws import others_draw
 from fedsim.core.lock import owned
 from fedsim.deployment.agreement import FILE as AGREED
 from fedsim.deployment.agreement import Agreement
@@ -38,6 +39,8 @@ from fedsim.scenario.sections import Scenario
 
 REPLIES = "replies.jsonl"
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG)
+DRAWN = ("random",)
+"""Python's global generators from which Flower's own threads draw, for the times of their heartbeats."""
 _REPLACES = 1.5  # timeouts into a round: who failed to answer in one is replaced, but not who took its place then
 
 
@@ -78,7 +81,7 @@ def serve(grid: Any, scenario: Scenario, config: RunConfig, run: str) -> Run:
             "fedsim: the run directory %s is inside the Flower app %s, and what lies there goes to every client with "
             "the next run; give out a folder beside the app", folder, app,
         )  # fmt: skip
-    with owned(folder):
+    with owned(folder), others_draw(*DRAWN):
         return _serve(grid, scenario, config, run, folder)
 
 
@@ -264,10 +267,23 @@ def _write_facts(folder: Path, roster: Roster, config: RunConfig) -> None:
 class LogLines(Watcher):
     """A log line per round; of the many columns that sum up clients, it has those that a terminal shows."""
 
+    def __init__(self) -> None:
+        self._dir: Path | None = None
+
     def began(self, run: Watched) -> None:
+        self._dir, self._last = run.dir, run.resumed_at
         summed = (name for name, m in run.columns.items() if m.figure == "clients" and m.brief != "line")
         self._left_out = {"round", "wall", *summed}
 
     def round(self, number: int, row: Row | None) -> None:
         shown = {k: v for k, v in (row or {}).items() if k not in self._left_out and isinstance(v, (int, float))}
+        self._last = number
         LOG.info("round %d%s", number, "".join(f"  {k} {v:.4g}" for k, v in shown.items()))
+
+    def ended(self, run: Watched) -> None:
+        LOG.info("fedsim: done after round %d; results are in %s (fedsim report %s)", self._last, run.dir, run.dir)
+
+    def closed(self, error: BaseException | None) -> None:
+        if isinstance(error, Exception) and self._dir is not None and has_checkpoint(self._dir):
+            go_on = f"-c 'resume=true out=\"{self._dir}\"'"
+            LOG.info("fedsim: ended after round %d; the run goes on with flwr run ... %s", self._last, go_on)

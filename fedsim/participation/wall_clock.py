@@ -101,8 +101,11 @@ class RealTime:
             if event is None:
                 return
             begins = isinstance(event, Arrival) and event.closes
-            if not isinstance(event, Arrival) or len(event.clients) == 0:
+            if not isinstance(event, Arrival):
                 yield event
+                continue
+            if len(event.clients) == 0:  # nobody was drawn, and nobody is waited for
+                yield replace(event, time=self.now())
                 continue
             planned = event
             event = yield from self._replaced(setting, event)

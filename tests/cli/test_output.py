@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -171,3 +172,24 @@ def test_too_little_memory_is_a_sentence(asks: Callable[[], Any], wanted: str | 
     assert said.startswith("this does not fit the memory")
     assert (f"asked for {wanted} more" in said) == (wanted is not None)
     assert out_of_memory(RuntimeError("something else")) is None
+
+
+READERS = [("plan", "output.yaml"), ("describe", "fedavg")]
+
+
+@pytest.mark.parametrize("argv", READERS, ids=lambda argv: argv[0])
+def test_a_reader_that_goes_away_is_no_error(
+    argv: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "output.yaml").write_text(yaml.safe_dump(SCENARIO))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fedsim", *argv])
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as pipe, open(os.devnull, "w") as nowhere:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        os.dup2(nowhere.fileno(), pipe.fileno())  # what is still in the buffer is for nobody
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == ""

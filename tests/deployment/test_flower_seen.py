@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flower_loopback import Deployment
 
 import fedsim
+from fedsim.core.errors import RunError
+from fedsim.deployment.flower.failures import failure
 from fedsim.engine.run_directory import Run, read_jsonl
 from fedsim.reports.groups import read_run
 from fedsim.reports.happened import happened
@@ -50,6 +54,85 @@ def test_the_log_says_whom_a_round_waits_for(
     assert any(
         "client 2, round 1: no answer within 100 s; it is not waited for again until it is back" in s for s in said
     )
+
+
+def test_the_log_says_who_is_not_there_and_why(
+    sections: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Deployment(tmp_path / "app", sections, N, **{"poll": 0.5, "wait-seconds": 100.0})
+    app.grid.nodes[100].config["num-partitions"] = 7
+    app.grid.nodes[101].delay = 1000.0
+    app.grid.nodes[102].config["own-data"] = str(tmp_path / "nowhere.csv")
+    fits = "SuperNode 100 is not used: its node config says partition-id=0 num-partitions=7, but the scenario has 3"
+    with caplog.at_level("INFO", "flwr.fedsim"), pytest.raises(RunError) as raised:
+        app.run(**{"min-clients": 2})
+    said = [r.message for r in caplog.records if r.message.startswith("waiting")]
+    assert len(said) == 3  # of 100 seconds one line every 30
+    for line in (said[0], str(raised.value)):
+        assert "0 of 2 clients" in line
+        assert "missing: client 0, 1, 2; has not answered the greeting yet: SuperNode 101" in line
+        assert fits in line
+        assert "SuperNode 102 is not used: it answered with an error: " in line
+    for node in app.grid.nodes.values():
+        node.online = False
+    with pytest.raises(RunError, match=r"0 of 3 clients were .*; missing: client 0, 1, 2; no SuperNode is connected"):
+        app.run()
+
+
+def test_an_error_of_a_client_is_told_as_a_sentence() -> None:
+    flower = pytest.importorskip("flwr.app")
+    ours = "<class 'fedsim.core.errors.InputError'>:<'own-data.classes: found label 'x'; allowed: y'>"
+    for reason, told in (
+        (ours, "own-data.classes: found label 'x'; allowed: y"),
+        ("<class 'ValueError'>:<'two\nlines'>", "ValueError: two lines"),
+        ("<class 'my.own.Error'>:<''>", "Error"),
+        ("anything <else>", "anything <else>"),
+        ("", "error 2"),
+    ):
+        assert failure(flower.Error(code=2, reason=reason), 100) == told
+
+
+def test_the_last_line_names_the_results_or_how_to_go_on(
+    sections: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Deployment(tmp_path / "app", sections, N, **{"on-failure": "stop"})
+    with caplog.at_level("INFO", "flwr.fedsim"):
+        run = app.run()
+    assert caplog.records[-1].message.startswith(f"fedsim: done after round 3; results are in {run.dir} ")
+    app.grid.nodes[101].spoil = lambda message, reply: None if message.metadata.group_id == "2" else reply
+    with caplog.at_level("INFO", "flwr.fedsim"), pytest.raises(RunError):
+        app.run(timeout=5.0)
+    last = caplog.records[-1].message
+    assert last == f"fedsim: ended after round 1; the run goes on with flwr run ... -c 'resume=true out=\"{run.dir}\"'"
+
+
+def test_rounds_with_nobody_have_the_time_at_which_they_were(sections: dict[str, Any], tmp_path: Path) -> None:
+    sections["participation"] = {"mode": "synchronous", "sampling": "poisson", "fraction": 0.3}
+    sections["run"]["rounds"] = 12
+    app = Deployment(tmp_path / "app", sections, N, poll=0.05)
+    for node in app.grid.nodes.values():
+        node.delay = 5.0
+    run = app.run()
+    waits = [5.0 * (len(row["clients"]) > 0) for row in run.trace]
+    assert 0.0 in waits
+    assert [row["time"] for row in run.trace] == pytest.approx(np.cumsum(waits), abs=2.0)
+
+
+def test_draws_of_flowers_threads_are_not_blamed_on_a_module(
+    sections: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nets_without_draws.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Linear):\n    def forward(self, x):\n"
+        "        return super().forward(x.flatten(1))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sections["data"] = {"dataset": "digits", "limit": 30, "clients": N}
+    sections["model"] = {"name": "nets_without_draws:Net", "in_features": 64, "out_features": 10}
+    app = Deployment(tmp_path / "app", sections, N)
+    app.grid.on_push = lambda grid, message: random.random()  # noqa: ARG005 - as heartbeats do
+    with caplog.at_level("WARNING"):
+        app.run()
+    assert "global generator" not in caplog.text
 
 
 @pytest.mark.parametrize("name", ["csv", "tensorboard"])

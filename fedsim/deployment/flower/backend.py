@@ -25,6 +25,7 @@ from fedsim.core.own_tests import Asked, OwnAnswers
 from fedsim.core.types import Message
 from fedsim.deployment.flower.arrays import check_message, to_arrays, to_tensors
 from fedsim.deployment.flower.examiner import Examiner
+from fedsim.deployment.flower.failures import failure
 from fedsim.deployment.flower.journal import Journal
 from fedsim.deployment.flower.policy import Policy
 from fedsim.deployment.flower.pulling import NODE_UNAVAILABLE, pulled
@@ -180,8 +181,10 @@ class Flower(BackendDefaults):
         """
         end = time.monotonic() + seconds
         while (here := sum(self.roster.node_of(c) is not None for c in range(self.roster.clients))) < wanted:
-            if time.monotonic() > end:
-                raise RunError(f"{here} of {wanted} clients were connected after {seconds:g} s (wait-seconds)")
+            if (now := time.monotonic()) > end:
+                came = f"{here} of {wanted} clients were connected after {seconds:g} s (wait-seconds)"
+                raise RunError(f"{came}; {self.roster.standing()}")
+            self.telling.gathering(here, wanted, now)
             self.look()
             time.sleep(self.policy.poll)
 
@@ -316,8 +319,8 @@ class Flower(BackendDefaults):
             return
         if reply.has_error():
             flight.tries += 1
-            reason = shown(reply.error.reason or f"error {reply.error.code}", _LONGEST_REASON)
-            self._failed(flight, "error", f"it answered with an error: {reason}", answered=True)
+            reason = f"it answered with an error: {failure(reply.error, _LONGEST_REASON)}"
+            self._failed(flight, "error", reason, answered=True)
             return
         try:
             receipt, message = self._opened(flight, reply.content)

@@ -64,9 +64,12 @@ class Crowd:
             silent = f", {count - len(self._here())} of them silent" if count >= wanted else ""
             if time.monotonic() > end:
                 found = f"{count} of the {wanted} clients that a round needs (min-available) were connected{silent}"
-                raise RunError(f"{found} after {self.patience:g} s (wait-seconds)")
+                raise RunError(f"{found} after {self.patience:g} s (wait-seconds); {self.roster.standing()}")
             if not told:
-                LOG.warning("%d clients are connected%s; a round needs %d: waiting", count, silent, wanted)
+                standing = self.roster.standing()
+                LOG.warning(
+                    "%d clients are connected%s; a round needs %d: waiting; %s", count, silent, wanted, standing
+                )
                 told = True
             time.sleep(self.poll)
             self.look()

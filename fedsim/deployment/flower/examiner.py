@@ -19,6 +19,7 @@ from fedsim.core.metrics import Metric
 from fedsim.core.own_tests import OwnAnswers, Told
 from fedsim.core.types import Message
 from fedsim.deployment.flower.arrays import to_arrays
+from fedsim.deployment.flower.failures import failure
 from fedsim.deployment.flower.pulling import NODE_UNAVAILABLE, pulled
 from fedsim.deployment.flower.records import (
     EXAM,
@@ -139,8 +140,8 @@ class Examiner:
             return
         self.roster.absence.heard(order.client)
         if reply.has_error():
-            reason = shown(reply.error.reason or f"error {reply.error.code}", _LONGEST_REASON)
-            self._left_out(order, "error", f"it answered with an error: {reason}", seconds, note)
+            reason = f"it answered with an error: {failure(reply.error, _LONGEST_REASON)}"
+            self._left_out(order, "error", reason, seconds, note)
             return
         try:
             verdict, values = self._opened(order, reply.content)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedsim import __version__
 from fedsim.deployment.agreement import Agreement
 from fedsim.deployment.flower.absence import Absence
+from fedsim.deployment.flower.failures import failure
 from fedsim.deployment.flower.records import (
     HELLO,
     LISTS,
@@ -33,6 +34,14 @@ from fedsim.deployment.flower.records import (
 LOG = logging.getLogger("flwr.fedsim")
 _REFRESH = 2.0  # seconds between two looks at the list of nodes
 _GREET_AGAIN = 20.0  # seconds before a node whose greeting failed is asked again
+SHOWN = 20
+"""Clients and SuperNodes that a line of the log names at most."""
+
+
+def some(words: Sequence[str]) -> str:
+    """The first of `words`, with commas, and how many more there are."""
+    more = len(words) - SHOWN
+    return ", ".join(words[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 class Roster:
@@ -85,6 +94,8 @@ class Roster:
         self._online: set[int] = set()
         self._key_at: dict[int, bytes] = {}
         self._not_before: dict[int, float] = {}
+        self._problems: dict[int, str] = {}
+        """Why nodes that have answered are not used."""
         self._looked = -_REFRESH
 
     def node_of(self, client: int) -> int | None:
@@ -94,6 +105,19 @@ class Roster:
     def here(self, client: int) -> bool:
         """Whether `client` is connected, and does not rest after a silence."""
         return self.node_of(client) is not None and not self.absence.rests(client)
+
+    def standing(self) -> str:
+        """Which clients cannot be asked, and what is known of the SuperNodes that are connected and are no client."""
+        away = {c: "" if self.node_of(c) is None else " (silent)" for c in range(self.clients) if not self.here(c)}
+        said = [f"missing: client {some([f'{c}{state}' for c, state in away.items()])}"] if away else []
+        unanswered = [str(node) for node in sorted(set(self._asked.values()) & self._online)]
+        if unanswered:
+            said.append(f"has not answered the greeting yet: SuperNode {some(unanswered)}")
+        unused = [node for node in sorted(self._online) if node in self._problems and str(node) not in unanswered]
+        said += [f"SuperNode {node} is not used: {shown(self._problems[node])}" for node in unused[:SHOWN]]
+        if not self._online:
+            said.append("no SuperNode is connected")
+        return "; ".join(said)
 
     def key_of(self, client: int) -> bytes | None:
         """The public key, PEM, of the node that is `client` now."""
@@ -147,7 +171,9 @@ class Roster:
         if node is None:
             return False
         problem = self._seat(node, reply)
+        self._problems.pop(node, None)
         if problem is not None:
+            self._problems[node] = problem
             self._not_before[node] = time.monotonic() + _GREET_AGAIN
             LOG.warning("SuperNode %d is not used: %s", node, problem)
         return True
@@ -155,7 +181,7 @@ class Roster:
     def _seat(self, node: int, reply: Any) -> str | None:
         """Note which client answered; or say why it cannot take part."""
         if reply.has_error():
-            return f"it answered with an error: {shown(reply.error.reason or reply.error.code, 1000)}"
+            return f"it answered with an error: {failure(reply.error, 1000)}"
         try:
             greeting, said = unpack(Greeting, reply.content), unpack_arrays(reply.content.get(MOMENTS) or {})
         except Exception as error:  # whatever one node sends, it ends nothing but its own part
@@ -170,7 +196,8 @@ class Roster:
             return problem
         if greeting.version != __version__:
             LOG.warning("client %d has fedsim %s, this server %s", greeting.client, greeting.version, __version__)
-        LOG.info("client %d is SuperNode %d (%d samples)", greeting.client, node, greeting.samples)
+        if self._node_of.get(greeting.client) != node:  # else it was told what all have agreed on since
+            LOG.info("client %d is SuperNode %d (%d samples)", greeting.client, node, greeting.samples)
         self._node_of[greeting.client], self._client_at[node] = node, greeting.client
         self.greetings[greeting.client], self.said[greeting.client] = greeting, said
         self._told[node] = self._asked_by[node]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from fedsim.deployment.flower.roster import LOG, Roster
+from fedsim.deployment.flower.roster import LOG, Roster, some
 
 _EVERY = 30.0  # seconds between two lines about who is waited for
-_SHOWN = 20
 
 
 class Telling:
@@ -17,11 +16,17 @@ class Telling:
     def __init__(self, roster: Roster) -> None:
         self.roster, self._said = roster, time.monotonic()
 
+    def gathering(self, here: int, wanted: int, now: float) -> None:
+        """Too few clients are there `now` for the run to begin; a line now and then."""
+        if now - self._said >= _EVERY:
+            self._said = now
+            LOG.info("waiting: %d of %d clients are there; %s", here, wanted, self.roster.standing())
+
     def asked(self, clients: Sequence[int], round: int) -> None:
         """These `clients` got jobs of their round `round`."""
         self._said = time.monotonic()
         if clients:
-            LOG.info("round %d: asked %s", round, _some([str(c) for c in clients]))
+            LOG.info("round %d: asked %s", round, some([str(c) for c in clients]))
 
     def answered(self, client: int, round: int, seconds: float, work: float) -> None:
         """A job's answer is used, `seconds` after it was sent; the client worked for `work` seconds of them."""
@@ -34,12 +39,7 @@ class Telling:
             return
         self._said = now
         words = [f"{client}{self._state(client)} for {now - since:.0f} s" for client, _, since in jobs]
-        LOG.info("round %d: waiting for client %s", min(round for _, round, _ in jobs), _some(words))
+        LOG.info("round %d: waiting for client %s", min(round for _, round, _ in jobs), some(words))
 
     def _state(self, client: int) -> str:
         return "" if self.roster.node_of(client) is not None else " (not connected)"
-
-
-def _some(words: Sequence[str]) -> str:
-    more = len(words) - _SHOWN
-    return ", ".join(words[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
