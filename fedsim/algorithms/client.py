@@ -166,7 +166,7 @@ class ClientHalf(Part, ABC):
 
     # --- for the engine -----------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def is_plain_sgd(self) -> bool:
         """Whether a local step is ``x - lr g(x)`` and nothing else, so that the engine may take it in place."""
         same = all(

@@ -7,7 +7,7 @@ here. In between stand the clients' local work (`worker`) and the pipeline of th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from fedsim.algorithms.base import Algorithm, Round
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.oracle import CARRIED, Task
 from fedsim.core.returned import same_form
-from fedsim.core.types import Aggregate, Message, State
+from fedsim.core.types import Aggregate, Message, State, tensor_of
 from fedsim.messages.base import Arrived
 
 
@@ -100,21 +100,25 @@ def flowed(algorithm: Algorithm, state: State, elapsed: Floats | None, rows: Ten
 def describe(algorithm: Algorithm, task: Population, event: Combined) -> Round:
     """What `combine` may know of a round."""
 
-    def of(values: Any) -> Tensor:
-        return torch.as_tensor(values, dtype=task.dtype, device=task.device).unsqueeze(1)
-
-    stale = np.zeros(len(event.clients)) if event.staleness is None else event.staleness
     roles = algorithm.role_of(event.clients, event.rounds, task.seed)
+    known = {
+        "importance": task.importance[event.clients],
+        "steps": event.steps,
+        "lr": algorithm.lr_at(event.rounds),
+        "staleness": np.zeros(len(event.clients)) if event.staleness is None else event.staleness,
+        "weights": event.weights,
+        "roles": roles,
+    }
+    given = {name: values for name, values in known.items() if values is not None}
+    columns = np.empty((len(given), len(event.clients), 1))  # all cross to the device at once
+    for column_of, values in zip(columns, given.values(), strict=True):
+        column_of[:, 0] = values
+    rows = tensor_of(columns, task.dtype, task.device).unbind(0)
     return Round(
         number=event.number,
         num_clients=task.num_clients,
-        importance=of(task.importance[event.clients]),
-        steps=of(event.steps),
-        lr=of(algorithm.lr_at(event.rounds)),
-        weights=None if event.weights is None else of(event.weights),
-        staleness=of(stale),
-        roles=None if roles is None else of(roles),
         clients=torch.as_tensor(event.clients, device=task.device),
+        **dict(zip(given, rows, strict=True)),
     )
 
 

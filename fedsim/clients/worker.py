@@ -16,14 +16,14 @@ from torch import Tensor
 from fedsim.algorithms.base import Algorithm, Effort, one_message
 from fedsim.clients.parallel import InTurn, Kept, Rows, portion, share
 from fedsim.clients.personal import composed, fresh_personal, kept_of, parted
-from fedsim.clients.phases import Masked, Schedule
+from fedsim.clients.phases import Masked, Now, Schedule
 from fedsim.clients.round import model
 from fedsim.clients.store import ClientStore
 from fedsim.core.arrays import Ints
 from fedsim.core.job import Job
 from fedsim.core.oracle import CARRIED, Plan, Task
 from fedsim.core.returned import by_row, same_form
-from fedsim.core.types import BatchSize, Message, State
+from fedsim.core.types import BatchSize, Message, State, tensor_of
 from fedsim.messages.base import SEPARATOR, Pipeline, check_names, own_rows
 
 _CPU_ACTIVATIONS = 64 * 2**20  # of a chunk, where they are more than its parameters
@@ -55,6 +55,7 @@ class Worker:
         )
         self.schedule = Schedule.of(algorithm, task)
         self.chunk_rows = chunk_rows or default_chunk_rows(task, algorithm.batch_size)
+        self.step_bytes = task.step_bytes(algorithm.batch_size)
 
     def draw_from(self, word: int) -> None:
         """Have the privacy mechanism, of which this worker has a copy in another process, draw from `word`."""
@@ -74,15 +75,14 @@ class Worker:
             with store.turn(number) as own:
                 result.put(rows, index, self._chunk(algorithm, _select(job, rows, index), own))
 
-        touched = len(job.clients) * self.task.step_bytes(self.algorithm.batch_size)
-        share(compute, len(chunks), touched, self.initial.device)
+        share(compute, len(chunks), len(job.clients) * self.step_bytes, self.initial.device)
         return result.tensors
 
     def _chunks(self, job: Job) -> Iterator[tuple[Algorithm, Ints]]:
         """The job's rows in chunks of one role each, by falling steps and sizes, and the algorithm that each runs."""
         for algorithm, rows in self.algorithm.by_role(job.clients, job.rounds, self.task.seed):
             order = rows[np.lexsort((-self.task.sizes[job.clients[rows]], -job.steps[rows]))]
-            most = min(self.chunk_rows, portion(len(order), self.task.step_bytes(self.algorithm.batch_size)))
+            most = min(self.chunk_rows, portion(len(order), self.step_bytes))
             for start in range(0, len(order), most):
                 yield algorithm, order[start : start + most]
 
@@ -98,32 +98,40 @@ class Worker:
         lr = self._column(algorithm.lr_at(job.rounds))
         m, most = len(job.clients), int(job.steps.max(initial=0))
         local = by_row(algorithm.begin(job.received, client), None, m, self.initial, algorithm, "start")
-        local = {k: v.expand(m, -1) for k, v in local.items()}
+        local = {k: _each(v, m) for k, v in local.items()}
         plan: Plan | None = None
         busy = int((job.steps > 0).sum())
         if most > 0:
             plan = self.task.plan(job.clients[:busy], job.rounds[:busy], job.steps[:busy], algorithm.batch_size, epochs)
             plan.begin({k: v[:busy] if v.dim() > 1 else v for k, v in job.received.items()})
-        plain, schedule, now = algorithm.is_plain_sgd, self.schedule, None
+        plain, schedule = algorithm.is_plain_sgd, self.schedule
+        now: Now | None = None
         per_unit = self.task.steps_per_epoch(job.clients, algorithm.batch_size) if epochs and schedule else _ONE
         finished: list[Message] = []
         working = (job.steps[None, :] > np.arange(most + 1)[:, None]).sum(1).tolist()  # rows that take step 0, 1, ...
-        received, kept, rates, end = job.received, client, lr, m
+        received, kept, rates, end, descend = job.received, client, lr, m, None
         for step, count in enumerate(working):
             if count < end:  # rows count..end have done all their steps
                 carried = None if plan is None or count >= busy else plan.carried
                 finished.insert(
                     0, self._finish(algorithm, job, slice(count, end), local, client, beside, lr, loss, store, carried)
                 )
-                local, kept, rates, end = _head(local, count), _head(client, count), lr[:count], count
+                if not count:
+                    break
+                local, kept, rates, end, descend = _head(local, count), _head(client, count), lr[:count], count, None
                 received = {k: v[:count] if v.dim() > 1 else v for k, v in job.received.items()}
             if count and plan is not None:
+                if plain:
+                    local = {"x": local["x"].clone(memory_format=torch.contiguous_format)} if step == 0 else local
+                if plain and schedule is None:
+                    descend = descend or plan.descending(local["x"], rates)
+                    descend(step)
+                    continue
                 oracle = plan.oracle(step, count, rates)
                 if schedule is not None:
                     before, now = now, schedule.at(np.broadcast_to(step // per_unit, m)[:count])
                     local, oracle = now.begun(algorithm, local, before), Masked(oracle, now.trains)
                 if plain:
-                    local = {"x": local["x"].clone(memory_format=torch.contiguous_format)} if step == 0 else local
                     oracle.descend(local["x"])
                 else:
                     stepped = algorithm.local_step(oracle, local, received, kept)
@@ -149,11 +157,13 @@ class Worker:
         `beside` is what is kept beside what the algorithm keeps: by the pipeline's links, and of their own models.
         `carried` is what the models of all rows carry besides their parameters now (None: what they received).
         """
-        clients, steps = job.clients[rows], job.steps[rows]
-        effort = Effort(self._column(steps), lr[rows], None if loss is None else loss[rows])
-        received = {k: v[rows] if v.dim() > 1 else v for k, v in job.received.items()}
-        kept = {k: v[rows] for k, v in client.items()}
-        travels, stays, after = algorithm.report({k: v[rows] for k, v in local.items()}, received, kept, effort)
+        clients, steps, received, kept = job.clients, job.steps, job.received, client
+        if len(clients) > rows.stop - rows.start:
+            clients, steps, lr = clients[rows], steps[rows], lr[rows]
+            loss = None if loss is None else loss[rows]
+            received = {k: v[rows] if v.dim() > 1 else v for k, v in received.items()}
+            kept, local, beside = ({k: v[rows] for k, v in own.items()} for own in (client, local, beside))
+        travels, stays, after = algorithm.report(local, received, kept, Effort(self._column(steps), lr, loss))
         m, now, sharing = len(steps), None, self.task.sharing
         if CARRIED in received:
             before = received[CARRIED].expand(m, -1)
@@ -163,18 +173,17 @@ class Worker:
         travels, stays = sharing.common(travels, CARRIED), sharing.common(stays, CARRIED)
         by_row(travels, self.form, m, self.initial, algorithm, "message")
         by_row(after, client, m, self.initial, algorithm, "message")
-        after = {**after, **kept_of(local["x"][rows], now, sharing)}
+        after = {**after, **kept_of(local["x"], now, sharing)}
         if self.pipeline.links:
             sent = Job(clients, job.rounds[rows], steps, sharing.common(received, CARRIED))
-            travels = {k: v.expand(len(steps), -1) for k, v in travels.items()}
-            mine = {k: v[rows] for k, v in beside.items()}
-            travels, links = self.pipeline.send(travels, mine, sent)
+            travels = {k: _each(v, m) for k, v in travels.items()}
+            travels, links = self.pipeline.send(travels, beside, sent)
             after = {**after, **links}
             if algorithm.setting == "gossip" and steps.size and steps[0] == 0 and (idle := self.pipeline.idle(links)):
-                store.scatter(clients, {**kept, **mine, **idle})
+                store.scatter(clients, {**kept, **beside, **idle})
         if steps.size and steps[0] > 0:
             store.scatter(clients, after)
-        return {k: v.expand(len(steps), -1) for k, v in (travels | stays).items()}
+        return {k: _each(v, m) for k, v in (travels | stays).items()}
 
     def opened(
         self, algorithm: Algorithm, received: Message, client: State, clients: Ints, rounds: Ints
@@ -189,7 +198,7 @@ class Worker:
         return algorithm.choose(received, losses), losses.amin(-1, keepdim=True)
 
     def _column(self, values: npt.NDArray[np.generic]) -> Tensor:
-        return torch.as_tensor(values, dtype=self.initial.dtype, device=self.initial.device).unsqueeze(1)
+        return tensor_of(values, self.initial.dtype, self.initial.device).unsqueeze(1)
 
 
 def fresh_rows(algorithm: Algorithm, task: Task, pipeline: Pipeline) -> State:
@@ -223,6 +232,11 @@ def default_chunk_rows(task: Task, batch_size: BatchSize) -> int:
 def _select(job: Job, rows: Ints, index: Tensor) -> Job:
     received = {k: v.index_select(0, index) if v.dim() > 1 else v for k, v in job.received.items()}
     return Job(job.clients[rows], job.rounds[rows], job.steps[rows], received)
+
+
+def _each(rows: Tensor, m: int) -> Tensor:
+    """Rows ``[m, ...]`` of what may be one for all."""
+    return rows if rows.dim() > 1 and rows.shape[0] == m else rows.expand(m, -1)
 
 
 def _head(rows: State, count: int) -> State:

@@ -178,13 +178,15 @@ class Own(Generic[T]):
 
 def even(rows: int, number: int) -> list[slice]:
     """Slices that divide `rows` rows as evenly as can be."""
+    if number < 2:
+        return [slice(0, rows)]
     edges = [rows * i // number for i in range(number + 1)]
     return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def portions(rows: int, touched: int) -> list[slice]:
     """Even portions of `rows` rows of an operator that touches `touched` bytes: decided by sizes alone."""
-    return even(rows, max(1, min(rows, touched // PORTION)))
+    return even(rows, min(rows, touched // PORTION))
 
 
 def shares(rows: int, touched: int) -> list[slice]:
@@ -192,10 +194,14 @@ def shares(rows: int, touched: int) -> list[slice]:
 
     Its result in a row cannot depend on the portion; that of a matrix product can, in the last bits.
     """
-    most = _PER_THREAD * _crew.size if _crew.size > 1 and free() else 1
-    return even(rows, max(1, min(rows, touched // SHARE, most)))
+    if touched < 2 * SHARE or _crew.size == 1 or not free():
+        return [slice(0, rows)]
+    return even(rows, min(rows, touched // SHARE, _PER_THREAD * _crew.size))
 
 
 def apart(work: Callable[[slice], object], parts: Sequence[slice]) -> None:
     """Do `work` on portions of an operator's rows."""
+    if len(parts) == 1:
+        work(parts[0])
+        return
     each([partial(work, part) for part in parts])

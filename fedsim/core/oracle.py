@@ -73,6 +73,11 @@ class Plan(ABC):
     def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
         """The oracle of local step `step` for the first `count` rows."""
 
+    def descending(self, x: Tensor, lr: Tensor) -> Callable[[int], None]:
+        """``descend(step)`` takes that plain SGD step of the first rows, x ``[count, d]``, in place, as their oracle
+        would: what is alike in all steps is made once."""
+        return lambda step: self.oracle(step, len(x), lr).descend(x)
+
     carried: Tensor | None = None
     """What the clients' models carry besides their parameters, ``[m, s]``, as it is now; None: they carry nothing."""
 

@@ -21,6 +21,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
 _M2 = np.uint64(0x94D049BB133111EB)
 _FEISTEL_ROUNDS = 8
+_SALTS = np.arange(3 * _FEISTEL_ROUNDS, dtype=np.uint64) * _GOLDEN
 _SMALL = np.uint64(
     32
 )  # below this size 8 rounds leave some orders of the set visibly rarer; three times as many do not
@@ -132,7 +133,7 @@ def _feistel(keys: Keys, value: Keys, a: Keys, b: Keys, rounds: range, shape: tu
     word, spare = np.empty(shape, dtype=np.uint64), np.empty(shape, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for i in rounds:
-            salt = keys + np.uint64(i) * _GOLDEN
+            salt = keys + _SALTS[i]
             changed, other, high = (left, right, a) if i % 2 == 0 else (right, left, b)
             np.multiply(other, _M1, out=word)
             word ^= salt

@@ -7,8 +7,10 @@ clients.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
@@ -43,8 +45,20 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
 Bins = Annotated[int, Field(gt=0, le=1_000_000)]
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+
 BatchSize = Count | Literal["full"]
 """Samples per local step; ``full`` is all the client has."""
+
+
+def tensor_of(values: npt.NDArray[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers as a tensor of that type, converted by numpy: for few of them a tensor's own way takes many times as
+    long. Like ``torch.as_tensor`` it may share their memory."""
+    kind = _NUMPY.get(dtype)
+    if kind is None:
+        return torch.as_tensor(values, dtype=dtype, device=device)
+    made = torch.from_numpy(values.astype(kind, copy=False))
+    return made if device.type == "cpu" else made.to(device)
 
 
 def norm(v: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ class Simulation:
         if saved is not None:
             self.assembly.privacy.accepts(saved.progress.get("privacy", {}))
         self.assembly.task.prepare()
+        self.exchanges = self.assembly.mixing(self.scenario).exchanges
         self.backend: Backend = self.remote or make_backend(self.scenario, self.assembly, self.folder)
         try:
             self._begin(saved)
@@ -198,7 +199,7 @@ class Simulation:
         if self.home.inquiry is not None:
             self.totals.ask(self.home.inquiry.close(event.number))
         if combined.message_bytes is not None:
-            size = combined.message_bytes * a.mixing(self.scenario).exchanges
+            size = combined.message_bytes * self.exchanges
             self.totals.count(combined.event, size, self.scenario.algorithm, a.task)
         if event.merge:
             self._merge()

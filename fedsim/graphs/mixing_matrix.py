@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
-from torch.nn import functional
 
 from fedsim.core import rng
 from fedsim.core.arrays import Bools, Floats, Ints
@@ -30,28 +29,33 @@ class MixingMatrix:
         self._dense = matrix.nnz > _DENSE_SHARE * matrix.shape[0] * matrix.shape[1]
         self._columns = torch.as_tensor(matrix.indices.astype(np.int64), device=device)
         self._starts = torch.as_tensor(matrix.indptr[:-1].astype(np.int64), device=device)
+        self._data: Tensor | None = None
 
     def __call__(self, values: Tensor) -> Tensor:
         """``W @ values``: ``[k, d] -> [m, d]``, a new tensor."""
         if self._dense:
             return torch.as_tensor(self.matrix.toarray(), dtype=values.dtype, device=self.device) @ values
         # A weighted sum of gathered rows per node; about twice as fast as a sparse matrix product on a CPU.
-        weights = torch.as_tensor(self.matrix.data, dtype=values.dtype, device=self.device)
+        weights = self._weights(values.dtype)
         rows = self.matrix.shape[0]
         parts = shares(rows, (self.matrix.nnz + rows) * values.shape[-1] * values.element_size())
         if self.device.type != "cpu" or len(parts) == 1:
-            return functional.embedding_bag(self._columns, values, self._starts, mode="sum", per_sample_weights=weights)
+            return _summed(self._columns, values, self._starts, weights)
         result = values.new_empty((rows, values.shape[-1]))
 
         def mix(nodes: slice) -> None:
             first, last = int(self.matrix.indptr[nodes.start]), int(self.matrix.indptr[nodes.stop])
             columns, starts = self._columns[first:last], self._starts[nodes] - first
-            result[nodes] = functional.embedding_bag(
-                columns, values, starts, mode="sum", per_sample_weights=weights[first:last]
-            )
+            result[nodes] = _summed(columns, values, starts, weights[first:last])
 
         apart(mix, parts)
         return result
+
+    def _weights(self, dtype: torch.dtype) -> Tensor:
+        """The non-zeros in that type; where the matrix is that of all rounds, they are made once."""
+        if self._data is None or self._data.dtype != dtype:
+            self._data = torch.as_tensor(self.matrix.data, dtype=dtype, device=self.device)
+        return self._data
 
     def isolating(self, away: Bools) -> MixingMatrix:
         """This square matrix where no link of the rows `away` fires: what it would have carried stays at home."""
@@ -65,6 +69,13 @@ class MixingMatrix:
         matrix.eliminate_zeros()
         matrix.sort_indices()
         return MixingMatrix(matrix, self.device)
+
+
+def _summed(columns: Tensor, values: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+    """``torch.nn.functional.embedding_bag``, whose checks take part of a round of small models."""
+    scale_by_frequency, sum_mode, sparse = False, 0, False
+    found: Tensor = torch.embedding_bag(values, columns, starts, scale_by_frequency, sum_mode, sparse, weights)[0]
+    return found
 
 
 def repeated(exchange: Aggregate, times: int) -> Aggregate:

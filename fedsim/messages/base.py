@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -165,6 +166,10 @@ class Pipeline:
 
     def attackers(self) -> Ints:
         """The numbers of all clients that do not send what they should."""
+        return self._attackers
+
+    @cached_property
+    def _attackers(self) -> Ints:
         return np.unique(
             np.concatenate([np.empty(0, dtype=np.int64), *(link.dishonest(self.run) for link in self.links)])
         )

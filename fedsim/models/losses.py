@@ -62,8 +62,7 @@ def mse(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def _cross_entropy_gradient(outputs: Tensor, targets: Tensor) -> Tensor:
     """softmax(outputs) - onehot(target)"""
-    gradient = torch.softmax(outputs, -1)
-    return gradient.scatter_add_(-1, targets.unsqueeze(-1), gradient.new_full((len(targets), 1), -1.0))
+    return torch.softmax(outputs, -1).scatter_(-1, targets.unsqueeze(-1), -1.0, reduce="add")
 
 
 def _multi_margin_gradient(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Protocol, Self
@@ -82,6 +82,34 @@ class SupervisedPlan(Plan):
 
     def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
         return BatchOracle(self.task, self.batches.at(step, count), lr)
+
+    def descending(self, x: Tensor, lr: Tensor) -> Callable[[int], None]:
+        own, count = self.batches, len(x)
+        if own.keys is not None or type(self).oracle is not SupervisedPlan.oracle:
+            return super().descending(x, lr)
+        index, targets, weights = self._by_step
+        descend, several = minibatch.descending(self.task.kernel, x, own.index.shape[-1], lr), count < len(own.index)
+
+        def step(number: int) -> None:
+            rows, wanted, counted = index[number], targets[number], weights[number]
+            if several:
+                rows, wanted = rows[:count], wanted[:count]
+                counted = counted[:count] if isinstance(counted, Tensor) else counted
+            moves = None if own.moves is None else own.moves[:count, number]
+            descend(self.task.gather(rows, moves), wanted, counted)
+
+        return step
+
+    @cached_property
+    def _by_step(self) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | float]]:
+        """`index`, `targets` and `weights` of all clients, step by step: the first of them lie side by side."""
+        own = self.batches
+
+        def apart(v: Tensor) -> Sequence[Tensor]:
+            return v.transpose(0, 1).contiguous().unbind(0)
+
+        weights = apart(own.weights) if isinstance(own.weights, Tensor) else [own.weights] * own.index.shape[1]
+        return apart(own.index), apart(own.targets), weights
 
 
 class BatchOracle(Oracle):

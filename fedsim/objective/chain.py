@@ -11,11 +11,28 @@ from torch import Tensor, nn
 from fedsim.core import crew
 from fedsim.models.layout import views
 from fedsim.models.losses import CLOSED_GRADIENTS, Loss
-from fedsim.objective.kernel import Kernel
+from fedsim.objective.kernel import Descent, Kernel
 from fedsim.objective.layers import pointwise_back
 
-_Take = Callable[[int, Tensor, Tensor, bool], None]
 _CLOSED = (nn.ReLU, nn.Softplus, nn.Tanh, nn.Sigmoid)
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A layer and, of a Linear one, its parameters as views of the rows, in the forms that products want.
+
+    `at` is the index of its weight among the parameters, `bias` has an axis for the samples.
+    """
+
+    layer: nn.Module
+    closed: bool
+    at: int = -1
+    weight: Tensor | None = None
+    turned: Tensor | None = None
+    bias: Tensor | None = None
+
+
+_Take = Callable[[_Layer, Tensor, Tensor], None]
 
 
 class ChainKernel(Kernel):
@@ -26,45 +43,62 @@ class ChainKernel(Kernel):
     def __init__(self, module: nn.Sequential, loss: Loss) -> None:
         super().__init__(module, loss)
         self.chain = [layer for layer in module if not isinstance(layer, nn.Flatten)]
+        self.closed = CLOSED_GRADIENTS.get(loss)
 
     def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
         result = torch.empty_like(x)
         one = len(x) == 1  # plain matrix products have less overhead than batches of one
-        grads = list(views(result[0] if one else result, self.layout).values())
+        grads = self._params(result)
 
-        def write(at: int, dy: Tensor, h: Tensor, bias: bool) -> None:
+        def write(own: _Layer, dy: Tensor, h: Tensor) -> None:
             if h.shape[-2] == 1:  # one sample: an outer product, 4 times as fast by broadcasting
-                _rows(torch.mul, grads[at], dy.mT, h)
+                _rows(torch.mul, grads[own.at], dy.mT, h)
             elif one:
-                torch.mm(dy.mT, h, out=grads[at])
+                torch.mm(dy.mT, h, out=grads[own.at])
             else:
-                _rows(torch.bmm, grads[at], dy.mT, h)
-            if bias:
-                torch.sum(dy, -2, out=grads[at + 1])
+                _rows(torch.bmm, grads[own.at], dy.mT, h)
+            if own.bias is not None:
+                torch.sum(dy, -2, out=grads[own.at + 1])
 
-        self._passes(x, inputs, targets, weights, write)
+        self._passes(self._layers(self._params(x)), one, inputs, targets, _scale(weights, one), write)
         return result
 
     def descend(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
-        params = list(views(x[0] if len(x) == 1 else x, self.layout).values())
+        self.descending(x, lr)(inputs, targets, weights)
 
-        def step(at: int, dy: Tensor, h: Tensor, bias: bool) -> None:
+    def descending(self, x: Tensor, lr: Tensor) -> Descent:
+        one, params = len(x) == 1, self._params(x)
+        layers, minus = self._layers(params), -lr
+        column = minus if one else minus.unsqueeze(-1)
+        scales: dict[float, Tensor] = {}  # of whole minibatches, which all have the same
+
+        def step(own: _Layer, dy: Tensor, h: Tensor) -> None:
+            weight = params[own.at]
             if h.shape[-2] == 1:
-                _rows(_add_outer, params[at], dy.mT, h)
-            elif len(x) == 1:
-                params[at].addmm_(dy.mT, h)
+                _rows(_add_outer, weight, dy.mT, h)
+            elif one:
+                weight.addmm_(dy.mT, h)
             else:
-                _rows(_add_product, params[at], dy.mT, h)
-            if bias:
-                params[at + 1].add_(dy.sum(-2))
+                _rows(_add_product, weight, dy.mT, h)
+            if own.bias is not None:
+                params[own.at + 1].add_(dy.sum(-2))
 
-        # The backward is linear, so scaling what enters it by -lr scales every layer's step.
-        scaled = -lr * weights if isinstance(weights, Tensor) else (-lr * weights).expand(-1, inputs.shape[1])
-        self._passes(x, inputs, targets, scaled, step)
+        def descend(inputs: Tensor, targets: Tensor, weights: Tensor | float) -> None:
+            # The backward is linear, so scaling what enters it by -lr scales every layer's step.
+            if isinstance(weights, Tensor):
+                scaled = _scale(minus * weights, one)
+            else:
+                if weights not in scales:
+                    scales[weights] = column * weights
+                scaled = scales[weights]
+            self._passes(layers, one, inputs, targets, scaled, step)
+
+        return descend
 
     def input_grad(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         with torch.enable_grad():
-            return self._passes(x, inputs.detach(), targets, 1.0, None).view_as(inputs)
+            layers = self._layers(self._params(x))
+            return self._passes(layers, len(x) == 1, inputs.detach(), targets, 1.0, None).view_as(inputs)
 
     def clipped_sum(
         self, x: Tensor, inputs: Tensor, targets: Tensor, valid: Tensor | None, bound: Tensor, minus: Tensor | None
@@ -106,65 +140,79 @@ class ChainKernel(Kernel):
         found: list[tuple[int, Tensor, Tensor, bool]] = []
         m = len(x)
 
-        def note(at: int, dy: Tensor, h: Tensor, bias: bool) -> None:
-            found.insert(0, (at, dy.view(m, -1, dy.shape[-1]), h.reshape(m, -1, h.shape[-1]), bias))
+        def note(own: _Layer, dy: Tensor, h: Tensor) -> None:
+            bias = own.bias is not None
+            found.insert(0, (own.at, dy.view(m, -1, dy.shape[-1]), h.reshape(m, -1, h.shape[-1]), bias))
 
         if x.stride(0) == 0:  # all rows are one model: plain matrix products
             x, inputs, targets = x[:1], inputs.flatten(0, 1).unsqueeze(0), targets.flatten(0, 1).unsqueeze(0)
-        self._passes(x, inputs, targets, 1.0, note)
+        self._passes(self._layers(self._params(x)), len(x) == 1, inputs, targets, 1.0, note)
+        return found
+
+    def _params(self, x: Tensor) -> list[Tensor]:
+        """The parameters of rows ``[m, d]`` as views; of one row they have no axis for it."""
+        return list(views(x[0] if len(x) == 1 else x, self.layout).values())
+
+    def _layers(self, params: list[Tensor]) -> list[_Layer]:
+        found, at = [], 0
+        for layer in self.chain:
+            if not isinstance(layer, nn.Linear):
+                found.append(_Layer(layer, type(layer) in _CLOSED))
+            else:
+                bias = None if layer.bias is None else params[at + 1].unsqueeze(-2)
+                found.append(_Layer(layer, True, at, params[at], params[at].mT, bias))
+                at += 1 if layer.bias is None else 2
         return found
 
     def _passes(
-        self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, take: _Take | None
+        self,
+        layers: list[_Layer],
+        one: bool,
+        inputs: Tensor,
+        targets: Tensor,
+        scale: Tensor | float,
+        take: _Take | None,
     ) -> Tensor:
-        """Forward and backward; each Linear layer hands ``(index of its weight, dy, its inputs, has it a bias)`` to
-        `take` once nothing below needs its weight any more, so that `take` may change it.
+        """Forward and backward; each Linear layer hands ``(itself, dy, its inputs)`` to `take` once nothing below needs
+        its weight any more, so that `take` may change it.
 
+        `scale` is what each sample's loss counts: a number, or ``[m, b, 1]`` or of that form (of `one` row ``[b, 1]``).
         Without `take` it goes down to the gradient of the inputs, which is what comes back.
         """
-        if len(x) == 1:
-            x, h, targets = x[0], inputs[0].flatten(1), targets[0]
-            weights = weights[0] if isinstance(weights, Tensor) else weights
-        else:
-            h = inputs.flatten(2)
-        params = list(views(x, self.layout).values())
-        linear, product = (torch.addmm, torch.mm) if x.dim() == 1 else (_baddbmm, _bmm)
-        tape, at = [], 0
-        for layer in self.chain:
-            if isinstance(layer, nn.Linear):
+        linear: Callable[..., Tensor] = torch.addmm if one else _baddbmm
+        product: Callable[..., Tensor] = torch.mm if one else _bmm
+        h, targets = (inputs[0].flatten(1), targets[0]) if one else (inputs.flatten(2), targets)
+        tape = []
+        for own in layers:
+            if own.turned is not None:
                 tape.append((h, h))
-                if layer.bias is None:
-                    h, at = product(h, params[at].mT), at + 1
-                else:
-                    h, at = linear(params[at + 1].unsqueeze(-2), h, params[at].mT), at + 2
+                h = product(h, own.turned) if own.bias is None else linear(own.bias, h, own.turned)
             else:
-                before = h if type(layer) in _CLOSED else h.requires_grad_()
-                after = layer(before)
+                before = h if own.closed else h.requires_grad_()
+                after = own.layer(before)
                 tape.append((before, after))
-                h = after.detach()
-        dy = self._loss_grad(h, targets, weights)
-        for i in range(len(self.chain) - 1, -1, -1):
-            layer, (before, after) = self.chain[i], tape[i]
-            if not isinstance(layer, nn.Linear):
-                dy = pointwise_back(layer, dy, before, after)
+                h = after if own.closed else after.detach()
+        dy = self._loss_grad(h, targets, scale)
+        for i in range(len(layers) - 1, -1, -1):
+            own, (before, after) = layers[i], tape[i]
+            if own.weight is None:
+                dy = pointwise_back(own.layer, dy, before, after)
             else:
-                at -= 1 if layer.bias is None else 2
-                below = product(dy, params[at]) if i > 0 or take is None else dy  # few need the inputs' gradient
+                below = product(dy, own.weight) if i > 0 or take is None else dy  # few need the inputs' gradient
                 if take is not None:
-                    take(at, dy, before.detach(), layer.bias is not None)
+                    take(own, dy, before)
                 dy = below
         return dy
 
-    def _loss_grad(self, out: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
+    def _loss_grad(self, out: Tensor, targets: Tensor, scale: Tensor | float) -> Tensor:
         flat = out.view(-1, out.shape[-1])
         targets = targets.reshape(len(flat), *targets.shape[out.dim() - 1 :])
-        closed = CLOSED_GRADIENTS.get(self.loss)
-        if closed is not None:
-            scale = weights.reshape(-1, 1) if isinstance(weights, Tensor) else weights
-            return closed(flat, targets).mul_(scale).view_as(out)
+        if self.closed is not None:
+            return self.closed(flat, targets).view_as(out).mul_(scale)
         losses = self.loss(flat.requires_grad_(), targets)
-        scale = weights.flatten() if isinstance(weights, Tensor) else torch.full_like(losses, weights)
-        return torch.autograd.grad(losses, flat, scale)[0].view_as(out)
+        each = scale if isinstance(scale, Tensor) else flat.new_full((1, 1), scale)
+        each = each.expand(*out.shape[:-1], 1).reshape(-1)
+        return torch.autograd.grad(losses, flat, each)[0].view_as(out)
 
     def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
         return self._forward(x, inputs.flatten(1).unsqueeze(0), shared=True)
@@ -217,14 +265,24 @@ class _Outer:
             torch.sum(dy, -2, out=into[self.at + 1])
 
 
+def _scale(weights: Tensor | float, one: bool) -> Tensor | float:
+    """Weights ``[m, b]`` of samples as they scale what is of their outputs ``[m, b, k]``, of `one` row ``[b, k]``."""
+    if not isinstance(weights, Tensor):
+        return weights
+    return (weights[0] if one else weights).unsqueeze(-1)
+
+
 def _rows(operation: Callable[..., object], out: Tensor, *inputs: Tensor) -> Tensor:
     """An operation into `out` ``[m, ...]`` in which every row is by itself; on a CPU threads share large ones."""
     if out.dim() < 3 or out.device.type != "cpu":
         operation(*inputs, out=out)
         return out
-    size = sum(v.numel() * v.element_size() for v in (out, *inputs))
-    divided = crew.shares if operation in _SINGLY else crew.portions
-    crew.apart(lambda part: operation(*(v[part] for v in inputs), out=out[part]), divided(len(out), size))
+    size = out.nbytes + sum(v.nbytes for v in inputs)
+    parts = (crew.shares if operation in _SINGLY else crew.portions)(len(out), size)
+    if len(parts) == 1:
+        operation(*inputs, out=out)
+    else:
+        crew.apart(lambda part: operation(*(v[part] for v in inputs), out=out[part]), parts)
     return out
 
 

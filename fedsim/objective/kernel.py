@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
@@ -23,6 +24,10 @@ from fedsim.models.nature import PLAIN, Nature
 
 Precision = Literal["full", "bf16"]
 """``bf16``: training runs the model under bfloat16 autocast; parameters, losses and gradients stay as they are."""
+
+
+Descent = Callable[[Tensor, Tensor, Tensor | float], None]
+"""A step of rows on their minibatches: ``descend(inputs, targets, weights)``, as `Kernel.descend` has them."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,10 @@ class Kernel(ABC):
     def descend(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
         """``x -= lr * grad(x)`` in place, lr ``[m, 1]``: fewer passes where nobody needs the gradient."""
         x.addcmul_(self.grad(x, inputs, targets, weights), lr, value=-1.0)
+
+    def descending(self, x: Tensor, lr: Tensor) -> Descent:
+        """`descend` of the same rows x with the same lr, step after step: what is alike in all is made once."""
+        return lambda inputs, targets, weights: self.descend(x, inputs, targets, weights, lr)
 
     @abstractmethod
     def input_grad(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core import crew
-from fedsim.objective.kernel import Kernel
+from fedsim.objective.kernel import Descent, Kernel
 
 _SAMPLES = 16  # of a portion at least: matrix products of fewer are slow
 _PRODUCTS = 16 * 10**6  # of a portion at least, one for each use of a parameter by a sample: some milliseconds
@@ -22,7 +22,7 @@ _PRODUCTS = 16 * 10**6  # of a portion at least, one for each use of a parameter
 
 def grad(kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
     """`Kernel.grad`, by all threads where x is one row of work enough."""
-    parts = _portions(kernel, x, inputs)
+    parts = _portions(kernel, x, inputs.shape[1])
     if len(parts) == 1:
         return kernel.grad(x, inputs, targets, weights)
     several = isinstance(weights, Tensor)
@@ -37,20 +37,27 @@ def grad(kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor, weights: Te
 
 def descend(kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
     """`Kernel.descend`, by all threads where x is one row of work enough."""
-    if len(_portions(kernel, x, inputs)) == 1:
-        kernel.descend(x, inputs, targets, weights, lr)
-    else:
+    descending(kernel, x, inputs.shape[1], lr)(inputs, targets, weights)
+
+
+def descending(kernel: Kernel, x: Tensor, b: int, lr: Tensor) -> Descent:
+    """`Kernel.descending` on minibatches of b samples, by all threads where x is one row of work enough."""
+    if len(_portions(kernel, x, b)) == 1:
+        return kernel.descending(x, lr)
+
+    def step(inputs: Tensor, targets: Tensor, weights: Tensor | float) -> None:
         x.addcmul_(grad(kernel, x, inputs, targets, weights), lr, value=-1.0)
+
+    return step
 
 
 def changed(kernel: Kernel, x: Tensor, inputs: Tensor, change: Callable[[slice], Tensor]) -> Tensor:
     """What `change` makes of the samples ``inputs[:, part]``, each by itself, by all threads as `grad` would."""
-    parts = _portions(kernel, x, inputs)
+    parts = _portions(kernel, x, inputs.shape[1])
     return change(parts[0]) if len(parts) == 1 else torch.cat(crew.each([partial(change, p) for p in parts]), dim=1)
 
 
-def _portions(kernel: Kernel, x: Tensor, inputs: Tensor) -> list[slice]:
-    b = inputs.shape[1]
+def _portions(kernel: Kernel, x: Tensor, b: int) -> list[slice]:
     if not kernel.nature.plain or len(x) > 1 or x.device.type != "cpu" or not crew.free():
         return [slice(0, b)]
     return crew.even(b, max(1, min(b // _SAMPLES, b * x.shape[-1] * kernel.uses // _PRODUCTS)))

@@ -32,9 +32,11 @@ def taken(inputs: Tensor, rows: Tensor) -> Tensor:
     """Rows `rows` ``[k]`` of `inputs`, which the crew's threads copy where there are many."""
     if inputs.device.type != "cpu":
         return inputs.index_select(0, rows)
+    parts = crew.shares(len(rows), 2 * len(rows) * inputs[:1].nbytes)
+    if len(parts) == 1:
+        return inputs.index_select(0, rows)
     out = inputs.new_empty((len(rows), *inputs.shape[1:]))
-    size = 2 * out.numel() * out.element_size()
-    crew.apart(lambda part: torch.index_select(inputs, 0, rows[part], out=out[part]), crew.shares(len(rows), size))
+    crew.apart(lambda part: torch.index_select(inputs, 0, rows[part], out=out[part]), parts)
     return out
 
 

@@ -310,11 +310,10 @@ class SupervisedTask(Task):
             drawn = self.augment.draw(self.seed, clients, rounds, *index.shape[1:])
             moves = torch.as_tensor(drawn, device=self.device)
         each = self._weights(valid, index) if weights is None else weights
-        positions, more = (
-            np.broadcast_to(positions, index.shape),
-            beside(self.kernel, self.seed, clients, rounds, index),
-        )
-        batches = Batches(rows, self.targets[rows], valid.sum(-1), each, moves, positions, *more)
+        positions = np.broadcast_to(positions, index.shape)
+        more = beside(self.kernel, self.seed, clients, rounds, index)
+        targets = self.targets.index_select(0, rows.reshape(-1)).view(*rows.shape, *self.targets.shape[1:])
+        batches = Batches(rows, targets, valid.sum(-1), each, moves, positions, *more)
         return self.seen.plan(self, batches, clients, rounds)
 
     def gather(self, index: Tensor, moves: Tensor | None) -> Tensor:

@@ -135,7 +135,10 @@ class Gossip(Participation):
             which = network.topology.at(number - 1)
             links = network.mixings[which].links
             d, b = self._probabilities(draws, network.mixings[which], n, seed, number, which)
-            computes = _bernoulli(d, rng.key(seed, "compute", nodes, number), algorithm.needs.compute)
+            if algorithm.needs.compute == "always":
+                computes = np.ones(n, dtype=bool)
+            else:
+                computes = np.asarray(rng.uniform(rng.key(seed, "compute", nodes, number)) < d)
             level = schedule.links(number)
             chance = b if level is None else np.full(len(links), level)
             mixing = network.mixings[which]
@@ -160,7 +163,7 @@ class Gossip(Participation):
         def ends(number: int, now: int, steps: Ints) -> list[int]:
             """Ticks at which nodes are done with their local work."""
             if durations is None:
-                return [now + TICKS_PER_SECOND * (k > 0) for k in steps.tolist()]
+                return (now + TICKS_PER_SECOND * (steps > 0)).tolist()  # type: ignore[no-any-return]
             return [now + durations.of(i, number - 1, k) if k else now for i, k in enumerate(steps.tolist())]
 
         now, before = 0, -TICKS_PER_SECOND
@@ -175,7 +178,8 @@ class Gossip(Participation):
             mixes = among(network, which, there, fires, joins)
             who = nodes if there is None else nodes[there.nodes]
             until = ends(number, now, steps)
-            yield Dispatch(who, rounds[who], steps[who], [until[i] for i in who.tolist()], start=now)
+            until = until if there is None else [until[i] for i in who.tolist()]
+            yield Dispatch(who, rounds[who], steps[who], until, start=now)
             mixing = whole[which] if mixes.matrix is base.matrix else MixingMatrix(mixes.matrix, task.device)
             now, before = now + length(number, which, fires, steps), now
             delays = normalised_delays(
@@ -283,9 +287,3 @@ def _check_copies(mode: Laws, setting: Setting) -> None:
         raise InputError(f"found neighbours that change with the round, but {why}; allowed: one graph", key="topology")
     if (mode.links.draw(len(network.mixings[0].links), setting.seed, "link", 1) < 1).any():
         raise InputError(f"found probabilities below 1, but {why}; allowed: 1", key="participation.links")
-
-
-def _bernoulli(probability: Floats, keys: Any, indicator: str) -> Bools:
-    if indicator == "always":
-        return np.ones(len(probability), dtype=bool)
-    return np.asarray(rng.uniform(keys) < probability)

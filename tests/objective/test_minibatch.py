@@ -61,3 +61,31 @@ def test_portions_add_up_to_the_whole(
         before = len(calls)
         crew.each([lambda: minibatch.grad(kernel, x, inputs, targets, weights)] * 2)
         assert len(calls) == before + 2  # clients are shared already
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("loss", ["cross_entropy", "own"])
+@pytest.mark.parametrize("module", [*MODULES, "open"])
+def test_prepared_steps_are_the_steps_by_themselves(module: str, loss: str, rows: int, weighted: bool) -> None:
+    """Bit for bit, and close to a step along autograd's gradient, over steps whose weights differ."""
+    torch.manual_seed(1)
+
+    def squared(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (outputs - targets.unsqueeze(-1)).square().sum(-1)
+
+    make = {**MODULES, "open": lambda: nn.Sequential(nn.GELU(), nn.Linear(6, 9), nn.GELU(), nn.Linear(9, 3))}[module]
+    own = squared if loss == "own" else loss_function(loss)
+    kernel = build_kernel(make().double(), own, torch.device("cpu"), torch.randn(6, dtype=torch.float64))
+    x, lr = torch.randn(rows, kernel.layout.total, dtype=torch.float64), torch.rand(rows, 1, dtype=torch.float64)
+    alone, together, slowly = x.clone(), x.clone(), x.clone()
+    descend = minibatch.descending(kernel, together, 4, lr)
+    for step in range(3):
+        inputs, targets = torch.randn(rows, 4, 6, dtype=torch.float64), torch.randint(0, 3, (rows, 4))
+        weights = torch.rand(rows, 4, dtype=torch.float64) if weighted else 1 / (2 + step % 2)
+        kernel.descend(alone, inputs, targets, weights, lr)
+        descend(inputs, targets, weights)
+        assert torch.equal(alone, together)
+        slowly = slowly - lr * kernel.grad(slowly, inputs, targets, weights)
+    assert not torch.equal(together, x)
+    torch.testing.assert_close(together, slowly, rtol=1e-12, atol=1e-14)

@@ -284,3 +284,20 @@ def test_the_noise_of_a_quadratic() -> None:
     alone = noisy.plan(np.array([2]), np.array([7]), np.array([3]), 1, False).oracle(1, 1, lr[:1]).grad(x[2:3])
     whole = noisy.plan(clients, np.full(4, 7), np.full(4, 3), 1, False).oracle(1, 4, lr).grad(x)
     assert (alone[0] - whole[2]).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("epochs,batch", [(False, 5), (True, 4), (False, "full")])
+def test_a_plans_prepared_steps_are_those_of_its_oracles(reveal: SupervisedTask, epochs: bool, batch: Any) -> None:
+    """Also of the first clients alone, where the others are done, and of the very last one."""
+    clients, steps = np.array([3, 2, 1]), np.array([4, 3, 1])
+    x = torch.randn(3, TOTAL, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lr = torch.tensor([[0.1], [0.2], [0.3]], dtype=torch.float64)
+    plan = reveal.plan(clients, np.full(3, 2), steps, batch, epochs)
+    one, other = x.clone(), x.clone()
+    for count, taken in ((3, [0]), (2, [1, 2]), (1, [3])):
+        descend = plan.descending(other[:count], lr[:count])
+        for step in taken:
+            plan.oracle(step, count, lr[:count]).descend(one[:count])
+            descend(step)
+            assert torch.equal(one, other)
+    assert not (one == x).all(-1).any()
