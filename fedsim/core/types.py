@@ -54,11 +54,10 @@ BatchSize = Count | Literal["full"]
 def tensor_of(values: npt.NDArray[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers as a tensor of that type, converted by numpy: for few of them a tensor's own way takes many times as
     long. Like ``torch.as_tensor`` it may share their memory."""
-    kind = _NUMPY.get(dtype)
+    kind = _NUMPY.get(dtype) if device.type == "cpu" else None
     if kind is None:
         return torch.as_tensor(values, dtype=dtype, device=device)
-    made = torch.from_numpy(values.astype(kind, copy=False))
-    return made if device.type == "cpu" else made.to(device)
+    return torch.from_numpy(values.astype(kind, copy=False))
 
 
 def norm(v: Tensor) -> Tensor:
