@@ -81,8 +81,10 @@ class Agreement:
         return cls(**{**found, "own": tuple(found["own"])}, sizes=None if sizes is None else tuple(sizes))
 
     def write(self, folder: Path) -> None:
-        """Keep it in a run directory, for when the run goes on."""
-        (folder / FILE).write_text(self.text + "\n", encoding="utf-8")
+        """Keep it in a run directory, for when the run goes on; whole, or as it was before."""
+        temporary = folder / f"{FILE}.new"
+        temporary.write_text(self.text + "\n", encoding="utf-8")
+        temporary.replace(folder / FILE)
 
     @classmethod
     def of(cls, folder: Path) -> Agreement | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,8 @@ def settled(
     if not own:
         return None
     clients = assembly.task.num_clients
-    missing = [c for c in range(clients) if c not in greetings]
-    if missing and late is not None:
-        raise RunError(
-            f"clients {missing} are not there: with data of their own, all have to say how much they have, since {late}"
-        )
+    sizes = tuple(greetings[c].samples if c in greetings else 0 for c in range(clients))
+    missing = check_there(sizes, late)
     scaling = None
     if learns(assembly):
         others = [c for c in greetings if c not in own]
@@ -72,8 +69,17 @@ def settled(
                 f"clients {list(own)} bring their own data; allowed: own data for all of them, or data.normalize = none"
             )
         scaling = _pooled(scenario, assembly, _sample(greetings[own[0]]), [said[c] for c in own])
-    sizes = tuple(greetings[c].samples if c in greetings else 0 for c in range(clients))
     return replace(proposal, final=True, own=tuple(sorted([*own, *missing])), sizes=sizes, scaling=scaling)
+
+
+def check_there(sizes: Sequence[int] | None, late: str | None) -> list[int]:
+    """The clients that are still to say their sizes; raise RunError where, as `late` says, they may not come later."""
+    missing = [c for c, size in enumerate(sizes or ()) if size == 0]
+    if missing and late is not None:
+        raise RunError(
+            f"clients {missing} are not there: with data of their own, all have to say how much they have, since {late}"
+        )
+    return missing
 
 
 def all_at_once(scenario: Scenario, config: RunConfig, stateful: bool) -> str | None:

@@ -21,7 +21,18 @@ from fedsim.deployment.flower.records import Greeting
 from fedsim.deployment.flower.roster import LOG, Roster
 from fedsim.deployment.keys import fingerprint, read_keys
 from fedsim.deployment.noise import check_trust, keep_noise, sampling_secret, with_new_noise, with_own_noise
-from fedsim.deployment.pooling import all_at_once, doubts, joined, keep, learns, proposed, refuses_own, settled, told
+from fedsim.deployment.pooling import (
+    all_at_once,
+    check_there,
+    doubts,
+    joined,
+    keep,
+    learns,
+    proposed,
+    refuses_own,
+    settled,
+    told,
+)
 from fedsim.deployment.population import check_population
 from fedsim.deployment.run_config import RunConfig
 from fedsim.engine.assembly import Assembly, assemble
@@ -107,8 +118,8 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
         backend, simulation = _prepared(grid, roster, scenario, assembly, config, folder)
         LOG.info("fedsim: '%s' goes to %s; waiting for %d of %d clients", scenario.name, folder, wanted, clients)
         backend.gather(wanted, config.wait_seconds)
+        late = all_at_once(scenario, config, backend.stateful)
         if agreement is None:
-            late = all_at_once(scenario, config, backend.stateful)
             agreement = settled(roster.agreement, scenario, assembly, roster.greetings, roster.said, late)
             if agreement is not None:  # from here on, with the clients' own sizes and scaling
                 assembly = assemble(noisy, told=told(agreement))
@@ -125,6 +136,9 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
                 agreement = joined(agreement, greeting, assembly, folder)
 
         roster.weighed, roster.seated = True, seated
+        for greeting in list(roster.greetings.values()):  # who came while the others were waited for
+            seated(greeting)
+        check_there(None if agreement is None else agreement.sizes, late)
         if asks_clients(config.evaluates, simulation.scenario, assembly.task, roster):
             simulation.evaluation.clients = asked = examination(simulation.scenario, assembly, roster)
             backend.examiner = examiner(grid, roster, asked, _positions(assembly), config.policy, scenario.run.rounds)

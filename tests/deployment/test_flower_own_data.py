@@ -19,6 +19,7 @@ from own_tables import KINDS, LABELS, SIZES, Change, N, pooled, sections, table_
 
 import fedsim
 from fedsim.core.errors import RunError
+from fedsim.deployment.agreement import Agreement
 from fedsim.engine.run_directory import read_jsonl
 
 pytest.importorskip("flwr")
@@ -234,6 +235,36 @@ def test_own_data_may_come_later_where_cohorts_are_of_the_connected(
     again = app.run(run="2", resume=True, settings="run.rounds=7 run.trace=true", population="connected")
     assert [row["clients"] for row in again.trace[5:]] == [[0, 1, 2]] * 2
     assert torch.isfinite(again.params).all()
+
+
+def test_own_data_may_come_while_a_resumed_run_gathers(zoo: Zoo, caplog: pytest.LogCaptureFixture) -> None:
+    """It is there before the first round that goes on, whose weights know its size."""
+    app = zoo()
+    app.grid.nodes[102].online = False
+    begun = {"min-clients": 2, "population": "connected", "settings": "run.rounds=1 run.trace=true"}
+    assert json.loads((app.run(**begun).dir / "agreed.json").read_text())["sizes"] == [*SIZES[:2], 0]
+    with pytest.raises(RunError, match=r"clients \[2\] are not there: .* since cohorts are drawn among all clients"):
+        app.run(**{**begun, "population": "scenario"}, run="2", resume=True)
+    app.grid.nodes[102].online = True
+    run = app.run(**{**begun, "min-clients": N, "settings": "run.rounds=2 run.trace=true"}, run="3", resume=True)
+    assert [row["clients"] for row in run.trace] == [[0, 1], [0, 1, 2]]
+    assert run.trace[1]["weights"] == pytest.approx((np.array(SIZES) / sum(SIZES)).tolist())
+    assert json.loads((run.dir / "agreed.json").read_text())["sizes"] == list(SIZES)
+    assert f"client 2 joins with {SIZES[2]} samples" in log_of(caplog)
+
+
+def test_what_was_agreed_is_whole_where_writing_it_again_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, write = Agreement(sizes=(10, 0)), Path.write_text
+    before.write(tmp_path)
+
+    def full(file: Path, text: str, **how: Any) -> int:
+        write(file, text[:20], **how)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        Agreement(sizes=(10, 4)).write(tmp_path)
+    assert Agreement.of(tmp_path) == before
 
 
 def test_a_label_that_nobody_knows_keeps_one_that_comes_later_out(zoo: Zoo, caplog: pytest.LogCaptureFixture) -> None:
