@@ -119,7 +119,7 @@ class Block(Rule):
         heads, each = self.form.heads, width // self.form.heads
         if self.last:
             q = linear(x[:, :, -1], W[:, :width], b[:, :width]).view(-1, 1, each)
-            k, v = _heads(linear(x.view(m, -1, width), W[:, width:], b[:, width:]), m * batch, t, 2, heads)
+            k, v = _heads(linear(x.reshape(m, -1, width), W[:, width:], b[:, width:]), m * batch, t, 2, heads)
         else:
             q, k, v = _heads(linear(x.reshape(m, -1, width), W, b), m * batch, t, 3, heads)
         scale = 1 / math.sqrt(each)

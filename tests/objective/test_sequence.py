@@ -43,6 +43,9 @@ TOKENS: dict[str, Make] = {
     "lstm with an activation": lambda: net(
         nn.Embedding(IDS, 3), language.Recurrent(3, 4, 2), exported.Last(), nn.Tanh(), nn.Linear(4, IDS)
     ),
+    "lstm, encoder, last": lambda: net(
+        nn.Embedding(IDS, 3), language.Recurrent(3, 8, 1), encoder(False, "relu"), exported.Last(), nn.Linear(8, IDS)
+    ),
     "transformer": lambda: net(
         exported.Places(IDS, POSITIONS + 1, 8), block(), block(), nn.LayerNorm(8), nn.Linear(8, IDS)
     ),
