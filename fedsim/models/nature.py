@@ -150,9 +150,17 @@ def initial_state(module: nn.Module, nature: Nature, dtype: torch.dtype) -> Tens
     return torch.cat(flat) if flat else torch.zeros(0, dtype=dtype)
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether something is called before or after the forward of a part: then it is more than its layers."""
+    return any(sub._forward_hooks or sub._forward_pre_hooks for sub in module.modules())
+
+
 def _surely_plain(module: nn.Module) -> bool:
-    """Whether all its parts are known, and none of them draws or counts."""
+    """Whether all its parts, and what is called before and after them, are known, and none of them draws or counts."""
     for sub in module.modules():
+        hooks = (*sub._forward_hooks.values(), *sub._forward_pre_hooks.values())
+        if not all(type(hook).__module__.startswith(_KNOWN) for hook in hooks):
+            return False
         rate = getattr(sub, "p" if isinstance(sub, nn.modules.dropout._DropoutNd) else "dropout", 0)
         if not type(sub).__module__.startswith(_KNOWN) or isinstance(sub, nn.RReLU):
             return False

@@ -15,7 +15,7 @@ from fedsim.core import crew
 from fedsim.core.tokens import IGNORED
 from fedsim.models.layout import call, views
 from fedsim.models.losses import CLOSED_GRADIENTS, Loss, cross_entropy
-from fedsim.models.nature import alike
+from fedsim.models.nature import alike, hooked
 from fedsim.objective.attention import Block, block_rule
 from fedsim.objective.general import RowKernel, VmapKernel
 from fedsim.objective.layers import Last, Linear, Norm, Params, Pointwise, Rule, plain_rule
@@ -137,9 +137,7 @@ def rules_of(module: nn.Module) -> list[Rule] | None:
     if layers is None or len(set(map(id, layers))) < len(layers):
         return None
     every = [*module.parameters()]
-    if not all(p.requires_grad for p in every) or any(
-        part._forward_hooks or part._forward_pre_hooks for part in module.modules()
-    ):
+    if hooked(module) or not all(p.requires_grad for p in every):
         return None
     rules = [rule_of(layer) for layer in layers]
     found = [rule for rule in rules if rule is not None]

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from fedsim.core.errors import InputError
 from fedsim.models.layout import flatten, trained
 from fedsim.models.losses import Loss
+from fedsim.models.nature import hooked
 from fedsim.objective.chain import ChainKernel
 from fedsim.objective.general import RowKernel, VmapKernel
 from fedsim.objective.kernel import ROWS_ON_CPU, Kernel, Precision
@@ -101,7 +102,7 @@ def _channels_last(module: nn.Module, device: torch.device) -> bool:
 
 
 def _is_chain(module: nn.Module, input_dims: int) -> bool:
-    """Only (leading Flatten), Linear and pointwise layers, at least one Linear, none twice, shared, frozen, adapted."""
+    """Only (leading Flatten), Linear and pointwise layers, at least one Linear; none twice, shared, frozen, hooked."""
     if type(module) is not nn.Sequential or (input_dims > 1 and not isinstance(module[0], nn.Flatten)):
         return False
     layers = list(module)
@@ -113,8 +114,7 @@ def _is_chain(module: nn.Module, input_dims: int) -> bool:
     plain = all(type(layer) is nn.Linear or (type(layer) in POINTWISE and not _in_place(layer)) for layer in inside)
     several = len(set(map(id, linears))) == len(linears) > 0
     numbers = sum(1 if layer.bias is None else 2 for layer in linears)
-    adapted = any(layer._forward_hooks for layer in inside)
-    return flatten_first and plain and several and not adapted and len(trained(module)) == numbers
+    return flatten_first and plain and several and not hooked(module) and len(trained(module)) == numbers
 
 
 def _in_place(layer: nn.Module) -> bool:

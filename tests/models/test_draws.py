@@ -21,6 +21,7 @@ from fedsim.core.types import clip_norm
 from fedsim.engine.assembly import assemble
 from fedsim.models.draws import Keyed
 from fedsim.models.layout import load_flat
+from fedsim.models.nature import nature_of
 from fedsim.objective.training import DrawingKernel
 from fedsim.scenario.load import parse
 
@@ -67,6 +68,17 @@ def test_draws_depend_on_the_key_alone(layer: str) -> None:
     torch.manual_seed(0)
     LAYERS[layer]()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_draws_of_hooks_are_found(before: bool) -> None:
+    module = nn.Sequential(nn.Linear(8, 3))
+    assert nature_of(module, X).plain
+    if before:
+        module[0].register_forward_pre_hook(lambda _, given: (given[0] + torch.randn_like(given[0]),))
+    else:
+        module[0].register_forward_hook(lambda _module, _given, out: out + torch.randn_like(out))
+    assert nature_of(module, X).draws
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.97])

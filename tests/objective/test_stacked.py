@@ -236,6 +236,19 @@ def test_what_looks_like_a_chain_and_is_none(module: nn.Sequential) -> None:
     check(kernel, module, losses.cross_entropy, problem(module, 3, 4, "each"))
 
 
+@pytest.mark.parametrize("where", ["", "0", "1", "2"])
+@pytest.mark.parametrize("before", [True, False])
+def test_what_is_called_before_and_after_layers_is_computed(where: str, before: bool) -> None:
+    module = chain(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+    part = module.get_submodule(where)
+    if before:
+        part.register_forward_pre_hook(lambda _, given: (3 * given[0],))
+    else:
+        part.register_forward_hook(lambda _module, _given, out: 3 * out)
+    kernel = build_kernel(module, losses.cross_entropy, CPU, torch.zeros(6, dtype=torch.float64))
+    check(kernel, module, losses.cross_entropy, problem(module, 3, 4, "each"))
+
+
 def test_a_flatten_that_keeps_an_axis_is_no_chain() -> None:
     module = chain(nn.Flatten(1, 2), nn.Linear(2, 3), nn.Flatten(), nn.Linear(12, 3)).double()
     kernel = build_kernel(module, losses.cross_entropy, CPU, torch.zeros(2, 2, 2, dtype=torch.float64))
