@@ -92,7 +92,7 @@ class RealTime:
 
     def _waited(self, setting: Setting, events: Iterator[Event]) -> Iterator[Event]:
         """The schedule's events, every Arrival when its clients have answered, without those who did not."""
-        somebody = False  # in the parts that the round has had so far
+        somebody, asked = False, set[int]()  # in the parts that the round has had so far
         begins = True
         while True:
             if begins and self.population is not None:
@@ -104,16 +104,17 @@ class RealTime:
             if not isinstance(event, Arrival):
                 yield event
                 continue
-            if len(event.clients) == 0:  # nobody was drawn, and nobody is waited for
-                yield replace(event, time=self.now())
-                continue
-            planned = event
-            event = yield from self._replaced(setting, event)
-            came = self.inbox.settle(event.clients if event.jobs is None else event.jobs)
+            planned, came = event, np.ones(0, dtype=bool)
+            if len(event.clients):  # else nobody was drawn, and nobody is waited for
+                event = yield from self._replaced(setting, event)
+                came = self.inbox.settle(event.clients if event.jobs is None else event.jobs)
+            asked.update(event.clients.tolist())
             somebody = somebody or bool(came.any())
-            if event.closes and not somebody:
-                helps = "; population = connected draws cohorts among those that are there" if self._could else ""
-                raise RunError(f"round {event.number}: none of its {len(came)} clients answered{helps}")
+            if event.closes:
+                if asked and not somebody:
+                    helps = "; population = connected draws cohorts among those that are there" if self._could else ""
+                    raise RunError(f"round {event.number}: none of its {len(asked)} clients answered{helps}")
+                somebody, asked = False, set()
             if not came.all():
                 missing = event.clients[~came].tolist()
                 if self.complete is not None:
@@ -122,7 +123,6 @@ class RealTime:
                 event = _without(event, came)
                 if len(planned.clients) < len(came):
                     event = _as_heavy(event, planned)
-            somebody = somebody and not event.closes
             yield replace(event, time=self.now())
 
     def _replaced(self, setting: Setting, event: Arrival) -> Generator[Event, None, Arrival]:

@@ -231,6 +231,22 @@ def test_a_missing_node_of_a_window_of_poisson_clocks_is_isolated(quadratic: Mak
             assert part.sends == 2 * len(part.edges)
 
 
+def test_a_window_in_which_nobody_answers_ends_the_run_also_where_nodes_merge(quadratic: Make) -> None:
+    """The merge is a part of the round that waits for nobody: it is no answer, and earlier answers are not its own."""
+    windows = [{"from": 0, "until": 9, "merge": True}]
+    participation = {"mode": "poisson", "compute": 5.0, "links": 2.0, "schedule": windows}
+    more: dict[str, Any] = {"topology": {"graph": "complete"}, "algorithm": {"name": "dspodfl"}}
+    sections = {"data": quadratic(n=N).section(), "participation": participation, "run": {"device": "cpu"}, **more}
+    scenario = parse(sections)
+    inbox = Inbox(TAU)
+    events = live(scenario, assemble(scenario), inbox)
+    first = next(e for e in events if isinstance(e, Arrival) and e.closes)
+    assert first.merge
+    inbox.lost = set(range(N))
+    with pytest.raises(RunError, match=r"round 2: none of its 4 clients answered"):
+        next(e for e in events if isinstance(e, Arrival) and e.closes)
+
+
 def test_on_a_directed_graph_nobody_may_be_missing(quadratic: Make) -> None:
     more: dict[str, Any] = {"topology": {"graph": "ring", "weights": "lazy"}, "algorithm": {"name": "dgd"}}
     scenario, assembly = made({"mode": "gossip"}, quadratic(n=N), system={"compute": 1.0}, **more)
