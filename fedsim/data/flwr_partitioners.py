@@ -21,7 +21,6 @@ def divide_rows(
     clients: int,
     seed: int,
     refusal: tuple[str, str | None],
-    empty: tuple[str, str | None] | None = None,
 ) -> list[Array]:
     """Rows as flwr-datasets' ``make(flwr_datasets.partitioner, seed)`` divides them; its refusal in our words."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -32,14 +31,23 @@ def divide_rows(
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            partitioner = make(fl, int(generator(seed, "partition", 0).integers(2**31)))
+            partitioner = make(fl, drawn(seed))
             partitioner.dataset = table
             parts = [_rows(partitioner.load_partition(i)) for i in range(clients)]
     except (ValueError, ArithmeticError) as error:
         raise InputError(refusal[0], key=refusal[1]) from error
+    return none_empty(parts, refusal[0], None)
+
+
+def drawn(seed: int) -> int:
+    """The seed of what flwr-datasets draws by itself."""
+    return int(generator(seed, "partition", 0).integers(2**31))
+
+
+def none_empty(parts: list[Array], why: str, key: str | None) -> list[Array]:
+    """The same; InputError with `why` and `key` where a client holds no rows."""
     sizes = [len(p) for p in parts]
     if 0 in sizes:
-        why, key = empty or (refusal[0], None)
         raise InputError(f"client {sizes.index(0)} holds no rows ({sizes.count(0)} such clients); {why}", key=key)
     return parts
 

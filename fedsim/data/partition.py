@@ -20,7 +20,8 @@ from fedsim.core.errors import InputError
 from fedsim.core.registry import Part, register
 from fedsim.core.rng import generator
 from fedsim.core.types import Count, Positive, Probability
-from fedsim.data.flwr_partitioners import deal_labels, divide_rows
+from fedsim.data.flwr_partitioners import deal_labels, divide_rows, drawn, none_empty
+from fedsim.data.proportions import in_proportions
 from fedsim.data.sets import Dataset
 
 _LABEL_FREE = "iid, size, linear, square, exponential, continuous"
@@ -102,7 +103,8 @@ class Iid(Partition):
 class Dirichlet(Partition):
     """Each label's rows are divided in proportions drawn from Dirichlet(alpha).
 
-    Drawn again (up to 10 times) until every client has `min_partition_size` rows.
+    Drawn again (up to 10 times) until every client has `min_partition_size` rows; the divisions are those of
+    flwr-datasets' DirichletPartitioner.
     `alpha`: a number, or one per client. Source: Yurochkin et al., arXiv 1905.12022.
     """
 
@@ -118,25 +120,17 @@ class Dirichlet(Partition):
             found = f"found {self.min_partition_size}, but {clients} clients share {len(order)} rows"
             raise InputError(f"{found}; allowed: 0 to {len(order) // clients}", key="min_partition_size")
 
-        def make(fl: Any, flwr_seed: int) -> Any:
-            return fl.DirichletPartitioner(
-                clients,
-                "label",
-                self.alpha,
-                self.min_partition_size,
-                self.self_balancing,
-                shuffle=False,
-                seed=flwr_seed,
-            )
-
         smaller = ", a smaller size" if self.min_partition_size > 1 else ""
-        refusal = (
-            f"in 11 draws with alpha {self.alpha} some of the {clients} clients always had fewer rows than "
-            f"min_partition_size ({self.min_partition_size}); allowed: a larger alpha, fewer clients{smaller}",
-            "alpha",
-        )
-        empty = ("allowed: at least 1, so that every client has rows to train on", "min_partition_size")
-        return divide_rows(make, labels, order, clients, seed, refusal, empty)
+        least, balanced = self.min_partition_size, self.self_balancing
+        found = in_proportions(np.asarray(labels)[order], self.alpha, clients, least, balanced, drawn(seed))
+        if found is None:
+            raise InputError(
+                f"in 11 draws with alpha {self.alpha} some of the {clients} clients always had fewer rows than "
+                f"min_partition_size ({least}); allowed: a larger alpha, fewer clients{smaller}",
+                key="alpha",
+            )
+        why = "allowed: at least 1, so that every client has rows to train on"
+        return none_empty([order[share] for share in found], why, "min_partition_size")
 
 
 @register.partition("inner_dirichlet")

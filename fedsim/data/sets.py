@@ -7,10 +7,12 @@ into them) or a :class:`Quadratic` (no data, the objective itself). Sets that pe
 
 from __future__ import annotations
 
+import gzip
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -211,7 +213,18 @@ class Digits(DatasetPart):
 
 @cache
 def _digits() -> tuple[Floats, Ints]:
-    """scikit-learn reads them from a file of text, which takes longer than a small run."""
+    """Images ``[1797, 8, 8]`` and labels, read once: scikit-learn keeps them in a file of text.
+
+    The file is read as scikit-learn reads it, without importing scikit-learn, which would take longer than the whole
+    quickstart; where a version keeps it elsewhere, scikit-learn is asked.
+    """
+    found = find_spec("sklearn")
+    for folder in (found and found.submodule_search_locations) or ():
+        file = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            with gzip.open(file, "rt", encoding="utf-8") as lines:
+                table = np.loadtxt(lines, delimiter=",")
+            return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
     from sklearn.datasets import load_digits
 
     digits = load_digits()

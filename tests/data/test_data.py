@@ -58,6 +58,19 @@ def test_digits_are_stratified_and_scaled() -> None:
     assert np.array_equal(both.numpy()[np.lexsort(both.numpy().T)], whole[np.lexsort(whole.T)].astype(np.float32))
 
 
+def test_digits_are_scikit_learns_wherever_it_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is read as scikit-learn reads it; where it is not found, scikit-learn is asked."""
+    from sklearn.datasets import load_digits
+
+    whole = load_digits()
+    read = data._digits.__wrapped__()
+    monkeypatch.setattr(data, "find_spec", lambda name: None)  # noqa: ARG005
+    for images, target in (read, data._digits.__wrapped__()):
+        assert (images.dtype, target.dtype) == (whole.images.dtype, whole.target.dtype)
+        assert np.array_equal(images, whole.images)
+        assert np.array_equal(target, whole.target)
+
+
 def test_named_set_from_parquet_holds_the_pixels(image_folder: Path) -> None:
     d = load(image_folder.parent, dataset="mnist", path="images", normalize="none")
     expected = np.concatenate([pictures(6), pictures(2, seed=1)])[:, None]

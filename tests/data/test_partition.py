@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fedsim.core.fields import part_from
 from fedsim.core.registry import names
 from fedsim.data import partition
 from fedsim.data.partition import Iid, label_counts
+from fedsim.data.proportions import in_proportions
 from fedsim.data.sets import Dataset
 from fedsim.figures.partition import partition_figure
 
@@ -95,6 +97,31 @@ def test_partition_of_labels_is_strict_and_keyed(section: dict[str, Any], every_
     other = assign_partition(section, data, 6, seed=2)
     assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
     assert any(set(a) != set(b) for a, b in zip(parts, other, strict=True))
+
+
+@pytest.mark.parametrize("clients", [1, 6, 40])
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("alpha, least", [(0.3, 0), (1, 1), (100.0, 10), (1e-3, 0), (0.05, 4), (1e308, 0), ("each", 2)])
+def test_proportions_are_those_of_flwr_datasets(alpha: float | str, least: int, balanced: bool, clients: int) -> None:
+    """Row for row, in the same order, and refused where they refuse."""
+    import datasets
+    import flwr_datasets.partitioner as fl
+
+    seed = clients
+    given = labels(403, classes=7, seed=seed) * 3 - 2  # labels with gaps
+    each = [0.2 + i % 3 for i in range(clients)] if isinstance(alpha, str) else alpha
+    theirs = fl.DirichletPartitioner(clients, "label", each, least, balanced, shuffle=False, seed=seed)
+    theirs.dataset = datasets.Dataset.from_dict({"label": given, "row": range(len(given))})
+    found = in_proportions(given, each, clients, least, balanced, seed)
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            wanted = [theirs.load_partition(i)["row"][:] for i in range(clients)]
+    except ValueError:
+        assert found is None
+    else:
+        assert found is not None
+        assert [rows.tolist() for rows in found] == wanted
 
 
 @pytest.mark.parametrize("section, every_row", REGRESSION, ids=lambda v: v["scheme"] if isinstance(v, dict) else "")
