@@ -6,6 +6,7 @@ audits are told like the built-in ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,46 +80,55 @@ def _claim(found: Mapping[str, Finding], claim: Mapping[str, Any] | None, bounds
 
 
 def _of(name: str, results: Mapping[str, Any]) -> Iterator[Outcome]:
-    if "lower_bound" in results:
-        yield from _bound(name, results)
-    elif "psnr_db" in results:
-        db = results["psnr_db"]
-        about = f"best {db['best']:.1f} dB; below some {_SEEN:g} dB nothing is to be seen"
-        yield Outcome(name, "", "reconstruction", "PSNR, median", db["median"], f"{db['median']:.1f} dB", about)
+    low, db = _number(results.get("lower_bound")), _number(results.get("psnr_db"), "median")
+    if low is not None:
+        yield _bound(name, results, low)
+    elif db is not None:
+        best = _number(results["psnr_db"], "best")
+        about = ("" if best is None else f"best {best:.1f} dB; ") + f"below some {_SEEN:g} dB nothing is to be seen"
+        yield Outcome(name, "", "reconstruction", "PSNR, median", db, f"{db:.1f} dB", about)
+    elif "psnr_db" in results:  # of an attack that came to no numbers
+        yield Outcome(name, "", "other", "PSNR, median", 0.0, "\N{EN DASH}", "")
     else:
-        variants = {key: value for key, value in results.items() if isinstance(value, Mapping) and "auc" in value}
+        variants = {key: value for key, value in results.items() if isinstance(value, Mapping)}
         for attack, told in variants.items():
-            auc, rate = told["auc"], told.get("tpr_at_fpr_0.01")
-            low = "" if rate is None else f"; true positives {rate['mean']:.1%} at 1 % false ones"
-            about = f"guessing: 0.5{low}"
-            yield Outcome(name, attack, "membership", "AUC", auc["mean"], _spread(auc), about)
-        if not variants:
-            yield from _other(name, results)
+            auc, rate = _number(told.get("auc")), _number(told.get("tpr_at_fpr_0.01"))
+            if auc is not None:
+                low_rate = "" if rate is None else f"; true positives {rate:.1%} at 1 % false ones"
+                about = f"guessing: 0.5{low_rate}"
+                yield Outcome(name, attack, "membership", "AUC", auc, _spread(told["auc"], auc), about)
+        if all(_number(told.get("auc")) is None for told in variants.values()):
+            yield _other(name, results)
 
 
-def _bound(name: str, results: Mapping[str, Any]) -> Iterator[Outcome]:
+def _bound(name: str, results: Mapping[str, Any], low: float) -> Outcome:
     """The largest bound on epsilon, with the claim and with the most that the audit could have shown."""
-    ceilings = [v["most_it_could_show"] for v in (results, *results.values()) if _has(v, "most_it_could_show")]
-    compare = [f"claimed: {results['claimed_epsilon']:.4g}"] if "claimed_epsilon" in results else []
+    levels = (results, *(v for v in results.values() if isinstance(v, Mapping)))
+    ceilings = [v for v in (_number(level.get("most_it_could_show")) for level in levels) if v is not None]
+    claimed, confidence = _number(results.get("claimed_epsilon")), _number(results.get("confidence"))
+    compare = [] if claimed is None else [f"claimed: {claimed:.4g}"]
     compare += [f"the most that it could show: {max(ceilings):.4g}"] if ceilings else []
-    sure = f", confidence {results['confidence']:.0%}" if "confidence" in results else ""
-    low = float(results["lower_bound"])
-    yield Outcome(name, "", "bound", f"lower bound on epsilon{sure}", low, f"{low:.4g}", "; ".join(compare))
+    sure = "" if confidence is None else f", confidence {confidence:.0%}"
+    return Outcome(name, "", "bound", f"lower bound on epsilon{sure}", low, f"{low:.4g}", "; ".join(compare))
 
 
-def _other(name: str, results: Mapping[str, Any]) -> Iterator[Outcome]:
+def _other(name: str, results: Mapping[str, Any]) -> Outcome:
     """The first number of results of any other form."""
     for key, value in results.items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield Outcome(name, "", "other", key.replace("_", " "), float(value), f"{value:.4g}", "")
-            return
-    yield Outcome(name, "", "other", "", 0.0, "", "see below")
+        found = None if isinstance(value, Mapping) else _number(value)
+        if found is not None:
+            return Outcome(name, "", "other", key.replace("_", " "), found, f"{value:.4g}", "")
+    return Outcome(name, "", "other", "", 0.0, "", "see below")
 
 
-def _has(value: object, key: str) -> bool:
-    return isinstance(value, Mapping) and value.get(key) is not None
+def _number(told: object, key: str = "mean") -> float | None:
+    """A number, or the one that a spread has under `key`; None where there is none."""
+    value = told.get(key) if isinstance(told, Mapping) else told
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        return None
+    return float(value)
 
 
-def _spread(value: Mapping[str, Any]) -> str:
-    std = value.get("std")
-    return f"{value['mean']:.3f}" + ("" if std is None else f" \N{PLUS-MINUS SIGN} {std:.3f}")
+def _spread(told: object, mean: float) -> str:
+    std = _number(told, "std") if isinstance(told, Mapping) else None
+    return f"{mean:.3f}" + ("" if std is None else f" \N{PLUS-MINUS SIGN} {std:.3f}")

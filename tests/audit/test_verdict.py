@@ -57,3 +57,20 @@ def test_each_attack_is_one_row() -> None:
 )  # fmt: skip
 def test_the_sentence(findings: dict[str, Finding], claim: dict[str, Any] | None, said: str) -> None:
     assert verdict(findings, claim) == said
+
+
+@pytest.mark.parametrize(
+    ("told", "cells"),
+    [
+        ({"mine": {"auc": 0.6, "tpr_at_fpr_0.01": 0.2}},
+         ("mine of own", "AUC", "0.600", "guessing: 0.5; true positives 20.0% at 1 % false ones")),
+        ({"psnr_db": 13.0}, ("own", "PSNR, median", "13.0 dB", "best 13.0 dB; below some 12 dB nothing is to be seen")),
+        ({"victims": 1, "psnr_db": {"median": float("nan"), "best": float("nan")}}, ("own", "PSNR, median", "–", "")),
+        ({"lower_bound": None, "tries": 3}, ("own", "tries", "3", "")),
+        ({"lower_bound": 1, "claimed_epsilon": None, "confidence": None}, ("own", "lower bound on epsilon", "1", "")),
+    ],
+)  # fmt: skip
+def test_results_of_any_form_are_told(told: dict[str, Any], cells: tuple[str, ...]) -> None:
+    findings = found(own=told)
+    assert [one.cells for one in outcomes(findings)] == [cells]
+    assert verdict(findings, {"epsilon": 3.0}).endswith(".")
