@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from fedsim.algorithms.base import Algorithm
 from fedsim.core.arrays import Array
 from fedsim.core.errors import RunError
 from fedsim.data.agreed import Moments, features_of, lists_of, merged, scaling_of
@@ -88,7 +90,15 @@ def all_at_once(scenario: Scenario, config: RunConfig, stateful: bool) -> str | 
         return "cohorts are drawn among all clients (population = connected draws them among those that are there)"
     if stateful:
         return f"what clients of {scenario.names['algorithm']} keep is weighted by all clients' sizes"
+    if _begins_with_sizes(scenario.algorithm):
+        return f"the weights that {scenario.names['algorithm']} begins with are made of all clients' sizes"
     return None
+
+
+def _begins_with_sizes(algorithm: Algorithm) -> bool:
+    """Whether what the server keeps about clients is at first made of their shares of the samples."""
+    even, uneven = (algorithm.of_clients(torch.tensor(shares)) for shares in ([[0.5], [0.5]], [[0.25], [0.75]]))
+    return any(not torch.equal(even[name], uneven[name]) for name in even)
 
 
 def joined(agreement: Agreement, greeting: Greeting, assembly: Assembly, folder: Path) -> Agreement:

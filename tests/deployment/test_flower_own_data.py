@@ -274,12 +274,15 @@ def test_a_label_that_nobody_knows_keeps_one_that_comes_later_out(zoo: Zoo, capl
     assert "own-data.classes: found label 'wolf'; allowed: bear, crow, lynx, newt" in log_of(caplog)
 
 
-@pytest.mark.parametrize("name,population,why", [
-    ("fedavg", "scenario", "cohorts are drawn among all clients"),
-    ("scaffold", "connected", "what clients of scaffold keep is weighted by all clients' sizes"),
+@pytest.mark.parametrize("keys,population,why", [
+    ({"name": "fedavg"}, "scenario", "cohorts are drawn among all clients"),
+    ({"name": "scaffold"}, "connected", "what clients of scaffold keep is weighted by all clients' sizes"),
+    ({"name": "afl", "weighting": "samples"}, "connected", "the weights that afl begins with are made of"),
 ])  # fmt: skip
-def test_elsewhere_own_data_all_have_to_be_there_at_the_start(name: str, population: str, why: str, zoo: Zoo) -> None:
-    app = zoo(algorithm={"name": name, "lr": 0.1, "local_epochs": 1})
+def test_elsewhere_own_data_all_have_to_be_there_at_the_start(
+    keys: dict[str, Any], population: str, why: str, zoo: Zoo
+) -> None:
+    app = zoo(algorithm={"lr": 0.1, "local_epochs": 1, **keys})
     with pytest.raises(RunError, match=rf"clients \[2\] are not there: .* since {why}"):
         app.run(**{**later(app, 2, round=2), "population": population})
 
