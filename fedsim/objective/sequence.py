@@ -24,6 +24,8 @@ from fedsim.objective.recurrent import Recurrent, recurrent_rule
 _PORTION = 16 * 2**20  # bytes of what a portion of rows keeps for its backward: work enough for a thread
 _FEW = 4  # rows of which a recurrent net is computed one by one: a position has too little to do
 
+_Tape = list[tuple[Rule, int, Any]]  # layers in their order: the rule, where its parameters begin, what it has kept
+
 
 class SequenceKernel(VmapKernel):
     """A sequence of layers that have rules. Gradients of single samples and of inputs are taken under ``vmap``.
@@ -56,20 +58,22 @@ class SequenceKernel(VmapKernel):
     @torch.no_grad()
     def _grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, into: Tensor) -> None:
         params, grads = list(views(x, self.layout).values()), list(views(into, self.layout).values())
-        out, tape = self._forward(params, inputs)
-        dy: Tensor | None = self._loss_grad(out, targets, weights)
+        tape: _Tape = []
+        dy: Tensor | None = self._loss_grad(self._forward(params, inputs, tape), targets, weights)
         for number, (rule, at, kept) in enumerate(reversed(tape), 1):
             assert dy is not None
             place = slice(at, at + rule.params)
             dy = rule.backward(params[place], grads[place], kept, dy, number < len(tape))
 
-    def _forward(self, params: Params, h: Tensor) -> tuple[Tensor, list[tuple[Rule, int, Any]]]:
-        tape, at = [], 0
+    def _forward(self, params: Params, h: Tensor, tape: _Tape | None = None) -> Tensor:
+        """Outputs; what the backward needs goes onto the `tape`, without which no layer's outlives the next layer."""
+        at = 0
         for rule in self.rules:
             h, kept = rule.forward(params[at : at + rule.params], h)
-            tape.append((rule, at, kept))
+            if tape is not None:
+                tape.append((rule, at, kept))
             at += rule.params
-        return h, tape
+        return h
 
     def _loss_grad(self, out: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
         """The gradient by the outputs ``[m, b, ...]`` of the weighted sum of all losses."""
@@ -99,7 +103,7 @@ class SequenceKernel(VmapKernel):
 
     @torch.no_grad()
     def own_outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
-        return self._forward(list(views(x, self.layout).values()), inputs)[0]
+        return self._forward(list(views(x, self.layout).values()), inputs)
 
     def agrees(self, x: Tensor, inputs: Tensor) -> bool:
         """Whether outputs of a row x ``[1, d]`` on inputs ``[1, b, ...]`` are those of the module."""
@@ -118,8 +122,9 @@ class SequenceKernel(VmapKernel):
         """Bytes that a row keeps for its backward, its parameters and gradients with them."""
         form = tuple(inputs.shape[2:])
         if form not in self._kept:
+            tape: _Tape = []
             with torch.no_grad():
-                out, tape = self._forward(list(views(x[:1], self.layout).values()), inputs[:1, :1])
+                out = self._forward(list(views(x[:1], self.layout).values()), inputs[:1, :1], tape)
             self._kept[form] = sum(numbers(kept) for _, _, kept in tape) + out.numel()
         return x.element_size() * (2 * x.shape[1] + inputs.shape[1] * self._kept[form])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from fedsim.models import exported, language, losses
 from fedsim.models.build import flatten, layout, views
 from fedsim.models.lora import Lora, adapt
 from fedsim.objective import sequence
+from fedsim.objective.layers import Flat, Params
 from fedsim.objective.sequence import SequenceKernel, rules_of
 from fedsim.objective.stacked import RowKernel, build_kernel
 
@@ -146,6 +148,26 @@ def test_outputs_and_gradients_of_samples(name: str) -> None:
     assert (clipped[0] - clipped[1]).abs().max() <= 1e-12
     each = (kernel.per_sample_grad(x, inputs, targets) * weights.unsqueeze(-1)).sum(1)
     assert (each - kernel.grad(x, inputs, targets, weights)).abs().max() <= 1e-12
+
+
+def test_evaluations_keep_nothing_for_a_backward() -> None:
+    class Kept:
+        pass
+
+    class Watched(Flat):
+        def forward(self, p: Params, x: Tensor) -> tuple[Tensor, Any]:
+            made = Kept()
+            alive.add(made)
+            most.append(len(alive))
+            return x, made
+
+    alive: weakref.WeakSet[Kept] = weakref.WeakSet()
+    most: list[int] = []
+    module, x, inputs, _, _ = case("norm", 2, True)
+    kernel = SequenceKernel(module, CROSS, [Watched() for _ in range(5)])
+    assert torch.equal(kernel.own_outputs(x, inputs), inputs)
+    assert len(most) == 5
+    assert max(most) == 2  # one layer's while the next one computes
 
 
 @pytest.mark.parametrize("name", NUMBERS)
