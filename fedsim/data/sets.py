@@ -39,6 +39,7 @@ from fedsim.data.splits import (
     Stats,
     divide,
     encoded,
+    lost_classes,
     rows_of,
     scaled,
     told,
@@ -340,8 +341,8 @@ def made(
     given
         Shift and scale where they do not follow from these rows.
     """
-    train, test = (rows_of(s, slice(limit)) for s in (train, test))
-    notes, scaling = told(train, test), Scaling()
+    everything, (train, test) = train, (rows_of(s, slice(limit)) for s in (train, test))
+    notes, scaling = [*told(train, test), *lost_classes(everything, train)], Scaling()
     whole = all(s.x.dtype == np.int64 or (s.tokens is not None and s.x.dtype.kind in "iu") for s in (train, test))
     if whole:
         inputs: dict[str, Any] = {"kind": "integers"}

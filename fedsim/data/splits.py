@@ -294,6 +294,14 @@ def told(train: Split, test: Split) -> list[str]:
     return said
 
 
+def lost_classes(whole: Split, kept: Split) -> list[str]:
+    """What a limit has left of the classes, in words, where rows that were sorted by class have lost some."""
+    if whole.classes is None or whole.tokens is not None or len(kept.y) == len(whole.y):
+        return []
+    had, has = (len(np.unique(split.y)) for split in (whole, kept))
+    return [f"limit keeps training rows of {has} of the {had} classes that they have"] if has < had else []
+
+
 def _fill(both: Sequence[Array], j: int, column: Column, action: Action) -> float | None:
     """Put the train split's mean or most frequent value where a value is missing; that value."""
     lacks = [np.isnan(x[:, j]) for x in both]

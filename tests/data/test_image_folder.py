@@ -99,6 +99,14 @@ def _nothing(root: Path) -> None:
         file.unlink()
 
 
+def test_a_limit_that_leaves_classes_out_is_told(tmp_path: Path) -> None:
+    """Images are sorted by class: of the first ones, few are of all."""
+    folder = write(tmp_path / "zoo")
+    assert load(folder, limit=5).notes == ("limit keeps training rows of 2 of the 3 classes that they have",)
+    assert load(folder, limit=9).notes == ()
+    assert load(folder).notes == ()
+
+
 @pytest.mark.parametrize(
     "spoil,key,message",
     [
