@@ -21,6 +21,7 @@ from fedsim.cli.progress import run_progress, told_steps
 from fedsim.cli.runs import runs
 from fedsim.cli.terminal import cell, console, metrics_line, say, table
 from fedsim.core.errors import FedsimError, InputError
+from fedsim.core.libraries import imported_together
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,9 +70,10 @@ def run(
     scenario: ScenarioFile, settings: Settings = None, out: Out = None, resume: Resume = False, as_json: AsJson = False
 ) -> None:
     """Run a scenario; results go to a run directory."""
-    from fedsim.engine.run import run as simulate
-    from fedsim.engine.run_directory import read_jsonl
-    from fedsim.scenario.load import load
+    with imported_together():
+        from fedsim.engine.run import run as simulate
+        from fedsim.engine.run_directory import read_jsonl
+        from fedsim.scenario.load import load
 
     checked = load(scenario, settings)
     with _interruptible(), run_progress(checked.name, checked.run.rounds, as_json, checked.columns) as progress:
@@ -104,7 +106,8 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what a scenario would do: sizes, memory, bytes per round, graph checks. Runs nothing."""
-    from fedsim.scenario.load import load
+    with imported_together():
+        from fedsim.scenario.load import load
 
     checked = load(scenario, settings)
     if schedule:
@@ -136,12 +139,13 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Run the variations of a scenario, one after another or side by side, and compare them."""
-    from fedsim.cli.sweep_view import follow_runs, follow_sweep, print_summary
-    from fedsim.core.cores import available
-    from fedsim.core.metrics import TABLE, merged
-    from fedsim.sweeps.book import summary
-    from fedsim.sweeps.run import sweep as run_sweep
-    from fedsim.sweeps.tune import Together
+    with imported_together():
+        from fedsim.cli.sweep_view import follow_runs, follow_sweep, print_summary
+        from fedsim.core.cores import available
+        from fedsim.core.metrics import TABLE, merged
+        from fedsim.sweeps.book import summary
+        from fedsim.sweeps.run import sweep as run_sweep
+        from fedsim.sweeps.tune import Together
 
     together = None
     if parallel is not None or address is not None:
@@ -174,7 +178,8 @@ def report(
     ] = None,
 ) -> None:
     """Make one self-contained HTML page with figures; several runs are compared."""
-    from fedsim.reports.report import write_report
+    with imported_together():
+        from fedsim.reports.report import write_report
 
     say("", bold=str(write_report(directories, out, sections or [])))
 

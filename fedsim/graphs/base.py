@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
-
 from fedsim.core.errors import InputError
+from fedsim.core.libraries import nx
 from fedsim.core.registry import Part
 from fedsim.graphs.cleaning import remarks_of, tidy
 from fedsim.graphs.matching import matched

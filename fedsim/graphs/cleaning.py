@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import networkx as nx
 import numpy as np
-from scipy import sparse
 
 from fedsim.core.errors import InputError, Problem, nearest
+from fedsim.core.libraries import nx, sparse
 from fedsim.graphs.edge_values import Bandwidth, Latency, Weight, position
 from fedsim.graphs.readers import Attributes, Edge, RawGraph, check_size
 from fedsim.graphs.spells import SPELLS, Spells, hint, timed

@@ -6,10 +6,10 @@ import math
 import re
 from typing import Any, ClassVar, Literal
 
-import networkx as nx
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from fedsim.core.errors import InputError
+from fedsim.core.libraries import nx
 from fedsim.core.types import NonNegative, Positive
 
 FIBRE = 199_861.6

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, cast
 
-import networkx as nx
-
+from fedsim.core.libraries import nx
 from fedsim.graphs import spectrum
 from fedsim.graphs.cleaning import remarks_of
 from fedsim.graphs.mixing import (

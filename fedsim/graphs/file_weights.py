@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import networkx as nx
 import numpy as np
-from scipy import sparse
 
 from fedsim.core.errors import InputError
+from fedsim.core.libraries import nx, sparse
 
 
 def weights_of_file(graph: nx.Graph[Any], name: str, tolerance: float, sent: bool) -> Any:

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import networkx as nx
-
 from fedsim.core.errors import InputError
+from fedsim.core.libraries import nx
 from fedsim.core.registry import register
 from fedsim.graphs.base import Graph
 from fedsim.graphs.cleaning import REMARKS, Cleaning, clean

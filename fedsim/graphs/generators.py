@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from dataclasses import fields as fields_of
 from typing import Any
 
-import networkx as nx
 import numpy as np
 
 from fedsim.core import rng
 from fedsim.core.errors import InputError
+from fedsim.core.libraries import nx
 from fedsim.core.registry import register
 from fedsim.core.types import Count
 from fedsim.graphs.base import Graph as Graph

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
+from fedsim.core.libraries import sparse
 from fedsim.graphs.cleaning import components
 from fedsim.graphs.mixing import spectral_gap
 from fedsim.graphs.network import Network

@@ -9,9 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import networkx as nx
-
 from fedsim.core.errors import InputError
+from fedsim.core.libraries import nx
 from fedsim.graphs.cleaning import REMARKS, numbering, remarks_of
 
 _SHOWN = 5

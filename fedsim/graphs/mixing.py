@@ -14,13 +14,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import networkx as nx
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from fedsim.core.arrays import Array
 from fedsim.core.errors import InputError
+from fedsim.core.libraries import nx, sparse
 from fedsim.core.registry import lookup, register
 from fedsim.graphs import spectrum
 from fedsim.graphs.file_weights import weights_of_file

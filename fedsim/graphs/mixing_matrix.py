@@ -6,12 +6,12 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 
 from fedsim.core import rng
 from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.crew import apart, shares
+from fedsim.core.libraries import sparse
 from fedsim.core.types import Aggregate
 
 _DENSE_SHARE = 0.3  # above this share of non-zeros one dense matrix product is faster than gathering rows

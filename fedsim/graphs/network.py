@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.clock import TICKS_PER_SECOND
 from fedsim.core.errors import InputError
+from fedsim.core.libraries import sparse
 from fedsim.graphs.mixing import TOLERANCE, check_mixing, is_doubly_stochastic, is_symmetric, mixing_matrix
 from fedsim.graphs.mixing_matrix import BaseMixing
 from fedsim.graphs.presence import There

@@ -13,13 +13,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import networkx as nx
 import numpy as np
-from scipy import sparse
 
 from fedsim.core import rng
 from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.errors import InputError
+from fedsim.core.libraries import nx, sparse
 from fedsim.core.registry import register
 from fedsim.core.types import Positive
 from fedsim.graphs.generators import Fixed, simple_graph

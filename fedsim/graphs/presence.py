@@ -10,11 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import networkx as nx
 import numpy as np
-from scipy import sparse
 
 from fedsim.core.arrays import Bools, Ints
+from fedsim.core.libraries import nx, sparse
 from fedsim.graphs.intervals import FOREVER, Intervals
 from fedsim.graphs.spells import Spells, Times
 

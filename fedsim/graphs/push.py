@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import sparse
 
 from fedsim.core.arrays import Bools
+from fedsim.core.libraries import sparse
 from fedsim.graphs.mixing_matrix import BaseMixing
 
 

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import networkx as nx
 import numpy as np
 
 from fedsim.core.errors import InputError
+from fedsim.core.libraries import nx
 from fedsim.core.registry import register
 from fedsim.core.types import Count, Fraction, Positive, Probability
 from fedsim.graphs.generators import Random, simple_graph

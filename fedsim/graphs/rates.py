@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
+from fedsim.core.libraries import sparse
 from fedsim.graphs import spectrum
 from fedsim.graphs.spectrum import Matrix
 

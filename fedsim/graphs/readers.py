@@ -18,9 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
-
 from fedsim.core.errors import InputError, Problem, unknown
+from fedsim.core.libraries import nx
 
 MOST_NODES = 1_000_000
 MOST_EDGES = 10_000_000

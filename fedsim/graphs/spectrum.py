@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from fedsim.core.arrays import Array
+from fedsim.core.libraries import sparse
 
 Matrix = Any  # scipy.sparse.csr_array [n, n] float64; scipy has no type information
 

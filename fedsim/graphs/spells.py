@@ -13,13 +13,13 @@ from fractions import Fraction
 from itertools import chain
 from typing import Any, Literal
 
-import networkx as nx
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from fedsim.core.arrays import Ints
 from fedsim.core.clock import TICKS_PER_SECOND, exact
 from fedsim.core.errors import InputError, Problem, nearest
+from fedsim.core.libraries import nx
 from fedsim.core.types import Positive
 from fedsim.graphs.intervals import FOREVER, Intervals
 from fedsim.graphs.readers import Attributes, Edge

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
 import numpy as np
 
 from fedsim.core import rng
 from fedsim.core.errors import InputError
 from fedsim.core.fields import part_from
+from fedsim.core.libraries import nx
 from fedsim.core.registry import lookup, names, register
 from fedsim.core.types import Count
 from fedsim.graphs import peers as peers  # registers them

@@ -12,11 +12,11 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 
 from fedsim.core.arrays import Ints
 from fedsim.core.job import RunFacts
+from fedsim.core.libraries import sparse
 from fedsim.messages.distances import lengths, ranks, subtractable
 
 PART_BYTES = 2**25

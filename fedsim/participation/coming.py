@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import sparse
 
 from fedsim.core.arrays import Bools
 from fedsim.core.clock import TICKS_PER_SECOND, seconds
 from fedsim.core.errors import InputError
+from fedsim.core.libraries import sparse
 from fedsim.graphs.mixing_matrix import BaseMixing
 from fedsim.graphs.network import Network
 from fedsim.graphs.presence import There, never

@@ -15,13 +15,13 @@ from itertools import count
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from scipy import sparse
 
 from fedsim.algorithms.base import Algorithm, GossipAlgorithm, Surroundings
 from fedsim.core import rng
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.clock import TICKS_PER_SECOND, exact, seconds, ticks
 from fedsim.core.errors import InputError
+from fedsim.core.libraries import sparse
 from fedsim.core.registry import register
 from fedsim.core.types import Seconds
 from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import networkx as nx
 import numpy as np
 
 from fedsim.core.arrays import Floats
+from fedsim.core.libraries import nx
 
 _SPAN = 1e-9  # a direction that is new by less than this share of its length counts as seen before
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-import networkx as nx
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
+from fedsim.core.libraries import nx
 from fedsim.core.oracle import Oracle, Task
 from fedsim.core.registry import register
 from fedsim.core.types import Count, NonNegative, Positive, clip_norm
