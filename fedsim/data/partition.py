@@ -122,15 +122,15 @@ class Dirichlet(Partition):
 
         smaller = ", a smaller size" if self.min_partition_size > 1 else ""
         least, balanced = self.min_partition_size, self.self_balancing
-        found = in_proportions(np.asarray(labels)[order], self.alpha, clients, least, balanced, drawn(seed))
-        if found is None:
+        shares = in_proportions(np.asarray(labels)[order], self.alpha, clients, least, balanced, drawn(seed))
+        if shares is None:
             raise InputError(
                 f"in 11 draws with alpha {self.alpha} some of the {clients} clients always had fewer rows than "
                 f"min_partition_size ({least}); allowed: a larger alpha, fewer clients{smaller}",
                 key="alpha",
             )
         why = "allowed: at least 1, so that every client has rows to train on"
-        return none_empty([order[share] for share in found], why, "min_partition_size")
+        return none_empty([order[share] for share in shares], why, "min_partition_size")
 
 
 @register.partition("inner_dirichlet")

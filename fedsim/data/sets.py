@@ -220,7 +220,7 @@ def _digits() -> tuple[Floats, Ints]:
     quickstart; where a version keeps it elsewhere, scikit-learn is asked.
     """
     found = find_spec("sklearn")
-    for folder in (found and found.submodule_search_locations) or ():
+    for folder in (found.submodule_search_locations if found is not None else None) or ():
         file = Path(folder) / "datasets" / "data" / "digits.csv.gz"
         if file.is_file():
             with gzip.open(file, "rt", encoding="utf-8") as lines:
