@@ -27,7 +27,11 @@ from fedsim.scenario.sections import SECTIONS
 from fedsim.scenario.table import FormSection, ListSection, NameSection, PartSection, PartsSection, Section
 
 _SHARED = 4  # parts that have a key with the same default, at least, where a table of its own tells it once
-_LETTERED = {"selections": "selection of clients", "weights": "mixing weights", "pres": "steps before a rule"}
+_LETTERED = {
+    "selections": "selection of clients",
+    "weights": "mixing weights",
+    "pre-aggregators": "steps before a rule",
+}
 _PROGRAMS = (
     "run", "Run", "load", "Scenario", "plan", "report", "sweep", "topology", "check", "InputError", "RunError",
     "register", "rng",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Annotated, Any, TextIO
 
@@ -37,8 +38,16 @@ def alone() -> Iterator[None]:
 
 
 def emit(value: Any) -> None:
-    """Print `value` as JSON on standard output."""
-    print(json.dumps(value), file=_outs[-1] if _outs else sys.stdout, flush=True)
+    """Print `value` as JSON on standard output; numbers that JSON does not know (NaN, infinity) are null."""
+    print(json.dumps(_known(value), allow_nan=False), file=_outs[-1] if _outs else sys.stdout, flush=True)
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _known(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_real(stream: TextIO) -> bool:

@@ -6,12 +6,13 @@ goes with what from the checks that scenarios pass (`combinations`).
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,11 +20,20 @@ from fedsim.cli.json_output import AsJson, emit
 from fedsim.cli.terminal import cell, say, table
 from fedsim.core.documents import flow
 from fedsim.core.errors import InputError, nearest, unknown
-from fedsim.core.registry import kinds, lookup, names
+from fedsim.core.registry import KINDS, kinds, load_object, lookup, names
 
-_PLURALS = {"loss": "losses", "mixing": "weights", "privacy": "mechanisms"}
-_OTHERS = {"topologies": "graph", "rules": "aggregator", "data": "dataset", "modes": "participation"}
+if TYPE_CHECKING:
+    from fedsim.core.described import Key
+
+_PLURALS = {"loss": "losses", "mixing": "weights", "pre": "pre-aggregators", "privacy": "mechanisms"}
+_OTHERS = {"topologies": "graph", "rules": "aggregator", "data": "dataset", "modes": "participation", "pres": "pre"}
 """Other words for kinds."""
+_CALLED_WITH = {
+    "model": {"input_shape", "num_outputs", "vocabulary"},
+    "graph": {"n", "seed"},
+    "metric": {"targets", "guesses"},
+}
+"""Arguments by which somebody's own function is known as what makes, or is, a part of that kind; none is its key."""
 _LEAST = 4  # parts that share a key and its default, at least, where it is told once and not for each
 
 
@@ -178,9 +188,7 @@ def _kinds_of(name: str, kind: str | None) -> list[str]:
         lookup(single, name)
         return [single]
     if ":" in name:
-        from fedsim.contract.check import kind_of
-
-        return [kind_of(name)]
+        return [_kind_of_own(name)]
     found = [k for k in kinds() if name in names(k)]
     if not found:
         every = sorted({n for k in kinds() for n in names(k)})
@@ -191,12 +199,59 @@ def _kinds_of(name: str, kind: str | None) -> list[str]:
     return found
 
 
+def _kind_of_own(name: str) -> str:
+    """The kind of somebody's own part: what a class inherits, or what a function is called with.
+
+    Raises
+    ------
+    InputError
+        It is a part of no kind, or a function that may be of several.
+    """
+    part, bases = load_object(name), {k: load_object(row.base) for k, row in KINDS.items() if row.base}
+    for kind, base in bases.items():  # the first: compressors and attacks inherit the same
+        if isinstance(part, type) and issubclass(part, base):
+            return kind
+    if isinstance(part, type) and issubclass(part, load_object("torch.nn:Module")):
+        return "model"
+    if not callable(part):
+        raise InputError(f"'{name}' is {type(part).__name__}; allowed: a class or a function that is a part")
+    found = [kind for kind, given in _CALLED_WITH.items() if given & set(_arguments(part))]
+    if len(found) != 1:
+        taking = [kind for kind, base in bases.items() if hasattr(base, "from_function")]
+        what = f"a function, and its arguments do not tell of which kind; allowed: --kind {' or --kind '.join(taking)}"
+        raise InputError(f"'{name}' is {what}, or a subclass of what a kind of part inherits")
+    return found[0]
+
+
+def _arguments(function: Any) -> dict[str, Any]:
+    """Names of what a function is called with, with their defaults; some built-in callables tell none."""
+    try:
+        named = inspect.signature(function).parameters.values()
+    except ValueError:
+        return {}
+    return {p.name: p.default for p in named if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _keys(kind: str, part: Any) -> list[Key]:
+    """The keys of a part; of somebody's own function, or module, its arguments besides those that fedsim gives."""
+    from fedsim.core.described import REQUIRED, Key, keys
+
+    if kind not in _CALLED_WITH or hasattr(part, "__dataclass_fields__"):
+        return keys(part)
+    own = {n: d for n, d in _arguments(part).items() if n not in _CALLED_WITH[kind]}
+    plain = (bool, int, float, str, list, type(None))
+    told = {
+        n: REQUIRED if d is inspect.Parameter.empty else d if isinstance(d, plain) else repr(d) for n, d in own.items()
+    }
+    return [Key(name, default, "", "") for name, default in told.items()]
+
+
 def _facts(kind: str, name: str, goes: bool = False) -> dict[str, Any]:
     """All that is said of a part."""
-    from fedsim.core.described import keys, papers, prose, story
+    from fedsim.core.described import papers, prose, story
 
     part = lookup(kind, name)
-    numbers = papers(part)
+    numbers, keys = papers(part), _keys(kind, part)
     facts: dict[str, Any] = {
         "kind": kind,
         "name": name,
@@ -204,7 +259,7 @@ def _facts(kind: str, name: str, goes: bool = False) -> dict[str, Any]:
         "keys": [
             {"key": k.name, "required": k.required, "default": None if k.required else k.default,
              "allowed": k.allowed, "says": k.says}
-            for k in keys(part)
+            for k in keys
         ],
         "arxiv": numbers,
     }  # fmt: skip
@@ -212,7 +267,7 @@ def _facts(kind: str, name: str, goes: bool = False) -> dict[str, Any]:
         facts |= {"setting": part.setting, "modes": modes(part)}
     if goes:
         facts |= {
-            "scenario": _example(kind, name, [k.name for k in keys(part) if k.required]),
+            "scenario": _example(kind, name, [k.name for k in keys if k.required]),
             "source": story(part),
             "module": part.__module__,
             "goes_with": goes_with(kind, name),

@@ -77,6 +77,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("num_rounds", "comm_rounds", "global_rounds", "n_rounds"), ("rounds",)),
     **dict.fromkeys(("fraction_fit", "frac", "client_fraction"), ("fraction",)),
     **dict.fromkeys(("strategy", "method"), ("algorithm",)),
+    **dict.fromkeys(("r", "lora_r"), ("rank",)),
 }
 """Words of other projects, which no spelling leads to ours, and what they are called here."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import keyword
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -64,8 +64,12 @@ def _key(field: str) -> str:
     return field[:-1] if keyword.iskeyword(field[:-1]) or field == "init_" else field
 
 
-def make_part(part: type[P], values: Mapping[str, Any], beside: Sequence[str] = ()) -> P:
+def make_part(
+    part: type[P], values: Mapping[str, Any], beside: Sequence[str] = (), others: Callable[[str], str] = lambda _: ""
+) -> P:
     """Build `part` from `values`; `beside` are keys that its section has besides, which messages name too.
+
+    `others` says of a key that is unknown where it is known.
 
     Raises
     ------
@@ -77,7 +81,9 @@ def make_part(part: type[P], values: Mapping[str, Any], beside: Sequence[str] = 
     without: Mapping[str, str] = getattr(part, "without", {})
     problems = [
         Problem(
-            f"found {_short(values[k])}, but {without[k]}" if k in without else _unknown_key(k, [*allowed, *beside]),
+            f"found {_short(values[k])}, but {without[k]}"
+            if k in without
+            else _unknown_key(k, [*allowed, *beside]) + others(str(k)),
             str(k),
         )
         for k in values
@@ -125,7 +131,7 @@ def part_from(kind: str, discriminator: str, section: Mapping[str, Any], beside:
         raise error.under(discriminator) from None
     keys = {k: v for k, v in section.items() if k != discriminator}
     if isinstance(part, type) and issubclass(part, base) and dataclasses.is_dataclass(part):
-        return make_part(part, keys, beside)
+        return make_part(part, keys, beside, partial(_known_to, kind))
     if hasattr(base, "from_function") and not (isinstance(part, type) and issubclass(part, base)):
         try:
             return base.from_function(name, part, keys)
@@ -278,6 +284,7 @@ def schema_of(part: type[Any]) -> Mapping[str, Any]:
 
 
 _KINDS = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
+_FEW = 4  # parts that are named where a key is unknown to this one
 _RANGES = {
     "exclusiveMinimum": "greater than",
     "minimum": "greater than or equal to",
@@ -317,6 +324,12 @@ def _sentence(found: Any, messages: list[str]) -> str:
 
 def _unknown_key(key: object, allowed: Sequence[str]) -> str:
     return f"unknown key{nearest(key, allowed)}; allowed: {', '.join(allowed) or 'no keys'}"
+
+
+def _known_to(kind: str, key: str) -> str:
+    """``; a key of ...`` where some other parts of the kind have it, but not so many that this says nothing."""
+    having = [n for n in names(kind) if dataclasses.is_dataclass(p := lookup(kind, n)) and key in keys_of(p)]
+    return f"; it is a key of {', '.join(having)}" if 0 < len(having) <= _FEW else ""
 
 
 def _nested_keys(part: type[Any], key: Any) -> list[str]:

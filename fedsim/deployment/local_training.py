@@ -61,16 +61,18 @@ def train_locally(
     arrays = {k: v.numpy() for k, v in sent.items()}
     names = parameters(arrays, config[AVERAGED])
     _load(model, arrays, names)
-    x = flat(arrays, names).unsqueeze(0)
-    received = {"x": x, **{k: v.to(x.dtype) for k, v in vectors(arrays).items()}}
+    whole = flat(arrays, names).unsqueeze(0)
+    places = _Places(model, names)
+    received = places.once({"x": whole, **{k: v.to(whole.dtype) for k, v in vectors(arrays).items()}})
+    x = received["x"]
     place = f"{_KEPT}-{config.get(MARK, '')}"
     kept, fresh = _kept(context, place, algorithm, x)
     lr = float(algorithm.lr_at(np.array([config["server-round"]]))[0])
-    travels, after, steps = _work(algorithm, received, kept, model, names, batches, loss, lr)
+    travels, after, steps = _work(algorithm, received, kept, model, places.names, batches, loss, lr)
     if after:
         context.state[place] = ArrayRecord({k: Array(v.numpy()) for k, v in after.items()})
     now = {k: v.detach().cpu().numpy() for k, v in model.state_dict().items()}
-    more = {k: v.reshape(-1) for k, v in travels.items() if k != "delta"}
+    more = {k: v.reshape(-1) for k, v in places.everywhere(travels).items() if k != "delta"}
     content = RecordDict(
         {
             key: record({k: now[k] for k in arrays if k in now}, more),
@@ -118,6 +120,45 @@ def _kept(context: Any, place: str, algorithm: ServerAlgorithm, x: Tensor) -> tu
     state = {k: torch.from_numpy(np.array(v.numpy())) for k, v in found.items()}
     same = state.keys() == begin.keys() and all(state[k].shape == v.shape for k, v in begin.items())
     return (state, False) if same else (begin, True)
+
+
+class _Places:
+    """Where parameters are in the server's vector, which has those that layers share (tied weights) several times.
+
+    The client trains each of them once: else a norm, to ascend by or to clip to, counted it several times.
+    """
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        own = dict(model.named_parameters(remove_duplicate=False))
+        last = {id(own[name]): name for name in names}  # whose values a model has that loaded all of them
+        self.names = [name for name in names if last[id(own[name])] == name]
+        there, here = _spans(own, names), _spans(own, self.names)
+        nothing = torch.arange(0)
+        self.chosen = torch.cat([nothing, *(there[name] for name in self.names)])
+        self.back = torch.cat([nothing, *(here[last[id(own[name])]] for name in names)])
+
+    @property
+    def shared(self) -> bool:
+        """Whether some are there several times."""
+        return len(self.chosen) < len(self.back)
+
+    def once(self, vectors: State) -> State:
+        """Vectors of the server ``[..., d]`` with each parameter once; what has another length stays as it is."""
+        if not self.shared:
+            return vectors
+        return {k: v[..., self.chosen] if v.shape[-1:] == self.back.shape else v for k, v in vectors.items()}
+
+    def everywhere(self, vectors: State) -> State:
+        """The way back."""
+        if not self.shared:
+            return vectors
+        return {k: v[..., self.back] if v.shape[-1:] == self.chosen.shape else v for k, v in vectors.items()}
+
+
+def _spans(own: Mapping[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    """Where the numbers of each parameter are in one vector of them all."""
+    sizes = [own[name].numel() for name in names]
+    return dict(zip(names, torch.arange(sum(sizes)).split(sizes), strict=True))
 
 
 class _Batch(Oracle):

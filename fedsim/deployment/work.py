@@ -105,13 +105,13 @@ class Client:
     def work(self, order: Order, arrays: Arrays) -> tuple[Receipt, Arrays]:
         """Do `order` on what was received: the message ``[1, d]``, with the state after it on the disk."""
         self._check(order, first=1)
-        started = time.perf_counter()
+        started, fresh = time.perf_counter(), self._begins_anew(order)
         with working(self.scenario.run.threads):
             message = self._released(order, arrays)
         seconds = time.perf_counter() - started
         if self.node.delay:
             time.sleep(self.node.delay)
-        return Receipt(order.client, order.number, seconds + self.node.delay), message
+        return Receipt(order.client, order.number, seconds + self.node.delay, fresh), message
 
     def evaluate(self, order: Order, arrays: Arrays) -> tuple[Verdict, int, dict[str, float]]:
         """What the client's model says of its own test rows, with how many these are; nothing of it is kept.
@@ -125,7 +125,7 @@ class Client:
         _finite(arrays)
         if self.examination is None:
             raise RunError(self._silent)
-        started = time.perf_counter()
+        started, fresh = time.perf_counter(), self._begins_anew(order)
         self._restore(order)
         who, received = np.array([order.client], dtype=np.int64), to_tensors(arrays, self.worker.initial.device)
         with working(self.scenario.run.threads):
@@ -135,7 +135,7 @@ class Client:
         values = {name: float(found[name][0]) for name in (*self.examination.names, *self.examination.choices)}
         targets = int(self.examination.tests.targets_of(who)[0])
         seconds = time.perf_counter() - started
-        return Verdict(order.client, order.round, targets, seconds), self._tests(), values
+        return Verdict(order.client, order.round, targets, seconds, fresh), self._tests(), values
 
     def _examination(self) -> ClientEvaluation | None:
         """How this client is evaluated; None where it is not."""
@@ -208,13 +208,17 @@ class Client:
             rows = load_file(file, device=str(self.worker.initial.device))
             with safe_open(file, framework="pt") as opened:
                 past = (opened.metadata() or {}).get("job", "")
-        elif order.builds_on and self.node.lost_state == "refuse":
+        elif self._begins_anew(order) and self.node.lost_state == "refuse":
             raise RunError(
                 f"{file} is not there: this client's state after round {order.builds_on} is lost "
                 "(start its SuperNode with --node-config 'lost-state=\"fresh\"' to go on without it)"
             )
         self.worker.store.scatter(np.array([order.client], dtype=np.int64), rows)
         return past
+
+    def _begins_anew(self, order: Order) -> bool:
+        """Whether the state that a job builds on is lost."""
+        return bool(self._fresh) and order.builds_on > 0 and not self._file(order.builds_on).exists()
 
     def _keep(self, order: Order, rows: State, asked: str) -> None:
         """Write the state after this round; forget all but what may still be built on."""

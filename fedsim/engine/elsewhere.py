@@ -53,8 +53,8 @@ class Told:
     scaling: Scaling | None = None
 
     def tell(self, task: SupervisedTask) -> None:
-        """Have the clients' weights follow from what they said."""
-        total = sum(self.sizes)  # of Python's numbers, which do not overflow
+        """Have the clients' weights follow from what they said; where nobody has a sample yet, none has a weight."""
+        total = sum(self.sizes) or 1  # of Python's numbers, which do not overflow
         task.sizes = np.array(self.sizes, dtype=np.int64)
         task.importance = np.array([size / total for size in self.sizes])
         task.sees_training_data = False

@@ -294,8 +294,8 @@ class Exported:
         chosen = (out[:, 0] > 0).long() if out.shape[-1] == 1 else out.argmax(-1)
         if chosen.dim() > 1:
             padding = (self.about["data"]["input"].get("tokenizer") or {}).get("padding")
-            ends = [None] * len(out) if padding is None else (self.numbers(rows) != padding).sum(-1).tolist()
-            return [[self.labels[i] for i in row[:n]] for row, n in zip(chosen.tolist(), ends, strict=True)]
+            here = torch.ones_like(chosen) if padding is None else self.numbers(rows) != padding
+            return [[self.labels[i] for i in row[kept].tolist()] for row, kept in zip(chosen, here.bool(), strict=True)]
         return [self.labels[i] for i in chosen.tolist()]
 
     def probabilities(self, rows: Any) -> Tensor:

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
+import typer
 import yaml
 
 import fedsim
-from fedsim.cli.app import main
+from fedsim.cli.app import app, main
 from fedsim.core.fields import keys_of
 from fedsim.core.registry import kinds, lookup, names
 from fedsim.engine.run_directory import Run, read_jsonl
@@ -214,6 +216,19 @@ def test_help_exits_with_0(call: Call) -> None:
         code, out, _ = call(*argv, "--help")
         assert code == 0
         assert "Usage" in out
+
+
+def test_every_argument_has_its_text(call: Call) -> None:
+    """Whatever click makes of what Typer gives it."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, click.Group)
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), f"{name}: {parameter.name}"
+    assert "scenario file (YAML)" in call("run", "--help")[1]
 
 
 def test_help_is_quick_and_modes_are_found_whatever_was_imported() -> None:

@@ -174,3 +174,39 @@ def test_the_shell_gets_commands_and_kinds(call: Call, monkeypatch: pytest.Monke
         monkeypatch.setenv("COMP_CWORD", str(typed.count(" ")))
         code, out, _ = call()
         assert (code, out.split()) == (0, wanted)
+
+
+@pytest.mark.parametrize(
+    "name,more,kind,told",
+    [
+        ("net", [], "model", {"width": 8, "depth": None}),
+        ("Net", [], "model", {"bias": True}),
+        ("links", [], "graph", {"share": 0.5}),
+        ("plain", ["--kind", "model"], "model", {"width": 3}),
+    ],
+)
+def test_a_function_of_ones_own_is_described(
+    call: Call, tmp_path: Path, name: str, more: list[str], kind: str, told: dict[str, Any]
+) -> None:
+    """By its arguments it is known which kind it makes; those that fedsim does not give are its keys."""
+    (tmp_path / "mine_made.py").write_text(
+        "from torch import nn\n\n\ndef net(input_shape, num_outputs, depth, width=8):\n"
+        '    """Dense layers."""\n\n\n'
+        'class Net(nn.Module):\n    """Dense."""\n\n    def __init__(self, num_outputs, bias=True):\n        ...\n\n\n'
+        'def links(n, seed, share=0.5):\n    """Some."""\n\n\ndef plain(width=3):\n    """Any."""\n'
+    )
+    (facts,) = json.loads(call("describe", f"mine_made:{name}", *more, "--json")[1])
+    assert (facts["kind"], {k["key"]: k["default"] for k in facts["keys"]}) == (kind, told)
+    assert [k["key"] for k in facts["keys"] if k["required"]] == [
+        key for key, default in told.items() if default is None
+    ]
+    assert facts["says"]
+    if name == "plain":
+        code, _, err = call("describe", "mine_made:plain")
+        assert (code, "allowed: --kind model or --kind graph or --kind metric" in err) == (2, True)
+
+
+def test_kinds_have_names_that_say_what_they_are(call: Call) -> None:
+    assert plurals()["pre-aggregators"] == "pre"
+    assert "pres" not in plurals()
+    assert call("list", "pres")[1].splitlines()[1:] == call("list", "pre-aggregators")[1].splitlines()[1:]

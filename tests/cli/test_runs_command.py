@@ -96,3 +96,17 @@ def test_where_there_is_none(call: Callable[..., tuple[int, str, str]], folder: 
         code, out, err = call("runs", argument)
         assert (code, out) == (2, "")
         assert err.startswith(f"{argument}: {said}")
+
+
+def test_json_has_null_for_what_is_no_number(call: Callable[..., tuple[int, str, str]], folder: Path) -> None:
+    odd = folder.parent / "odd" / "run"
+    odd.mkdir(parents=True)
+    (odd / "scenario.yaml").write_bytes((folder / "done" / "scenario.yaml").read_bytes())
+    row = json.loads((folder / "done" / "metrics.jsonl").read_text().splitlines()[-1])
+    (odd / "metrics.jsonl").write_text(json.dumps({**row, "test_loss": float("nan"), "most": float("inf")}) + "\n")
+
+    def refused(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    (found,) = json.loads(call("runs", "odd", "--json")[1], parse_constant=refused)
+    assert found["metrics"] == {**row, "test_loss": None, "most": None}

@@ -326,6 +326,10 @@ def test_shakespeare_at_every_position(roles: Path, tmp_path: Path) -> None:
         found = there.predict(["Now is", long := "Now is the winter. " * 5])
         assert [len(row) for row in found] == [6, 80]  # what comes after a text's end follows its last token
         assert torch.equal(there.outputs([long]), there.outputs([long[-80:]]))
+        ids = torch.tensor([there.ids("Now is")])
+        assert len(there.predict(ids.roll(74, 1))[0]) == 6  # padding in front, as others give ids
+        front = there.outputs(ids.roll(74, 1)).argmax(-1)[0, -6:].tolist()
+        assert there.predict(ids.roll(74, 1)) == [[there.labels[i] for i in front]]
 
 
 def test_lists_of_token_ids_in_parquet(tmp_path: Path) -> None:

@@ -163,7 +163,9 @@ def test_a_run_is_continued_where_its_checkpoint_is(tmp_path: Path, quadratic: M
     assert {f.name for f in (app.folder / "disk-0").iterdir()} == {"1"}  # one run, whatever Flower calls it
 
 
-def test_lost_state_is_refused_unless_told_otherwise(tmp_path: Path, quadratic: Make) -> None:
+def test_lost_state_is_refused_unless_told_otherwise(
+    tmp_path: Path, quadratic: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     scenario = sections("scaffold", quadratic(n=N, d=3).section(), participation={"mode": "synchronous"})
     app = Deployment(tmp_path / "app", scenario, N)
 
@@ -180,8 +182,11 @@ def test_lost_state_is_refused_unless_told_otherwise(tmp_path: Path, quadratic: 
     assert [r["round"] for r in bad] == [3, 4, 5]
     assert "state after round 2 is lost" in bad[0]["reason"]
     app.grid.nodes[102].config["lost-state"] = "fresh"
+    assert "began anew" not in caplog.text
     app.run(run="9")
     assert all(r["status"] == "ok" for r in read_jsonl(app.folder / "results" / "replies.jsonl"))
+    anew = [r.getMessage() for r in caplog.records if "began anew" in r.getMessage()]
+    assert anew == ["round 3: client 2 lost what it kept and began anew (its lost-state is fresh)"]
 
 
 def test_what_the_run_directory_says_of_the_deployment(tmp_path: Path, quadratic: Make) -> None:

@@ -20,7 +20,11 @@ from own_tables import KINDS, LABELS, SIZES, Change, N, pooled, sections, table_
 import fedsim
 from fedsim.core.errors import RunError
 from fedsim.deployment.agreement import Agreement
+from fedsim.engine.assembly import assemble
+from fedsim.engine.elsewhere import Told
 from fedsim.engine.run_directory import read_jsonl
+from fedsim.objective.supervised import SupervisedTask
+from fedsim.scenario.load import parse
 
 pytest.importorskip("flwr")
 Zoo = Callable[..., Deployment]
@@ -365,3 +369,17 @@ def test_who_does_not_confirm_what_was_agreed_gets_no_job(zoo: Zoo) -> None:
     with pytest.raises(RunError, match="2 of 3 clients were connected"):
         app.run(**{"wait-seconds": 3.0})
     assert {m.metadata.message_type for m in app.grid.pushed} == {"query.hello"}
+
+
+def test_nobody_has_a_weight_where_nobody_has_a_sample() -> None:
+    scenario = {
+        "data": {"dataset": "digits", "clients": 3},
+        "model": {"name": "linear"},
+        "algorithm": {"name": "fedavg"},
+    }
+    task = assemble(parse(scenario)).task
+    assert isinstance(task, SupervisedTask)
+    Told((0, 0, 0)).tell(task)
+    assert task.importance.tolist() == [0.0, 0.0, 0.0]
+    Told((0, 3, 1)).tell(task)
+    assert task.importance.tolist() == [0.0, 0.75, 0.25]

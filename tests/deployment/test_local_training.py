@@ -229,3 +229,43 @@ def test_numbers_that_are_not_finite_are_not_used(app: App, caplog: pytest.LogCa
     app.data = dict.fromkeys(app.data, (x * float("nan"), y))
     kept = app.round(make_strategy({"name": "fedprox"}), begin, 1)
     assert all(np.array_equal(kept[k].numpy(), v.numpy()) for k, v in begin.items())
+
+
+class Shared(nn.Module):
+    """Two layers of one weight: as PyTorch has them (`tied`), or as one parameter that is used twice."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(5, 5, bias=False), nn.Linear(5, 3)
+        self.second = nn.Linear(5, 5, bias=False) if tied else None
+        if self.second is not None:
+            self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        again = self.first if self.second is None else self.second
+        return self.out(again(torch.tanh(self.first(x))))
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [{"name": "fedsam", "rho": 0.5}, {"name": "fedavg", "clip": 0.05}, {"name": "fedgamma", "rho": 0.5}],
+    ids=lambda a: str(a["name"]),
+)
+def test_shared_weights_count_once(algorithm: dict[str, Any], app: App) -> None:
+    from flwr.app import ArrayRecord
+
+    found = []
+    for tied in (True, False):
+        torch.manual_seed(3)
+        model = Shared(False).double()
+        whole = Shared(tied).double()
+        whole.load_state_dict({**model.state_dict(), **({"second.weight": model.first.weight} if tied else {})})
+        alone = App(list(app.data.values()), whole)
+        arrays, strategy = ArrayRecord(whole.state_dict()), make_strategy({"lr": 0.2, **algorithm})
+        for number in (1, 2):
+            arrays = alone.round(strategy, arrays, number)
+        found.append({k: v.numpy() for k, v in arrays.items()})
+    twice, once = found
+    assert np.array_equal(twice["first.weight"], twice["second.weight"])
+    for name, value in once.items():
+        assert np.allclose(twice[name], value, rtol=0, atol=1e-14), name

@@ -363,3 +363,9 @@ def test_tokens() -> None:
     kernel = build_kernel(made, cross_entropy, torch.device("cpu"), rows[0])
     assert isinstance(kernel, VmapKernel)
     assert torch.allclose(kernel.grad(x, inputs, targets, 0.5), singly, rtol=0, atol=1e-12)
+
+
+def test_the_word_of_others_for_the_rank_is_known() -> None:
+    section = {"name": "linear", "lora": {"targets": ["*"], "r": 4}}
+    with pytest.raises(InputError, match=r"model\.lora\.r: unknown key \(did you mean 'rank'\?\)"):
+        parse({"data": {"dataset": "digits", "clients": 2}, "model": section, "algorithm": {"name": "fedavg"}})

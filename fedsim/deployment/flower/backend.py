@@ -31,7 +31,7 @@ from fedsim.deployment.flower.policy import Policy
 from fedsim.deployment.flower.pulling import NODE_UNAVAILABLE, pulled
 from fedsim.deployment.flower.records import EXAM, WORK, BadRecord, Order, Receipt, pack, shown, unpack, unpack_arrays
 from fedsim.deployment.flower.roster import LOG, Roster
-from fedsim.deployment.flower.telling import Telling
+from fedsim.deployment.flower.telling import Telling, began_anew
 from fedsim.messages.wire import opened, packs, travelling
 
 _LONGEST_REASON = 1000
@@ -338,6 +338,8 @@ class Flower(BackendDefaults):
         took = time.monotonic() - flight.sent
         self.journal.note(flight.order, "ok", took, receipt.seconds, flight.tries)
         self.telling.answered(flight.order.client, flight.order.round, took, receipt.seconds)
+        if receipt.fresh:
+            began_anew(flight.order.client, flight.order.round)
 
     def _opened(self, flight: _Flight, content: Any) -> tuple[Receipt, Message]:
         """What an answer holds; raise BadRecord where it is not what this job's client sends."""

@@ -32,6 +32,7 @@ from fedsim.deployment.flower.records import (
     unpack_metrics,
 )
 from fedsim.deployment.flower.roster import LOG, Roster
+from fedsim.deployment.flower.telling import began_anew
 
 _LONGEST_REASON = 1000
 
@@ -152,6 +153,8 @@ class Examiner:
             return
         if order.ends:
             self.roster.workers.discard(order.client)
+        if verdict.fresh:
+            began_anew(order.client, order.round)
         found[order.client] = verdict, values
         note(order, "ok", seconds, verdict.seconds, "")
 

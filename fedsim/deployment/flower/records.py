@@ -21,7 +21,7 @@ from fedsim.core.errors import RunError
 Arrays = dict[str, Array]
 """A `Message` while it travels."""
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Raised whenever records change, so that machines with different versions of fedsim refuse each other by name."""
 
 ARRAYS, LISTS, MOMENTS = "arrays", "lists", "moments"
@@ -67,11 +67,15 @@ class Order:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What comes back beside the message: whose it is, and the seconds that the local work took."""
+    """What comes back beside the message: whose it is, and the seconds that the local work took.
+
+    `fresh` says that the state it builds on was lost, so that the client began anew (``lost-state="fresh"``).
+    """
 
     client: int
     number: int
     seconds: float
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         if not self.seconds >= 0:
@@ -80,12 +84,16 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What comes back from an evaluation beside its metrics: whose it is, of which round, and on how many targets."""
+    """What comes back from an evaluation beside its metrics: whose it is, of which round, and on how many targets.
+
+    `fresh` is that of a `Receipt`.
+    """
 
     client: int
     round: int
     targets: int
     seconds: float
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         if not self.seconds >= 0:

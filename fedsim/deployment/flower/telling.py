@@ -10,6 +10,11 @@ from fedsim.deployment.flower.roster import LOG, Roster, some
 _EVERY = 30.0  # seconds between two lines about who is waited for
 
 
+def began_anew(client: int, round: int) -> None:
+    """A client whose state was lost did a job of its round `round` without it, as its node config allows."""
+    LOG.warning("round %d: client %d lost what it kept and began anew (its lost-state is fresh)", round, client)
+
+
 class Telling:
     """Lines of the log about jobs, which are told as client, its round, and when it was dispatched."""
 
