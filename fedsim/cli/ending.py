@@ -89,13 +89,13 @@ class Commands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command, whose arguments have the texts of their annotations, which click 8.5 takes from Typer's."""
-        command = super().get_command(ctx, cmd_name)
+        command: Any = super().get_command(ctx, cmd_name)
         bare = [p for p in command.params if getattr(p, "help", "") is None] if command is not None else []
         if bare:
-            hints = get_type_hints(inspect.unwrap(command.callback), include_extras=True)  # type: ignore[union-attr, arg-type]
+            hints = get_type_hints(inspect.unwrap(command.callback), include_extras=True)
             for parameter in bare:
                 said = [m.help for m in getattr(hints.get(parameter.name), "__metadata__", ()) if hasattr(m, "help")]
-                parameter.help = said[0] if said else None  # type: ignore[attr-defined]
+                parameter.help = said[0] if said else None
         return command
 
     def invoke(self, ctx: Any) -> Any:

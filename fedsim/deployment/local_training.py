@@ -158,7 +158,7 @@ class _Places:
 def _spans(own: Mapping[str, Tensor], names: list[str]) -> dict[str, Tensor]:
     """Where the numbers of each parameter are in one vector of them all."""
     sizes = [own[name].numel() for name in names]
-    return dict(zip(names, torch.arange(sum(sizes)).split(sizes), strict=True))
+    return dict(zip(names, torch.split(torch.arange(sum(sizes)), sizes), strict=True))
 
 
 class _Batch(Oracle):

@@ -88,7 +88,7 @@ GARBAGE: dict[str, tuple[Callable[[Any], None], str]] = {
     "missing": (lambda c: c["arrays"].pop("delta"), "found the arrays [], expected ['delta']"),
     "no-arrays": (lambda c: c.pop("arrays"), "found the arrays []"),
     "forged": (forged, "it answers job 77 of client 1"),
-    "stranger": (stranger, "found the keys ['client', 'extra', 'number', 'seconds']"),
+    "stranger": (stranger, "found the keys ['client', 'extra', 'fresh', 'number', 'seconds']"),
     "pickled": (pickled, "an array cannot be read"),
 }
 
