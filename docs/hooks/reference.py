@@ -197,7 +197,7 @@ def _options(command: click.Command, context: click.Context) -> Iterator[str]:
         kind = "" if getattr(option, "is_flag", False) else _cell(f"`{option.make_metavar(context)}`")
         written = " ".join(f"`{o}`" for o in (*option.opts, *option.secondary_opts) if not argument)
         default = option.default if isinstance(option.default, str | int | float) else None
-        told = "required" if option.required else "" if default in (None, False) else f"`{default}`"
+        told = "required" if option.required else "" if default is None or default is False else f"`{default}`"
         says = _cell(getattr(option, "help", "") or "")
         rows.append(f"| {' '.join(filter(None, (written, kind)))} | {told} | {says} |")
     if rows:

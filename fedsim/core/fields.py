@@ -328,7 +328,8 @@ def _unknown_key(key: object, allowed: Sequence[str]) -> str:
 
 def _known_to(kind: str, key: str) -> str:
     """``; a key of ...`` where some other parts of the kind have it, but not so many that this says nothing."""
-    having = [n for n in names(kind) if dataclasses.is_dataclass(p := lookup(kind, n)) and key in keys_of(p)]
+    parts = ((name, lookup(kind, name)) for name in names(kind))
+    having = [n for n, p in parts if isinstance(p, type) and dataclasses.is_dataclass(p) and key in keys_of(p)]
     return f"; it is a key of {', '.join(having)}" if 0 < len(having) <= _FEW else ""
 
 
