@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import os
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -100,29 +99,24 @@ def one_thread() -> None:
 
 
 def settle(threads: int) -> None:
-    """Compute with that many threads from now on, for a process that has nothing else to do.
-
-    PyTorch's notes are not shown that an operator without a rule for vmap is computed client by client.
-    """
-    warnings.filterwarnings("ignore", "There is a performance drop because", UserWarning)
+    """Compute with that many threads from now on, for a process that has nothing else to do."""
     _crew.size, _crew.asked = threads, True
     one_thread()
 
 
 @contextmanager
 def working(threads: int | None = None) -> Iterator[None]:
-    """Compute with that many threads for a while; PyTorch's own number and warnings are as before afterwards.
+    """Compute with that many threads for a while; PyTorch's own number is as before afterwards.
 
     None: as many as were settled on before, else PyTorch's number, but no more than there are cores for this process.
     """
     before, size, asked = torch.get_num_threads(), _crew.size, _crew.asked
-    with warnings.catch_warnings():
-        settle(threads or (size if asked else cores.threads(before)))
-        try:
-            yield
-        finally:
-            _crew.size, _crew.asked = size, asked
-            torch.set_num_threads(before)
+    settle(threads or (size if asked else cores.threads(before)))
+    try:
+        yield
+    finally:
+        _crew.size, _crew.asked = size, asked
+        torch.set_num_threads(before)
 
 
 def size() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -62,6 +63,8 @@ class Kernel(ABC):
     """What the model is besides a function of its parameters and of one sample."""
 
     def __init__(self, module: nn.Module, loss: Loss, precision: Precision = "full") -> None:
+        # An operator that vmap has no rule for is computed client by client, and PyTorch asks for an issue about it.
+        warnings.filterwarnings("ignore", "There is a performance drop because", UserWarning)
         self.module = module
         self.own = Own(module, _blank(module), _blank)  # its parameters are replaced while it computes
         self.loss = loss

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import threading
 import time
-import warnings
 from functools import partial
 
 import pytest
@@ -121,16 +120,3 @@ def test_every_thread_has_its_own_copy() -> None:
     assert mine is own.thing
     assert theirs == [2]
     assert pickle.loads(pickle.dumps(own)).get() == [1]
-
-
-def test_pytorchs_notes_about_vmap_are_quiet_only_while_it_works() -> None:
-    def note() -> list[str]:
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.warn("There is a performance drop because we have not yet ...", UserWarning, stacklevel=1)
-        return [str(w.message) for w in seen]
-
-    before = list(warnings.filters)
-    with crew.working(1):
-        assert note() == []
-    assert warnings.filters == before
-    assert len(note()) == 1
