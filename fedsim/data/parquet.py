@@ -257,7 +257,9 @@ def decode_images(
         warnings.filterwarnings("ignore", module="PIL")  # of what is refused here, or makes no difference
         for number, data in enumerate(encoded):
             if not data:
-                raise InputError(f"{name}: image of {called(number)} is missing", key="path")
+                raise InputError(
+                    f"{name}: the image of {called(number)} is {'missing' if data is None else 'empty'}", key="path"
+                )
             with _opened(data, name, called(number)) as picture:
                 size = (picture.height, picture.width)
                 if first is None:

@@ -86,6 +86,10 @@ def _damaged(root: Path) -> None:
     (root / "crow" / "2.png").write_bytes(b"\x89PNG\r\n")
 
 
+def _empty(root: Path) -> None:
+    (root / "crow/2.png").write_bytes(b"")
+
+
 def _stray(root: Path) -> None:
     (root / "lost.jpg").write_bytes(b"")
 
@@ -111,6 +115,7 @@ def test_a_limit_that_leaves_classes_out_is_told(tmp_path: Path) -> None:
     "spoil,key,message",
     [
         (_other_size, "path", r"image of crow/9\.png has shape \(6, 4\), bear/0\.png has \(5, 4\); one size is needed"),
+        (_empty, "path", r"the image of crow/2\.png is empty"),
         (_damaged, "path", r"cannot decode the image of crow/2\.png"),
         (_stray, "path", r"found the image lost\.jpg in .*zoo itself; allowed: images in a folder for each class"),
         (_beside, "path", r"found the folder 'bear' beside train in .*zoo; allowed: train, test"),
