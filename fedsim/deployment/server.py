@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fedsim.core.disk import cannot_write
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.global_draws import others_draw
 from fedsim.core.lock import owned
@@ -147,6 +148,8 @@ def _serve(grid: Any, scenario: Scenario, config: RunConfig, run: str, folder: P
         try:
             return simulation.run(LogLines())
         except OSError as error:
+            if not folder.exists():
+                raise cannot_write(folder / "a file", error) from error
             if error.errno not in _OF_THE_DISK:
                 raise
             message = f"{error.filename or folder} cannot be written ({error.strerror})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,16 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_it_is_not(
         with pytest.raises(RunError, match=told):
             app.run()
     assert list(app.run(run="2", resume=True).metrics["round"]) == [0, 1, 2, 3, 4]
+
+
+def test_a_run_directory_that_vanishes_ends_the_run_with_a_sentence(app: Deployment, tmp_path: Path) -> None:
+    def take_away(grid: Any, message: Any) -> None:  # noqa: ARG001
+        if message.metadata.group_id == "3":
+            shutil.rmtree(tmp_path / "away", ignore_errors=True)
+
+    app.grid.on_push = take_away
+    with pytest.raises(RunError, match="away is no longer there: it was removed or renamed while the run wrote to it"):
+        app.run(out=str(tmp_path / "away"))
 
 
 def test_a_folder_in_an_app_is_told(app: Deployment, caplog: pytest.LogCaptureFixture) -> None:
