@@ -59,4 +59,14 @@ def scheduler(config: pytest.Config, log: Any) -> Any:
             crashed: str | None = super().remove_node(node)
             return crashed
 
+        def _reschedule(self, node: Any) -> None:
+            """Give a worker two tests, or tell it that there are no more.
+
+            A worker runs its last test only when it knows what comes next. xdist gives the worker in place of one that
+            died a single file; if that has one test, both wait for ever.
+            """
+            super()._reschedule(node)
+            while not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
+                super()._reschedule(node)
+
     return Scheduling(config, log)
