@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedsim.core.errors import RunError
@@ -18,6 +20,29 @@ def settle(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A path beside `file` to write to; at the end it takes `file`'s place in one step.
+
+    Whoever reads `file`, or ends this process, finds all of the old content or all of the new. What was begun is taken
+    away where the block raises.
+    """
+    fresh = file.with_name(f"{file.name}.new")
+    try:
+        yield fresh
+        fresh.replace(file)
+    except BaseException:
+        with suppress(OSError):
+            fresh.unlink()
+        raise
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a text file in UTF-8: all of it is there, or the file as it was before."""
+    with replacing(file) as fresh:
+        fresh.write_text(text, encoding="utf-8")
 
 
 def is_full(error: OSError) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.core.disk import write_whole
 from fedsim.core.errors import RunError
 from fedsim.deployment.flower.records import Arrays, BadRecord
 
@@ -82,9 +83,7 @@ class Agreement:
 
     def write(self, folder: Path) -> None:
         """Keep it in a run directory, for when the run goes on; whole, or as it was before."""
-        temporary = folder / f"{FILE}.new"
-        temporary.write_text(self.text + "\n", encoding="utf-8")
-        temporary.replace(folder / FILE)
+        write_whole(folder / FILE, self.text + "\n")
 
     @classmethod
     def of(cls, folder: Path) -> Agreement | None:

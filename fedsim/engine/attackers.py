@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from fedsim.core.disk import write_whole
 from fedsim.core.errors import InputError
 from fedsim.core.job import RunFacts
 from fedsim.core.oracle import Task
@@ -123,9 +124,7 @@ def write_record(folder: Path, found: dict[str, Any] | None) -> None:
     if found is None:
         (folder / FILE).unlink(missing_ok=True)
         return
-    temporary = folder / f"{FILE}.new"
-    temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / FILE)
+    write_whole(folder / FILE, json.dumps(found, indent=2) + "\n")
 
 
 def read_attackers(folder: Path) -> list[int]:

@@ -12,6 +12,7 @@ from pydantic import Field
 from safetensors import safe_open
 from torch import Tensor
 
+from fedsim.core.disk import replacing
 from fedsim.core.errors import InputError, RunError, unknown
 from fedsim.core.metrics import Metric, check_directed
 from fedsim.core.registry import register
@@ -71,11 +72,10 @@ class _Keeper(Watcher):
         if self._value is None or (value > self._value if self._larger else value < self._value):
             self._value = float(value)
             about = {"round": str(number), "metric": self._metric, "value": repr(self._value), **self._run.layout}
-            temporary = self._run.dir / f"{FILE}.new"
             now = self._run.now()
             params, buffers = now.centre[: now.task.dim], now.centre[now.task.dim :]
-            write_tensors(temporary, {"params": params, **({"buffers": buffers} if len(buffers) else {})}, about)
-            temporary.replace(self._run.dir / FILE)
+            with replacing(self._run.dir / FILE) as fresh:
+                write_tensors(fresh, {"params": params, **({"buffers": buffers} if len(buffers) else {})}, about)
 
 
 def read_best(folder: Path) -> tuple[Tensor, dict[str, Any]]:

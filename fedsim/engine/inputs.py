@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.core.arrays import Array
+from fedsim.core.disk import write_whole
 from fedsim.core.errors import InputError
 from fedsim.data.partition_csv import write_partition
 
@@ -27,9 +28,7 @@ def write_inputs(folder: Path, about: Mapping[str, Any] | None, counts: Array | 
     if about is None:
         (folder / FILE).unlink(missing_ok=True)
         return
-    temporary = folder / f"{FILE}.new"
-    temporary.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(folder / FILE)
+    write_whole(folder / FILE, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fedsim.clients.store import FILE as CLIENTS
 from fedsim.core import cores, crew
+from fedsim.core.disk import write_whole
 from fedsim.core.errors import InputError, Problem, RunError
 from fedsim.core.metrics import TABLE, Metric, best, read_columns
 from fedsim.core.row_files import RowStream, write_tensors
@@ -245,7 +246,7 @@ def open_directory(folder: Path, scenario: Scenario, checkpoint: Checkpoint | No
         else:
             done = checkpoint.progress["round"]
             for name, lines in kept(folder, done, scenario).items():
-                _write_atomically(folder / name, "".join(line + "\n" for line in lines))
+                write_whole(folder / name, "".join(line + "\n" for line in lines))
             if scenario.tests_clients:
                 keep_rows(folder, evaluated_rounds(scenario, done))
             (folder / STOP).unlink(missing_ok=True)
@@ -253,8 +254,8 @@ def open_directory(folder: Path, scenario: Scenario, checkpoint: Checkpoint | No
                 (folder / "params.safetensors").unlink(missing_ok=True)
         if not scenario.run.trace:
             (folder / "trace.jsonl").unlink(missing_ok=True)
-        _write_atomically(folder / "scenario.yaml", scenario.to_yaml())
-        _write_atomically(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        write_whole(folder / "scenario.yaml", scenario.to_yaml())
+        write_whole(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
     except OSError as error:
         raise InputError(f"cannot be used as run directory: {error.strerror}", file=str(folder)) from None
 
@@ -276,7 +277,7 @@ def save_report(folder: Path, report: Mapping[str, Any]) -> None:
     """``privacy.json``: what a private run has spent, and what that means; nothing where there is nothing to say."""
     if not report:
         return
-    _write_atomically(folder / "privacy.json", json.dumps(report, indent=2) + "\n")
+    write_whole(folder / "privacy.json", json.dumps(report, indent=2) + "\n")
 
 
 def save_topology(folder: Path, topology: Topology) -> None:
@@ -377,12 +378,6 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(values, dict):
         return {prefix.removesuffix("."): values}
     return {k: v for key, value in values.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def bests(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Metric] = TABLE) -> dict[str, float]:

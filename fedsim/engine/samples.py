@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedsim.algorithms.round import Sampling
 from fedsim.core.arrays import Array
-from fedsim.core.disk import cannot_write, settle
+from fedsim.core.disk import cannot_write, replacing, settle
 from fedsim.core.errors import RunError
 from fedsim.core.oracle import Task
 from fedsim.core.row_files import Place, RowStream, TensorFile, write_tensors
@@ -85,11 +85,9 @@ class Samples(Watcher):
         path = self.folder / ROWS
         try:
             if self.count and not path.exists():
-                fresh = path.with_name(path.name + ".new")
-                with fresh.open("wb") as file:
+                with replacing(path) as fresh, fresh.open("wb") as file:
                     for round, _, values in self._found(self.folder / FILE, self.count):
                         file.write(_head(round, values) + values.tobytes())
-                fresh.replace(path)
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             os.ftruncate(self._handle, self.count * (_HEAD + self._size))
             if run.resumed_at < run.scenario.run.rounds:
@@ -133,20 +131,19 @@ class Samples(Watcher):
                 yield rows, np.stack([values for _, _, values in found])
 
         dtype = getattr(torch, str(self.dtype))
-        fresh = self.folder / (FILE + ".new")
         try:
             tensors: dict[str, Tensor | RowStream] = {
                 "samples": RowStream((self.count, *self.shape), dtype, parts),
                 "rounds": torch.from_numpy(rounds),
                 "checksums": torch.from_numpy(sums),
             }
-            write_tensors(fresh, tensors, {"format": "fedsim samples 1", **self.metadata})
-            settle(fresh)
-            fresh.replace(self.folder / FILE)
+            with replacing(self.folder / FILE) as fresh:
+                write_tensors(fresh, tensors, {"format": "fedsim samples 1", **self.metadata})
+                settle(fresh)
             settle(self.folder)
             (self.folder / ROWS).unlink(missing_ok=True)
         except OSError as error:
-            raise cannot_write(fresh, error) from error
+            raise cannot_write(self.folder / FILE, error) from error
 
     def closed(self, error: BaseException | None) -> None:
         if self._handle is not None:

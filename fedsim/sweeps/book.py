@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from fedsim.core.disk import write_whole
 from fedsim.core.errors import FedsimError, InputError, RunError
 from fedsim.core.metrics import TABLE
 from fedsim.engine.run_directory import Run, bests, read_jsonl
@@ -103,8 +104,8 @@ class Book:
         hashes = {o.point.label: o.point.scenario.hash() for o in known}
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"name": self.plan.name, "runs": rows, "hashes": hashes}, indent=2) + "\n"
-        _replace(self.folder / "sweep.json", text)
-        _replace(self.folder / "summary.csv", _table(rows).to_csv(index=False))
+        write_whole(self.folder / "sweep.json", text)
+        write_whole(self.folder / "summary.csv", _table(rows).to_csv(index=False))
 
 
 def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -163,13 +164,6 @@ def _kind(value: Any) -> type | None:
     if isinstance(value, (dict, list)):
         return dict
     return float if hasattr(value, "__float__") and not isinstance(value, bool) else type(value)
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write a file so that whoever reads it, or kills this process, finds all of the old text or of the new."""
-    fresh = file.with_name(f".{file.name}.new")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(file)
 
 
 def _same_scenario(place: Path, scenario: Scenario) -> bool:
