@@ -89,6 +89,8 @@ class Desk:
         arguments = words[words.index("fedsim") + 1 :]
         if any(word in command for word in _OWN_TESTS):
             return "installs, or has tests of its own"
+        if arguments[0] == "reproduce" and len(arguments) > 1 and "--quick" not in arguments:
+            arguments += ["--quick"]
         if arguments[0] in ("run", "sweep"):
             text = Path(arguments[1]).read_text(encoding="utf-8")
             if not _varies_rounds(text):  # those of a file are short already

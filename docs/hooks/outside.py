@@ -16,7 +16,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 PLACE = "files"
 _PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "topologies/README.md")
-_SOURCES = ("scenarios/*.yaml", "scenarios/*.py", "deploy/*")
+_SOURCES = ("scenarios/*.yaml", "scenarios/*.py", "deploy/*", "reproductions/*.yaml")
 _LANGUAGES = {".yaml": "yaml", ".py": "python", ".toml": "toml"}
 _UNSEARCHED = "---\nsearch: {exclude: true}\n---\n\n"  # a find of a word in some file is no help
 _LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")

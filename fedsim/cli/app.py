@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from fedsim.cli.ending import Commands, interruptible, out_of_memory, own_fault, say_interrupted
+from fedsim.cli.ending import Commands, interruptible, out_of_memory, own_fault, resumable, say_interrupted
 from fedsim.cli.examples import examples
 from fedsim.cli.export import export
 from fedsim.cli.json_output import AsJson, emit
 from fedsim.cli.new import new
 from fedsim.cli.parts import describe, list_parts
 from fedsim.cli.progress import run_progress, told_steps
+from fedsim.cli.reproduce import reproduce
 from fedsim.cli.runs import runs
 from fedsim.cli.terminal import cell, console, metrics_line, say, table
 from fedsim.core.errors import FedsimError, InputError
@@ -76,7 +76,7 @@ def run(
         from fedsim.scenario.load import load
 
     checked = load(scenario, settings)
-    with _interruptible(), run_progress(checked.name, checked.run.rounds, as_json, checked.columns) as progress:
+    with resumable(), run_progress(checked.name, checked.run.rounds, as_json, checked.columns) as progress:
         result = simulate(checked, out, resume, progress)
     last = read_jsonl(result.dir / "metrics.jsonl")[-1]
     if as_json:
@@ -152,7 +152,7 @@ def sweep(
         together = Together(address or "local", parallel or available(), cpus, gpus)
 
     follow = nullcontext((None, None)) if as_json or together is None else follow_sweep()
-    with _interruptible(), follow_runs(as_json or together is not None) as started, follow as (told, ended):
+    with resumable(), follow_runs(as_json or together is not None) as started, follow as (told, ended):
         outcomes = run_sweep(sweep_file, out, resume, settings, started, together, retry_failed, told, ended)
     rows = summary(outcomes)
     if as_json:
@@ -286,6 +286,7 @@ app.command("list")(list_parts)
 app.command()(describe)
 app.command()(runs)
 app.command()(new)
+app.command()(reproduce)
 
 
 @app.command()
@@ -354,21 +355,6 @@ def _picture(figure: Figure, place: Path, quiet: bool) -> None:
         raise InputError(f"--out: the picture cannot be written to {place}: {error}") from None
     if not quiet:
         say(f"picture: {place}")
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the command with exit code 130 and say what was saved."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        saved = (
-            f"{error}, --resume continues"
-            if str(error)
-            else "--resume continues from the last checkpoint, if there is one"
-        )
-        say_interrupted(saved)
-        raise typer.Exit(130) from None
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, get_type_hints
 
+import typer
 from typer.core import TyperGroup
 
 from fedsim.core.blame import blamed
@@ -32,6 +33,21 @@ def say_interrupted(what: str) -> None:
     """Say, once, that the command was interrupted, and what is left of it."""
     _told.append(what)
     print(f"interrupted: {what}", file=sys.stderr)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the command with exit code 130 and say what was saved."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        saved = (
+            f"{error}, --resume continues"
+            if str(error)
+            else "--resume continues from the last checkpoint, if there is one"
+        )
+        say_interrupted(saved)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @contextmanager

@@ -71,8 +71,8 @@ def points(path: str | Path, settings: list[str] | None = None) -> tuple[str, li
     return plan.name, plan.points
 
 
-def read_sweep(path: str | Path, settings: list[str] | None = None) -> Plan:
-    """A sweep file's runs, all scenarios checked before the first one runs.
+def read_sweep(path: str | Path | Document, settings: list[str] | None = None) -> Plan:
+    """The runs of a sweep file, or of one that is read already; all scenarios checked before the first one runs.
 
     Raises
     ------
@@ -83,13 +83,12 @@ def read_sweep(path: str | Path, settings: list[str] | None = None) -> Plan:
         return _read(path, settings)
 
 
-def _read(path: str | Path, settings: list[str] | None) -> Plan:
-    document = read_yaml(path)
+def _read(path: str | Path | Document, settings: list[str] | None) -> Plan:
+    document = path if isinstance(path, Document) else read_yaml(path)
     if "scenario" not in document.values and {"data", "algorithm"} <= document.values.keys():
-        message = (
-            f"found a scenario; allowed: a sweep, which names one (scenario: FILE). To run this one: fedsim run {path}"
-        )
-        raise InputError(message, file=str(path))
+        message = "found a scenario; allowed: a sweep, which names one (scenario: FILE). To run this one: "
+        message += f"fedsim run {document.file}"
+        raise InputError(message, file=str(document.file))
     try:
         with older_spellings(document.values) as older:
             sweep_file = make_part(SweepFile, document.values)
@@ -123,7 +122,7 @@ def _read(path: str | Path, settings: list[str] | None) -> Plan:
     for label in sorted(label for label, times in Counter(p.label for p in found).items() if times > 1):
         message = f"two runs are called '{label}': make the cases' or values' names differ"
         key = "grid" if sweep_file.grid else "random" if axes else "cases"
-        wrong[Problem(message, key, str(path), document.lines.get(key))] = []
+        wrong[Problem(message, key, str(document.file), document.lines.get(key))] = []
     if wrong:
         raise InputError(replace(p, message=p.message + _where(labels)) for p, labels in wrong.items())
     return Plan(sweep_file.name, found, _directed(document, sweep_file.stop, found))

@@ -11,7 +11,7 @@ from fedsim.core.lock import owned
 from fedsim.engine.run_directory import clear
 from fedsim.engine.watch import Progress, listening
 from fedsim.sweeps.book import Book, Outcome
-from fedsim.sweeps.files import Point, read_sweep
+from fedsim.sweeps.files import Plan, Point, read_sweep
 from fedsim.sweeps.trial import attempt
 from fedsim.sweeps.tune import Together, run_together
 
@@ -49,19 +49,21 @@ def sweep(
     plan = read_sweep(path, settings)
     folder = Path(out) if out is not None else Path("sweeps") / plan.name
     with owned(folder):
-        return _sweep(Book(plan, folder), resume, started, together, retry, told, ended)
+        return sweep_plan(plan, folder, resume, started, together, retry, told, ended)
 
 
-def _sweep(
-    book: Book,
-    resume: bool,
-    started: Callable[[Point, int, int], Progress | None] | None,
-    together: Together | None,
-    retry: bool,
-    told: Callable[[Point, Mapping[str, Any]], None] | None,
-    ended: Callable[[Outcome], None] | None,
+def sweep_plan(
+    plan: Plan,
+    folder: Path,
+    resume: bool = False,
+    started: Callable[[Point, int, int], Progress | None] | None = None,
+    together: Together | None = None,
+    retry: bool = True,
+    told: Callable[[Point, Mapping[str, Any]], None] | None = None,
+    ended: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
-    plan = book.plan
+    """The runs of a sweep that is checked already, in a `folder` that is this process's; see `sweep`."""
+    book = Book(plan, folder)
     todo = list(enumerate(plan.points))
     if resume:
         book.read(retry)

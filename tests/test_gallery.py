@@ -1,0 +1,47 @@
+"""The gallery's pages are what docs/gallery.py makes from the committed results, and nothing of these is left out."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GALLERY = ROOT / "docs" / "gallery"
+RESULTS = sorted((GALLERY / "results").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gallery", ROOT / "docs" / "gallery.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pages_are_what_the_script_makes(script: ModuleType) -> None:
+    made = script.pages()
+    assert {file.name: file.read_text(encoding="utf-8") for file in GALLERY.glob("*.md")} == made
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
+def test_results_are_whole(file: Path) -> None:
+    """Not of a quick run or of changed keys, with what they depend on, and with their figure."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert file.stem == f"{found['name']}-{found['data']}"
+    assert (found["quick"], found["settings"]) == (False, [])
+    assert found["environment"]["packages"]["torch"]
+    assert all(run["x"] or run["error"] for run in found["runs"])
+    assert (GALLERY / "images" / f"{file.stem}.png").is_file()
+    assert file.stat().st_size < 300_000
+
+
+def test_every_result_is_of_a_reproduction(script: ModuleType) -> None:
+    known = {file.stem for file in (ROOT / "reproductions").glob("*.yaml")}
+    assert set(script.results()) <= known
+    assert len(RESULTS) >= 2
