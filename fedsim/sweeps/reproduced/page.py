@@ -135,10 +135,12 @@ def _made_by(made: Reproduction, on: str, results: Mapping[str, Any]) -> str:
     options = ("" if first else f" --on {on}") + "".join(f" --set {s}" for s in results["settings"])
     folder = " --data DIR" if made.data[on].path else ""
     quick = " --quick" if results["quick"] else ""
+    computing = f" ({busy:,.0f} of processor time)" if busy else ""
     return (
         f"Made by `fedsim reproduce {made.name}{options}{folder}{quick}` on {results['date']}: {len(results['runs'])} "
-        f"runs, {results['seconds']:,.0f} seconds in all{f' ({busy:,.0f} of processor time)' if busy else ''}, with Python {env['python']}, {packages}, {env['threads']} "
-        f"thread{'s' * (env['threads'] != 1)} ({env.get('processor') or env['machine']}, {env['cpus']} cores)."
+        f"runs, {results['seconds']:,.0f} seconds in all{computing}, with Python {env['python']}, {packages}, "
+        f"{env['threads']} thread{'s' * (env['threads'] != 1)} ({env.get('processor') or env['machine']}, "
+        f"{env['cpus']} cores)."
     )
 
 
