@@ -1,4 +1,4 @@
-"""One SuperLink and three SuperNodes as real processes on loopback: the bars of a deployment.
+"""One SuperLink and four SuperNodes as real processes on loopback: the bars of a deployment.
 
 They speak TLS, and the SuperLink lets in SuperNodes with registered keys alone, as docs/deploy.md has it. All runs
 share the processes, and those that only have to equal a simulation go on side by side: a message costs seconds of
@@ -30,7 +30,7 @@ pytest.importorskip("flwr")
 pytestmark = [pytest.mark.flower, pytest.mark.slow]
 
 Make = Callable[..., Any]
-N, SECONDS = 3, 400.0
+N, SECONDS = 4, 400.0
 NAMES = [*(f"client-{c}" for c in range(N)), "spare"]
 LINES = {"timeout": SECONDS / 2, "wait_seconds": SECONDS / 2}
 AWAY = 2.0  # seconds that rounds wait for a client that is not connected
@@ -47,14 +47,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def gathering(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
-    """A run that begins with client 0, is joined by client 1 and never by client 2, and what its log says.
+    """A run that begins with clients 0 and 3, is joined later by 1 and never by 2, and what its log says.
 
     It is stopped when it has shown that; after it all clients are there.
     """
     folder = tmp_path_factory.mktemp("gathering") / "app"
-    cluster.supernode(0, N)
+    for client in (0, 3):
+        cluster.supernode(client, N)
     deploy(parse(scenario("fedavg", rounds=200)), folder)
-    run = cluster.begin(folder, **LINES, min_clients=1, away_seconds=AWAY)
+    run = cluster.begin(folder, **LINES, min_clients=2, away_seconds=AWAY)
     trace = folder / "results" / "trace.jsonl"
     wait_for(lambda: trace.exists() and len(read_jsonl(trace)) >= 2, SECONDS)
     cluster.supernode(1, N)
@@ -195,8 +196,8 @@ def test_who_joins_takes_part_and_who_never_comes_is_waited_for_once(gathering: 
     assert sorted(waits) == [("1", "1"), ("2", "1")]
     joined = next(i for i, row in enumerate(run.trace) if 1 in row["clients"])
     assert joined >= 2
-    assert [(row["clients"], row["missing"]) for row in run.trace[:joined]] == [([0], [1, 2])] * joined
-    assert (run.trace[joined]["clients"], run.trace[joined]["missing"]) == ([0, 1], [2])
+    assert [(row["clients"], row["missing"]) for row in run.trace[:joined]] == [([0, 3], [1, 2])] * joined
+    assert (run.trace[joined]["clients"], run.trace[joined]["missing"]) == ([0, 1, 3], [2])
     replies = read_jsonl(run.dir / "replies.jsonl")
     assert {r["status"] for r in replies if r["client"] == 2} == {"away"}
     assert "timeout" not in {r["status"] for r in replies}
@@ -263,7 +264,7 @@ def test_own_data_equal_the_simulation_of_the_pooled_rows(cluster: Cluster, tmp_
     own_tables.write_server(tmp_path)
     for client, key in enumerate(("client-0", "spare", "client-2")):  # client 1's may be in use: it was killed
         own = own_tables.write_own(tmp_path, client)
-        cluster.supernode(client, N, name=key, own_data=str(own))
+        cluster.supernode(client, len(own_tables.SIZES), name=key, own_data=str(own))
     deployed = complete(cluster, own_tables.sections(tmp_path), tmp_path / "app")
     simulated = fedsim.run(own_tables.pooled(tmp_path, {}), out=tmp_path / "simulated")
     assert float((deployed.params - simulated.params).abs().max()) < 1e-12
