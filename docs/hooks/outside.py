@@ -53,8 +53,8 @@ def _led(text: str, origin: str, place: str) -> str:
 
     def moved(found: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(origin), found[1]))
-        inside = target.removeprefix("docs/")
-        if inside == target:
+        inside = target.removeprefix("docs/").replace(".ipynb", ".md")
+        if not target.startswith("docs/"):
             inside = f"{PLACE}/{target}" + ("" if target.endswith(".md") else ".md")
         return posixpath.relpath(inside, posixpath.dirname(place) or ".")
 

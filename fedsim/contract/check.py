@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fedsim.contract.tools import CheckResult, checked, explained, part_of
 from fedsim.core.errors import InputError, unknown
-from fedsim.core.registry import KINDS, load_object, names
+from fedsim.core.registry import KINDS, load_object, names, spelled
 
 Laws = Mapping[str, Callable[[], str]]
 """Law: a function that says what it measured, or raises `LawBrokenError`."""
@@ -45,11 +45,14 @@ PROMISES = {
 """Kinds of parts whose laws are known; the laws of parts of higher packages are there, beside what they inherit."""
 
 
-def check(name: str, settings: Sequence[str] = (), kind: str | None = None) -> list[CheckResult]:
+def check(
+    name: str | Callable[..., object], settings: Sequence[str] = (), kind: str | None = None
+) -> list[CheckResult]:
     """Check every law of a part: registered, or somebody's own ``pkg.mod:Name``.
 
     Parameters
     ----------
+    name : of the part; or a class or function of one's own itself, also of a notebook.
     settings : ``key=value`` for the part's keys, values in YAML.
     kind : of the part, where its name alone does not tell (``backend`` always: a function that makes one of a worker).
 
@@ -58,6 +61,7 @@ def check(name: str, settings: Sequence[str] = (), kind: str | None = None) -> l
     InputError
         No such part, it is of no kind that promises anything, or the settings are wrong.
     """
+    name = str(spelled(name))
     kind = kind or kind_of(name)
     if kind not in PROMISES:
         raise InputError(unknown("kind", kind, list(PROMISES)))

@@ -29,7 +29,7 @@ _MOST = 4  # curves where nobody says which
 
 
 def displays() -> Callable[..., Any] | None:
-    """What shows HTML in the notebook that this runs in (Jupyter, VS Code, Colab); None where it is no notebook."""
+    """What shows things in the notebook that this runs in (Jupyter, VS Code, Colab); None where it is no notebook."""
     console = sys.modules.get("IPython")
     shell = None if console is None else console.get_ipython()
     if shell is None or not hasattr(shell, "kernel"):
@@ -44,23 +44,22 @@ def bar(name: str, rounds: int, columns: Mapping[str, Metric]) -> Iterator[Progr
     if display is None:
         yield None
         return
-    HTML = importlib.import_module("IPython.display").HTML
-    shown = display(HTML(_bar(name, 0, rounds, "")), display_id=True)
+    shown = display(_bar(name, 0, rounds, ""), raw=True, display_id=True)
     done, said, drawn = 0, "", time.monotonic()
 
     def update(number: int, row: Mapping[str, Any] | None) -> None:
         nonlocal done, said, drawn
         done = number
         if row:
-            said = ", ".join(f"{m.words} {_cell(row[m.name])}" for m in _telling(columns, [row]) if m.name in row)
+            said = ", ".join(f"{m.words} {_plain(row[m.name])}" for m in _telling(columns, [row]) if m.name in row)
         if number >= rounds or time.monotonic() - drawn >= _PAUSE:
             drawn = time.monotonic()
-            shown.update(HTML(_bar(name, done, rounds, said)))
+            shown.update(_bar(name, done, rounds, said), raw=True)
 
     try:
         yield update
     finally:
-        shown.update(HTML(_bar(name, done, rounds, said)))
+        shown.update(_bar(name, done, rounds, said), raw=True)
 
 
 def curves(rows: Rows, table: Mapping[str, Metric], names: Sequence[str], x: str, label: str) -> Figure:
@@ -113,17 +112,24 @@ def _telling(columns: Mapping[str, Metric], rows: Rows) -> list[Metric]:
     return [m for m in columns.values() if m.brief == "line" and m.name != "round" and m.name in found]
 
 
-def _bar(name: str, done: int, rounds: int, said: str) -> str:
-    return (
-        f'<div><b>{html.escape(name)}</b> <progress value="{done}" max="{rounds}" style="width: 16em"></progress> '
-        f"round {done} of {rounds}{f': {html.escape(said)}' if said else ''}</div>"
-    )
+def _bar(name: str, done: int, rounds: int, said: str) -> dict[str, str]:
+    """By media type, for a notebook to choose from; the plain words are for consoles and for readers of files."""
+    words = f"round {done} of {rounds}{f': {said}' if said else ''}"
+    drawn = f'<progress value="{done}" max="{rounds}" style="width: 16em"></progress>'
+    return {
+        "text/html": f"<div><b>{html.escape(name)}</b> {drawn} {html.escape(words)}</div>",
+        "text/plain": f"{name}: {words}",
+    }
 
 
 def _cell(value: Any) -> str:
+    return html.escape(_plain(value))
+
+
+def _plain(value: Any) -> str:
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
-    return "" if value is None else html.escape(str(value))
+    return "" if value is None else str(value)
 
 
 def _is_number(value: Any) -> bool:

@@ -21,9 +21,9 @@ _MOST_IMAGES = 8
 
 def roc_figure(curves: Mapping[str, Sequence[tuple[Floats, Floats]]]) -> Figure:
     """``{attack: [(fpr, tpr), ...]}``: a thin line per target, a thick one for their mean, logarithmic axes."""
-    from matplotlib.figure import Figure
+    from fedsim.figures.drawing import Drawing
 
-    figure = Figure(figsize=(5.0, 4.2), layout="constrained")
+    figure = Drawing(figsize=(5.0, 4.2), layout="constrained")
     axes = figure.add_subplot()
     grid = np.geomspace(_LOWEST, 1.0, 200)
     for i, (name, found) in enumerate(curves.items()):
@@ -48,9 +48,9 @@ def bounds_figure(found: Mapping[str, tuple[float, float]], claimed: float) -> F
 
     The ceiling, a thin line, is the largest bound the attack could have given.
     """
-    from matplotlib.figure import Figure
+    from fedsim.figures.drawing import Drawing
 
-    figure = Figure(figsize=(6.0, 0.9 + 0.55 * len(found)), layout="constrained")
+    figure = Drawing(figsize=(6.0, 0.9 + 0.55 * len(found)), layout="constrained")
     axes = figure.add_subplot()
     for i, (low, ceiling) in enumerate(found.values()):
         axes.barh(i, low, height=0.5, color="#cf4b7d" if low > claimed else "#2f7ebc")
@@ -70,9 +70,9 @@ def bounds_figure(found: Mapping[str, tuple[float, float]], claimed: float) -> F
 
 def scores_figure(scores: Floats, members: npt.NDArray[np.bool_]) -> Figure:
     """Histograms of canary scores, with and without the canary."""
-    from matplotlib.figure import Figure
+    from fedsim.figures.drawing import Drawing
 
-    figure = Figure(figsize=(6.0, 2.6), layout="constrained")
+    figure = Drawing(figsize=(6.0, 2.6), layout="constrained")
     axes = figure.add_subplot()
     edges = np.histogram_bin_edges(scores, bins=min(40, max(5, len(scores) // 10)))
     for label, chosen, colour in (("coin 1", members, "#e07b00"), ("coin 0", ~members, "#2f7ebc")):
@@ -85,11 +85,11 @@ def scores_figure(scores: Floats, members: npt.NDArray[np.bool_]) -> Figure:
 
 def reconstruction_figure(rows: Mapping[str, Sequence[tuple[Floats, str]]]) -> Figure:
     """Rows of images ``[C, H, W]`` in 0..1, each with a caption; the row's name stands at its left."""
-    from matplotlib.figure import Figure
+    from fedsim.figures.drawing import Drawing
 
     shown = {name: row[:_MOST_IMAGES] for name, row in rows.items()}
     columns = max(map(len, shown.values()))
-    figure = Figure(figsize=(1.35 * max(columns, 3) + 0.4, 1.6 * len(shown)), layout="constrained")
+    figure = Drawing(figsize=(1.35 * max(columns, 3) + 0.4, 1.6 * len(shown)), layout="constrained")
     grid: Any = figure.subplots(len(shown), columns, squeeze=False)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])

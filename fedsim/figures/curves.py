@@ -74,23 +74,23 @@ def style(group: int, groups: int) -> tuple[str, Dashes]:
 
 def panel_figure(panel: Panel, groups: int, size: tuple[float, float] = (3.5, 2.5)) -> Figure:
     """One panel of `size` (inches) without legend, on a transparent ground; without pyplot's state, for ``savefig``."""
-    from matplotlib.figure import Figure
+    from fedsim.figures.drawing import Drawing
 
-    figure = Figure(figsize=size, layout="constrained", facecolor="none", dpi=200)
+    figure = Drawing(figsize=size, layout="constrained", facecolor="none", dpi=200)
     _draw(figure.add_subplot(), panel, groups)
     return figure
 
 
 def grid_figure(rows: Sequence[Sequence[Panel]], labels: Sequence[str], title: str = "") -> Figure:
     """Panels in rows with one legend for all. No pyplot state: save it with ``figure.savefig``."""
-    from matplotlib.figure import Figure
+    from fedsim.figures.drawing import Drawing
 
     width = max(len(row) for row in rows)
     entries = _entries(rows, labels)
     columns = max(1, min(len(entries), int(3.2 * width * 12 / (8 + max(len(e.get_label()) for e in entries)))))
     extra = 0.25 * -(-len(entries) // columns)
     size = (max(3.2 * width, 4.5), 2.4 * len(rows) + extra + (0.3 if title else 0))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Drawing(figsize=size, layout="constrained")
     axes = figure.subplots(len(rows), width, squeeze=False)
     for i, row in enumerate(rows):
         for k in range(width):

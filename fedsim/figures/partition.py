@@ -36,11 +36,12 @@ def _bars(counts: np.ndarray[Any, np.dtype[Any]], names: Sequence[str]) -> Figur
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    from fedsim.figures.drawing import Drawing
+
     clients, labels = counts.shape
-    figure = Figure(figsize=(max(6.0, 0.18 * clients + 2.5), 4.0), layout="constrained")
+    figure = Drawing(figsize=(max(6.0, 0.18 * clients + 2.5), 4.0), layout="constrained")
     axes = figure.add_subplot()
     many = labels > _LEGEND_ROWS
     colours = colormaps["viridis"](np.linspace(0, 1, labels)) if many else colormaps["tab20"](_order(labels))
@@ -70,16 +71,17 @@ def _order(labels: int) -> list[int]:
 
 
 def _heat(counts: np.ndarray[Any, np.dtype[Any]], names: Sequence[str]) -> Figure:
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
+
+    from fedsim.figures.drawing import Drawing
 
     clients, labels = counts.shape
     sizes = counts.sum(axis=1)
     if labels == 1:
-        figure = Figure(figsize=(8.0, 3.5), layout="constrained")
+        figure = Drawing(figsize=(8.0, 3.5), layout="constrained")
         lower = figure.add_subplot()
     else:
-        figure = Figure(figsize=(8.0, 5.5), layout="constrained")
+        figure = Drawing(figsize=(8.0, 5.5), layout="constrained")
         upper, lower = figure.subplots(2, 1, height_ratios=(3, 2))
         # Clients with the same main label side by side: the eye sees the skew, not the numbering.
         shares = counts / np.maximum(sizes, 1)[:, None]

@@ -56,13 +56,13 @@ def schedule_figure(
     gossip : clients are the nodes of a graph, and combines the ends of its rounds.
     clock : what the seconds are.
     """
-    from matplotlib.figure import Figure
+    from fedsim.figures.drawing import Drawing
 
     shown, by_speed = _rows(bars, clients)
     place = {c: i for i, c in enumerate(shown)}
     drawn = [b for b in bars if b.client in place]
     end = _end(drawn, len(shown), until)
-    figure = Figure(figsize=(9, 1.7 + 0.16 * max(len(shown), 6)), layout="constrained")
+    figure = Drawing(figsize=(9, 1.7 + 0.16 * max(len(shown), 6)), layout="constrained")
     axes = figure.add_subplot()
     _draw_bars(axes, drawn, place, end)
     off = {} if times_off is None else {place[c]: stretches for c in shown if (stretches := times_off(c, end))}
@@ -101,10 +101,11 @@ def schedule_figure(
 
 def staleness_figure(counts: Mapping[int, int]) -> Figure:
     """How many results were how many combines old when they were combined."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(5, 2.4), layout="constrained")
+    from fedsim.figures.drawing import Drawing
+
+    figure = Drawing(figsize=(5, 2.4), layout="constrained")
     axes = figure.add_subplot()
     axes.bar(list(counts), list(counts.values()), width=0.9, color=_BUSY)
     axes.set_xlabel("staleness (combines)", fontsize=9, color=INK)

@@ -27,11 +27,11 @@ def topology_figure(graph: nx.Graph[Any], title: str = "") -> Figure:
     where springs put them, always the same way. The figure belongs to no pyplot state: save it with
     ``figure.savefig(path)``.
     """
-    from matplotlib.figure import Figure
+    from fedsim.figures.drawing import Drawing
 
     places, geographic = _places(graph)
     n = len(places)
-    figure = Figure(figsize=(8.6, 6.2), dpi=120, layout="constrained")
+    figure = Drawing(figsize=(8.6, 6.2), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     _edges(figure, axes, graph, places)
     _nodes(figure, axes, graph, places)

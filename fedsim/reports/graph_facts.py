@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim.core.documents import flow
 from fedsim.core.errors import InputError
+from fedsim.core.registry import spelled
 from fedsim.reports.plan import describe_topology, scenario_topology
 from fedsim.scenario.load import given
 from fedsim.scenario.sections import Scenario
@@ -47,13 +48,17 @@ class GraphFacts:
 
 
 def topology(
-    what: str | Path | Scenario | Mapping[str, Any], nodes: int | None = None, weights: str | None = None, **keys: Any
+    what: str | Path | Scenario | Mapping[str, Any] | Callable[..., Any],
+    nodes: int | None = None,
+    weights: str | None = None,
+    **keys: Any,
 ) -> GraphFacts:
     """Facts and the graph of a registered graph, a graph file, or a scenario's topology.
 
     Parameters
     ----------
-    what : the name of a graph, a file of one, a scenario's file, or a scenario itself.
+    what : the name of a graph, a class or function of one's own that makes one, a file of one, a scenario's file, or a
+        scenario itself.
     nodes : how many there are, of a name.
     weights : mixing weights, of a name or a file.
     **keys : keys of the graph: ``topology("random_geometric", 20, radius=0.4)``.
@@ -69,5 +74,7 @@ def topology(
             raise InputError(f"found {', '.join(found)} with a scenario, which says that itself; allowed: leave it out")
         facts, graph = scenario_topology(given(what))
     else:
-        facts, graph = describe_topology(str(what), nodes, [f"{k}={flow(v)}" for k, v in keys.items()], weights)
+        facts, graph = describe_topology(
+            str(spelled(what)), nodes, [f"{k}={flow(v)}" for k, v in keys.items()], weights
+        )
     return GraphFacts(str(facts.pop("name")), facts, graph)

@@ -93,7 +93,7 @@ def describe_topology(what: str, nodes: int | None, settings: list[str], weights
     )
     if section["graph"] == "file" and nodes is not None:
         raise InputError("--nodes goes with a graph's name; a file has its own nodes")
-    if "graph" in section and section["graph"] != "file" and path.suffix:
+    if "graph" in section and section["graph"] != "file" and path.suffix and ":" not in path.name:
         raise InputError(f"no such file, and no graph of that name; allowed: {', '.join(names('graph'))}", file=what)
     section |= override(Document({}), settings).values
     if weights is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import broken_parts
 import pytest
 
 import fedsim
@@ -186,6 +187,12 @@ def test_what_no_run_here_has_is_said() -> None:
 )  # fmt: skip
 def test_the_kind_shows(name: str, kind: str) -> None:
     assert kind_of(name) == kind
+
+
+def test_a_class_stands_for_its_name() -> None:
+    assert fedsim.check(broken_parts.Good) == fedsim.check("broken_parts:Good")
+    with pytest.raises(fedsim.InputError, match="cannot be found again by its name"):
+        fedsim.check(lambda values: values)
 
 
 @pytest.mark.parametrize(

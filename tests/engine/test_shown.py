@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,18 +65,21 @@ def test_a_directory_without_rows_yet_is_shown_too(tmp_path: Path) -> None:
 
 @pytest.fixture
 def pages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What a notebook displays; IPython itself is no part of the tests, so its two names stand in for it."""
+    """What a notebook displays, with two names in IPython's place; tests/test_notebooks.py has a real kernel."""
     shown: list[str] = []
-    handle = SimpleNamespace(update=lambda page: shown.append(page))
 
-    def display(page: str, display_id: bool) -> Any:
+    def update(page: dict[str, str], raw: bool) -> None:
+        assert raw
+        shown.append(page["text/html"])
+
+    def display(page: dict[str, str], raw: bool, display_id: bool) -> Any:
         assert display_id
-        shown.append(page)
-        return handle
+        update(page, raw)
+        return SimpleNamespace(update=update)
 
     shell = SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
-    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display, HTML=lambda text: text))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
     return shown
 
 
@@ -114,12 +118,27 @@ def test_the_topology_from_python(tmp_path: Path) -> None:
     assert of_scenario.facts["spectral_gap"] == named.facts["spectral_gap"]
     assert "spectral_gap" in named._repr_html_()
     named.plot().savefig(tmp_path / "ring.svg")
+    assert named.plot()._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
     for wrong, said in (
         (lambda: fedsim.topology(SCENARIO), "has a server"),
         (lambda: fedsim.topology(gossip, 4), "nodes"),
     ):
         with pytest.raises(InputError, match=said):
             wrong()
+
+
+def test_the_topology_of_a_graph_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function itself, or its name, of a module in a package too."""
+    (tmp_path / "drawn_nets").mkdir()
+    (tmp_path / "drawn_nets" / "round.py").write_text(
+        "import networkx as nx\n\n\ndef wheel(nodes, seed):\n    return nx.wheel_graph(nodes)\n", encoding="utf-8"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    wheel = importlib.import_module("drawn_nets.round").wheel
+    for what in (wheel, "drawn_nets.round:wheel"):
+        assert fedsim.topology(what, 6).graph.number_of_edges() == 10
+    with pytest.raises(InputError, match="no such file"):
+        fedsim.topology("missing.graphml")
 
 
 def test_arrays_are_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
