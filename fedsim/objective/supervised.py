@@ -32,6 +32,7 @@ from fedsim.objective.curvature import class_probabilities, gauss_newton, output
 from fedsim.objective.kernel import Kernel, Precision
 from fedsim.objective.own_losses import of_clients
 from fedsim.objective.own_rows import OwnRows, Tested
+from fedsim.objective.positions import Positions
 from fedsim.objective.rows import evaluated, index_lists, peak, taken
 from fedsim.objective.scores import Sums, counted, summed
 from fedsim.objective.smoothness import convexity_of_linear, of_linear
@@ -73,7 +74,7 @@ class SupervisedTask(Task):
         test_inputs, test_targets = self.place(dataset.test_x, dataset.test_y)
         self.indices, self.offsets = index_lists(rows)
         self.num_clients = len(rows)
-        self.sizes = np.diff(self.offsets)
+        self.sizes, self._drawn = np.diff(self.offsets), Positions()
         self.importance = self.sizes / self.sizes.sum()
         self.num_classes, self.tokens = dataset.num_classes, tokens_of(dataset)
         self._targets_each = self._count()
@@ -131,7 +132,12 @@ class SupervisedTask(Task):
         sizes = self.sizes[clients]
         full = batch_size == "full"
         width = int(sizes.max() if full else min(int(batch_size), int(sizes.max())))
-        positions, valid = self._positions(clients, rounds, int(steps.max()), width, full, epochs)
+        if full:
+            slot = np.arange(width)
+            valid = np.broadcast_to(slot < sizes[:, None, None], (len(clients), int(steps.max()), width))
+            positions = np.where(valid, slot, 0)
+        else:
+            positions, valid = self._drawn.of(self.seed, clients, sizes, rounds, int(steps.max()), width, epochs)
         return self._plan(clients, rounds, positions, valid, None)
 
     def poisson_plan(self, clients: Ints, rounds: Ints, steps: Ints, rates: Floats, seed: int | None = None) -> Plan:
@@ -325,24 +331,6 @@ class SupervisedTask(Task):
     def place(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         x = x.to(device=self.device, dtype=self.dtype if x.is_floating_point() else None)
         return x, y.to(device=self.device, dtype=self.dtype if y.is_floating_point() else None)
-
-    def _positions(
-        self, clients: Ints, rounds: Ints, steps: int, width: int, full: bool, epochs: bool
-    ) -> tuple[Ints, Bools]:
-        """Which of its own samples each client takes: positions and whether they count, ``[m, steps, width]``."""
-        size = self.sizes[clients][:, None, None]
-        step, slot = np.arange(steps)[None, :, None], np.arange(width)[None, None, :]
-        if full:
-            valid = np.broadcast_to(slot < size, (len(clients), steps, width))
-            return np.where(valid, slot, 0), valid
-        if epochs:
-            per_epoch = -(-size // width)
-            epoch, position = step // per_epoch, (step % per_epoch) * width + slot
-        else:
-            epoch, position = step, np.broadcast_to(slot, (1, 1, width))
-        valid = np.broadcast_to(position < size, (len(clients), steps, width))
-        keys = rng.key(self.seed, "batch", clients[:, None, None], rounds[:, None, None], epoch)
-        return rng.permute(keys, np.minimum(position, size - 1), size), valid
 
     def _count(self) -> Ints | None:
         """How many targets of each row count, ``[N]``; None where all rows are alike in that."""
