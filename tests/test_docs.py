@@ -21,6 +21,7 @@ import fedsim
 from fedsim.cli.app import app
 from fedsim.core import registry
 from fedsim.sweeps.files import points
+from fedsim.sweeps.reproduced.files import known
 
 _OWN_TESTS = ("install", "pip ", "pytest", "chromium")
 
@@ -90,6 +91,8 @@ class Desk:
         if any(word in command for word in _OWN_TESTS):
             return "installs, or has tests of its own"
         if arguments[0] == "reproduce" and len(arguments) > 1 and "--quick" not in arguments:
+            if arguments[1] in known():
+                return "has a test of its own"
             arguments += ["--quick"]
         if arguments[0] in ("run", "sweep"):
             text = Path(arguments[1]).read_text(encoding="utf-8")

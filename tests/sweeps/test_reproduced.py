@@ -75,6 +75,13 @@ def invoke(*words: object) -> tuple[int, str, str]:
     return done.exit_code, done.stdout, said
 
 
+def test_they_come_along_with_the_examples(tmp_path: Path) -> None:
+    """And run there, beside the scenarios that they name."""
+    assert CliRunner().invoke(app, ["examples", str(tmp_path)]).exit_code == 0
+    for file in sorted((tmp_path / "reproductions").glob("*.yaml")):
+        assert task(file, quick=True).plan.points
+
+
 def test_there_are_reproductions() -> None:
     assert {"dspodfl", "fedfix", "fedspeed", "diff2"} <= set(NAMES)
     assert [name for name in NAMES if read(known()[name])[0].name != name] == []

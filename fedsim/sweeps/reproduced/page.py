@@ -109,7 +109,7 @@ def _section(made: Reproduction, on: str, choice: Data, results: Mapping[str, An
         f"## On {choice.title}\n",
         "Made with `--quick`: it shows that everything runs, and says nothing about the paper.\n" * results["quick"],
         headline(judged) + "\n",
-        *_table(["the paper's claim", "here"], [[v.says, told(v)] for v in judged]),
+        *_table(["claim", "here"], [[v.says, told(v)] for v in judged]),
         f"Numbers here are {'medians over' if len(seeds) > 1 else 'of'} seed{'s' * (len(seeds) > 1)} "
         f"{', '.join(map(str, seeds))}.{ranged}{_meant(made.quantities)}\n",
         *_table(header, rows),
