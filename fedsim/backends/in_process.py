@@ -26,7 +26,8 @@ class Vectorized(BackendDefaults):
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self._pending: list[Job] = []
-        self._done: dict[int, Message] = {}
+        self._done: dict[int, tuple[Message, int]] = {}
+        """The rows that a job was computed among, and which of them is its own: a million views would cost more."""
         self._stateful = not worker.store.empty
 
     def dispatch(self, job: Job) -> None:
@@ -42,8 +43,7 @@ class Vectorized(BackendDefaults):
         missing = [j for j in jobs.tolist() if j not in self._done]
         if missing:
             raise RunError(f"jobs {missing[:5]} were collected before they were dispatched")
-        rows = [self._done.pop(j) for j in jobs.tolist()]
-        return {k: torch.stack([row[k] for row in rows]) for k in rows[0]}
+        return _stacked([self._done.pop(j) for j in jobs.tolist()])
 
     def save(self) -> dict[str, Tensor]:
         """Clients' state, and the jobs in flight: what is computed, and what the others received."""
@@ -56,8 +56,7 @@ class Vectorized(BackendDefaults):
                 saved[f"pending.{name}"] = torch.as_tensor(getattr(job, name))
         if self._done:
             saved["done.numbers"] = torch.as_tensor(list(self._done))
-            for k in next(iter(self._done.values())):
-                saved[f"done.message.{k}"] = torch.stack([row[k] for row in self._done.values()])
+            saved |= {f"done.message.{k}": v for k, v in _stacked(list(self._done.values())).items()}
         return saved
 
     def load(self, saved: Mapping[str, Tensor]) -> None:
@@ -72,8 +71,7 @@ class Vectorized(BackendDefaults):
             self._pending = [Job(clients, rounds, steps, received, numbers)]
         if "done.numbers" in saved:
             messages = {k: v.to(device) for k, v in _under("done.message.", saved).items()}
-            for i, number in enumerate(saved["done.numbers"].tolist()):
-                self._done[number] = {k: v[i] for k, v in messages.items()}
+            self._done |= {number: (messages, i) for i, number in enumerate(saved["done.numbers"].tolist())}
 
     def draw_from(self, word: int) -> None:
         """Jobs that were given before have the noise that they would have had."""
@@ -92,10 +90,14 @@ class Vectorized(BackendDefaults):
         if not self._pending:
             return
         job = _merge(self._pending)
-        rows = {k: v.unbind(0) for k, v in self.worker.run(job).items()}
+        rows = self.worker.run(job)
         self._pending = []  # only now: what raises has to raise again when its messages are asked for
-        for i, number in enumerate(job.numbers.tolist()):
-            self._done[number] = {k: v[i] for k, v in rows.items()}
+        self._done |= {number: (rows, i) for i, number in enumerate(job.numbers.tolist())}
+
+
+def _stacked(found: list[tuple[Message, int]]) -> Message:
+    """Rows out of several results as one, ``[m, d]`` each."""
+    return {k: torch.stack([rows[k][i] for rows, i in found]) for k in found[0][0]}
 
 
 def _under(prefix: str, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,13 @@ LONGEST = 1e15
 """Seconds of the longest time that a scenario may name or draw: some 30 million years."""
 
 
+def in_bounds(seconds: float | Fraction) -> bool:
+    """Whether it is at most `LONGEST`; fractions compare themselves with floats slowly."""
+    if isinstance(seconds, Fraction):
+        return seconds.numerator <= int(LONGEST) * seconds.denominator
+    return seconds <= LONGEST
+
+
 def bounded(seconds: float | Fraction, what: str = "a time", key: str | None = None) -> float | Fraction:
     """The same number of seconds.
 
@@ -24,7 +31,7 @@ def bounded(seconds: float | Fraction, what: str = "a time", key: str | None = N
     InputError
         It is more than `LONGEST`; sums of such times are no longer numbers.
     """
-    if not seconds <= LONGEST:
+    if not in_bounds(seconds):
         raise InputError(f"found {what} of {float(seconds):g} seconds, allowed: at most {LONGEST:g}", key=key)
     return seconds
 
@@ -38,7 +45,8 @@ def ticks(seconds: float | Fraction) -> int:
     """The nearest number of ticks."""
     bounded(seconds)
     value = seconds if isinstance(seconds, Fraction) else exact(seconds)
-    return round(value * TICKS_PER_SECOND)
+    whole, rest = divmod(value.numerator * TICKS_PER_SECOND, value.denominator)
+    return whole + (2 * rest + (whole & 1) > value.denominator)  # halves to even, as Fraction's own slower `round` does
 
 
 def seconds(count: int) -> float:

@@ -21,7 +21,7 @@ from fedsim.core.registry import Part, register
 from fedsim.core.rng import generator
 from fedsim.core.types import Count, Positive, Probability
 from fedsim.data.flwr_partitioners import deal_labels, divide_rows, drawn, none_empty
-from fedsim.data.proportions import in_proportions
+from fedsim.data.proportions import equal_shares, in_proportions
 from fedsim.data.sets import Dataset
 
 _LABEL_FREE = "iid, size, linear, square, exponential, continuous"
@@ -80,7 +80,7 @@ def assign_partition(scheme: Partition | None, dataset: Dataset, clients: int, s
 
 def label_counts(labels: Array, rows: Sequence[Array], num_classes: int) -> Array:
     """How many rows of each label each client holds: int64 ``[clients, num_classes]``."""
-    client = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
+    client = np.repeat(np.arange(len(rows)), np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)))
     flat = client * num_classes + np.asarray(labels)[np.concatenate(rows)]
     return np.bincount(flat, minlength=len(rows) * num_classes).reshape(len(rows), num_classes)
 
@@ -95,7 +95,7 @@ class Iid(Partition):
     """
 
     def assign(self, labels: Array, clients: int, seed: int) -> list[Array]:
-        return np.array_split(_shuffled(labels, clients, seed), clients)
+        return equal_shares(_shuffled(labels, clients, seed), clients)
 
 
 @register.partition("dirichlet")
@@ -153,7 +153,7 @@ class InnerDirichlet(Partition):
                 f"found {len(self.alpha)} values for {len(present)} labels; allowed: one per label", key="alpha"
             )
         if self.partition_sizes is None:
-            sizes = [len(part) for part in np.array_split(order, clients)]
+            sizes = [len(part) for part in equal_shares(order, clients)]
         else:
             sizes = _sizes(self.partition_sizes, clients, len(order))
 
@@ -338,18 +338,20 @@ class LabelsPerNode(Partition):
             if len(nodes) > len(rows):
                 found = f"label {label} has {len(rows)} rows for {len(nodes)} of the {clients} clients"
                 raise InputError(f"{found}; allowed: fewer labels per node or fewer clients", key="labels")
-            for node, share in zip(nodes, np.array_split(rows, max(len(nodes), 1)), strict=False):
+            for node, share in zip(nodes, equal_shares(rows, max(len(nodes), 1)), strict=False):
                 parts[node].append(share)
         return [np.concatenate(part) for part in parts]
 
 
 def verified(rows: list[Array], total: int, clients: int) -> list[Array]:
     """The law of partitions, also for users' own schemes."""
-    if not isinstance(rows, (list, tuple)) or not all(isinstance(r, (list, np.ndarray)) for r in rows):
+    if not isinstance(rows, (list, tuple)) or not all(
+        issubclass(kind, (list, np.ndarray)) for kind in {*map(type, rows)}
+    ):
         raise InputError(f"the scheme gave {type(rows).__name__}, allowed: a list of rows per client", key="scheme")
     if len(rows) != clients:
         raise InputError(f"the scheme gave {len(rows)} clients rows instead of {clients}", key="scheme")
-    sizes = np.array([len(r) for r in rows])
+    sizes = np.fromiter(map(len, rows), dtype=np.int64, count=clients)
     if not sizes.all():
         raise InputError(
             f"client {int(sizes.argmin())} holds no rows ({int((sizes == 0).sum())} such clients)", key="scheme"
@@ -359,7 +361,7 @@ def verified(rows: list[Array], total: int, clients: int) -> list[Array]:
         raise InputError(f"the scheme gave rows that are not integers from 0 to {total - 1}", key="scheme")
     if np.bincount(every, minlength=total).max() > 1:
         raise InputError("the scheme gave a row to more than one client", key="scheme")
-    return [np.asarray(r, dtype=np.int64) for r in rows]
+    return [r if type(r) is np.ndarray and r.dtype == np.int64 else np.asarray(r, dtype=np.int64) for r in rows]
 
 
 def _shuffled(labels: Array, clients: int, seed: int) -> Array:

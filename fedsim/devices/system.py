@@ -6,7 +6,7 @@ Every law is a quantile function of one uniform number, keyed by (seed, client) 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fedsim.core import rng
 from fedsim.core.arrays import Ints
-from fedsim.core.clock import TICKS_PER_SECOND, bounded, ticks
+from fedsim.core.clock import TICKS_PER_SECOND, bounded, in_bounds, ticks
 from fedsim.core.errors import InputError
 from fedsim.devices.availability import Availability, Presence
 from fedsim.devices.laws import AnyLaw, Fixed, Law, Linear, Section, Table, Trace
@@ -117,14 +117,14 @@ class Durations:
         self._link = [0] * n
         if section.network is not None:
             latency = _draws(section.network.latency, n, seed, "latency", "network.latency")
-            seconds: list[Fraction | float] = [2 * v for v in latency]
+            seconds = _each(lambda v: 2 * v, latency)
             if section.network.bandwidth is not None:
                 rates = _draws(section.network.bandwidth, n, seed, "bandwidth", "network.bandwidth")
                 if min(rates) <= 0:
                     raise InputError(
                         "found a bandwidth of 0, allowed: above 0 bytes per second", key="network.bandwidth"
                     )
-                seconds = [s + (down + up) / r for s, r in zip(seconds, rates, strict=True)]
+                seconds = _each(lambda s, r: s + (down + up) / r, seconds, rates)
             self._link = _ticks(seconds, "network")
         self.links: list[Ints] = []
         """For gossip: ticks of one message over each link, per graph of the topology."""
@@ -207,7 +207,26 @@ def _draws(law: Law, n: int, seed: int, purpose: str, key: str) -> list[Fraction
         raise error.under(key) from None
 
 
+def _each(f: Callable[..., Fraction | float], *values: list[Fraction | float]) -> list[Fraction | float]:
+    """`f` of every client's values.
+
+    Where all clients have the same it is one object, and so is the result: fractions are slow, clients may be millions.
+    """
+    known: dict[tuple[int, ...], Fraction | float] = {}
+    made = []
+    for client in zip(*values, strict=True):
+        key = tuple(map(id, client))
+        if key not in known:
+            known[key] = f(*client)
+        made.append(known[key])
+    return made
+
+
 def _ticks(values: list[Fraction | float], key: str) -> list[int]:
+    known: dict[int, int] = {}
     for client, value in enumerate(values):
-        bounded(value, f"a time of client {client}", key)
-    return [ticks(v) if isinstance(v, Fraction) else int(v * TICKS_PER_SECOND + 0.5) for v in values]
+        if id(value) not in known:
+            if not in_bounds(value):
+                bounded(value, f"a time of client {client}", key)
+            known[id(value)] = ticks(value) if isinstance(value, Fraction) else int(value * TICKS_PER_SECOND + 0.5)
+    return [known[number] for number in map(id, values)]

@@ -24,7 +24,7 @@ def evaluated(rows: Ints, limit: int | None, seed: int, purpose: str) -> Ints:
 
 def index_lists(rows: Sequence[Ints]) -> tuple[Ints, Ints]:
     """Clients' row lists as one array and its offsets ``[n + 1]``: client i has ``flat[offsets[i]:offsets[i + 1]]``."""
-    lengths = np.fromiter((len(r) for r in rows), dtype=np.int64, count=len(rows))
+    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
     return np.concatenate(rows).astype(np.int64), np.concatenate([[0], np.cumsum(lengths)])
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import random
 from fractions import Fraction
 
 import pytest
 
-from fedsim.core.clock import TICKS_PER_SECOND, exact, seconds, ticks
+from fedsim.core.clock import LONGEST, TICKS_PER_SECOND, bounded, exact, seconds, ticks
+from fedsim.core.errors import InputError
 
 
 @pytest.mark.parametrize("number", [0.2, 0.1, 0.3, 1.0, 0.7333, 1e-4, 12.3456, 1e6])
@@ -33,3 +36,20 @@ def test_seconds_are_the_nearest_float() -> None:
         assert seconds(round(value * TICKS_PER_SECOND)) == float(value)
     assert ticks(Fraction(1, 3 * TICKS_PER_SECOND)) == 0
     assert ticks(Fraction(2, 3 * TICKS_PER_SECOND)) == 1
+
+
+def test_fractions_are_rounded_as_python_rounds_them() -> None:
+    draws = random.Random(0)
+    for _ in range(5000):
+        below = draws.choice([1, 3, 7, 2 * TICKS_PER_SECOND, 6 * TICKS_PER_SECOND, draws.randrange(1, 10**15)])
+        value = Fraction(draws.randrange(10**12), below)
+        assert ticks(value) == round(value * TICKS_PER_SECOND)
+
+
+def test_fractions_have_the_bound_of_other_numbers() -> None:
+    most = Fraction(int(LONGEST))
+    assert bounded(most) == LONGEST
+    with pytest.raises(InputError, match="at most 1e\\+15"):
+        bounded(most + Fraction(1, 3))
+    with pytest.raises(InputError, match="at most 1e\\+15"):
+        bounded(math.nan)

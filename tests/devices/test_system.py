@@ -221,3 +221,13 @@ def test_linear_and_table_cannot_be_drawn_per_job() -> None:
     law = make_part(SystemSection, {"compute": {"model": "linear", "fastest": 0.2}}).compute
     with pytest.raises(InputError, match="cannot vary from job to job"):
         law.quantile(0.5)
+
+
+def test_times_that_all_share_are_those_of_each_by_itself():
+    def each(value: float) -> dict[str, Any]:
+        return {"model": "table", "values": [value] * 4}
+
+    shared = durations(down=100, up=33, compute=0.3, network={"latency": 0.1, "bandwidth": 700.0})
+    apart = durations(down=100, up=33, compute=each(0.3), network={"latency": each(0.1), "bandwidth": each(700.0)})
+    assert lengths(shared, steps=3) == lengths(apart, steps=3)
+    assert shared.of(1, 0, 1) == ticks(Fraction(3, 10) + Fraction(2, 10) + Fraction(133, 700))
