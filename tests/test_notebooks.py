@@ -119,3 +119,27 @@ def test_a_wrong_number_in_the_text_is_found(notebook: Path) -> None:
                     right, cell.source = cell.source, cell.source.replace(number, number + "7")
                     assert unfounded(found.cells), number
                     cell.source = right
+
+
+@pytest.mark.slow
+def test_a_notebook_shows_a_mistake_as_a_sentence(execute: Callable[..., Any], tmp_path: Path) -> None:
+    """And what a cell raises ends the execution; somebody's own error keeps its traceback."""
+    import nbformat
+    from nbclient.exceptions import CellExecutionError
+
+    (tmp_path / "broken_part.py").write_text("def part():\n    pass\n\n\n1 / 0\n", encoding="utf-8")
+    shown = []
+    scenario = {"data": {"dataset": "digits"}, "model": {"name": "linear"}, "algorithm": {"name": "fedagv"}}
+    for wrong in (f"fedsim.run({scenario})", "fedsim.check('broken_part:part')"):
+        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(f"import fedsim\n{wrong}")])
+        nbformat.write(book, tmp_path / "wrong.ipynb")
+        with pytest.raises(CellExecutionError) as caught:
+            execute(tmp_path / "wrong.ipynb", tmp_path)
+        shown.append(caught.value.traceback.rpartition("------------------")[2].strip())
+    sentence, own = shown
+    assert sentence.startswith("InputError: algorithm.name: unknown algorithm 'fedagv'")
+    assert "did you mean 'fedavg'" in sentence
+    assert "\n" not in sentence
+    assert "ZeroDivisionError" in own
+    assert 'broken_part.py", line 5' in own
+    assert "\nInputError: " in own

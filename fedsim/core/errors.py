@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -52,6 +53,14 @@ class InputError(FedsimError):
     def under(self, prefix: str) -> InputError:
         """The same problems with `prefix` put before each key that has no file of its own."""
         return InputError(replace(p, key=f"{prefix}.{p.key}" if p.key else prefix) for p in self.problems)
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the sentences, and no path through fedsim, in which nothing is wrong.
+
+        Somebody's own error from which it follows keeps its traceback. IPython asks exceptions for this method.
+        """
+        before = [] if self.__cause__ is None else traceback.format_exception(self.__cause__)
+        return ["".join(before) + f"{type(self).__name__}: {self}"]
 
 
 class RunError(FedsimError):
