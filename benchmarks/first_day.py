@@ -112,7 +112,7 @@ def first_day(folder: Path, tests: bool) -> list[tuple[Step, float | None]]:
 def table(found: list[tuple[Step, float | None]], commit: str) -> str:
     """In Markdown, with where and when it was measured."""
     rows = [
-        f"| {step.name} | [{step.page}]({step.page}) | {len(step.commands())} | "
+        f"| {step.name} | `{step.page}` | {len(step.commands())} | "
         f"{'not measured' if seconds is None else f'{seconds:.0f}'} |"
         for step, seconds in found
     ]
