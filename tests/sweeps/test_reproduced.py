@@ -276,6 +276,8 @@ def test_claims_are_judged_on_medians_and_on_each_seed() -> None:
     assert judged(best="b", than=["a"], by=0.5) == (True, 2)  # at most twice as much; a seed without a value is lost
     assert judged(near={"c": 8.5}, within=0.1) == (True, 3)
     assert judged(near={"c": 8.5, "a": 3.0}, within=0.1) == (False, 0)
+    assert judged(best="c", than=["c"]) == (False, 0)  # a tie is no victory
+    assert judged(best="c", than=["c"], by=0.9) == (True, 3)
     higher = {name: Cell(cell.values, "higher") for name, cell in of.items()}
     assert judge(Check(says="it", of="q", best="c"), higher).seeds == 2
 

@@ -89,9 +89,13 @@ def _holds(check: Check, values: Mapping[str, float | None], better: str) -> boo
                    for v, wanted in zip(got.values(), check.near.values(), strict=True))  # fmt: skip
     first = values[check.best]
     others = [values[name] for name in check.than or [n for n in values if n != check.best]]
-    if first is None:
-        return False
-    return all(v is None or (first * check.by <= v if better == "lower" else first >= v * check.by) for v in others)
+    return first is not None and all(v is None or _beats(first, v, check.by, better) for v in others)
+
+
+def _beats(first: float, other: float, by: float, better: str) -> bool:
+    """By a factor of at least `by`; where that is 1 a tie is no victory."""
+    ahead, behind = (first * by, other) if better == "lower" else (other * by, first)
+    return ahead < behind if by == 1 else ahead <= behind
 
 
 def _worth(value: float | None, better: str) -> float:
