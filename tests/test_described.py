@@ -80,9 +80,15 @@ def test_every_field_of_a_round_is_described() -> None:
 
 def test_every_scenario_is_on_the_page_of_scenarios() -> None:
     """And it says there what its file says of itself."""
-    written = runpy.run_path(str(ROOT / "docs" / "scenarios.py"))["page"]()
+    script = runpy.run_path(str(ROOT / "docs" / "scenarios.py"))
+    written, figures = script["page"](), script["figures"]()
     assert (ROOT / "docs" / "scenarios.md").read_text(encoding="utf-8") == written, "python docs/scenarios.py"
     assert all(f"[{scenario.name}]" in written for scenario in SCENARIOS)
+    there = {file.name: file.read_text(encoding="utf-8") for file in script["FIGURES"].iterdir()}
+    assert there == figures, "python docs/scenarios.py"
+    assert set(re.findall(r"\]\(images/scenarios/(\S+)\)", written)) == set(figures)
+    assert max(len(drawn) for drawn in figures.values()) < 10_000
+    assert set(script["found"]()) <= {scenario.name for scenario in SCENARIOS}
 
 
 def test_the_pages_show_something() -> None:
