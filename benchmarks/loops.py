@@ -7,6 +7,7 @@ copied needlessly.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +25,22 @@ class ClientLoop:
         self.optimiser = torch.optim.SGD(model.parameters(), lr=lr)
         self.loss = nn.CrossEntropyLoss()
 
-    def round(self) -> None:
-        """One FedAvg round of one local epoch of everybody."""
-        total = torch.zeros_like(self.x)
-        for rows in self.rows:
+    def epoch(self, rows: Tensor) -> Sequence[Tensor]:
+        """Minibatches of a pass over `rows` in a random order."""
+        return rows[torch.randperm(len(rows))].split(self.batch)
+
+    def round(self, cohort: Iterable[Sequence[Tensor]] | None = None) -> None:
+        """One FedAvg round of those whose minibatches `cohort` gives; None: of one local epoch of everybody."""
+        total, count = torch.zeros_like(self.x), 0
+        for parts in map(self.epoch, self.rows) if cohort is None else cohort:
             vector_to_parameters(self.x.clone(), self.model.parameters())  # the parameters become views of the clone
-            shuffled = rows[torch.randperm(len(rows))]
-            for part in shuffled.split(self.batch):
+            for part in parts:
                 self.optimiser.zero_grad()
                 self.loss(self.model(self.inputs[part]), self.targets[part]).backward()
                 self.optimiser.step()
             total += parameters_to_vector(self.model.parameters()).detach()
-        self.x = total / len(self.rows)
+            count += 1
+        self.x = total / count
 
 
 class NodeLoop:
@@ -60,11 +65,16 @@ class NodeLoop:
     def _stack(self) -> Tensor:
         return torch.stack([parameters_to_vector(m.parameters()) for m in self.models])
 
-    def round(self) -> None:
-        """x_i = sum_j w_ij x_j - lr g_i(x_i)"""
+    def parameters(self) -> Tensor:
+        """Of all nodes, ``[n, d]``."""
+        return self._stack()
+
+    def round(self, minibatches: Iterable[Tensor] | None = None) -> None:
+        """x_i = sum_j w_ij x_j - lr g_i(x_i), on `minibatches`; None: on random ones."""
         before = self._stack()
-        for model, optimiser, rows in zip(self.models, self.optimisers, self.rows, strict=True):
-            part = rows[torch.randint(len(rows), (self.batch,))]
+        if minibatches is None:
+            minibatches = (rows[torch.randint(len(rows), (self.batch,))] for rows in self.rows)
+        for model, optimiser, part in zip(self.models, self.optimisers, minibatches, strict=True):
             optimiser.zero_grad()
             self.loss(model(self.inputs[part]), self.targets[part]).backward()
             optimiser.step()

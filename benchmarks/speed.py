@@ -60,6 +60,12 @@ class Engine:
                 self.simulation._combine(event)
                 self.simulation.parts.clear()
 
+    def parameters(self) -> torch.Tensor:
+        """Of the server ``[d]``, or of all nodes ``[n, d]``, as they are now."""
+        params = self.simulation.home.params
+        assert isinstance(params, torch.Tensor)
+        return params
+
     def loop(self, lr: float, batch: int) -> ClientLoop | NodeLoop:
         """The alternative on the same data, partition, model and graph."""
         task = self.assembly.task

@@ -1,0 +1,92 @@
+"""The benchmarks that write tables into pages run, and write what they measured: short runs of the real programs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docs_pages import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
+TABLES: dict[str, Any] = runpy.run_path(str(BENCHMARKS / "tables.py"))
+
+
+def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [sys.executable, str(BENCHMARKS / name), *arguments],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    """A page with marks for both tables."""
+    page = tmp_path / "page.md"
+    marks = "\n\n".join(f"<!-- {name} -->\nold\n<!-- end of {name} -->" for name in ("peers", "limits"))
+    page.write_text(f"before\n\n{marks}\n\nafter\n")
+    return page
+
+
+@pytest.mark.slow
+def test_peers_compute_the_same_and_are_written_down(page: Path, tmp_path: Path) -> None:
+    done = run("peers.py", "trial", "--peer", "loop", "--repeats", "1", "--threads", "1", "--write", str(page))
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    assert "| ms a round (times fedsim's) | fedsim | lean PyTorch loop |" in text
+    assert text.startswith("before")
+    assert text.endswith("after\n")
+    assert text.count("old") == 1  # between the marks of the other table
+    found = json.loads((tmp_path / "page-peers.json").read_text())["works"]["trial"]
+    assert found["fedsim"]["gap"] == 0.0
+    assert 0.0 < found["loop"]["gap"] <= 1e-4
+    assert all(len(of["seconds"]) == 1 and of["seconds"][0] > 0 for of in found.values())
+
+
+@pytest.mark.slow
+def test_limits_are_shares_of_what_the_machine_does(page: Path, tmp_path: Path) -> None:
+    done = run("limits.py", "softmax-b16", "mlp-one", "--repeats", "1", "--write", str(page))
+    assert done.returncode == 0, done.stderr
+    assert page.read_text().count("| MLP") + page.read_text().count("| the same, one client") == 1
+    softmax, mlp = json.loads((tmp_path / "page-limits.json").read_text())["rows"]
+    assert softmax["flops"] == 4 * 100 * 16 * 7840  # forward, and the weights' gradient
+    assert mlp["flops"] == 32 * (4 * 784 * 200 + 6 * 200 * 10)  # of the second layer that of its inputs too
+    for row in (softmax, mlp):
+        bound = max(row["flops"] / row["gemm"], row["bytes"] / row["triad"])
+        assert row["share"] == pytest.approx(bound / row["seconds"])
+
+
+@pytest.mark.parametrize("text", ["", "<!-- end of peers --> <!-- peers -->", "<!-- peers -->" * 2])
+def test_a_page_without_its_marks_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="once each"):
+        TABLES["between"](text, "peers", "table")
+
+
+def test_the_page_of_speed_has_marks_for_both_tables() -> None:
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    for name in ("peers", "limits"):
+        assert "new" in TABLES["between"](page, name, "new")
+
+
+def test_every_peer_has_its_program_and_its_packages() -> None:
+    """A peer's program imports what its environment has: no fedsim, except fedsim's own."""
+    lists = {file.stem for file in (BENCHMARKS / "peer" / "requirements").iterdir()}
+    assert lists == {"flower", "fluke", "jax", "pfl"}
+    for file in ("jax_vmap", "flower_simulation", "pfl_simulated", "fluke_serial", "torch_loop", "gate", "works"):
+        tree = ast.parse((BENCHMARKS / "peer" / f"{file}.py").read_text(encoding="utf-8"))
+        names = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        names |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        assert not [n for n in names if n and n.split(".")[0] == "fedsim"], file
+
+
+def test_every_listed_version_is_exact() -> None:
+    for file in (BENCHMARKS / "peer" / "requirements").iterdir():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            assert "==" in line, f"{file.name}: {line}"
