@@ -30,6 +30,8 @@ from typing import Any
 
 import yaml
 
+from fedsim.audit.base import Finding
+from fedsim.audit.verdict import verdict
 from fedsim.core.metrics import metric
 from fedsim.engine.run_directory import Run, read_jsonl
 
@@ -101,6 +103,18 @@ def curves(folder: Path) -> dict[str, Any]:
     return {"metric": declared.words, "log": declared.log, "lines": {k: v for k, v in lines.items() if len(v) > 1}}
 
 
+def verdicts(folder: Path) -> dict[str, Any]:
+    """What an audit found, in its sentence."""
+    file = folder / "audit.json"
+    if not file.exists():
+        return {}
+    told = json.loads(file.read_text(encoding="utf-8"))
+    findings = {
+        one["audit"]: Finding(one["threat_model"], one["results"], alarm=one["alarm"]) for one in told["audits"]
+    }
+    return {"found": verdict(findings, told["claim"])}
+
+
 def _mean(of: list[list[tuple[float, float]]]) -> list[tuple[float, float]]:
     """Over seeds, at the rounds that all of them have."""
     values = [dict(points) for points in of]
@@ -132,7 +146,7 @@ def measured(file: Path, at_most: float) -> dict[str, Any] | str:
         return {
             "seconds": round(wall, 1), "processor_seconds": round(used, 1), "interrupted": late, "busy": busy,
             "date": str(datetime.date.today()), "cores": os.cpu_count(), "python": platform.python_version(),
-            **curves(out),
+            **curves(out), **verdicts(out),
         }  # fmt: skip
 
 

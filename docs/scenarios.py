@@ -66,6 +66,8 @@ def _entry(name: str, text: str, values: dict[str, object], measured: dict[str, 
     of = f"\nvaries [{values['scenario']}](../scenarios/{values['scenario']})" if "scenario" in values else ""
     head = f"**[{name}](../scenarios/{name})**{' *needs data from a hub*' if needs else ''}{of}"
     told = [head, "\n".join(textwrap.wrap(_said(text), 118, break_on_hyphens=False)), _took(measured)]
+    if measured and "found" in measured:
+        told.append("\n".join(textwrap.wrap(f"Found: {measured['found']}", 118, break_on_hyphens=False)))
     if measured and measured.get("lines"):
         told.append(f"![{measured['metric']} over the rounds](images/scenarios/{Path(name).stem}.svg)")
     return "\n\n".join(told) + "\n"

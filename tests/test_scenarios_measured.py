@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import json
 import runpy
@@ -15,6 +16,8 @@ import yaml
 from docs_pages import ROOT, SCENARIOS
 
 import fedsim
+from fedsim.audit import command as audit
+from fedsim.scenario.load import given
 
 SCENARIO: dict[str, Any] = {
     "name": "short",
@@ -56,6 +59,21 @@ def test_the_curves_of_a_sweep(script: ModuleType, tmp_path: Path) -> None:
     assert list(lines) == ["lr=0.1", "lr=0.5"]
     last = [o.run.metrics.test_accuracy.iloc[-1] for o in outcomes if o.run is not None]
     assert lines["lr=0.1"][-1] == [4, pytest.approx((last[0] + last[1]) / 2, rel=1e-3)]
+
+
+def test_the_sentence_of_an_audit(script: ModuleType, tmp_path: Path) -> None:
+    private = {
+        **SCENARIO,
+        "algorithm": {"name": "diff2", "lr": 0.5, "restart_every": 1, "clip_norm": 1.0},
+        "privacy": {"mechanism": "gaussian", "epsilon": 3.0, "delta": 1e-5},
+        "audit": {"canaries": {"canaries": 20}},
+    }
+    report = audit.audit(given(private))
+    audit.write(report, tmp_path / "a")
+    said = script.verdicts(tmp_path / "a")["found"]
+    assert said.startswith("No audit shows the claimed epsilon of 3 to be false")
+    assert said in html.unescape((tmp_path / "a" / "audit.html").read_text(encoding="utf-8"))
+    assert script.verdicts(tmp_path) == {}
 
 
 def test_long_ones_are_thinned_and_end_where_they_end(script: ModuleType) -> None:
