@@ -30,6 +30,15 @@ def spread(mean: float, std: float, of: Metric | str = "") -> str:
     return f"{number(mean, of)} \N{PLUS-MINUS SIGN} {shown}"
 
 
+def size(count: float) -> str:
+    """Bytes in memory or on their way, in KiB, MiB, ...: as `fedsim plan` says them."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"
+
+
 def _bytes(count: float) -> str:
     power = min(4, int(math.log10(count) // 3)) if count >= 1 else 0
     return f"{count / 1000**power:.4g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -9,18 +9,15 @@ from typing import Any
 import numpy as np
 
 from fedsim.algorithms.base import Algorithm, GossipAlgorithm, ServerAlgorithm
-from fedsim.backends.placement import cut_edges, place, place_graph, split
 from fedsim.clients.store import FILE, state_bytes, state_place
 from fedsim.clients.worker import default_chunk_rows, fresh_rows
 from fedsim.core.arrays import Floats
 from fedsim.core.documents import Document, override, read_yaml
 from fedsim.core.errors import InputError
 from fedsim.core.registry import names
-from fedsim.core.types import message_bytes
 from fedsim.data.labels import shown
 from fedsim.engine.assembly import Assembly, assemble
 from fedsim.engine.outcomes import merge_bytes
-from fedsim.engine.place import ACTORS, client_load, shards_mix
 from fedsim.graphs.facts import summary
 from fedsim.graphs.mixing import expected_mixing, spectral_gap
 from fedsim.graphs.topology import Topology, build_topology
@@ -33,6 +30,8 @@ from fedsim.reports.attack import attack_facts
 from fedsim.reports.client_tests import client_facts
 from fedsim.reports.coming import coming_facts
 from fedsim.reports.neighbourhoods import rule_facts
+from fedsim.reports.numbers import size
+from fedsim.reports.processes import between_processes
 from fedsim.reports.rules import server_rule_facts
 from fedsim.reports.sampling import sampling_facts
 from fedsim.scenario.load import given, parse
@@ -71,7 +70,7 @@ def plan(scenario: Scenario | str | Path | Mapping[str, Any]) -> dict[str, Rows]
         sections["clients one by one"] = tests
     sections["messages"] = _messages(scenario, a, rounds)
     if scenario.backend.name == "ray":
-        sections["between processes"] = _traffic(scenario, a, rounds[0])
+        sections["between processes"] = between_processes(scenario, a, rounds[0])
     sections["memory"] = _memory(scenario, a, rounds[0])
     return sections
 
@@ -320,59 +319,33 @@ def _messages(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:
     up = a.pipeline.row_bytes(sent) * a.mixing(s).exchanges
     traffic = [len(e.clients) * down + e.sends * up for e in rounds]
     more = rounds[0].sends * (a.pipeline.row_bytes(sent, first=True) - a.pipeline.row_bytes(sent))  # once
-    rows: Rows = {"one message": _size(a.pipeline.row_bytes(sent)), "sent in the first round": _size(traffic[0] + more)}
+    rows: Rows = {"one message": size(a.pipeline.row_bytes(sent)), "sent in the first round": size(traffic[0] + more)}
     merges = s.participation.merges_in(s.run.rounds)
     if merges:
         each = merge_bytes(s.algorithm, a.task)
-        rows["merges of all nodes"] = f"{merges}, {_size(each)} each"
+        rows["merges of all nodes"] = f"{merges}, {size(each)} each"
         more += merges * each
     more += s.algorithm.before(a.task).bytes
-    rows["sent in all"] = f"about {_size(_in_all(s, traffic) + more)}"
+    rows["sent in all"] = f"about {size(_in_all(s, traffic) + more)}"
     facts = dict(a.pipeline.facts(sent))
     if facts and down:
-        facts["to clients"] = f"{_size(down)}: the broadcast counts in full"
+        facts["to clients"] = f"{size(down)}: the broadcast counts in full"
     return {**rows, **facts}
-
-
-def _traffic(s: Scenario, a: Assembly, event: Arrival) -> Rows:
-    """What actors and the calling process send each other in a round; the first round's as an example."""
-    load = client_load(s, a)
-    actors = min(s.backend.actors or ACTORS, a.task.num_clients)
-    received, sent = (message_bytes(m) for m in a.one_message(s))
-    if a.network is None:
-        owner = place(load, actors)
-        down, up = actors * received, (actors if s.aggregator.is_linear else len(event.clients)) * sent
-        rows: Rows = {"to the actors": f"{_size(down)} per round", "back": f"about {_size(up)} per round"}
-    else:
-        matrix = a.network.mixings[0].matrix
-        owner = place_graph(load, matrix, actors)
-        crossing = sum(int(part.incoming.sum()) for part in split(matrix, owner, actors))
-        times = a.mixing(s).exchanges
-        rows = {"edges between actors": f"{cut_edges(owner, matrix)} of {matrix.nnz - len(owner)} (both directions)"}
-        if shards_mix(s, a):
-            size = f"{_size(times * crossing * sent)} per round in which all links fire"
-            rows["models between actors"] = f"{times * crossing}, {size}"
-        else:
-            each = f"{_size(len(event.clients) * sent)} per round each way"
-            rows["models through this process"] = f"{len(event.clients)}, {each}; all nodes' models are kept here"
-    totals = np.bincount(owner, load, minlength=actors)
-    rows["work of the busiest actor"] = f"{totals.max() / max(totals.mean(), 1e-12):.3g} times the mean"
-    return rows
 
 
 def _memory(s: Scenario, a: Assembly, event: Arrival) -> Rows:
     item = np.dtype(s.run.dtype).itemsize
     initial, model = a.task.initial(), a.task.untrained().numel() * item
     kept = state_bytes(fresh_rows(s.algorithm, a.task, a.pipeline)) * a.task.num_clients
-    rows: Rows = {"one model": _size(model)}
+    rows: Rows = {"one model": size(model)}
     if a.stays.get("bytes"):
-        rows["what does not train"] = f"{_size(a.stays['bytes'])} of frozen parameters and buffers, once on a device"
-    rows |= {"messages of a round": _size(len(event.clients) * model)}
+        rows["what does not train"] = f"{size(a.stays['bytes'])} of frozen parameters and buffers, once on a device"
+    rows |= {"messages of a round": size(len(event.clients) * model)}
     if a.network is not None and s.algorithm.needs.flows:
         vectors = len(s.algorithm.init(initial.unsqueeze(0))) + len(fresh_rows(s.algorithm, a.task, a.pipeline))
-        rows["states of all nodes"] = f"{vectors} vectors each, {_size(vectors * model * a.task.num_clients)}"
+        rows["states of all nodes"] = f"{vectors} vectors each, {size(vectors * model * a.task.num_clients)}"
     if kept:
-        rows["state of all clients"] = f"{_size(kept)} once every client took part"
+        rows["state of all clients"] = f"{size(kept)} once every client took part"
         place = state_place(s.run.client_state, kept, initial.device)
         rows["kept"] = {
             "disk": f"in {FILE} of the run directory, up to twice that size between checkpoints",
@@ -381,13 +354,5 @@ def _memory(s: Scenario, a: Assembly, event: Arrival) -> Rows:
         }[place]
     data = getattr(a.task, "inputs", None)
     if data is not None:
-        rows["training data"] = _size(data.numel() * data.element_size())
+        rows["training data"] = size(data.numel() * data.element_size())
     return rows
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    return f"{count:.4g} TiB"

@@ -26,7 +26,8 @@ from fedsim.core.own_tests import Asked, OwnAnswers
 from fedsim.core.row_files import Place, RowStream
 from fedsim.core.types import Message
 
-_INLINE_BYTES = 2**16  # of a broadcast that travels in the call itself; Ray does so below 100 KB
+INLINE_BYTES = 2**16
+"""Of a broadcast that travels in the calls, as Ray has it below 100 KB; a larger one is put into shared memory once."""
 _PART_BYTES = 2**23  # of clients' rows on their way to a file at a time
 
 
@@ -223,7 +224,7 @@ class RayBackend(Shards):
         if self._broadcast is None or not all(a is b for a, b in zip(self._broadcast[0], values, strict=True)):
             arrays = as_arrays(received)
             size = sum(a.nbytes for a in arrays.values())
-            if size > _INLINE_BYTES:
+            if size > INLINE_BYTES:
                 self._broadcast = (values, self._ray.put(arrays))
             else:  # copies: what is changed in place after the call would be changed in the log, too
                 self._broadcast = (values, {k: v.copy() for k, v in arrays.items()})

@@ -85,9 +85,11 @@ class Rows:
         return self.shape[0]
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else a tensor has: of the fetched rows."""
+        """Whatever else a tensor has: of the fetched rows, but for what makes a tensor like them (`new_zeros`)."""
         if name.startswith("__"):
             raise AttributeError(name)
+        if name.startswith("new_"):
+            return getattr(self._like, name)
         return getattr(self.tensor(), name)
 
     def __getitem__(self, index: Any) -> Tensor:
