@@ -116,16 +116,17 @@ def _record(run: Record) -> Mapping[str, Any] | None:
 
 
 def _drawn(points: Sequence[_Point], quality: Metric) -> Figure:
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    from fedsim.figures.drawing import Drawing
 
     attacks, rules, places = (
         list(dict.fromkeys(getattr(p, key) for p in points)) for key in ("attack", "rule", "placement")
     )
     columns = min(_COLUMNS, len(attacks))
     rows = -(-len(attacks) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.9 * rows + 0.6), layout="constrained", facecolor="none")
+    figure = Drawing(figsize=(3.6 * columns, 2.9 * rows + 0.6), layout="constrained", facecolor="none")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axes, attack in zip(panels.flat, attacks, strict=False):
         for point in (p for p in points if p.attack == attack):

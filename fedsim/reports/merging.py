@@ -75,12 +75,13 @@ def _times(run: Record) -> tuple[list[tuple[float, float]], list[int]]:
 
 
 def _drawn(groups: Sequence[Group]) -> Figure:
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+
+    from fedsim.figures.drawing import Drawing
 
     columns = min(_COLUMNS, len(groups))
     rows = -(-len(groups) // columns)
-    figure = Figure(figsize=(3.8 * columns, 2.7 * rows + 0.5), layout="constrained", facecolor="none")
+    figure = Drawing(figsize=(3.8 * columns, 2.7 * rows + 0.5), layout="constrained", facecolor="none")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     (own, _), (mean, _) = style(0, 2), style(1, 2)
     for axes, group in zip(panels.flat, groups, strict=False):

@@ -87,20 +87,21 @@ def _gap(run: Record) -> float | None:
 
 def _scatter(groups: Sequence[Group], quality: str, panel: _Panel) -> Figure:
     """One panel without legend, on a transparent ground."""
-    from matplotlib.figure import Figure
+    from fedsim.figures.drawing import Drawing
 
-    figure = Figure(figsize=(3.5, 2.8), layout="constrained", facecolor="none")
+    figure = Drawing(figsize=(3.5, 2.8), layout="constrained", facecolor="none")
     _draw(figure.add_subplot(), groups, quality, panel)
     return figure
 
 
 def _scatters(groups: Sequence[Group], quality: str, panels: Sequence[_Panel]) -> Figure:
     """All panels in a row, with one legend."""
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+    from fedsim.figures.drawing import Drawing
+
     columns = max(1, 4 * len(panels) // 3)
-    figure = Figure(figsize=(4.2 * len(panels), 3.4 + 0.2 * -(-len(groups) // columns)), layout="constrained")
+    figure = Drawing(figsize=(4.2 * len(panels), 3.4 + 0.2 * -(-len(groups) // columns)), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(axes, groups, quality, panel)
     points = [
@@ -182,10 +183,10 @@ def _ticks(groups: Sequence[Group], key: str) -> list[str]:
 
 
 def _heatmap(grid: _Grid, quality: str, first: str, second: str) -> Figure:
-    from matplotlib.figure import Figure
+    from fedsim.figures.drawing import Drawing
 
     rows, columns = grid.cells.shape
-    figure = Figure(figsize=(2.2 + 0.7 * columns, 1.4 + 0.5 * rows), layout="constrained")
+    figure = Drawing(figsize=(2.2 + 0.7 * columns, 1.4 + 0.5 * rows), layout="constrained")
     axes = figure.add_subplot()
     drawn = axes.imshow(grid.cells, origin="lower", aspect="auto", cmap="viridis")
     axes.set_xticks(range(columns), [_plain(x[:24]) for x in grid.xs], fontsize=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
 from pathlib import Path
@@ -139,6 +140,18 @@ def test_the_topology_of_a_graph_of_ones_own(tmp_path: Path, monkeypatch: pytest
         assert fedsim.topology(what, 6).graph.number_of_edges() == 10
     with pytest.raises(InputError, match="no such file"):
         fedsim.topology("missing.graphml")
+
+
+def test_a_notebook_shows_every_figure() -> None:
+    """All are drawn on the figure that shows itself: matplotlib's own one does not, unless pyplot is imported."""
+    package = Path(fedsim.__file__).parent
+    bare = [
+        f"{file.relative_to(package)}:{node.lineno}"
+        for file in package.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Figure"
+    ]
+    assert bare == [], "use fedsim.figures.drawing.Drawing"
 
 
 def test_arrays_are_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
