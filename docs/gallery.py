@@ -1,12 +1,14 @@
-"""Makes docs/gallery/ from what reproductions found: python docs/gallery.py
+"""Makes docs/gallery/ from what reproductions found: python docs/gallery.py [FOLDER...]
 
 Every file docs/gallery/results/NAME-DATA.json is the results.json of one `fedsim reproduce NAME --on DATA`. The pages
-are made from these and from reproductions/NAME.yaml, and so are the figures.
+are made from these and from reproductions/NAME.yaml, and so are the figures. Results in FOLDERs, where such commands
+left them, are taken in first.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -126,7 +128,18 @@ def _entries(one: Reproduction, found: dict[str, dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
+def take_in(folder: Path) -> None:
+    """Copy a folder's results into the gallery, unless they are of a quick run or of changed keys."""
+    text = (folder / "results.json").read_text(encoding="utf-8")
+    one = json.loads(text)
+    if one["quick"] or one["settings"]:
+        sys.exit(f"{folder}: found a run with --quick or --set; allowed: a reproduction as its file has it")
+    (PLACE / "results" / f"{one['name']}-{one['data']}.json").write_text(text, encoding="utf-8")
+
+
 def main() -> None:
+    for folder in sys.argv[1:]:
+        take_in(Path(folder))
     (PLACE / "images").mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
         (PLACE / name).write_text(text, encoding="utf-8")

@@ -41,6 +41,20 @@ def test_results_are_whole(file: Path) -> None:
     assert file.stat().st_size < 300_000
 
 
+def test_only_whole_results_are_taken_in(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "PLACE", tmp_path)
+    (tmp_path / "results").mkdir()
+    for name, changes in {"whole": {}, "quick": {"quick": True}, "changed": {"settings": ["seed=1"]}}.items():
+        (tmp_path / name).mkdir()
+        one = json.loads(RESULTS[0].read_text(encoding="utf-8")) | changes
+        (tmp_path / name / "results.json").write_text(json.dumps(one), encoding="utf-8")
+    script.take_in(tmp_path / "whole")
+    assert [file.name for file in (tmp_path / "results").iterdir()] == [RESULTS[0].name]
+    for name in ("quick", "changed"):
+        with pytest.raises(SystemExit, match="allowed: a reproduction as its file has it"):
+            script.take_in(tmp_path / name)
+
+
 def test_every_result_is_of_a_reproduction(script: ModuleType) -> None:
     known = {file.stem for file in (ROOT / "reproductions").glob("*.yaml")}
     assert set(script.results()) <= known
