@@ -125,8 +125,11 @@ def test_a_reproduction_of_ones_own(own: Callable[..., Path], tmp_path: Path) ->
     kept = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     made = read(own({}))[0]
     assert page(made, {"digits": kept}, lambda on: f"own-{on}.png") == text  # the page is made of the results alone
+    assert kept["processor_seconds"] > 0
     before = (tmp_path / "out" / "runs" / "fedavg_seed=0" / "metrics.jsonl").stat().st_mtime_ns
     assert invoke(own({}), "--out", tmp_path / "out", "--resume")[0] == 0
+    again = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert again == kept | {"processor_seconds": None}  # what earlier calls took is not known
     assert (tmp_path / "out" / "runs" / "fedavg_seed=0" / "metrics.jsonl").stat().st_mtime_ns == before
 
 

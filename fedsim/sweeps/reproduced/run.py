@@ -61,10 +61,10 @@ def reproduce(
     made = task.reproduction
     folder = Path(out) if out is not None else Path("reproduced") / f"{made.name}-{task.on}{'-quick' * task.quick}"
     runs = folder / "runs"
-    begun = time.process_time()
+    begun, kept = time.process_time(), resume and any(runs.glob("*/metrics.jsonl"))
     with owned(runs):
         outcomes = sweep_plan(task.plan, runs, resume, started)
-    results = _results(task, outcomes, settings or [], time.process_time() - begun)
+    results = _results(task, outcomes, settings or [], None if kept else round(time.process_time() - begun, 1))
     picture = f"{made.name}-{task.on}.png"
     try:
         write(folder / RESULTS, results)
@@ -83,7 +83,7 @@ def write(file: Path, results: Mapping[str, Any]) -> None:
     file.write_text(f"{head}[\n{rows}\n ]\n}}\n", encoding="utf-8")
 
 
-def _results(task: Task, outcomes: list[Outcome], settings: list[str], processor: float) -> dict[str, Any]:
+def _results(task: Task, outcomes: list[Outcome], settings: list[str], processor: float | None) -> dict[str, Any]:
     runs = [_run(task, outcome) for outcome in outcomes]
     return {
         "name": task.reproduction.name,
@@ -92,7 +92,7 @@ def _results(task: Task, outcomes: list[Outcome], settings: list[str], processor
         "settings": settings,
         "date": datetime.now(UTC).date().isoformat(),
         "seconds": round(sum(run["seconds"] for run in runs), 1),
-        "processor_seconds": round(processor, 1),
+        "processor_seconds": processor,
         "environment": {"fedsim": __version__, "processor": _processor(), **environment()},
         "runs": runs,
     }
