@@ -52,13 +52,14 @@ def test_peers_compute_the_same_and_are_written_down(page: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_limits_are_shares_of_what_the_machine_does(page: Path, tmp_path: Path) -> None:
-    done = run("limits.py", "softmax-b16", "mlp-one", "--repeats", "1", "--write", str(page))
+    done = run("limits.py", "softmax-b16", "mlp-one", "lstm", "--repeats", "1", "--write", str(page))
     assert done.returncode == 0, done.stderr
-    assert page.read_text().count("| MLP") + page.read_text().count("| the same, one client") == 1
-    softmax, mlp = json.loads((tmp_path / "page-limits.json").read_text())["rows"]
+    assert "| MLP 784-200-10, one client, batch 32 |" in page.read_text()
+    softmax, mlp, lstm = json.loads((tmp_path / "page-limits.json").read_text())["rows"]
     assert softmax["flops"] == 4 * 100 * 16 * 7840  # forward, and the weights' gradient
     assert mlp["flops"] == 32 * (4 * 784 * 200 + 6 * 200 * 10)  # of the second layer that of its inputs too
-    for row in (softmax, mlp):
+    assert 0.9 < lstm["flops"] / (20 * 16 * 20 * 6 * (4 * 32 * (8 + 32) + 32 * 80)) <= 1.0  # the first state is zero
+    for row in (softmax, mlp, lstm):
         bound = max(row["flops"] / row["gemm"], row["bytes"] / row["triad"])
         assert row["share"] == pytest.approx(bound / row["seconds"])
 
