@@ -121,12 +121,15 @@ class Worker:
                 local, kept, rates, end, descend = _head(local, count), _head(client, count), lr[:count], count, None
                 received = {k: v[:count] if v.dim() > 1 else v for k, v in job.received.items()}
             if count and plan is not None:
-                if plain:
-                    local = {"x": local["x"].clone(memory_format=torch.contiguous_format)} if step == 0 else local
+                start = local["x"] if plain and step == 0 else None
+                if start is not None:
+                    local = {"x": torch.empty_like(start, memory_format=torch.contiguous_format)}
                 if plain and schedule is None:
-                    descend = descend or plan.descending(local["x"], rates)
+                    descend = descend or plan.descending(local["x"], rates, start)
                     descend(step)
                     continue
+                if start is not None:
+                    local["x"].copy_(start)
                 oracle = plan.oracle(step, count, rates)
                 if schedule is not None:
                     before, now = now, schedule.at(np.broadcast_to(step // per_unit, m)[:count])

@@ -73,9 +73,14 @@ class Plan(ABC):
     def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
         """The oracle of local step `step` for the first `count` rows."""
 
-    def descending(self, x: Tensor, lr: Tensor) -> Callable[[int], None]:
+    def descending(self, x: Tensor, lr: Tensor, start: Tensor | None = None) -> Callable[[int], None]:
         """``descend(step)`` takes that plain SGD step of the first rows, x ``[count, d]``, in place, as their oracle
-        would: what is alike in all steps is made once."""
+        would: what is alike in all steps is made once.
+
+        `start` ``[count, d]`` is where the first step that is taken starts from; x, which it fills, then holds nothing.
+        """
+        if start is not None:
+            x.copy_(start)
         return lambda step: self.oracle(step, len(x), lr).descend(x)
 
     carried: Tensor | None = None

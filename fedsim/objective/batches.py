@@ -83,12 +83,13 @@ class SupervisedPlan(Plan):
     def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
         return BatchOracle(self.task, self.batches.at(step, count), lr)
 
-    def descending(self, x: Tensor, lr: Tensor) -> Callable[[int], None]:
+    def descending(self, x: Tensor, lr: Tensor, start: Tensor | None = None) -> Callable[[int], None]:
         own, count = self.batches, len(x)
         if own.keys is not None or type(self).oracle is not SupervisedPlan.oracle:
-            return super().descending(x, lr)
+            return super().descending(x, lr, start)
         index, targets, weights = self._by_step
-        descend, several = minibatch.descending(self.task.kernel, x, own.index.shape[-1], lr), count < len(own.index)
+        descend = minibatch.descending(self.task.kernel, x, own.index.shape[-1], lr, start)
+        several = count < len(own.index)
 
         def step(number: int) -> None:
             rows, wanted, counted = index[number], targets[number], weights[number]

@@ -14,6 +14,7 @@ from fedsim.models.losses import CLOSED_GRADIENTS, Loss
 from fedsim.objective.kernel import Descent, Kernel
 from fedsim.objective.layers import pointwise_back
 
+_TURNED = 16  # samples in a minibatch: with fewer, both ways of a layer of few outputs take the same time
 _CLOSED = (nn.ReLU, nn.Softplus, nn.Tanh, nn.Sigmoid)
 
 
@@ -66,9 +67,9 @@ class ChainKernel(Kernel):
     def descend(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
         self.descending(x, lr)(inputs, targets, weights)
 
-    def descending(self, x: Tensor, lr: Tensor) -> Descent:
-        one, params = len(x) == 1, self._params(x)
-        layers, minus = self._layers(params), -lr
+    def descending(self, x: Tensor, lr: Tensor, start: Tensor | None = None) -> Descent:
+        one, params, minus = len(x) == 1, self._params(x), -lr
+        layers: list[_Layer] = []
         column = minus if one else minus.unsqueeze(-1)
         scales: dict[float, Tensor] = {}  # of whole minibatches, which all have the same
 
@@ -83,7 +84,16 @@ class ChainKernel(Kernel):
             if own.bias is not None:
                 params[own.at + 1].add_(dy.sum(-2))
 
+        def leap(own: _Layer, dy: Tensor, h: Tensor) -> None:
+            _rows(torch.addcmul, params[own.at], begun[own.at], dy.mT, h)
+            if own.bias is not None:
+                torch.add(begun[own.at + 1], dy.sum(-2), out=params[own.at + 1])
+
+        begun = [] if start is None else self._params(start)
+
         def descend(inputs: Tensor, targets: Tensor, weights: Tensor | float) -> None:
+            nonlocal start, layers
+            first, start = start, None
             # The backward is linear, so scaling what enters it by -lr scales every layer's step.
             if isinstance(weights, Tensor):
                 scaled = _scale(minus * weights, one)
@@ -91,6 +101,12 @@ class ChainKernel(Kernel):
                 if weights not in scales:
                     scales[weights] = column * weights
                 scaled = scales[weights]
+            if first is not None and inputs.shape[1] == 1 and not one:  # reads there and writes here: no copy before
+                self._passes(self._layers(begun), one, inputs, targets, scaled, leap)
+                return
+            if first is not None:
+                x.copy_(first)
+            layers = layers or self._layers(params)
             self._passes(layers, one, inputs, targets, scaled, step)
 
         return descend
@@ -291,6 +307,10 @@ def _bmm(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _baddbmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``bias + a @ b``; of more rows than columns as its transpose, for which matrix products have a faster kernel."""
+    if a.shape[1] > b.shape[2] and a.shape[1] >= _TURNED:
+        out = a.new_empty((len(a), b.shape[2], a.shape[1]))
+        return _rows(torch.baddbmm, out, bias.mT, b.mT, a.mT).mT.contiguous()
     return _rows(torch.baddbmm, a.new_empty((len(a), a.shape[1], b.shape[2])), bias, a, b)
 
 
@@ -306,5 +326,5 @@ def _outer(u: Tensor, v: Tensor) -> Tensor:
     return u.unsqueeze(-1) * v.unsqueeze(-2)
 
 
-_SINGLY = (torch.mul, _add_outer)
+_SINGLY = (torch.mul, torch.addcmul, _add_outer)
 """Operations that make every number of their result by itself."""

@@ -94,8 +94,13 @@ class Kernel(ABC):
         """``x -= lr * grad(x)`` in place, lr ``[m, 1]``: fewer passes where nobody needs the gradient."""
         x.addcmul_(self.grad(x, inputs, targets, weights), lr, value=-1.0)
 
-    def descending(self, x: Tensor, lr: Tensor) -> Descent:
-        """`descend` of the same rows x with the same lr, step after step: what is alike in all is made once."""
+    def descending(self, x: Tensor, lr: Tensor, start: Tensor | None = None) -> Descent:
+        """`descend` of the same rows x with the same lr, step after step: what is alike in all is made once.
+
+        `start` ``[m, d]`` is where the first step starts from; x, which it fills, then holds nothing before it.
+        """
+        if start is not None:
+            x.copy_(start)
         return lambda inputs, targets, weights: self.descend(x, inputs, targets, weights, lr)
 
     @abstractmethod

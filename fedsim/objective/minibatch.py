@@ -40,10 +40,12 @@ def descend(kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor, weights:
     descending(kernel, x, inputs.shape[1], lr)(inputs, targets, weights)
 
 
-def descending(kernel: Kernel, x: Tensor, b: int, lr: Tensor) -> Descent:
+def descending(kernel: Kernel, x: Tensor, b: int, lr: Tensor, start: Tensor | None = None) -> Descent:
     """`Kernel.descending` on minibatches of b samples, by all threads where x is one row of work enough."""
     if len(_portions(kernel, x, b)) == 1:
-        return kernel.descending(x, lr)
+        return kernel.descending(x, lr, start)
+    if start is not None:
+        x.copy_(start)
 
     def step(inputs: Tensor, targets: Tensor, weights: Tensor | float) -> None:
         x.addcmul_(grad(kernel, x, inputs, targets, weights), lr, value=-1.0)

@@ -301,3 +301,22 @@ def test_a_plans_prepared_steps_are_those_of_its_oracles(reveal: SupervisedTask,
             descend(step)
             assert torch.equal(one, other)
     assert not (one == x).all(-1).any()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 20])
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_first_step_from_elsewhere_is_that_of_a_copy(reveal: SupervisedTask, batch: int, alike: bool) -> None:
+    """Bit for bit, and it leaves what it starts from as it is; later steps go on from where it came to."""
+    clients, steps = np.array([3, 2, 1]), np.array([3, 3, 3])
+    start = torch.randn(3, TOTAL, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start = start[:1].expand(3, -1) if alike else start
+    lr, before = torch.tensor([[0.1], [0.2], [0.3]], dtype=torch.float64), start.clone()
+    plan = reveal.plan(clients, np.full(3, 2), steps, batch, False)
+    one, other = start.clone(), torch.full((3, TOTAL), float("nan"), dtype=torch.float64)
+    plain, leaps = plan.descending(one, lr), plan.descending(other, lr, start)
+    for step in range(3):
+        plain(step)
+        leaps(step)
+        assert torch.equal(one, other)
+    assert torch.equal(start, before)
+    assert not torch.equal(one, start)
