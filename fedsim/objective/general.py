@@ -59,7 +59,7 @@ class RowKernel(Kernel):
 
     def _row(self, i: int, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> tuple[Tensor, ...]:
         module = self._at(x[i])
-        batch = inputs[i].contiguous(memory_format=torch.channels_last) if self.channels_last else inputs[i]
+        batch = channels_last(inputs[i]) if self.channels_last else inputs[i]
         with self._casting(x):
             out = logits_of(module(batch))
         losses = self.loss(out.to(x.dtype), targets[i])
@@ -73,7 +73,7 @@ class RowKernel(Kernel):
             module = self._at(x[i])
             leaf = inputs[i].detach()
             if self.channels_last:
-                leaf = leaf.contiguous(memory_format=torch.channels_last)
+                leaf = channels_last(leaf)
             with torch.enable_grad(), self._casting(x):
                 out = logits_of(module(leaf.requires_grad_()))
                 result[i] = torch.autograd.grad(self.loss(out.to(x.dtype), targets[i]).sum(), leaf)[0]
@@ -90,7 +90,7 @@ class RowKernel(Kernel):
 
     @torch.no_grad()
     def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
-        module = self.own.get()
+        module, inputs = self.own.get(), channels_last(inputs) if self.channels_last else inputs
         found = torch.stack([call(module, views(row, self.layout), self.layout, inputs) for row in x])
         return found.to(x.dtype)
 
@@ -149,6 +149,20 @@ class VmapKernel(Kernel):
         one = partial(_call, module, self.layout)
         result: Tensor = vmap(one, in_dims=(0, None if shared else 0), randomness=self.randomness)(params, inputs)
         return result
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Images ``[b, c, h, w]`` with the channels of a place side by side in memory, which says how layers compute.
+
+    Raises
+    ------
+    RuntimeError
+        They have not four axes.
+    """
+    if images.dim() == 4 and images.shape[1] == 1:  # they lie the same either way, and only the strides can say it
+        _, _, height, width = images.shape
+        return images.contiguous().as_strided(images.shape, (height * width, 1, width, 1))
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _call(module: nn.Module, places: Layout, params: dict[str, Tensor], inputs: Tensor) -> Tensor:

@@ -22,15 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.core.errors import InputError
-from fedsim.models.layout import flatten, trained
+from fedsim.models.layout import call, flatten, layout, trained, views
 from fedsim.models.losses import Loss
 from fedsim.models.nature import hooked
 from fedsim.objective.chain import ChainKernel
-from fedsim.objective.general import RowKernel, VmapKernel
+from fedsim.objective.general import RowKernel, VmapKernel, channels_last
 from fedsim.objective.kernel import ROWS_ON_CPU, Kernel, Precision
 from fedsim.objective.layers import POINTWISE
 from fedsim.objective.sequence import SequenceKernel, rules_of
 
+_SMALL_CONVOLUTIONS = 2**18  # weights of a model's convolutions
 _HIDDEN = 48  # units of a recurrent layer that a CPU computes for many clients at once, at most
 
 Way = Literal["auto", "stacked", "rows"]
@@ -53,7 +54,8 @@ def build_kernel(
     InputError
         `way` is ``stacked`` and vmap cannot take the model.
     """
-    rows_only = RowKernel(module, loss, precision, _channels_last(module, device))
+    few = sample.unsqueeze(0) if others is None else others
+    rows_only = RowKernel(module, loss, precision, _channels_last(module, device, few))
     if way == "rows":
         return rows_only
     if precision == "full" and _is_chain(module, sample.dim()):
@@ -70,7 +72,6 @@ def build_kernel(
     rows = flatten(module).expand(2, -1)
     try:
         kernel.outputs(rows, sample.unsqueeze(0))
-        few = sample.unsqueeze(0) if others is None else others
         kernel.differentiates(rows, torch.stack([few, few]))
     except (
         RuntimeError,
@@ -91,14 +92,28 @@ def _large(module: nn.Module) -> bool:
     return any(isinstance(layer, nn.LSTM) and layer.hidden_size > _HIDDEN for layer in module.modules())
 
 
-def _channels_last(module: nn.Module, device: torch.device) -> bool:
-    """Whether images go in as channels-last, which a GPU's convolutions prefer.
+def _channels_last(module: nn.Module, device: torch.device, inputs: Tensor) -> bool:
+    """Whether images go in as channels-last, tried on some `inputs` ``[b, ...]``.
 
-    Not with group normalisation: on a GPU PyTorch's hands back the ordinary layout, which every layer would convert.
+    A GPU's convolutions prefer it, and on a CPU pooling and whatever is pointwise beside small ones; those of many
+    weights take longer there. Not with group normalisation: on a GPU PyTorch's hands back the ordinary layout, which
+    every layer would convert. A model that asks for a ``view`` of what comes out of a convolution cannot take it.
     """
     layers = list(module.modules())
-    images = any(isinstance(layer, nn.Conv2d) for layer in layers)
-    return device.type == "cuda" and images and not any(isinstance(layer, nn.GroupNorm) for layer in layers)
+    weights = sum(layer.weight.numel() for layer in layers if isinstance(layer, nn.Conv2d))
+    if not weights or any(isinstance(layer, nn.GroupNorm) for layer in layers):
+        return False
+    if device.type == "cpu" and weights > _SMALL_CONVOLUTIONS:
+        return False
+    places = layout(module)
+    leaves = {k: v.requires_grad_() for k, v in views(flatten(module).to(inputs.dtype), places).items()}
+    try:
+        with torch.enable_grad():
+            out = call(module, leaves, places, channels_last(inputs))
+            torch.autograd.grad(out.square().sum(), list(leaves.values()), allow_unused=True)
+    except (RuntimeError, ValueError, TypeError):
+        return False
+    return True
 
 
 def _is_chain(module: nn.Module, input_dims: int) -> bool:

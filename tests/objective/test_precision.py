@@ -17,6 +17,7 @@ from fedsim.engine.assembly import assemble
 from fedsim.models import losses
 from fedsim.models.build import flatten, layout, load_flat
 from fedsim.models.vision import BasicBlock, resnet18
+from fedsim.objective.general import channels_last
 from fedsim.objective.kernel import Kernel
 from fedsim.objective.stacked import ChainKernel, RowKernel, VmapKernel, build_kernel
 from fedsim.objective.supervised import SupervisedTask
@@ -133,22 +134,58 @@ def test_the_kernel_can_be_chosen() -> None:
         kind(Branches(), torch.zeros(6), "full", "stacked")
 
 
-def test_convolutions_go_channels_last_on_a_gpu_unless_they_are_group_normalised() -> None:
-    from fedsim.objective.stacked import _channels_last
+class Viewed(nn.Module):
+    """It asks for a ``view`` that channels-last has not."""
 
-    plain, gpu = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(3)), torch.device("cuda")
-    assert _channels_last(plain, gpu)
-    assert not _channels_last(plain, CPU)
-    assert not _channels_last(mini(), gpu)
-    assert not _channels_last(nn.Linear(3, 3), gpu)
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4 * 6 * 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.first(x).view(len(x), -1))
+        return out
 
 
-def test_channels_last_gives_the_same_gradients() -> None:
-    module = mini().double()
+def pooled(channels: int = 3, width: int = 4) -> nn.Sequential:
+    body = [nn.Conv2d(channels, width, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(width, 5, 2), nn.ReLU()]
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(20, 5))
+
+
+def test_images_go_channels_last_where_it_is_faster_and_the_model_can_take_it() -> None:
+    def last(module: nn.Module, channels: int = 3) -> bool:
+        kernel = build_kernel(module, losses.cross_entropy, CPU, torch.zeros(channels, 8, 8), way="rows")
+        assert isinstance(kernel, RowKernel)
+        return kernel.channels_last
+
+    assert last(pooled())
+    assert last(pooled(1), 1)
+    assert not last(Viewed())
+    assert not last(mini())  # group normalisation
+    assert not last(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)))
+    assert not last(pooled(3, 2**14))  # convolutions of many weights take longer on a CPU
+    flat = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (3, 8, 8)), pooled())
+    assert not build_kernel(flat, losses.cross_entropy, CPU, torch.zeros(192), way="rows").channels_last  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("make,channels", [(mini, 3), (pooled, 3), (lambda: pooled(1), 1)])
+def test_channels_last_gives_the_same_numbers(make: Any, channels: int) -> None:
+    module = make().double()
     x, inputs, targets = rows(module, 2, 8, torch.float64)
-    plain = RowKernel(module, losses.cross_entropy).grad(x, inputs, targets, 1 / 3)
-    other = RowKernel(copy.deepcopy(module), losses.cross_entropy, channels_last=True).grad(x, inputs, targets, 1 / 3)
-    assert (other - plain).abs().max() < 1e-12
+    inputs = inputs[:, :, :channels]
+    plain = RowKernel(module, losses.cross_entropy)
+    other = RowKernel(copy.deepcopy(module), losses.cross_entropy, channels_last=True)
+    difference = other.grad(x, inputs, targets, 1 / 3) - plain.grad(x, inputs, targets, 1 / 3)
+    assert difference.abs().max() < 1e-12
+    assert (other.outputs(x, inputs[0]) - plain.outputs(x, inputs[0])).abs().max() < 1e-12
+    assert (other.input_grad(x, inputs, targets) - plain.input_grad(x, inputs, targets)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_channel_is_channels_last_by_its_strides(channels: int) -> None:
+    images = torch.randn(5, channels, 6, 4)
+    found = channels_last(images[1:])
+    assert torch.equal(found, images[1:])
+    assert nn.Conv2d(channels, 3, 3)(found).is_contiguous(memory_format=torch.channels_last)
 
 
 # --- bfloat16 ------------------------------------------------------------------------------------------------------
