@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -47,6 +47,9 @@ class RowKernel(Kernel):
                 view.addcmul_(g, lr[i, 0], value=-1.0)  # a parameter may be a single number
 
         self._rows(one, inputs)
+
+    def pieces(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Sequence[Tensor]:
+        return self._row(0, x, inputs, targets, weights)
 
     def _rows(self, one: Callable[[int], None], inputs: Tensor) -> None:
         """Do `one` to every row, by all threads where a row's minibatch makes work enough."""

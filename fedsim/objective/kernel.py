@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
@@ -89,6 +89,10 @@ class Kernel(ABC):
         x ``[m, d]``, inputs ``[m, b, ...]``, targets ``[m, b, ...]``, weights ``[m, b]`` or one number for all
         -> ``[m, d]``.
         """
+
+    def pieces(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Sequence[Tensor]:
+        """`grad` of one row x ``[1, d]`` as tensors of any form that make it up one after the other."""
+        return (self.grad(x, inputs, targets, weights),)
 
     def descend(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
         """``x -= lr * grad(x)`` in place, lr ``[m, 1]``: fewer passes where nobody needs the gradient."""

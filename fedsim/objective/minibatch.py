@@ -7,7 +7,7 @@ added up in their order, so that numbers are the same bit for bit with any numbe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -25,14 +25,7 @@ def grad(kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor, weights: Te
     parts = _portions(kernel, x, inputs.shape[1])
     if len(parts) == 1:
         return kernel.grad(x, inputs, targets, weights)
-    several = isinstance(weights, Tensor)
-    grads = crew.each(
-        [partial(kernel.grad, x, inputs[:, p], targets[:, p], weights[:, p] if several else weights) for p in parts]  # type: ignore[index]
-    )
-    total = grads[0]
-    for part in grads[1:]:
-        total += part
-    return total
+    return torch.cat([piece.reshape(-1) for piece in _pieces(kernel, x, inputs, targets, weights, parts)]).unsqueeze(0)
 
 
 def descend(kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
@@ -42,15 +35,35 @@ def descend(kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor, weights:
 
 def descending(kernel: Kernel, x: Tensor, b: int, lr: Tensor, start: Tensor | None = None) -> Descent:
     """`Kernel.descending` on minibatches of b samples, by all threads where x is one row of work enough."""
-    if len(_portions(kernel, x, b)) == 1:
+    parts = _portions(kernel, x, b)
+    if len(parts) == 1:
         return kernel.descending(x, lr, start)
     if start is not None:
         x.copy_(start)
 
     def step(inputs: Tensor, targets: Tensor, weights: Tensor | float) -> None:
-        x.addcmul_(grad(kernel, x, inputs, targets, weights), lr, value=-1.0)
+        at = 0
+        for piece in _pieces(kernel, x, inputs, targets, weights, parts):
+            place = x[0, at : at + piece.numel()].view(piece.shape)
+            place.addcmul_(piece, lr[0, 0], value=-1.0)
+            at += piece.numel()
 
     return step
+
+
+def _pieces(
+    kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, parts: Sequence[slice]
+) -> Sequence[Tensor]:
+    """`Kernel.pieces` of a minibatch as the sum of those of its `parts`: large models are gone over but once more."""
+
+    def part(p: slice) -> Sequence[Tensor]:
+        scale = weights[:, p] if isinstance(weights, Tensor) else weights
+        return kernel.pieces(x, inputs[:, p], targets[:, p], scale)
+
+    total, *others = crew.each([partial(part, p) for p in parts])
+    for other in others:
+        total = torch._foreach_add(list(total), list(other))
+    return total
 
 
 def changed(kernel: Kernel, x: Tensor, inputs: Tensor, change: Callable[[slice], Tensor]) -> Tensor:

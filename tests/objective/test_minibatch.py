@@ -43,13 +43,13 @@ def test_portions_add_up_to_the_whole(
     weights = torch.rand(1, samples, dtype=torch.float64) if weighted else 1 / samples
     whole = kernel.grad(x, inputs, targets, weights)
     calls: list[int] = []
-    grad = kernel.grad
+    pieces = kernel.pieces
 
     def noted(x: torch.Tensor, inputs: torch.Tensor, *rest: object) -> torch.Tensor:
         calls.append(inputs.shape[1])
-        return grad(x, inputs, *rest)  # type: ignore[arg-type]
+        return pieces(x, inputs, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(kernel, "grad", noted)
+    monkeypatch.setattr(kernel, "pieces", noted)
     monkeypatch.setattr(minibatch, "_PRODUCTS", 1)
     with crew.working(2):
         divided = minibatch.grad(kernel, x, inputs, targets, weights)
@@ -59,16 +59,19 @@ def test_portions_add_up_to_the_whole(
         minibatch.descend(kernel, moved, inputs, targets, weights, lr)
         torch.testing.assert_close(moved, x - 0.3 * whole, rtol=1e-12, atol=1e-14)
         before = len(calls)
-        crew.each([lambda: minibatch.grad(kernel, x, inputs, targets, weights)] * 2)
-        assert len(calls) == before + 2  # clients are shared already
+        shared = crew.each([lambda: minibatch.grad(kernel, x, inputs, targets, weights)] * 2)
+        assert len(calls) == before  # clients are shared already
+        assert torch.equal(shared[0], whole)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows,samples", [(1, 4), (3, 4), (3, 1), (3, 16)])
 @pytest.mark.parametrize("loss", ["cross_entropy", "own"])
 @pytest.mark.parametrize("module", [*MODULES, "open"])
-def test_prepared_steps_are_the_steps_by_themselves(module: str, loss: str, rows: int, weighted: bool) -> None:
-    """Bit for bit, and close to a step along autograd's gradient, over steps whose weights differ."""
+def test_prepared_steps_are_the_steps_by_themselves(
+    module: str, loss: str, rows: int, samples: int, weighted: bool
+) -> None:
+    """Bit for bit, also from elsewhere, and close to a step along autograd's gradient; weights of steps differ."""
     torch.manual_seed(1)
 
     def squared(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -77,15 +80,19 @@ def test_prepared_steps_are_the_steps_by_themselves(module: str, loss: str, rows
     make = {**MODULES, "open": lambda: nn.Sequential(nn.GELU(), nn.Linear(6, 9), nn.GELU(), nn.Linear(9, 3))}[module]
     own = squared if loss == "own" else loss_function(loss)
     kernel = build_kernel(make().double(), own, torch.device("cpu"), torch.randn(6, dtype=torch.float64))
-    x, lr = torch.randn(rows, kernel.layout.total, dtype=torch.float64), torch.rand(rows, 1, dtype=torch.float64)
+    x, lr = torch.randn(rows, kernel.layout.total, dtype=torch.float64), 0.1 * torch.rand(rows, 1, dtype=torch.float64)
     alone, together, slowly = x.clone(), x.clone(), x.clone()
-    descend = minibatch.descending(kernel, together, 4, lr)
+    descend = minibatch.descending(kernel, together, samples, lr)
+    moved = torch.full_like(x, float("nan"))
+    leap = minibatch.descending(kernel, moved, samples, lr, x)
     for step in range(3):
-        inputs, targets = torch.randn(rows, 4, 6, dtype=torch.float64), torch.randint(0, 3, (rows, 4))
-        weights = torch.rand(rows, 4, dtype=torch.float64) if weighted else 1 / (2 + step % 2)
+        inputs, targets = torch.randn(rows, samples, 6, dtype=torch.float64), torch.randint(0, 3, (rows, samples))
+        weights = torch.rand(rows, samples, dtype=torch.float64) / samples if weighted else 1 / (samples + step % 2)
         kernel.descend(alone, inputs, targets, weights, lr)
         descend(inputs, targets, weights)
+        leap(inputs, targets, weights)
         assert torch.equal(alone, together)
+        assert torch.equal(alone, moved)
         slowly = slowly - lr * kernel.grad(slowly, inputs, targets, weights)
     assert not torch.equal(together, x)
     torch.testing.assert_close(together, slowly, rtol=1e-12, atol=1e-14)
