@@ -71,7 +71,7 @@ quantities:
   rounds: {words: rounds to 80 %, take: first, of: test_accuracy, target: 0.8, at: round, better: lower}
 figure: {x: round, y: test_accuracy}
 checks:
-  - {says: FedProx needs no more rounds than FedAvg, of: rounds, best: fedprox, than: [fedavg]}
+  - {says: FedProx needs fewer rounds than FedAvg, of: rounds, best: fedprox, than: [fedavg]}
 ```
 
 ```bash

@@ -64,6 +64,8 @@ def reproduce(
         header, rows = page.summary(task.reproduction, found.results)
         table(f"{task.reproduction.paper.title} ({task.reproduction.data[task.on].title})", rows, header, right=True)
         table(page.headline(judged), [(page.told(v), v.says) for v in judged])
+        for text in page.absent(task.reproduction, found.results):
+            say(text)
         if quick:
             say("with --quick nothing of this says anything about the paper: it shows that everything runs")
         say(f": the page of it; {found.results['seconds']:.0f} s of running", bold=str(found.folder / "page.md"))

@@ -83,18 +83,30 @@ def read_sweep(path: str | Path | Document, settings: list[str] | None = None) -
         return _read(path, settings)
 
 
-def _read(path: str | Path | Document, settings: list[str] | None) -> Plan:
-    document = path if isinstance(path, Document) else read_yaml(path)
+def read_sweep_file(document: Document) -> SweepFile:
+    """What a sweep file says, its keys and their types checked; not yet its runs.
+
+    Raises
+    ------
+    InputError
+        A key is wrong, or it is no sweep.
+    """
     if "scenario" not in document.values and {"data", "algorithm"} <= document.values.keys():
         message = "found a scenario; allowed: a sweep, which names one (scenario: FILE). To run this one: "
         message += f"fedsim run {document.file}"
         raise InputError(message, file=str(document.file))
     try:
         with older_spellings(document.values) as older:
-            sweep_file = make_part(SweepFile, document.values)
+            made = make_part(SweepFile, document.values)
     except InputError as error:
         raise document.locate(error) from None
     note(document, older)
+    return made
+
+
+def _read(path: str | Path | Document, settings: list[str] | None) -> Plan:
+    document = path if isinstance(path, Document) else read_yaml(path)
+    sweep_file = read_sweep_file(document)
     _check_settings(sweep_file, settings or [])
     base = override(_with(_base(document, sweep_file.scenario), document, "set", sweep_file.set), settings or [])
     found: list[Point] = []
@@ -147,6 +159,7 @@ def _check_settings(sweep_file: SweepFile, settings: list[str]) -> None:
     """Raise InputError where ``--set`` is about a key that runs of the sweep differ in: it would be lost in them."""
     cases = {key: f"cases.{case}" for case, changes in sweep_file.cases.items() for key in changes or {}}
     varied = {**cases, **dict.fromkeys(sweep_file.random, "random"), **dict.fromkeys(sweep_file.grid, "grid")}
+    varied["name"] = "name"  # a run's name is made of the sweep's and of what is varied
     for setting in settings:
         given = setting.partition("=")[0].strip()
         for key, where in varied.items():

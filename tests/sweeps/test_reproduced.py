@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from fedsim.cli.app import app
-from fedsim.core.errors import InputError
+from fedsim.core.errors import InputError, RunError
 from fedsim.sweeps.reproduced.files import Check, Quantity, find, known, read, row, task
 from fedsim.sweeps.reproduced.measured import Cell, cells, judge, take
 from fedsim.sweeps.reproduced.page import page, summary, verdicts
@@ -153,7 +153,7 @@ def test_a_run_that_fails_is_told_and_counts_as_the_worst(own: Callable[..., Pat
 def test_changes_of_data_and_quick_win_over_the_sweeps(own: Callable[..., Path]) -> None:
     file = own({"data.digits.set": {"algorithm.batch_size": 7}, "data.digits.cases": {"slow": {"run.rounds": 5}}})
     slow = [p.scenario for p in task(file).plan.points if p.label.startswith("slow")]
-    assert [(s.run.rounds, s.algorithm.batch_size) for s in slow] == [(5, 7)] * 2  # type: ignore[attr-defined]
+    assert [(s.run.rounds, s.algorithm.batch_size) for s in slow] == [(5, 7)] * 2
     assert {p.scenario.run.rounds for p in task(file, quick=True).plan.points} == {2}
     assert {p.scenario.run.eval_every for p in task(file, settings=["run.eval_every=3"]).plan.points} == {3}
 
@@ -175,6 +175,31 @@ def test_changes_of_data_and_quick_win_over_the_sweeps(own: Callable[..., Path])
         ({"checks.0.best": "fedprox"}, "unknown row 'fedprox'"),
         ({"checks.0.near": {"fedavg": 3}}, "checks.0: found best and near"),
         ({"checks.0.best": None}, "checks.0: found neither best nor near"),
+        ({"checks.0.best": None, "checks.0.near": {"fedavg": 0.0}}, "checks.0.near.fedavg: found 0"),
+        ({"checks.0.best": None, "checks.0.near": {"fedavg": 1.0}, "checks.0.by": 2.0}, "checks.0.by: found with near"),
+        ({"checks.0.within": 0.2}, "checks.0.within: found with best"),
+        ({"checks.0.than": ["slow", "fedavg"]}, "checks.0.than: found fedavg, which is `best` itself"),
+        ({"checks.0.by": math.inf}, "checks.0.by"),
+        ({"quantities.rounds.target": math.nan}, "quantities.rounds.target"),
+        ({"quantities.rounds.paper": {"fedavg": math.nan}}, "quantities.rounds.paper"),
+        ({"quantities.rounds.along": "time"}, "quantities.rounds.along: found with take: first"),
+        ({"quantities.rounds.of": "consensus_distance"}, "of which no value is the best"),
+        ({"data.digits.minutes": math.inf}, "data.digits.minutes"),
+        ({"data": {"../up": {"title": "it", "minutes": 1}}}, "../up"),
+        (
+            {
+                "sweep.cases": None,
+                "quantities.rounds.paper": None,
+                "quantities.rounds.against": None,
+                "checks.0.best": "run",
+            },
+            "checks.0: found one row, 'run'",
+        ),
+        ({"sweep.grid": {"run.rounds": [3, 4]}, "sweep.cases.slow": {"seed": 7}}, "found rows of different seeds"),
+        ({"sweep.cases": "none"}, "cases"),
+        ({"sweep.cases": {"fedavg": 3}}, "cases.fedavg"),
+        ({"sweep.set": 1}, "set"),
+        ({"sweep.grid": {"seed": 1}}, "grid.seed"),
         ({"sweep": "none.yaml"}, "sweep: found no file"),
         ({"sweep.scenario": "none.yaml"}, "scenario: found no file"),
         ({"sweep.cases.slow": {"algorithm.lrr": 1}}, "algorithm.lrr"),
@@ -203,6 +228,9 @@ def test_what_is_wrong_with_a_file_is_one_sentence(
         (["dspodfl", "--on", "cifar"], "--on: unknown choice of data 'cifar'"),
         (["ef21w", "--data", "."], "--data: found ., but ef21w reads no folder"),
         (["dspodfl", "--on", "digits", "--data", "."], "--data: found ., but 'digits' is not read from a folder"),
+        (["dspodfl", "--data", "no-such-folder"], "--data: found no file or folder no-such-folder"),
+        (["dspodfl", "--on", ""], "--on: unknown choice of data ''"),
+        (["dspodfl", "--set", "name=other"], "--set: name: found 'name=other'"),
         (["dspodfl", "--set", "seed=3"], "the sweep's 'grid' changes seed"),
     ],
 )
@@ -244,6 +272,42 @@ def test_quantities(keys: dict[str, Any], expected: float | None) -> None:
     quantity = Quantity(words="it", better="lower", **keys)
     found = take(ROWS, quantity)
     assert found is None if expected is None else found == pytest.approx(expected)
+
+
+def test_a_quantity_along_a_column_that_the_run_has_not_is_none() -> None:
+    rows = [{"round": 0, "test_loss": 1.0}]
+    assert take(rows, Quantity(words="it", take="mean", of="test_loss", along="delay_total", better="lower")) is None
+
+
+def test_a_quantity_that_no_run_has_is_said(own: Callable[..., Path], tmp_path: Path) -> None:
+    code, out, _ = invoke(own({"quantities.rounds.of": "node_accuracy"}), "--quick", "--out", tmp_path / "out")
+    text = (tmp_path / "out" / "page.md").read_text(encoding="utf-8")
+    assert code == 0
+    assert "DOES NOT HOLD" in out
+    for told in (out, text):
+        assert "No run has the column node_accuracy, so that there is nothing of rounds to 30 %." in " ".join(
+            told.split()
+        )
+
+
+def test_a_page_keeps_its_tables_whatever_the_words_are(own: Callable[..., Path], tmp_path: Path) -> None:
+    words = {"checks.0.says": "a | b\nc", "quantities.rounds.words": "x | y"}
+    assert invoke(own(words), "--quick", "--set", "participation={fraction: 0.9}", "--out", tmp_path / "out")[0] == 0
+    text = (tmp_path / "out" / "page.md").read_text(encoding="utf-8")
+    assert "| a \\| b c | " in text
+    assert "| x \\| y: paper | x \\| y: here |" in text
+    assert "--set 'participation={fraction: 0.9}'" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", ["results.json", "own-digits.png", "page.md"])
+def test_what_cannot_be_written_is_one_sentence_and_leaves_no_half(
+    own: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "out" / name / "inner").mkdir(parents=True)  # a folder where the file goes
+    result = CliRunner().invoke(app, ["reproduce", str(own({})), "--quick", "--out", str(tmp_path / "out")])
+    assert isinstance(result.exception, RunError)
+    assert name in str(result.exception)
+    assert list((tmp_path / "out").glob("*.new")) == []
 
 
 def test_a_quantity_of_a_loss_is_reached_from_above() -> None:

@@ -15,14 +15,14 @@ from fedsim.core.errors import InputError, unknown
 from fedsim.core.fields import make_part
 from fedsim.core.metrics import TABLE, Metric, merged
 from fedsim.scenario.sections import NAME
-from fedsim.sweeps.files import Plan, Point, read_sweep
+from fedsim.sweeps.files import Plan, Point, read_sweep, read_sweep_file
 
 FOLDER = "reproductions"
 _Text = Annotated[str, Field(min_length=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Paper(_Section):
@@ -70,6 +70,12 @@ class Quantity(_Section):
     paper: dict[str, float] = Field(default_factory=dict)
     against: str | None = None
 
+    @property
+    def columns(self) -> list[str]:
+        """The columns that it is made of."""
+        others = {"first": [self.at], "mean": [self.along], "spread": [self.along]}
+        return [self.of, *others.get(self.take, [])]
+
 
 class Check(_Section):
     """A claim that has to come out, of medians over the seeds.
@@ -101,7 +107,7 @@ class Reproduction(_Section):
     name: Annotated[str, Field(pattern=NAME, max_length=100)]
     paper: Paper
     sweep: str | dict[str, Any]
-    data: Annotated[dict[str, Data], Field(min_length=1)]
+    data: Annotated[dict[Annotated[str, Field(pattern=NAME, max_length=100)], Data], Field(min_length=1)]
     quick: dict[str, Any]
     quantities: Annotated[dict[str, Quantity], Field(min_length=1)]
     figure: Chart
@@ -167,19 +173,43 @@ def read(file: Path) -> tuple[Reproduction, Document]:
     try:
         made = make_part(Reproduction, document.values)
         for name, quantity in made.quantities.items():
-            if (quantity.take == "first") != (quantity.target is not None):
-                told = "without a target" if quantity.target is None else f"target {quantity.target:g}"
-                message = f"found take: {quantity.take} {told}; allowed: a target for first, and for no other"
-                raise InputError(message, key=f"quantities.{name}.target")
+            _check_quantity(f"quantities.{name}", quantity)
         for i, check in enumerate(made.checks):
             if check.of not in made.quantities:
                 raise InputError(unknown("quantity", check.of, list(made.quantities)), key=f"checks.{i}.of")
-            if (check.best is None) == (not check.near):
-                found = "best and near" if check.near else "neither best nor near"
-                raise InputError(f"found {found}; allowed: one of the two", key=f"checks.{i}")
+            _check_claim(f"checks.{i}", check)
     except InputError as error:
         raise document.locate(error) from None
     return made, document
+
+
+def _check_quantity(where: str, quantity: Quantity) -> None:
+    """Raise InputError where `take` misses a key, or has no use for one."""
+    if (quantity.take == "first") != (quantity.target is not None):
+        told = "without a target" if quantity.target is None else f"target {quantity.target:g}"
+        message = f"found take: {quantity.take} {told}; allowed: a target for first, and for no other"
+        raise InputError(message, key=f"{where}.target")
+    for key, takes in {"at": ("first",), "along": ("mean", "spread")}.items():
+        if key in quantity.model_fields_set and quantity.take not in takes:
+            message = f"found with take: {quantity.take}; allowed: with {' and '.join(takes)}"
+            raise InputError(message, key=f"{where}.{key}")
+
+
+def _check_claim(where: str, check: Check) -> None:
+    """Raise InputError where a claim is none, can never hold, or has keys of the other kind of claims."""
+    if (check.best is None) == (not check.near):
+        found = "best and near" if check.near else "neither best nor near"
+        raise InputError(f"found {found}; allowed: one of the two", key=where)
+    kind, others = ("near", ("than", "by")) if check.best is None else ("best", ("within",))
+    for key in others:
+        if key in check.model_fields_set:
+            allowed = "with best" if kind == "near" else "with near"
+            raise InputError(f"found with {kind}; allowed: {allowed}", key=f"{where}.{key}")
+    if check.best in check.than:
+        raise InputError(f"found {check.best}, which is `best` itself; allowed: other rows", key=f"{where}.than")
+    if zero := [name for name, value in check.near.items() if value == 0]:
+        message = "found 0, of which every share is 0; allowed: other numbers"
+        raise InputError(message, key=f"{where}.near.{zero[0]}")
 
 
 def task(
@@ -200,7 +230,8 @@ def task(
         The file, one of its runs, or a choice is wrong.
     """
     made, document = read(file)
-    chosen = on or next((name for name, choice in made.data.items() if choice.path or data is None), None)
+    able = (name for name, choice in made.data.items() if choice.path or data is None)
+    chosen = on if on is not None else next(able, None)
     if chosen is None:
         allowed = "a reproduction of which a choice of data is read from a folder"
         raise InputError(f"found {data}, but {made.name} reads no folder; allowed: {allowed}", file="--data")
@@ -209,15 +240,19 @@ def task(
     choice = made.data[chosen]
     if data is not None and not choice.path:
         raise InputError(f"found {data}, but '{chosen}' is not read from a folder; allowed: without it", file="--data")
+    if data is not None and not data.exists():
+        raise InputError(f"found no file or folder {data}; allowed: the folder of the data", file="--data")
     changes = {**choice.set, **({"data.path": str(data.resolve())} if data else {}), **(made.quick if quick else {})}
     cases = {label: {**own, **made.quick} if quick else own for label, own in choice.cases.items()}
     sweep = _sweep(document, made)
     try:
+        read_sweep_file(sweep)
         plan = read_sweep(_varied(sweep, changes, cases, quick), settings)
     except InputError as error:
         raise document.locate(error) from None
     plan = replace(plan, name=made.name)
     found = Task(file, made, chosen, quick, document, plan, _columns(plan.points))
+    _check_seeds(found)
     _check_names(found)
     return found
 
@@ -263,6 +298,19 @@ def _columns(points: Iterable[Point]) -> Mapping[str, Metric]:
     return merged({**TABLE, **point.scenario.columns} for point in points)[0]
 
 
+def _check_seeds(of: Task) -> None:
+    """Raise InputError where rows have different seeds: a missing one would count as the worst."""
+    seeds: dict[str, set[int]] = {}
+    for point in of.plan.points:
+        seeds.setdefault(row(point.changes), set()).add(point.scenario.seed)
+    first, *others = seeds
+    for label in others:
+        if seeds[label] != seeds[first]:
+            told = [f"'{name}' with {', '.join(map(str, sorted(seeds[name])))}" for name in (first, label)]
+            message = f"found rows of different seeds, {told[0]} and {told[1]}; allowed: the same for all"
+            raise of.document.locate(InputError(message, key="sweep"))
+
+
 def _check_names(of: Task) -> None:
     """Raise InputError where a quantity names no column, or a check or a paper's number no row."""
     made, rows = of.reproduction, of.rows
@@ -280,5 +328,18 @@ def _check_names(of: Task) -> None:
     wrong = [
         InputError(unknown(kind, name, allowed), key=key) for kind, name, key, allowed in named if name not in allowed
     ]
+    for name, quantity in made.quantities.items():
+        column = of.columns.get(quantity.of)
+        if quantity.take in ("first", "best") and column is not None and column.larger_is_better is None:
+            known = ", ".join(k for k, m in of.columns.items() if m.larger_is_better is not None)
+            message = (
+                f"found {quantity.of!r} with take: {quantity.take}, of which no value is the best; allowed: {known}"
+            )
+            wrong.append(InputError(message, key=f"quantities.{name}.of"))
+    if len(rows) == 1:
+        wrong += [
+            InputError(f"found one row, '{rows[0]}', with nothing to be better than; allowed: near", key=f"checks.{i}")
+            for i, check in enumerate(made.checks) if check.best
+        ]  # fmt: skip
     if wrong:
         raise of.document.locate(InputError(p for error in wrong for p in error.problems))

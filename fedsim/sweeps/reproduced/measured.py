@@ -59,8 +59,10 @@ def take(rows: Sequence[Mapping[str, Any]], quantity: Quantity, columns: Mapping
         return None if _finite(rows[-1].get(quantity.of)) is False else values[-1]
     if quantity.take == "best":
         return max(values) if larger else min(values)
-    end = float(found[-1][0][quantity.along])
-    late = [value for row, value in found if float(row[quantity.along]) >= _LAST * end]
+    counted = [(float(row[quantity.along]), value) for row, value in found if _finite(row.get(quantity.along))]
+    if not counted:
+        return None
+    late = [value for along, value in counted if along >= _LAST * counted[-1][0]]
     return statistics.fmean(late) if quantity.take == "mean" else statistics.pstdev(late)
 
 

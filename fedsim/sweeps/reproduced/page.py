@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTH = 118
-_NEVER = "never"
+_NEVER, _NONE = "never", "none"
 
 
 def page(
@@ -54,7 +55,7 @@ def summary(made: Reproduction, results: Mapping[str, Any]) -> tuple[list[str], 
                 row.append(_number(quantity.paper[row[0]]) if row[0] in quantity.paper else "")
         header.append(f"{quantity.words}: here" if quantity.paper else quantity.words)
         for row in rows:
-            row.append(_ranged(of[row[0]]))
+            row.append(_ranged(of[row[0]], _NEVER if quantity.take == "first" else _NONE))
         if quantity.against:
             header += [f"over {quantity.against}: paper"] * bool(quantity.paper) + [f"over {quantity.against}: here"]
             for row in rows:
@@ -67,6 +68,19 @@ def verdicts(made: Reproduction, results: Mapping[str, Any]) -> list[Verdict]:
     """Whether each of the paper's claims holds of the results."""
     found = cells(results["runs"], made.quantities)
     return [judge(check, found[check.of]) for check in made.checks]
+
+
+def absent(made: Reproduction, results: Mapping[str, Any]) -> list[str]:
+    """Of quantities whose columns no run has, a sentence each: their claims fail for want of numbers, not by these."""
+    done = [run for run in results["runs"] if run["error"] is None]
+    lacking = {column for run in done[:1] for column in run.get("absent", ())}
+    lacking.intersection_update(*(run.get("absent", ()) for run in done))
+    return [
+        f"No run has the column {column}, so that there is nothing of {quantity.words}."
+        for quantity in made.quantities.values()
+        for column in dict.fromkeys(quantity.columns)
+        if column in lacking
+    ]
 
 
 def headline(judged: Sequence[Verdict]) -> str:
@@ -113,9 +127,10 @@ def _section(made: Reproduction, on: str, choice: Data, results: Mapping[str, An
         f"Numbers here are {'medians over' if len(seeds) > 1 else 'of'} seed{'s' * (len(seeds) > 1)} "
         f"{', '.join(map(str, seeds))}.{ranged}{_meant(made.quantities)}\n",
         *_table(header, rows),
+        *(f"{text}\n" for text in absent(made, results)),
         f"![{metric(made.figure.y).words} over {metric(made.figure.x).words}]({picture})\n",
     ]
-    failed = [f"{run['row']}, seed {run['seed']}: {run['error']}" for run in results["runs"] if run["error"]]
+    failed = [f"{run['row']}, seed {run['seed']}: {_line(run['error'])}" for run in results["runs"] if run["error"]]
     if failed:
         lines.append("Runs that failed, counted as the worst:\n\n" + "\n".join(f"- {text}" for text in failed) + "\n")
     if choice.differs:
@@ -132,7 +147,7 @@ def _made_by(made: Reproduction, on: str, results: Mapping[str, Any]) -> str:
     env, busy = results["environment"], results.get("processor_seconds")
     packages = ", ".join(f"{name} {env['packages'][name]}" for name in ("torch", "numpy") if env["packages"].get(name))
     first = next(iter(made.data)) == on
-    options = ("" if first else f" --on {on}") + "".join(f" --set {s}" for s in results["settings"])
+    options = ("" if first else f" --on {on}") + "".join(f" --set {shlex.quote(s)}" for s in results["settings"])
     folder = " --data DIR" if made.data[on].path else ""
     quick = " --quick" if results["quick"] else ""
     computing = f" ({busy:,.0f} of processor time)" if busy else ""
@@ -145,8 +160,14 @@ def _made_by(made: Reproduction, on: str, results: Mapping[str, Any]) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}", *(f"| {' | '.join(row)} |" for row in rows)]
-    return ["\n".join(lines) + "\n"]
+    head, *body = ([_line(cell).replace("|", "\\|") for cell in row] for row in (header, *rows))
+    lines = [f"| {' | '.join(row)} |" for row in (head, *body)]
+    return ["\n".join([lines[0], f"|{'---|' * len(head)}", *lines[1:]]) + "\n"]
+
+
+def _line(text: str) -> str:
+    """Text of several lines as one: tables and lists have no others."""
+    return " ".join(text.split())
 
 
 def _wrapped(text: str) -> str:
@@ -156,11 +177,11 @@ def _wrapped(text: str) -> str:
     return "\n".join(textwrap.wrap(text, _WIDTH, break_on_hyphens=False, break_long_words=False)) + "\n"
 
 
-def _ranged(cell: Cell) -> str:
+def _ranged(cell: Cell, without: str) -> str:
     low, high = cell.range
     if len(cell.values) == 1 or (low == high):
-        return _number(cell.median)
-    return f"{_number(cell.median)} ({_number(low)} to {_number(high)})"
+        return _number(cell.median, without)
+    return f"{_number(cell.median, without)} ({_number(low, without)} to {_number(high, without)})"
 
 
 def _over(values: Mapping[str, float | None], row: str, against: str) -> str:
@@ -168,7 +189,7 @@ def _over(values: Mapping[str, float | None], row: str, against: str) -> str:
     return f"{value / base:.2f}" if value is not None and base else ""
 
 
-def _number(value: float | None) -> str:
+def _number(value: float | None, without: str = "") -> str:
     if value is None:
-        return _NEVER
+        return without
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import __version__
-from fedsim.core.errors import InputError
+from fedsim.core.disk import cannot_write, replacing, write_whole
 from fedsim.core.lock import owned
 from fedsim.engine.run_directory import environment, read_jsonl
 from fedsim.engine.watch import Progress
@@ -56,7 +56,9 @@ def reproduce(
     Raises
     ------
     InputError
-        Another process writes into the folder, or it cannot be written.
+        Another process writes into the folder, or it cannot be used.
+    RunError
+        What was found cannot be written; the runs are kept.
     """
     made = task.reproduction
     folder = Path(out) if out is not None else Path("reproduced") / f"{made.name}-{task.on}{'-quick' * task.quick}"
@@ -68,11 +70,11 @@ def reproduce(
     picture = f"{made.name}-{task.on}.png"
     try:
         write(folder / RESULTS, results)
-        figure(made, results).savefig(folder / picture, dpi=110)
-        text = page(made, {task.on: results}, lambda _: picture)
-        (folder / "page.md").write_text(text, encoding="utf-8")
+        with replacing(folder / picture) as fresh:
+            figure(made, results).savefig(fresh, dpi=110, format="png")
+        write_whole(folder / "page.md", page(made, {task.on: results}, lambda _: picture))
     except OSError as error:
-        raise InputError(f"--out: cannot be written to {folder}: {error.strerror}") from None
+        raise cannot_write(folder / RESULTS, error) from error
     return Reproduced(folder, results, outcomes)
 
 
@@ -80,7 +82,7 @@ def write(file: Path, results: Mapping[str, Any]) -> None:
     """Results as JSON, a line for each run, so that changes of one are seen as such."""
     head = json.dumps({**results, "runs": []}, indent=1).removesuffix("[]\n}")
     rows = ",\n".join("  " + json.dumps(run) for run in results["runs"])
-    file.write_text(f"{head}[\n{rows}\n ]\n}}\n", encoding="utf-8")
+    write_whole(file, f"{head}[\n{rows}\n ]\n}}\n")
 
 
 def _results(task: Task, outcomes: list[Outcome], settings: list[str], processor: float | None) -> dict[str, Any]:
@@ -105,12 +107,15 @@ def _run(task: Task, outcome: Outcome) -> dict[str, Any]:
     values = {name: _rounded(take(rows, quantity, task.columns)) for name, quantity in made.quantities.items()}
     curve = [r for r in rows if all(isinstance(r.get(k), (int, float)) for k in (made.figure.x, made.figure.y))]
     kept = sorted({round(i * (len(curve) - 1) / (_POINTS - 1)) for i in range(_POINTS)}) if curve else []
+    columns = {column for quantity in made.quantities.values() for column in quantity.columns}
+    absent = sorted(column for column in columns if not any(column in r for r in rows)) if rows else []
     return {
         "row": row(outcome.point.changes),
         "seed": outcome.point.scenario.seed,
         "scenario": outcome.point.scenario.hash(),
         "seconds": round(float(rows[-1].get("wall", 0.0)), 2) if rows else 0.0,
         "values": values,
+        **({"absent": absent} if absent else {}),
         "error": None if outcome.error is None else str(outcome.error),
         "x": [_rounded(float(curve[i][made.figure.x])) for i in kept],
         "y": [_rounded(float(curve[i][made.figure.y])) for i in kept],
