@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-BUSY = 0.5
+BUSY = 1.2
 """Processes that wait for a core, per core, from which figures are said to be of a busy machine."""
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 
