@@ -100,7 +100,7 @@ def _drawn(measured: dict[str, Any]) -> str:
         at, bottom, top = (math.log10(v) if log else v for v in (y, low, high))
         return _TOP + _HIGH * (1 - (at - bottom) / ((top - bottom) or 1))
 
-    named = len(lines) > 1
+    named = any(lines)  # a run alone has no name
     few = len(lines) <= len(_COLOURS)
     height = _TOP + max(_HIGH + 18, 14 * len(lines) if named and few else 0)
     drawn = []
