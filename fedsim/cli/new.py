@@ -29,6 +29,8 @@ _CHOSEN = "chosen here"
 _LOOKED_AT = 1000  # rows of a CSV file, to see which of its columns are words
 _EMPTY = {"", "#N/A", "<NA>", "N/A", "NA", "NULL", "None", "n/a", "null"}
 """Cells that count as missing values when a CSV file is read, and no words."""
+_MANY = 20  # cells, from which on a column of words that never repeats is taken for names of rows
+_FILL = {"data.missing": "mean"}
 _WORK = {"lr": 0.1, "local_epochs": 1, "batch_size": 32}
 
 
@@ -55,7 +57,8 @@ def new(
         raise InputError("is there already; allowed: another NAME, or --out with a new file", file=str(place))
     ask = _Asks(not yes and _at_terminal())
     source = data or ask("data set, or a file of yours (.csv, .parquet, .npz)", "digits", _check_data)
-    values: Values = {"name": name, "seed": 0, "data": _data(source, target, place, ask)}
+    section, left_out = _data(source, target, place, ask)
+    values: Values = {"name": name, "seed": 0, "data": section}
     kind = algorithm or ask("algorithm (fedsim list algorithms)", "dfedavg" if graph else "fedavg", _known("algorithm"))
     part = lookup("algorithm", kind)
     on_graph = getattr(part, "setting", "server") == "gossip"
@@ -73,6 +76,7 @@ def new(
     values["participation"] = {"mode": _mode(part)}
     count = ask("rounds", 50, int) if rounds is None else rounds
     values["run"] = {"rounds": count, "eval_every": max(1, count // 10)}
+    kept = section.get("features")
     values, guessed = _settled(values, partition, settings or [], place)
     from fedsim.cli.commented import commented
 
@@ -84,6 +88,11 @@ def new(
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", file=str(place)) from None
     say(" is written", bold=str(place))
+    if left_out and values["data"].get("features") == kept:
+        say(f"left out of data.features, since no two of its rows have the same text: {', '.join(left_out)}")
+    for key in guessed:
+        section_of, _, inner = key.rpartition(".")
+        say(f"chosen, so have a look: {key}: {values[section_of][inner]}")
     say(f"try: fedsim plan {place}\n     fedsim run {place}")
 
 
@@ -130,8 +139,8 @@ def _is_file(source: str) -> bool:
     return Path(source).suffix in _READERS or os.sep in source
 
 
-def _data(source: str, target: str | None, place: Path, ask: _Asks) -> Values:
-    """The section ``data`` without its clients."""
+def _data(source: str, target: str | None, place: Path, ask: _Asks) -> tuple[Values, list[str]]:
+    """The section ``data`` without its clients, and the columns that are left out of its features."""
     if not _is_file(source):
         if target is not None:
             raise InputError(f"--target: found with the data set '{source}'; allowed: with a CSV or parquet file")
@@ -140,7 +149,7 @@ def _data(source: str, target: str | None, place: Path, ask: _Asks) -> Values:
         except InputError:
             message = unknown("data set", source, names("dataset"))
             raise InputError(f"--data: {message}, or a file that ends in {', '.join(_READERS)}") from None
-        return {"dataset": source}
+        return {"dataset": source}, []
     file = Path(source)
     reader = _READERS.get(file.suffix)
     if reader is None:
@@ -149,8 +158,8 @@ def _data(source: str, target: str | None, place: Path, ask: _Asks) -> Values:
         raise InputError("no such file", file=source)
     found: Values = {"dataset": reader, "path": os.path.relpath(file, place.parent)}
     if reader == "npz":
-        return found
-    numeric = _columns(file, found) if reader == "csv" else {}
+        return found, []
+    numeric, unlike = _columns(file, found) if reader == "csv" else ({}, set())
     columns = list(numeric)
     if target is None:
         if not ask.there:
@@ -161,13 +170,19 @@ def _data(source: str, target: str | None, place: Path, ask: _Asks) -> Values:
                          columns[-1] if columns else None, str))  # fmt: skip
     if columns and target not in columns:
         raise InputError(f"--target: {unknown('column', target, columns)}")
-    words = [name for name in columns if not numeric[name] and name != target]
-    return {**found, "target": target, **({"categorical": words} if words else {})}
+    left_out = [name for name in columns if name in unlike and name != target]
+    features = [name for name in columns if name != target and name not in left_out]
+    if not features:  # there is nothing else to learn from
+        left_out, features = [], left_out
+    words = [name for name in features if not numeric[name]]
+    named: Values = {"features": features} if left_out else {}
+    return {**found, "target": target, **named, **({"categorical": words} if words else {})}, left_out
 
 
-def _columns(file: Path, found: Values) -> dict[str, bool]:
-    """The columns of a CSV file and whether its first rows have numbers there alone.
+def _columns(file: Path, found: Values) -> tuple[dict[str, bool], set[str]]:
+    """The columns of a CSV file and whether its first rows have numbers there alone, and those of words never repeated.
 
+    One-hot columns of such words, a customer's number say, would tell the model nothing of rows that it has not seen.
     A separator that is no comma goes to `found`.
     """
     try:
@@ -182,7 +197,7 @@ def _columns(file: Path, found: Values) -> dict[str, bool]:
         names, *rows = list(csv.reader(head, delimiter=separator)) or [[]]
     except csv.Error as error:
         raise InputError(f"cannot be read as CSV: {error}", file=str(file)) from None
-    numeric = {}
+    numeric, unlike = {}, set()
     for i, name in enumerate(names):
         cells = [row[i] for row in rows if i < len(row)]
         numeric[name] = all(map(_is_number, cells))
@@ -191,7 +206,9 @@ def _columns(file: Path, found: Values) -> dict[str, bool]:
             raise InputError(
                 f"column {name!r} has numbers with commas, e.g. {first!r}; allowed: decimal points", file=str(file)
             )
-    return numeric
+        if not numeric[name] and len(cells) >= _MANY and len(set(cells)) == len(cells):
+            unlike.add(name)
+    return numeric, unlike
 
 
 def _is_number(text: str) -> bool:
@@ -246,6 +263,7 @@ def _answered(draft: Document) -> tuple[Values, list[str]]:
     from fedsim.engine.assembly import assemble
     from fedsim.scenario.load import parse
 
+    answers = {**ANSWERS, **_FILL}
     guessed: list[str] = []
     while True:
         try:
@@ -259,13 +277,19 @@ def _answered(draft: Document) -> tuple[Values, list[str]]:
                 algorithm = {k: v for k, v in draft.values["algorithm"].items() if f"algorithm.{k}" != work}
                 draft = replace(draft, values={**draft.values, "algorithm": algorithm})
                 continue
-            asked = next((p.key for p in error.problems if p.key in ANSWERS and p.key not in guessed), None)
+            asked = next((p.key for p in error.problems if p.key in answers and not _given(p.key, draft)), None)
             if asked is None:
                 raise
             guessed.append(asked)
-            section, answer = asked.partition(".")[0], ANSWERS[asked]
+            section, answer = asked.partition(".")[0], answers[asked]
             more = {f"{section}.{k}": v for k, v in answer.items()} if isinstance(answer, dict) else {asked: answer}
             for key, value in more.items():
                 draft = change(draft, key, value, (_CHOSEN, None))
         else:
             return draft.values, guessed
+
+
+def _given(key: str, draft: Document) -> bool:
+    """Whether somebody has set the key, or a section that it is in: then a check that refuses it is right."""
+    parts = key.split(".")
+    return any(".".join(parts[: i + 1]) in draft.changed for i in range(len(parts)))

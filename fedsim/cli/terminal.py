@@ -71,9 +71,9 @@ def table(
         for row in rows:
             say(_stacked(row, header, width), out=out)
         return
+    if title:  # not the table's own: that would be cut off at the table's width
+        out.print(Text(_wrapped(title, width), style="table.title"), soft_wrap=True)
     shown = Table(
-        title=Text(title),
-        title_justify="left",
         box=box.SIMPLE if header else None,
         show_header=bool(header),
         highlight=False,

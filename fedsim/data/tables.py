@@ -295,7 +295,7 @@ def _numbers(values: pandas.Series[Any], column: str, wanted: Wanted, where: _Wh
         row = int(np.argmax(bad))
         if lack[row]:
             help_ = "a value is missing there; 'missing: drop', mean or most_frequent says what to do"
-            raise InputError(f"{title} has nan in {where(row)}: {help_}", key=key)
+            raise InputError(f"{title} has nan in {where(row)}: {help_}", key="missing")
         raise InputError(f"{title} has {values.iloc[row]} in {where(row)}; finite numbers only", key=key)
     return array
 

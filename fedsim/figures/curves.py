@@ -62,6 +62,22 @@ class Panel:
     log: bool = False
 
 
+def banded(series: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats, Floats, Floats] | None:
+    """`x`, and mean, lowest and highest `y` there, of several curves ``x, y [points]``; None for fewer than two.
+
+    Where the curves have different `x` (delays, say), each is interpolated linearly at every `x` of any of them,
+    between the first and the last that all reached.
+    """
+    if len(series) < 2 or any(len(x) == 0 for x, _ in series):
+        return None
+    grid = np.unique(np.concatenate([x for x, _ in series]))
+    grid = grid[(grid >= max(x[0] for x, _ in series)) & (grid <= min(x[-1] for x, _ in series))]
+    if len(grid) == 0:
+        return None
+    values = np.stack([np.interp(grid, x, y) for x, y in series])
+    return grid, values.mean(0), values.min(0), values.max(0)
+
+
 def style(group: int, groups: int) -> tuple[str, Dashes]:
     """Colour (``#rrggbb``) and line style of a group; a gradient where there are more groups than styles."""
     if groups <= len(_COLOURS) * len(_STYLES):

@@ -18,6 +18,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.metrics import TABLE, Metric, merged, metric, read_columns
 from fedsim.engine.run_directory import LAST
 from fedsim.engine.stopping import read_stop
+from fedsim.figures.curves import banded
 from fedsim.reports.labels import flatten, labels_of, told_apart, without_seed
 
 Row = Mapping[str, Any]
@@ -164,20 +165,8 @@ class Group:
         return mean_std([run.tail(key) for run in self.counted])
 
     def band(self, x: str, y: str) -> tuple[Floats, Floats, Floats, Floats] | None:
-        """`x`, and mean, lowest and highest `y` of the finished runs there; None for fewer than two.
-
-        Where the seeds were evaluated at different `x` (delays, say), each run is interpolated linearly at every
-        `x` of any of them, between the first and the last that all reached.
-        """
-        series = [run.series(x, y) for run in self.runs if run.finished]
-        if len(series) < 2 or any(len(a) == 0 for a, _ in series):
-            return None
-        grid = np.unique(np.concatenate([a for a, _ in series]))
-        grid = grid[(grid >= max(a[0] for a, _ in series)) & (grid <= min(a[-1] for a, _ in series))]
-        if len(grid) == 0:
-            return None
-        values = np.stack([np.interp(grid, a, b) for a, b in series])
-        return grid, values.mean(0), values.min(0), values.max(0)
+        """`x`, and mean, lowest and highest `y` of the finished runs there; None for fewer than two."""
+        return banded([run.series(x, y) for run in self.runs if run.finished])
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:

@@ -151,3 +151,52 @@ def test_questions_are_asked_again_until_the_answer_will_do(call: Call, monkeypa
     assert (values["data"]["clients"], values["algorithm"]["name"], values["topology"]) == (5, "dgd", {"graph": "ring"})
     assert values["model"]["name"] == "linear"
     assert _Asks(False)("anything", 3, int) == 3
+
+
+def test_missing_values_are_filled_and_said(call: Call) -> None:
+    """In numbers and in words, unless somebody has said what becomes of them."""
+    rows = [[str(i % 50), f"w{i % 3}", "ill" if i % 3 else "well"] for i in range(120)]
+    for column in (0, 1):
+        name = f"lack{column}"
+        lacking = [[("" if i == 7 and k == column else cell) for k, cell in enumerate(r)] for i, r in enumerate(rows)]
+        Path(f"{name}.csv").write_text("age,ward,state\n" + "".join(",".join(row) + "\n" for row in lacking))
+        flags = ["--data", f"{name}.csv", "--target", "state"]
+        code, out, _ = call(name, *flags)
+        assert code == 0
+        assert "chosen, so have a look: data.missing: mean\n" in out
+        assert yaml.safe_load(Path(f"{name}.yaml").read_text())["data"]["missing"] == "mean"
+        code, out, err = call(f"{name}-no", *flags, "--set", "data.missing=refuse")
+        assert (code, out) == (2, "")
+        assert err.startswith("--set: data.missing: ")
+        assert call(f"{name}-drop", *flags, "--set", "data.missing=drop") == (0, ANY, "")
+
+
+def test_columns_that_name_rows_are_left_out_and_said(call: Call) -> None:
+    rows = "".join(f"P{i},{i % 50},{'ill' if i % 3 else 'well'}\n" for i in range(120))
+    Path("named.csv").write_text("patient,age,state\n" + rows)
+    flags = ["--data", "named.csv", "--target", "state"]
+    code, out, _ = call("named", *flags)
+    assert code == 0
+    assert "left out of data.features, since no two of its rows have the same text: patient\n" in out
+    assert yaml.safe_load(Path("named.yaml").read_text())["data"]["features"] == ["age"]
+    wanted = ["--set", "data.features=[patient, age]", "--set", "data.categorical=[patient]"]
+    code, out, _ = call("wanted", *flags, *wanted)
+    assert code == 0
+    assert "left out" not in out
+    Path("only.csv").write_text("patient,state\n" + "".join(f"P{i},{'ill' if i % 3 else 'well'}\n" for i in range(120)))
+    assert call("only", "--data", "only.csv", "--target", "state")[0] == 0  # it is all there is
+    assert yaml.safe_load(Path("only.yaml").read_text())["data"]["categorical"] == ["patient"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--algorithm", "fedprox", "--set", "algorithm.mu=-1"], "algorithm.mu: found -1"),
+        (["--algorithm", "fedasync", "--set", "participation.weights=foo"], "participation.weights: "),
+    ],
+)
+def test_what_was_given_is_never_replaced(call: Call, flags: list[str], said: str) -> None:
+    code, out, err = call("given", *flags)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert not Path("given.yaml").exists()

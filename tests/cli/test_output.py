@@ -79,6 +79,19 @@ def test_the_words_of_a_table_stay_whole(
             assert all(any(text in line for line in found.splitlines()) for row in ROWS for text in row)
 
 
+@pytest.mark.parametrize("width", [20, 80, 1000])
+def test_a_title_longer_than_its_table_stays_whole(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    title = "A paper's title, which has many more words than the table of its three numbers is wide"
+    for header in (None, ["a", "b"]):
+        table(title, [("x", "1"), ("y", "2")], header)
+        found = capsys.readouterr().out
+        assert found.split()[: len(title.split())] == title.split()
+        assert max(map(len, found.splitlines())) <= max(width, 100)
+
+
 @pytest.mark.parametrize("width", [40, 80])
 def test_the_same_numbers_at_any_width(call: Call, width: int) -> None:
     for command in (["plan", "s.yaml"], ["list", "algorithms"], ["topology", "ring", "-n", "7", "--out", "g.png"]):

@@ -116,7 +116,7 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     (CSV | {"target": "label", "features": ["a"], "num_classes": 1}, None, "found label 1 with 1 classes"),
     (CSV | {"target": "label", "features": ["a"], "test_fraction": 1.0}, "test_fraction", "less than 1"),
     (CSV | {"target": "label", "features": ["a"], "test_fraction": 0.01}, None, "10 rows do not give"),
-    ({"dataset": "csv", "path": "nan.csv", "target": "label"}, "features", "'a' .* nan in row 1"),
+    ({"dataset": "csv", "path": "nan.csv", "target": "label"}, "missing", "'a' .* nan in row 1"),
     ({"dataset": "csv", "path": "nolabel.csv", "target": "label"}, None, "target of row 1 is nan"),
     ({"dataset": "csv", "path": "header.csv", "target": "label"}, None, "has no rows"),
     ({"dataset": "csv", "path": "nothing.csv", "target": "label"}, "path", "cannot read"),

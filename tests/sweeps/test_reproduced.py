@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -16,7 +17,7 @@ from fedsim.cli.app import app
 from fedsim.core.errors import InputError, RunError
 from fedsim.sweeps.reproduced.files import Check, Quantity, find, known, read, row, task
 from fedsim.sweeps.reproduced.measured import Cell, cells, judge, take
-from fedsim.sweeps.reproduced.page import page, summary, verdicts
+from fedsim.sweeps.reproduced.page import figure, page, summary, verdicts
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(known())
@@ -126,6 +127,10 @@ def test_a_reproduction_of_ones_own(own: Callable[..., Path], tmp_path: Path) ->
     made = read(own({}))[0]
     assert page(made, {"digits": kept}, lambda on: f"own-{on}.png") == text  # the page is made of the results alone
     assert kept["processor_seconds"] > 0
+    axes = figure(made, kept).axes[0]  # one line for each row, the mean of its seeds
+    assert len(axes.lines) == len(axes.collections) == 2
+    two = [run["y"] for run in kept["runs"] if run["row"] == "fedavg"]
+    assert axes.lines[0].get_ydata() == pytest.approx(np.mean(two, axis=0))
     before = (tmp_path / "out" / "runs" / "fedavg_seed=0" / "metrics.jsonl").stat().st_mtime_ns
     assert invoke(own({}), "--out", tmp_path / "out", "--resume")[0] == 0
     again = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedsim.core.metrics import metric
-from fedsim.figures.curves import Line, Panel, grid_figure, panel_figure
+from fedsim.figures.curves import Line, Panel, banded, grid_figure, panel_figure
 from fedsim.sweeps.reproduced.files import Data, Quantity, Reproduction
 from fedsim.sweeps.reproduced.measured import Cell, Verdict, cells, judge
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _WIDTH = 118
 _NEVER, _NONE = "never", "none"
+_MEETS = 0.8
+"""Share of the longest curve's x that all seeds reach where their mean is drawn."""
 
 
 def page(
@@ -98,19 +100,29 @@ def told(verdict: Verdict) -> str:
 
 
 def figure(made: Reproduction, results: Mapping[str, Any]) -> Figure:
-    """The curves of all runs, a colour for each row."""
+    """The curve of each row: its mean over the seeds, with a band from the lowest to the highest.
+
+    Where a seed ends long before another (in a delay of its own, say), the mean would end there, too: each seed is a
+    line then.
+    """
     rows = list(dict.fromkeys(run["row"] for run in results["runs"]))
-    lines = [
-        Line(rows.index(run["row"]), np.array(run["x"], dtype=float), np.array(run["y"], dtype=float))
-        for run in results["runs"]
-        if len(run["x"])
-    ]
+    lines: list[Line] = []
+    labels = list(rows)
+    for i, name in enumerate(rows):
+        of = [run for run in results["runs"] if run["row"] == name and len(run["x"])]
+        curves = [(np.array(run["x"], dtype=float), np.array(run["y"], dtype=float)) for run in of]
+        band = banded(curves)
+        if band is not None and band[0][-1] >= _MEETS * max(x[-1] for x, _ in curves):
+            lines.append(Line(i, *band))
+            continue
+        lines += [Line(i, x, y) for x, y in curves]
+        labels[i] += ", each seed" if len(curves) > 1 else ""
     chart = made.figure
     x, y = metric(chart.x), metric(chart.y)
     unit = "B" if x.unit == "B" else "" if x.name != "round" else None
     panel = Panel(made.name, x.title, y.title, lines, unit, chart.log)
-    drawn = grid_figure([[panel]], rows) if lines else panel_figure(panel, 1)  # an empty one where every run failed
-    drawn.set_size_inches(7.0, 4.2)
+    drawn = grid_figure([[panel]], labels) if lines else panel_figure(panel, 1)  # an empty one where every run failed
+    drawn.set_size_inches(7.0, max(4.2, 3.0 + 0.19 * len(rows)))
     return drawn
 
 
