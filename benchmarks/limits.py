@@ -204,7 +204,7 @@ def judged(case: Case, seconds: float, gemm: float, triad: float) -> dict[str, A
 def table(found: list[dict[str, Any]]) -> str:
     rows = [
         [
-            f["words"], f"{1e3 * f['seconds']:.3g}", f"{f['flops'] / f['seconds'] / 1e9:.3g}",
+            f["words"], f"{1e3 * f['seconds']:.4g}", f"{f['flops'] / f['seconds'] / 1e9:.3g}",
             f"{f['bytes'] / f['seconds'] / 1e9:.3g}", f["binds"], f"{f['share']:.0%}".replace("%", " %"),
         ]
         for f in found

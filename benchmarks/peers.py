@@ -175,7 +175,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
             if name not in of:
                 cells.append("")
                 continue
-            told = f"{1e3 * statistics.median(of[name]['seconds']):.3g}"
+            ms = 1e3 * statistics.median(of[name]["seconds"])
+            told = f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
             times = "" if name == "fedsim" else f" ({ratio(of['fedsim']['seconds'], of[name]['seconds']):.2g}x)"
             cells.append(told + times)
         rows.append(cells)

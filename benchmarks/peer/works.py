@@ -38,8 +38,8 @@ class Work:
 WORKS = {
     "mlp-100": Work("MLP 784-200-10, FedAvg, 100 of 100 clients", "mlp", 640, (784,), 32, 100),
     "mlp-10": Work("MLP 784-200-10, FedAvg, 10 of 100 clients", "mlp", 640, (784,), 32, 10),
-    "cnn-100": Work("CNN of LeNet's size, FedAvg, 100 of 100 clients", "cnn", 64, (1, 28, 28), 32, 100),
-    "cnn-10": Work("CNN of LeNet's size, FedAvg, 10 of 100 clients", "cnn", 64, (1, 28, 28), 32, 10),
+    "cnn-100": Work("CNN, FedAvg, 100 of 100 clients", "cnn", 64, (1, 28, 28), 32, 100),
+    "cnn-10": Work("CNN, FedAvg, 10 of 100 clients", "cnn", 64, (1, 28, 28), 32, 10),
     "gossip-1": Work("softmax 784-10, D-PSGD, 100 nodes, batch 1", "softmax", 600, (784,), 1, 100),
     "gossip-16": Work("softmax 784-10, D-PSGD, 100 nodes, batch 16", "softmax", 600, (784,), 16, 100),
     "trial": Work("a trial: MLP, 4 of 8 clients with 64 samples", "mlp", 64, (784,), 32, 4, clients=8),
