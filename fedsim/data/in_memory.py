@@ -87,6 +87,9 @@ def _array(value: Any, name: str) -> Array:
         except (TypeError, RuntimeError):
             message = f"{name}: found a tensor of type {value.dtype}, {value.layout}; allowed: dense, of numbers"
             raise InputError(message.replace("torch.", "")) from None
+    if isinstance(value, np.ma.MaskedArray) and (masked := int(np.ma.getmaskarray(value).sum())):
+        message = f"{name}: found {masked} masked value(s); allowed: arrays without, such as value.filled(0)"
+        raise InputError(message)
     try:
         found = np.asarray(value)
     except ValueError as error:  # rows of different lengths
@@ -97,6 +100,13 @@ def _array(value: Any, name: str) -> Array:
         raise InputError(
             f"{name}: found values of type {found.dtype}; allowed: numbers, or words for classes and clients"
         )
+    if name.startswith("x") and found.dtype.kind in "US":
+        raise InputError(f"{name}: found words; allowed: numbers")
+    if not found.size or not found.ndim:
+        raise InputError(f"{name}: found shape {list(found.shape)}; allowed: at least one row")
+    if found.dtype.kind == "f" and not (finite := np.isfinite(found)).all():
+        at = [int(i) for i in np.argwhere(~finite)[0]]
+        raise InputError(f"{name}: found {found[tuple(at)]} at {at}; allowed: finite numbers")
     return np.ascontiguousarray(found)
 
 

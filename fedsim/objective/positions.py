@@ -61,7 +61,7 @@ class Positions:
             if last.first <= number < last.end:
                 return last.positions[number - last.first], last.valid
             if number == last.end:
-                coming = max(1, min(_ROUNDS, _NUMBERS // (len(clients) * steps * width)))
+                coming = max(1, min(_ROUNDS, _NUMBERS // max(1, len(clients) * steps * width)))
         later = (number + np.arange(coming))[:, None]
         positions, valid = _draw(seed, clients, sizes, later, steps, width, epochs)
         self._last = _Drawn(clients.copy(), sizes.copy(), how, number, positions, valid)

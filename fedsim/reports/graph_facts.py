@@ -5,8 +5,11 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fedsim.core.documents import flow
 from fedsim.core.errors import InputError
@@ -74,6 +77,10 @@ def topology(
             raise InputError(f"found {', '.join(found)} with a scenario, which says that itself; allowed: leave it out")
         facts, graph = scenario_topology(given(what))
     else:
+        if nodes is not None and (isinstance(nodes, bool) or not isinstance(nodes, Integral)):
+            raise InputError(f"found {nodes!r}, allowed: a whole number", key="nodes")
+        nodes = None if nodes is None else int(nodes)
+        keys = {k: v.item() if isinstance(v, np.generic) else v for k, v in keys.items()}
         facts, graph = describe_topology(
             str(spelled(what)), nodes, [f"{k}={flow(v)}" for k, v in keys.items()], weights
         )

@@ -88,6 +88,9 @@ def write_report(
         Lesser damage becomes a note in the page.
     """
     directories = [directories] if isinstance(directories, (str, Path)) else directories
+    if not isinstance(directories, Sequence) or not all(isinstance(d, (str, Path)) for d in directories):
+        found = type(directories).__name__
+        raise InputError(f"found directories of type {found}; allowed: a path, or a list of paths")
     own = [s if isinstance(s, ReportSection) else sections_named([s])[0] for s in sections]
     runs = find_runs([Path(d) for d in directories])
     place = Path(out) if out is not None else Path(directories[0]) / "report.html"

@@ -72,6 +72,9 @@ def given(scenario: Scenario | str | Path | Mapping[str, Any]) -> Scenario:
         return scenario
     if isinstance(scenario, (str, Path)):
         return load(scenario)
+    if not isinstance(scenario, Mapping):
+        found = scenario.__name__ if isinstance(scenario, type) else f"a value of type {type(scenario).__name__}"
+        raise InputError(f"found {found}; allowed: a Scenario, a path to its file, or its nested mappings")
     with noting():
         return parse(scenario)
 

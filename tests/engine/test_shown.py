@@ -142,6 +142,30 @@ def test_the_topology_of_a_graph_of_ones_own(tmp_path: Path, monkeypatch: pytest
         fedsim.topology("missing.graphml")
 
 
+@pytest.mark.parametrize("what", [None, 3, b"x", [SCENARIO], fedsim.Scenario], ids=str)
+@pytest.mark.parametrize("of", [fedsim.run, fedsim.plan])
+def test_what_is_no_scenario_is_refused(of: Any, what: Any) -> None:
+    with pytest.raises(InputError, match=r"^found .*; allowed: a Scenario, a path to its file, or its nested mappings"):
+        of(what)
+
+
+@pytest.mark.parametrize("what", [None, 3, b"x", [SCENARIO], fedsim.Scenario], ids=str)
+def test_what_is_no_directory_has_no_report(what: Any) -> None:
+    with pytest.raises(InputError, match=r"^found directories of type .*; allowed: a path, or a list of paths"):
+        fedsim.report(what)
+
+
+@pytest.mark.parametrize("nodes", [2.5, "5", True])
+def test_a_graph_has_whole_nodes(nodes: Any) -> None:
+    with pytest.raises(InputError, match=r"nodes: found .*, allowed: a whole number"):
+        fedsim.topology("ring", nodes)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    drawn = fedsim.topology("random_geometric", np.int64(8), radius=np.float64(0.8)).facts  # type: ignore[arg-type]
+    assert drawn == fedsim.topology("random_geometric", 8, radius=0.8).facts
+
+
 def test_a_notebook_shows_every_figure() -> None:
     """All are drawn on the figure that shows itself: matplotlib's own one does not, unless pyplot is imported."""
     package = Path(fedsim.__file__).parent

@@ -64,3 +64,10 @@ def test_numpy_is_called_once_for_many_rounds(monkeypatch: pytest.MonkeyPatch) -
     for number in range(1, 100, 2):  # rounds with gaps are drawn one by one, and nothing in vain
         asked(drawn, number, False)
     assert len(calls) <= 4 + 50
+
+
+def test_rounds_without_steps_have_no_positions() -> None:
+    drawn, clients = Positions(), np.array([0, 1])
+    for number in range(3):
+        positions, valid = drawn.of(0, clients, np.array([5, 6]), np.full(2, number), 0, 3, epochs=True)
+        assert positions.shape == valid.shape == (2, 0, 3)
