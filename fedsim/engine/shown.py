@@ -68,9 +68,11 @@ def curves(rows: Rows, table: Mapping[str, Metric], names: Sequence[str], x: str
     Raises
     ------
     InputError
-        The run has no such column.
+        The run has no such column, or no metrics yet.
     """
     every = list(dict.fromkeys(k for row in rows for k, v in row.items() if _is_number(v)))
+    if not every:
+        raise InputError("found no metrics yet; allowed: a run that was evaluated, as all are in round 0")
     for name in (*names, x):
         if name not in every:
             raise InputError(unknown("column", name, every))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +63,13 @@ def test_a_notebook_sees_the_first_and_the_last_metrics(run: fedsim.Run) -> None
 
 def test_a_directory_without_rows_yet_is_shown_too(tmp_path: Path) -> None:
     assert "<span>not finished</span>" in fedsim.Run(tmp_path)._repr_html_()
+
+
+def test_a_run_without_metrics_yet_has_no_curves(run: fedsim.Run, tmp_path: Path) -> None:
+    begun = Path(shutil.copytree(run.dir, tmp_path / "begun"))
+    (begun / "metrics.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match="found no metrics yet"):
+        fedsim.Run(begun).plot()
 
 
 @pytest.fixture
