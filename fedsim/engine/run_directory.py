@@ -20,6 +20,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fedsim import __version__
 from fedsim.clients.store import FILE as CLIENTS
 from fedsim.core import cores, crew
 from fedsim.core.disk import write_whole
@@ -66,7 +67,7 @@ _MAY_DIFFER = (
 checkpoints, loggers, the place."""
 
 _SAME = "--resume continues the same scenario (run.rounds may grow): give another --out, or leave --resume out"
-_PACKAGES = ("fedsim", "torch", "numpy", "scipy", "networkx", "datasets", "flwr-datasets", "scikit-learn")
+_PACKAGES = ("torch", "numpy", "scipy", "networkx", "datasets", "flwr-datasets", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ def environment() -> dict[str, Any]:
         "cores": cores.available(),
         "threads": crew.size(),
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {"fedsim": __version__, **{name: _version(name) for name in _PACKAGES}},
     }
 
 

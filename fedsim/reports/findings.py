@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsim.core.metrics import Metric
+from fedsim.core.metrics import TABLE, Metric
 from fedsim.reports.groups import Group, mean_std
 from fedsim.reports.numbers import number, spread
 
@@ -54,7 +54,7 @@ def findings(groups: Sequence[Group], shown: Sequence[Metric]) -> str:
     if chosen is None:
         return ""
     if len(groups) == 1:
-        return _alone(groups[0], chosen)
+        return _alone(groups[0], chosen) + _whose(groups, chosen)
     if len({group.settings.get("data.dataset") for group in groups}) > 1:
         return "The groups have different data, so that their numbers are not compared."
     finished = [group for group in groups if all(run.finished for run in group.counted)]
@@ -66,7 +66,7 @@ def findings(groups: Sequence[Group], shown: Sequence[Metric]) -> str:
     )
     broken = [one.group.label for one in sound if one not in compared]
     left += [f"{_listed(broken)} ended without a finite {chosen.words}"] if broken else []
-    return " ".join([*said, *(f"Left out here: {one}." for one in left)])
+    return " ".join([*said, *(f"Left out here: {one}." for one in left)]) + _whose(groups, chosen)
 
 
 def telling(groups: Sequence[Group], shown: Sequence[Metric]) -> Metric | None:
@@ -87,9 +87,20 @@ def _alone(group: Group, of: Metric) -> str:
     if len(finals) > 1:
         return f"{value}."
     best, where = group.counted[0].best(of.name)
-    return (
-        f"{value}, its best." if best == finals[0] else f"{value}; the best was {number(best, of)} in round {where:,}."
-    )
+    if best != finals[0]:
+        return f"{value}; the best was {number(best, of)} in round {where:,}."
+    return f"{value}, its best." if where == rounds else f"{value}, its best, which it first had in round {where:,}."
+
+
+def _whose(groups: Sequence[Group], of: Metric) -> str:
+    """On graphs it is tested what no node has: the mean of all nodes' models. It is often better than any of them."""
+    if not of.name.startswith("test_") or not all(group.has("node_accuracy") for group in groups):
+        return ""
+    text = f" On a graph the {of.words} is that of the mean of all nodes' models"
+    if len(groups) > 1:
+        return f"{text}; the node accuracy is that of models that nodes have."
+    mean, std = mean_std([run.final("node_accuracy") for run in groups[0].counted])
+    return f"{text}; the nodes' own have a node accuracy of {spread(mean, std, TABLE['node_accuracy'])}, on average."
 
 
 def _article(of: Metric) -> str:

@@ -76,7 +76,8 @@ def test_run_writes_the_run_directory_and_its_last_metrics(call: Call, tmp_path:
     rows = read_jsonl(folder / "metrics.jsonl")
     assert [row["round"] for row in rows] == [0, 2, 4]
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
-    assert json.loads((folder / "environment.json").read_text())["packages"]["torch"] == torch.__version__
+    packages = json.loads((folder / "environment.json").read_text())["packages"]
+    assert (packages["fedsim"], packages["torch"]) == (fedsim.__version__, torch.__version__)
 
 
 def test_the_recorded_scenario_runs_to_the_same_numbers(call: Call, tmp_path: Path) -> None:

@@ -108,6 +108,24 @@ def test_a_group_alone() -> None:
     assert findings([group("a", [0.1, None])], SHOWN) == "a ended in round 5 without a finite test accuracy."
 
 
+def test_a_best_that_came_earlier_is_said_with_its_round() -> None:
+    text = findings([group("a", [0.1, 0.7, 0.93, 0.93])], SHOWN)
+    assert text == "a ended with a test accuracy of 0.9300 after 15 rounds, its best, which it first had in round 10."
+
+
+def test_on_a_graph_it_is_said_whose_model_was_tested() -> None:
+    ring, star = group("ring", FAST), group("star", SLOW)
+    for one in (ring, star):
+        one.runs[0].rows[-1]["node_accuracy"] = 0.75
+    assert findings([ring], SHOWN).endswith(
+        " On a graph the test accuracy is that of the mean of all nodes' models; the nodes' own have a node accuracy "
+        "of 0.7500, on average."
+    )
+    text = findings([ring, star], SHOWN)
+    assert text.endswith("; the node accuracy is that of models that nodes have.")
+    assert "On a graph" not in findings([ring, group("server", SLOW)], SHOWN)
+
+
 def test_nothing_to_say() -> None:
     assert findings([group("a", FAST), Group("b", [Record(Path("b"), {}, "", [], False)])], SHOWN) == ""
     assert findings([group("a", FAST)], []) == ""

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedsim import __version__
 from fedsim.core.disk import cannot_write, replacing, write_whole
 from fedsim.core.lock import owned
 from fedsim.engine.run_directory import environment, read_jsonl
@@ -95,7 +94,7 @@ def _results(task: Task, outcomes: list[Outcome], settings: list[str], processor
         "date": datetime.now(UTC).date().isoformat(),
         "seconds": round(sum(run["seconds"] for run in runs), 1),
         "processor_seconds": processor,
-        "environment": {"fedsim": __version__, "processor": _processor(), **environment()},
+        "environment": {"processor": _processor(), **environment()},
         "runs": runs,
     }
 
