@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from fedsim.core.disk import write_whole
+from fedsim.core.disk import cannot_write, replacing, write_whole
 from fedsim.core.errors import FedsimError, InputError, RunError
 from fedsim.core.metrics import TABLE
 from fedsim.engine.run_directory import Run, bests, read_jsonl
@@ -83,13 +83,17 @@ class Book:
 
     def write(self) -> None:
         """``summary.csv`` and ``sweep.json``, one row per run, and ``metrics.parquet``, one per evaluation of each."""
-        self._write_runs()
-        every = [
-            {**outcome.point.changes, "run": outcome.point.label, **row}
-            for outcome in self._known()
-            for row in _metrics(outcome)
-        ]
-        _table(every).to_parquet(self.folder / "metrics.parquet", index=False)
+        try:
+            self._write_runs()
+            every = [
+                {**outcome.point.changes, "run": outcome.point.label, **row}
+                for outcome in self._known()
+                for row in _metrics(outcome)
+            ]
+            with replacing(self.folder / "metrics.parquet") as fresh:
+                _table(every).to_parquet(fresh, index=False)
+        except OSError as error:
+            raise cannot_write(self.folder / "metrics.parquet", error) from error
 
     def _know(self, outcome: Outcome) -> None:
         self.outcomes[outcome.point.label] = outcome

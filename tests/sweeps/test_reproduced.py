@@ -304,7 +304,7 @@ def test_a_page_keeps_its_tables_whatever_the_words_are(own: Callable[..., Path]
     assert "--set 'participation={fraction: 0.9}'" in " ".join(text.split())
 
 
-@pytest.mark.parametrize("name", ["results.json", "own-digits.png", "page.md"])
+@pytest.mark.parametrize("name", ["results.json", "own-digits.png", "page.md", "runs/metrics.parquet"])
 def test_what_cannot_be_written_is_one_sentence_and_leaves_no_half(
     own: Callable[..., Path], tmp_path: Path, name: str
 ) -> None:
@@ -312,7 +312,7 @@ def test_what_cannot_be_written_is_one_sentence_and_leaves_no_half(
     result = CliRunner().invoke(app, ["reproduce", str(own({})), "--quick", "--out", str(tmp_path / "out")])
     assert isinstance(result.exception, RunError)
     assert name in str(result.exception)
-    assert list((tmp_path / "out").glob("*.new")) == []
+    assert list((tmp_path / "out").rglob("*.new")) == []
 
 
 def test_a_quantity_of_a_loss_is_reached_from_above() -> None:
