@@ -121,7 +121,9 @@ def test_on_a_graph_it_is_said_whose_model_was_tested() -> None:
         " On a graph the test accuracy is that of the mean of all nodes' models; the nodes' own have a node accuracy "
         "of 0.7500, on average."
     )
+    ring.runs[0].scenario["attack"] = {"name": "alie", "attackers": 2}
     text = findings([ring, star], SHOWN)
+    assert "that of the mean of all honest nodes' models" in text
     assert text.endswith("; the node accuracy is that of models that nodes have.")
     assert "On a graph" not in findings([ring, group("server", SLOW)], SHOWN)
 
