@@ -63,17 +63,17 @@ def reproduce(
     else:
         header, rows = page.summary(task.reproduction, found.results)
         table(f"{task.reproduction.paper.title} ({task.reproduction.data[task.on].title})", rows, header, right=True)
+        if quick:
+            say("with --quick nothing of this says anything about the paper: it shows that everything runs")
         table(page.headline(judged), [(page.told(v), v.says) for v in judged])
         for text in page.absent(task.reproduction, found.results):
             say(text)
-        if quick:
-            say("with --quick nothing of this says anything about the paper: it shows that everything runs")
         say(f": the page of it; {found.results['seconds']:.0f} s of running", bold=str(found.folder / "page.md"))
     failed = [outcome for outcome in found.outcomes if outcome.error is not None]
     for outcome in failed:
         print(f"{outcome.point.label}: {outcome.error}", file=sys.stderr)
     if failed:
-        raise typer.Exit(2 if any(isinstance(outcome.error, InputError) for outcome in failed) else 1)
+        raise typer.Exit(1)
 
 
 def _list(as_json: bool) -> None:

@@ -155,6 +155,15 @@ def test_a_run_that_fails_is_told_and_counts_as_the_worst(own: Callable[..., Pat
     assert "The claim holds." in text
 
 
+def test_nothing_is_said_of_a_claim_where_the_data_do_not_fit(own: Callable[..., Path], tmp_path: Path) -> None:
+    few = {"scheme": "dirichlet", "alpha": 0.001, "min_partition_size": 20}
+    file = own({"sweep.cases.slow": {"data.clients": 80, "data.partition": few}})
+    _, out, err = invoke(file, "--quick", "--out", tmp_path / "out")
+    assert "data.partition.min_partition_size: found 20, but 80 clients share" in err
+    assert "HOLD" not in out
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["runs"]
+
+
 def test_changes_of_data_and_quick_win_over_the_sweeps(own: Callable[..., Path]) -> None:
     file = own({"data.digits.set": {"algorithm.batch_size": 7}, "data.digits.cases": {"slow": {"run.rounds": 5}}})
     slow = [p.scenario for p in task(file).plan.points if p.label.startswith("slow")]

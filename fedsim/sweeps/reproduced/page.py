@@ -134,7 +134,7 @@ def _section(made: Reproduction, on: str, choice: Data, results: Mapping[str, An
     lines = [
         f"## On {choice.title}\n",
         "Made with `--quick`: it shows that everything runs, and says nothing about the paper.\n" * results["quick"],
-        headline(judged) + "\n",
+        headline(judged) + " A claim holds if it does for the medians over the seeds." * (len(seeds) > 1) + "\n",
         *_table(["claim", "here"], [[v.says, told(v)] for v in judged]),
         f"Numbers here are {'medians over' if len(seeds) > 1 else 'of'} seed{'s' * (len(seeds) > 1)} "
         f"{', '.join(map(str, seeds))}.{ranged}{_meant(made.quantities)}\n",

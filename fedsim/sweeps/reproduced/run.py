@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.core.disk import cannot_write, replacing, write_whole
+from fedsim.core.errors import InputError
 from fedsim.core.lock import owned
 from fedsim.engine.run_directory import environment, read_jsonl
 from fedsim.engine.watch import Progress
@@ -55,7 +56,7 @@ def reproduce(
     Raises
     ------
     InputError
-        Another process writes into the folder, or it cannot be used.
+        Another process writes into the folder, or it cannot be used; a run's data are not there, or do not fit it.
     RunError
         What was found cannot be written; the runs are kept.
     """
@@ -65,6 +66,9 @@ def reproduce(
     begun, kept = time.process_time(), resume and any(runs.glob("*/metrics.jsonl"))
     with owned(runs):
         outcomes = sweep_plan(task.plan, runs, resume, started)
+    for outcome in outcomes:
+        if isinstance(outcome.error, InputError):  # it says nothing of a method that its run never began
+            raise outcome.error
     results = _results(task, outcomes, settings or [], None if kept else round(time.process_time() - begun, 1))
     picture = f"{made.name}-{task.on}.png"
     try:
