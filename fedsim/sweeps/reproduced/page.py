@@ -89,7 +89,7 @@ def headline(judged: Sequence[Verdict]) -> str:
     """How many of the claims hold, in words."""
     held = sum(verdict.holds for verdict in judged)
     if held == len(judged):
-        return "The claim holds." if held == 1 else f"All {held} claims hold."
+        return {1: "The claim holds.", 2: "Both claims hold."}.get(held, f"All {held} claims hold.")
     return "The claim does not hold." if len(judged) == 1 else f"{held} of {len(judged)} claims hold."
 
 
