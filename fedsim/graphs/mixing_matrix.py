@@ -15,6 +15,7 @@ from fedsim.core.libraries import sparse
 from fedsim.core.types import Aggregate
 
 _DENSE_SHARE = 0.3  # above this share of non-zeros one dense matrix product is faster than gathering rows
+_PAIR = 2  # entries of a row: with no more, gathering is the least that can be read, and rounds alike in any shard
 
 
 class MixingMatrix:
@@ -26,7 +27,7 @@ class MixingMatrix:
     def __init__(self, matrix: sparse.csr_array, device: torch.device) -> None:
         self.matrix = matrix
         self.device = device
-        self._dense = matrix.nnz > _DENSE_SHARE * matrix.shape[0] * matrix.shape[1]
+        self._dense = matrix.nnz > max(_DENSE_SHARE * matrix.shape[1], _PAIR) * matrix.shape[0]
         self._columns = torch.as_tensor(matrix.indices.astype(np.int64), device=device)
         self._starts = torch.as_tensor(matrix.indptr[:-1].astype(np.int64), device=device)
         self._data: Tensor | None = None
