@@ -39,8 +39,9 @@ def _called_wrongly(error: BaseException) -> str | None:
     told = re.match(r"([\w.]+)\(\) ((?:takes|missing|got) .*)", str(error)) if isinstance(error, TypeError) else None
     for name in [m for m in list(sys.modules) if told is not None and is_named(m)]:
         assert told is not None
-        found: object = sys.modules[name]
-        for attribute in told[1].split("."):
+        first, *others = told[1].split(".")
+        found: object = vars(sys.modules[name]).get(first)  # some modules make whatever they are asked for, or raise
+        for attribute in others:
             found = getattr(found, attribute, None)
         code = getattr(found, "__code__", None)
         if code is not None:

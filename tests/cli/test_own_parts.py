@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from fedsim.core import registry
+
 MODULE = """
 import sys
 from dataclasses import dataclass
@@ -157,7 +159,11 @@ def test_the_traceback_is_printed_where_it_is_asked_for(call: Call, tmp_path: Pa
     assert err.splitlines()[-1].endswith("raised KeyError: 'lost'")
 
 
-def test_a_part_that_takes_other_arguments_is_named(call: Call, tmp_path: Path) -> None:
+def test_a_part_that_takes_other_arguments_is_named(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where somebody named a part of PyTorch, of which a module raises for a name that it does not have."""
+    monkeypatch.setattr("fedsim.core.registry._named", {*registry._named, "torch"})
     write(tmp_path, "pass", {"attack": {"name": "mine:Short"}})
     code, _, err = call("run", "s.yaml", "--out", "out", "--json")
     assert code == 1

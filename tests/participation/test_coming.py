@@ -17,7 +17,7 @@ from fedsim.core.errors import InputError
 from fedsim.deployment.noise import check_trust
 from fedsim.graphs.topology import build_topology
 from fedsim.participation.coming import among
-from fedsim.reports.plan import _size
+from fedsim.reports.numbers import size
 from fedsim.scenario.load import parse
 
 Make = Callable[..., Any]
@@ -241,7 +241,7 @@ def test_plan_counts_what_those_send_who_are_there(quadratic: Make, tmp_path: Pa
     assert facts["work"]["clients in the first round"] == 4
     assert facts["work"]["sample gradients in all"] == f"about {int(last['gradients'])}"
     assert facts["messages"]["sent in the first round"] == "0 B"
-    assert facts["messages"]["sent in all"] == f"about {_size(int(last['bytes_sent']))}" != "about 0 B"
+    assert facts["messages"]["sent in all"] == f"about {size(int(last['bytes_sent']))}" != "about 0 B"
 
 
 def test_a_deployment_has_no_such_graph(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ import torch
 import fedsim
 from fedsim.core.errors import InputError
 from fedsim.participation.windows import Merge, Schedule, Window
-from fedsim.reports.plan import _size
+from fedsim.reports.numbers import size
 
 Make = Callable[..., Any]
 N = 6
@@ -339,7 +339,7 @@ def test_a_plan_counts_what_windows_send(go: Make, participation: Any) -> None:
     more = {"algorithm": {"name": "dspodfl"}}
     run = go(**participation, more=more)
     last, facts = run.metrics.iloc[-1], fedsim.plan(fedsim.load(run.dir / "scenario.yaml"))
-    assert facts["messages"]["sent in all"] == f"about {_size(int(last['bytes_sent']))}"
+    assert facts["messages"]["sent in all"] == f"about {size(int(last['bytes_sent']))}"
     assert facts["work"]["sample gradients in all"] == f"about {int(last['gradients']):,}"
 
 
