@@ -13,6 +13,7 @@ from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
 from fedsim.core.arrays import Floats, Ints
+from fedsim.graphs.mixing_matrix import is_dense
 
 _SLACK = 1.05  # a shard of graph nodes may have that many times the mean load where it saves cut edges
 _SWEEPS = 4
@@ -97,6 +98,7 @@ class Exchange:
     nodes : the nodes that the columns stand for, by number.
     incoming : how many rows come from each shard, ``[shards]``.
     outgoing : positions of the own rows that go to each shard, one array per shard.
+    dense : whether the whole matrix is applied as a dense product, and so this part of it.
     """
 
     starts: Ints
@@ -105,6 +107,7 @@ class Exchange:
     nodes: Ints
     incoming: Ints
     outgoing: tuple[Ints, ...]
+    dense: bool
 
     @property
     def alone(self) -> bool:
@@ -145,7 +148,8 @@ def split(matrix: sparse.csr_array, owner: Ints, shards: int, numbers: Ints | No
         around = called[np.concatenate([mine, halo])]
         parts.append((starts, local, weights, around, np.bincount(owner[halo], minlength=shards)))
         wanted.append([position[halo[owner[halo] == j]] for j in range(shards)])
-    return [Exchange(*part, outgoing=tuple(wanted[j][k] for j in range(shards))) for k, part in enumerate(parts)]
+    dense = is_dense(matrix)
+    return [Exchange(*part, tuple(wanted[j][k] for j in range(shards)), dense) for k, part in enumerate(parts)]
 
 
 def split_saved(saved: Mapping[str, Tensor], owner: Ints) -> dict[int, dict[str, Tensor]]:

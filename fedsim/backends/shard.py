@@ -269,7 +269,7 @@ class Shard:
         pipeline = self.guard.worker.pipeline
         self._messages = messages
         self._round = describe(self.algorithm, self.task, event)
-        matrix = MixingMatrix(exchange.matrix(), self.device)
+        matrix = MixingMatrix(exchange.matrix(), self.device, exchange.dense)
         self._exchange, self._mixing = exchange, self._how.exchange(matrix, exchange.nodes, pipeline, event)
         self._mixed: list[Tensor] = []
 

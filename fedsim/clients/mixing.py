@@ -84,7 +84,7 @@ class _Exchange:
         if self.mixing.late:
             heard = heard.without(self._late(heard))
         if rule is None:
-            return MixingMatrix(heard.matrix, self.matrix.device)(heard.values)
+            return MixingMatrix(heard.matrix, self.matrix.device, self.matrix.dense)(heard.values)
         values = heard.values
         return formed(rule.mix(heard), (len(heard.own), values.shape[-1]), values.dtype, rule, "mix")
 

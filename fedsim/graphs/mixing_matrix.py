@@ -15,26 +15,26 @@ from fedsim.core.libraries import sparse
 from fedsim.core.types import Aggregate
 
 _DENSE_SHARE = 0.3  # above this share of non-zeros one dense matrix product is faster than gathering rows
-_PAIR = 2  # entries of a row: with no more, gathering is the least that can be read, and rounds alike in any shard
 
 
 class MixingMatrix:
     """A realised mixing matrix ``[n, n]``, applied to all nodes' rows at once; only its non-zeros cost anything.
 
-    A shard of the nodes has a part of it, ``[m, k]``: its own nodes' rows over all the nodes that reach them.
+    A shard of the nodes has a part of it, ``[m, k]``: its own nodes' rows over all the nodes that reach them. It is
+    `dense` where the whole is, since the two ways add up in other orders (None: as `is_dense` has it).
     """
 
-    def __init__(self, matrix: sparse.csr_array, device: torch.device) -> None:
+    def __init__(self, matrix: sparse.csr_array, device: torch.device, dense: bool | None = None) -> None:
         self.matrix = matrix
         self.device = device
-        self._dense = matrix.nnz > max(_DENSE_SHARE * matrix.shape[1], _PAIR) * matrix.shape[0]
+        self.dense = is_dense(matrix) if dense is None else dense
         self._columns = torch.as_tensor(matrix.indices.astype(np.int64), device=device)
         self._starts = torch.as_tensor(matrix.indptr[:-1].astype(np.int64), device=device)
         self._data: Tensor | None = None
 
     def __call__(self, values: Tensor) -> Tensor:
         """``W @ values``: ``[k, d] -> [m, d]``, a new tensor."""
-        if self._dense:
+        if self.dense:
             return torch.as_tensor(self.matrix.toarray(), dtype=values.dtype, device=self.device) @ values
         # A weighted sum of gathered rows per node; about twice as fast as a sparse matrix product on a CPU.
         weights = self._weights(values.dtype)
@@ -70,6 +70,16 @@ class MixingMatrix:
         matrix.eliminate_zeros()
         matrix.sort_indices()
         return MixingMatrix(matrix, self.device)
+
+
+def is_dense(matrix: sparse.csr_array) -> bool:
+    """Whether a whole matrix is applied as a dense product.
+
+    Not where every node meets one other at most: gathering two rows reads the least there is, and a product of few rows
+    rounds by its shape on some processors, so that a shard's would not be the whole's.
+    """
+    most = int(np.diff(matrix.indptr).max(initial=0))
+    return most > 2 and matrix.nnz > _DENSE_SHARE * matrix.shape[0] * matrix.shape[1]
 
 
 def _summed(columns: Tensor, values: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
