@@ -80,14 +80,15 @@ def test_prepared_steps_are_the_steps_by_themselves(
     make = {**MODULES, "open": lambda: nn.Sequential(nn.GELU(), nn.Linear(6, 9), nn.GELU(), nn.Linear(9, 3))}[module]
     own = squared if loss == "own" else loss_function(loss)
     kernel = build_kernel(make().double(), own, torch.device("cpu"), torch.randn(6, dtype=torch.float64))
-    x, lr = torch.randn(rows, kernel.layout.total, dtype=torch.float64), 0.1 * torch.rand(rows, 1, dtype=torch.float64)
+    x, lr = torch.randn(rows, kernel.layout.total, dtype=torch.float64), torch.rand(rows, 1, dtype=torch.float64)
     alone, together, slowly = x.clone(), x.clone(), x.clone()
+    share = min(1.0, 4 / samples)  # so that many samples together move it no further than four
     descend = minibatch.descending(kernel, together, samples, lr)
     moved = torch.full_like(x, float("nan"))
     leap = minibatch.descending(kernel, moved, samples, lr, x)
     for step in range(3):
         inputs, targets = torch.randn(rows, samples, 6, dtype=torch.float64), torch.randint(0, 3, (rows, samples))
-        weights = torch.rand(rows, samples, dtype=torch.float64) / samples if weighted else 1 / (samples + step % 2)
+        weights = share * torch.rand(rows, samples, dtype=torch.float64) if weighted else share / (2 + step % 2)
         kernel.descend(alone, inputs, targets, weights, lr)
         descend(inputs, targets, weights)
         leap(inputs, targets, weights)
