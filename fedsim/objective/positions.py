@@ -18,18 +18,18 @@ _ROUNDS = 32
 
 
 class _Drawn(NamedTuple):
-    """What was drawn last: positions ``[rounds, m, steps, width]`` of round `first` and those after it."""
+    """What was asked for last, and drawn ahead: positions ``[rounds, m, steps, width]`` of round `first` and later.
+
+    There are none where one round was drawn alone, which is large or may be the last: it would only take memory.
+    """
 
     clients: Ints
     sizes: Ints
     how: tuple[int, int, int, bool]
     first: int
+    end: int
     positions: Ints
     valid: Bools
-
-    @property
-    def end(self) -> int:
-        return self.first + len(self.positions)
 
 
 class Positions:
@@ -58,13 +58,14 @@ class Positions:
             return positions[0], valid
         coming = 1
         if last is not None and last.how == how and _same(last.clients, clients) and _same(last.sizes, sizes):
-            if last.first <= number < last.end:
+            if len(last.positions) and last.first <= number < last.end:
                 return last.positions[number - last.first], last.valid
             if number == last.end:
                 coming = max(1, min(_ROUNDS, _NUMBERS // max(1, len(clients) * steps * width)))
         later = (number + np.arange(coming))[:, None]
         positions, valid = _draw(seed, clients, sizes, later, steps, width, epochs)
-        self._last = _Drawn(clients.copy(), sizes.copy(), how, number, positions, valid)
+        ahead, end = positions if coming > 1 else positions[:0].copy(), number + coming
+        self._last = _Drawn(clients.copy(), sizes.copy(), how, number, end, ahead, valid)
         return positions[0], valid
 
 
