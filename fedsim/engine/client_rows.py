@@ -7,8 +7,8 @@ whole at any moment, and holds at least the rows that the checkpoint implies; wh
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from fedsim.core.arrays import Floats
 from fedsim.core.client_metrics import ClientTable
-from fedsim.core.disk import cannot_write
+from fedsim.core.disk import cannot_write, replacing, settle
 from fedsim.core.errors import InputError, RunError
 from fedsim.engine.rows import shown_rounds
 from fedsim.engine.watch import Watched, Watcher
@@ -188,20 +188,16 @@ def _parts(path: Path) -> Iterator[pa.Table]:
 def _write(path: Path, parts: Iterator[pa.Table] | Sequence[pa.Table]) -> None:
     import pyarrow.parquet as pq
 
-    temporary, writer = path.with_name(f"{path.name}.new"), None
-    try:
-        for part in parts:
-            writer = writer or pq.ParquetWriter(temporary, part.schema)
-            writer.write_table(part.select(writer.schema.names))
-    finally:
-        if writer is not None:
-            writer.close()
-    if writer is None:
+    parts = iter(parts)
+    first = next(parts, None)
+    if first is None:
         path.unlink(missing_ok=True)
         return
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    with replacing(path) as fresh:
+        with pq.ParquetWriter(fresh, first.schema) as writer:
+            for part in chain([first], parts):
+                writer.write_table(part.select(first.schema.names))
+        settle(fresh)
 
 
 class _writing:
