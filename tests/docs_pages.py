@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SCENARIOS = sorted((ROOT / "scenarios").glob("*.yaml"))
+
+
+def script(name: str) -> ModuleType:
+    """The module of a script, such as ``docs/gallery.py``, that is no part of the package."""
+    called = "_".join(Path(name).with_suffix("").parts)
+    spec = importlib.util.spec_from_file_location(called, ROOT / name)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[called] = module = importlib.util.module_from_spec(spec)  # dataclasses look for their module there
+    spec.loader.exec_module(module)
+    return module
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from docs_pages import ROOT, items
+from docs_pages import ROOT, items, script
 
 
 @pytest.fixture(scope="module")
 def first_day() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("first_day", ROOT / "benchmarks" / "first_day.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["first_day"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/first_day.py")
 
 
 def test_each_step_is_a_few_commands_of_a_page(first_day: ModuleType) -> None:

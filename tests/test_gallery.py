@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
+import docs_pages
 import pytest
+from docs_pages import ROOT
 
-ROOT = Path(__file__).parents[1]
 GALLERY = ROOT / "docs" / "gallery"
 RESULTS = sorted((GALLERY / "results").glob("*.json"))
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gallery", ROOT / "docs" / "gallery.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return docs_pages.script("docs/gallery.py")
 
 
 def test_pages_are_what_the_script_makes(script: ModuleType) -> None:

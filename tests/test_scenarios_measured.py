@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import importlib.util
 import json
 import runpy
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import docs_pages
 import pytest
 import yaml
 from docs_pages import ROOT, SCENARIOS
@@ -30,13 +30,7 @@ SCENARIO: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("scenarios_measured", ROOT / "benchmarks" / "scenarios.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["scenarios_measured"] = module
-    spec.loader.exec_module(module)
-    return module
+    return docs_pages.script("benchmarks/scenarios.py")
 
 
 def test_the_curve_of_a_run(script: ModuleType, tmp_path: Path) -> None:
