@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.core.metrics import TABLE, Metric
-from fedsim.reports.groups import Group, Record, mean_std
+from fedsim.reports.groups import Group, mean_std
 from fedsim.reports.numbers import number, spread
 
 _LEVELS = (*(k / 20 for k in range(1, 20)), 0.98, 0.99)
@@ -96,16 +96,12 @@ def _whose(groups: Sequence[Group], of: Metric) -> str:
     """On graphs it is tested what no node has: the mean of all nodes' models. It is often better than any of them."""
     if not of.name.startswith("test_") or not all(group.has("node_accuracy") for group in groups):
         return ""
-    attacked = any(_is_attacked(run) for group in groups for run in group.counted)
+    attacked = any(run.value("attack") for group in groups for run in group.counted)
     text = f" On a graph the {of.words} is that of the mean of all {'honest ' * attacked}nodes' models"
     if len(groups) > 1:
         return f"{text}; the node accuracy is that of models that nodes have."
     mean, std = mean_std([run.final("node_accuracy") for run in groups[0].counted])
     return f"{text}; the nodes' own have a node accuracy of {spread(mean, std, TABLE['node_accuracy'])}, on average."
-
-
-def _is_attacked(run: Record) -> bool:
-    return run.value("attack.name") not in (None, "none")
 
 
 def _article(of: Metric) -> str:
