@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import yaml
+from data_makers import pictures, png, write_images
 from typer.testing import CliRunner
 
 from fedsim.cli.app import app
 from fedsim.core.errors import InputError, RunError
+from fedsim.engine.assembly import assemble
 from fedsim.sweeps.reproduced.files import Check, Quantity, find, known, read, row, task
 from fedsim.sweeps.reproduced.measured import Cell, cells, judge, take
 from fedsim.sweeps.reproduced.page import figure, page, summary, verdicts
@@ -96,6 +99,35 @@ def test_all_runs_of_every_reproduction_are_valid(name: str, on: str) -> None:
     assert [p.label for p in short.plan.points if p.scenario.run.rounds > 30] == [] or "run.seconds" in (
         short.reproduction.quick
     )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of the form of the real data sets, with images and numbers that are made: many enough for every file."""
+    found = {name: tmp_path_factory.mktemp(name) for name in ("mnist", "california")}
+    for part, count in (("train", 13_000), ("test", 500)):
+        labels = np.random.default_rng(count).integers(0, 10, count).tolist()
+        same = [png(image) for image in pictures(10, (28, 28))]
+        write_images(found["mnist"] / f"{part}.parquet", [same[label] for label in labels], labels)
+    columns = ["MedInc", "HouseAge", "AveRooms", "AveBedrms", "Population", "AveOccup", "Latitude", "Longitude"]
+    columns += ["MedHouseVal"]
+    numbers = np.random.default_rng(0).random((2_000, len(columns)))
+    pandas.DataFrame(numbers, columns=columns).to_parquet(found["california"] / "train.parquet")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "on"), CHOICES)
+def test_the_data_of_every_choice_can_be_divided(name: str, on: str, folders: dict[str, Path]) -> None:
+    """As every case of it divides them; also those that come from a folder."""
+    choice = read(known()[name])[0].data[on]
+    folder = folders["california" if "California" in choice.title else "mnist"] if choice.path else None
+    divided = set()
+    for scenario in (point.scenario for point in task(find(name), on, folder).plan.points):
+        said = json.dumps(scenario.resolved()["data"])
+        if said not in divided:
+            assert assemble(scenario).task.num_clients > 1
+            divided.add(said)
 
 
 @pytest.mark.slow
