@@ -153,6 +153,7 @@ def test_a_reproduction_of_ones_own(own: Callable[..., Path], tmp_path: Path) ->
     assert found["checks"] == [{"says": OWN["checks"][0]["says"], "holds": True, "seeds": 2, "of": 2}]
     text = (tmp_path / "out" / "page.md").read_text(encoding="utf-8")
     assert "The claim holds." in text
+    assert text.count("`fedsim reproduce own.yaml") + text.count("\nfedsim reproduce own.yaml\n") == 2
     slow = next(line for line in text.splitlines() if line.startswith("| slow"))
     assert slow == "| slow | 70 | never | 10.00 |  |"  # the paper's number, ours, and each over fedavg's
     kept = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
@@ -230,6 +231,10 @@ def test_changes_of_data_and_quick_win_over_the_sweeps(own: Callable[..., Path])
         ({"quantities.rounds.paper": {"fedavg": math.nan}}, "quantities.rounds.paper"),
         ({"quantities.rounds.along": "time"}, "quantities.rounds.along: found with take: first"),
         ({"quantities.rounds.of": "consensus_distance"}, "of which no value is the best"),
+        (
+            {"quantities.rounds.take": "best", "quantities.rounds.target": None, "quantities.rounds.at": None},
+            "quantities.rounds.better: found lower with take: best, of 'test_accuracy'; allowed: higher",
+        ),
         ({"data.digits.minutes": math.inf}, "data.digits.minutes"),
         ({"data": {"../up": {"title": "it", "minutes": 1}}}, "../up"),
         (

@@ -336,6 +336,12 @@ def _check_names(of: Task) -> None:
                 f"found {quantity.of!r} with take: {quantity.take}, of which no value is the best; allowed: {known}"
             )
             wrong.append(InputError(message, key=f"quantities.{name}.of"))
+        elif (
+            quantity.take == "best" and column is not None and (quantity.better == "higher") != column.larger_is_better
+        ):
+            better = "higher" if column.larger_is_better else "lower"
+            message = f"found {quantity.better} with take: best, of {quantity.of!r}; allowed: {better}"
+            wrong.append(InputError(message, key=f"quantities.{name}.better"))
     if len(rows) == 1:
         wrong += [
             InputError(f"found one row, '{rows[0]}', with nothing to be better than; allowed: near", key=f"checks.{i}")

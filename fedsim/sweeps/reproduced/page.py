@@ -37,7 +37,7 @@ def page(
         f"Reproduced here: {paper.result}.\n",
         f"**What the paper says.** {paper.claim}\n",
         f"**What is smaller here, and why.** {paper.scaled}\n",
-        f"```bash\nfedsim reproduce {made.name}\n```\n",
+        f"```bash\nfedsim reproduce {_called(made, next(iter(found.values())))}\n```\n",
         *([f"What exactly is run, and what is checked: {file}.\n"] if file else []),
     ]
     for on, results in found.items():
@@ -164,11 +164,16 @@ def _made_by(made: Reproduction, on: str, results: Mapping[str, Any]) -> str:
     quick = " --quick" if results["quick"] else ""
     computing = f" ({busy:,.0f} of processor time)" if busy else ""
     return (
-        f"Made by `fedsim reproduce {made.name}{options}{folder}{quick}` on {results['date']}: {len(results['runs'])} "
+        f"Made by `fedsim reproduce {_called(made, results)}{options}{folder}{quick}` on {results['date']}: {len(results['runs'])} "
         f"runs, {results['seconds']:,.0f} seconds in all{computing}, with Python {env['python']}, {packages}, "
         f"{env['threads']} thread{'s' * (env['threads'] != 1)} ({env.get('processor') or env['machine']}, "
         f"{env['cpus']} cores)."
     )
+
+
+def _called(made: Reproduction, results: Mapping[str, Any]) -> str:
+    """What the command line calls it: one that does not come along, by its file."""
+    return shlex.quote(results.get("file") or made.name)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

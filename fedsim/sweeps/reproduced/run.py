@@ -18,7 +18,7 @@ from fedsim.engine.run_directory import environment, read_jsonl
 from fedsim.engine.watch import Progress
 from fedsim.sweeps.book import Outcome
 from fedsim.sweeps.files import Point
-from fedsim.sweeps.reproduced.files import Task, row
+from fedsim.sweeps.reproduced.files import Task, known, row
 from fedsim.sweeps.reproduced.measured import take
 from fedsim.sweeps.reproduced.page import figure, page
 from fedsim.sweeps.run import sweep_plan
@@ -92,6 +92,7 @@ def _results(task: Task, outcomes: list[Outcome], settings: list[str], processor
     runs = [_run(task, outcome) for outcome in outcomes]
     return {
         "name": task.reproduction.name,
+        "file": None if task.file in known().values() else task.file.name,
         "data": task.on,
         "quick": task.quick,
         "settings": settings,
