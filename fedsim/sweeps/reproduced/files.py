@@ -330,16 +330,14 @@ def _check_names(of: Task) -> None:
     ]
     for name, quantity in made.quantities.items():
         column = of.columns.get(quantity.of)
-        if quantity.take in ("first", "best") and column is not None and column.larger_is_better is None:
+        if column is None or quantity.take not in ("first", "best"):
+            continue
+        better = "higher" if column.larger_is_better else "lower"
+        if column.larger_is_better is None:
             known = ", ".join(k for k, m in of.columns.items() if m.larger_is_better is not None)
-            message = (
-                f"found {quantity.of!r} with take: {quantity.take}, of which no value is the best; allowed: {known}"
-            )
-            wrong.append(InputError(message, key=f"quantities.{name}.of"))
-        elif (
-            quantity.take == "best" and column is not None and (quantity.better == "higher") != column.larger_is_better
-        ):
-            better = "higher" if column.larger_is_better else "lower"
+            message = f"found {quantity.of!r} with take: {quantity.take}, of which no value is the best"
+            wrong.append(InputError(f"{message}; allowed: {known}", key=f"quantities.{name}.of"))
+        elif quantity.take == "best" and quantity.better != better:
             message = f"found {quantity.better} with take: best, of {quantity.of!r}; allowed: {better}"
             wrong.append(InputError(message, key=f"quantities.{name}.better"))
     if len(rows) == 1:
