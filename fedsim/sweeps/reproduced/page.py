@@ -165,8 +165,8 @@ def _made_by(made: Reproduction, on: str, results: Mapping[str, Any]) -> str:
     computing = f" ({busy:,.0f} of processor time)" if busy else ""
     return (
         f"Made by `fedsim reproduce {_called(made, results)}{options}{folder}{quick}` on {results['date']}: "
-        f"{len(results['runs'])} runs, {results['seconds']:,.0f} seconds in all{computing}, with Python {env['python']}, {packages}, "
-        f"{env['threads']} thread{'s' * (env['threads'] != 1)} ({env.get('processor') or env['machine']}, "
+        f"{len(results['runs'])} runs, {results['seconds']:,.0f} seconds in all{computing}, "
+        f"with Python {env['python']}, {packages}, {env['threads']} thread{'s' * (env['threads'] != 1)} ({env.get('processor') or env['machine']}, "
         f"{env['cpus']} cores)."
     )
 
