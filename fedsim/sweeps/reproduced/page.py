@@ -166,8 +166,8 @@ def _made_by(made: Reproduction, on: str, results: Mapping[str, Any]) -> str:
     return (
         f"Made by `fedsim reproduce {_called(made, results)}{options}{folder}{quick}` on {results['date']}: "
         f"{len(results['runs'])} runs, {results['seconds']:,.0f} seconds in all{computing}, "
-        f"with Python {env['python']}, {packages}, {env['threads']} thread{'s' * (env['threads'] != 1)} ({env.get('processor') or env['machine']}, "
-        f"{env['cpus']} cores)."
+        f"with Python {env['python']}, {packages}, {env['threads']} thread{'s' * (env['threads'] != 1)} "
+        f"({env.get('processor') or env['machine']}, {env['cpus']} cores)."
     )
 
 
