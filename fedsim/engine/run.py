@@ -43,19 +43,29 @@ def run(
     Raises
     ------
     InputError
-        The scenario is wrong, or another process writes into the directory.
+        The scenario or an argument is wrong, or another process writes into the directory.
     RunError
         The run failed, e.g. diverged; what was recorded stays readable.
     KeyboardInterrupt
         Interrupted (Ctrl-C or SIGTERM); a checkpoint was written.
     """
     scenario = given(scenario)
-    folder = Path(out) if out is not None else Path("runs") / f"{scenario.name}-{scenario.hash()}"
+    folder = _folder(out, scenario)
+    if not (progress is None or progress is False or callable(progress)):
+        raise InputError(f"progress: found {progress!r}, allowed: a function of a round and its row, None or False")
     try:
         with owned(folder), working(scenario.run.threads), _shown(scenario, progress) as told:
             return _run(scenario, folder, resume, [told, *watchers])
     except InputError as error:  # what only a recorded run or the backend shows
         raise scenario.document.locate(error) from None
+
+
+def _folder(out: str | Path | None, scenario: Scenario) -> Path:
+    if out is None:
+        return Path("runs") / f"{scenario.name}-{scenario.hash()}"
+    if not isinstance(out, str | Path) or out == "":
+        raise InputError(f"out: found {out!r}, allowed: the path of a directory")
+    return Path(out)
 
 
 def _shown(scenario: Scenario, progress: Progress | Literal[False] | None) -> AbstractContextManager[Progress | None]:

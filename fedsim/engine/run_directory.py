@@ -8,7 +8,6 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -24,7 +22,7 @@ from fedsim import __version__
 from fedsim.clients.store import FILE as CLIENTS
 from fedsim.core import cores, crew
 from fedsim.core.disk import write_whole
-from fedsim.core.errors import InputError, Problem, RunError
+from fedsim.core.errors import InputError, RunError
 from fedsim.core.metrics import TABLE, Metric, best, read_columns
 from fedsim.core.row_files import RowStream, write_tensors
 from fedsim.engine.attackers import FILE as ATTACK
@@ -33,6 +31,7 @@ from fedsim.engine.best import read_best
 from fedsim.engine.checkpoint import Checkpoint, load_checkpoint
 from fedsim.engine.client_rows import FILE as CLIENT_ROWS
 from fedsim.engine.client_rows import check_rows, evaluated_rounds, keep_rows, read_clients
+from fedsim.engine.continued import check_fixed, check_rounds, check_same, say_replaced
 from fedsim.engine.export import export_model, run_model
 from fedsim.engine.rows import kept, rows
 from fedsim.engine.samples import FILE as SAMPLES
@@ -44,9 +43,7 @@ from fedsim.graphs.topology import Topology
 from fedsim.privacy.releases import FILE as RELEASES
 from fedsim.privacy.releases import recounted
 from fedsim.scenario.load import load
-from fedsim.scenario.sections import BackendSection, Scenario
-from fedsim.scenario.stopping import Stop
-from fedsim.scenario.table import PATHS
+from fedsim.scenario.sections import Scenario
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,18 +52,6 @@ if TYPE_CHECKING:
 
 LAST = 10
 """Evaluations at the end of a run whose mean stands beside the last one and the best one."""
-_MAY_DIFFER = (
-    "run.rounds",
-    "run.checkpoint_seconds",
-    "run.loggers",
-    "run.stop",
-    *(f"run.stop.{key}" for key in Stop.model_fields),
-    *(f"backend.{key}" for key in BackendSection.model_fields),
-)
-"""Keys of a resumed scenario that may differ from the recorded one's: how many rounds there are, and at which it stops,
-checkpoints, loggers, the place."""
-
-_SAME = "--resume continues the same scenario (run.rounds may grow): give another --out, or leave --resume out"
 _PACKAGES = ("torch", "numpy", "scipy", "networkx", "datasets", "flwr-datasets", "scikit-learn")
 
 
@@ -212,14 +197,14 @@ def find_checkpoint(folder: Path, scenario: Scenario) -> Checkpoint | None:
         The checkpoint is damaged, or rows that it implies are missing.
     """
     try:
-        _check_same(folder, scenario)
+        check_same(folder, scenario)
         checkpoint = load_checkpoint(folder)
     except OSError as error:
         raise InputError(f"cannot be used as run directory: {error.strerror}", file=str(folder)) from None
     if checkpoint is not None:
-        _check_same(checkpoint.place, scenario)
-        _check_rounds(folder, checkpoint.progress["round"], scenario)
-        _check_fixed(checkpoint.place, scenario)
+        check_same(checkpoint.place, scenario)
+        check_rounds(folder, checkpoint.progress["round"], scenario)
+        check_fixed(checkpoint.place, scenario)
         done = checkpoint.progress["round"]
         lines = kept(folder, done, scenario)["metrics.jsonl"]
         if scenario.tests_clients:
@@ -243,6 +228,8 @@ def open_directory(folder: Path, scenario: Scenario, checkpoint: Checkpoint | No
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if checkpoint is None:
+            if not resume:
+                say_replaced(folder, scenario)
             clear(folder, releases=not resume)
         else:
             done = checkpoint.progress["round"]
@@ -327,58 +314,6 @@ def clear(folder: Path, releases: bool = True) -> None:
         ATTACK, BEST, CLIENTS, CLIENT_ROWS, SAMPLES, SAMPLE_ROWS, STOP,
     ):  # fmt: skip
         (folder / name).unlink(missing_ok=True)
-
-
-def _check_same(folder: Path, scenario: Scenario) -> None:
-    """The run in `folder` has this scenario, but for keys that do not change its numbers."""
-    recorded = folder / "scenario.yaml"
-    if not recorded.exists():
-        return
-    try:
-        old = _flat(yaml.safe_load(recorded.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(
-            "is not the YAML that fedsim wrote; --resume cannot continue this run", None, str(recorded)
-        ) from error
-    named = {k: v for k, v in old.items() if k.rpartition(".")[2] in PATHS and isinstance(v, str)}
-    with suppress(InputError):  # if it has something that is not there any more, the comparison names it
-        old |= _flat(
-            yaml.safe_load(load(recorded, notes=False).to_yaml())
-        )  # with the defaults of keys that have come since
-    old |= {k: str((scenario.base / v).resolve()) for k, v in named.items()}  # earlier versions left some relative
-    new = _flat(yaml.safe_load(scenario.to_yaml()))
-    problems = [
-        Problem(f"found {new.get(key)!r}, but the run in {folder} has {old.get(key)!r}; {_SAME}", key)
-        for key in {**new, **old}
-        if key not in _MAY_DIFFER and new.get(key) != old.get(key)
-    ]
-    if problems:
-        raise scenario.document.locate(InputError(problems))
-
-
-def _check_rounds(folder: Path, done: int, scenario: Scenario) -> None:
-    if done > scenario.run.rounds:
-        found = f"found {scenario.run.rounds}, but the run in {folder} is at round {done}"
-        message = f"{found}; allowed with --resume: at least {done}"
-        raise scenario.document.locate(InputError(message, key="run.rounds"))
-
-
-def _check_fixed(recorded: Path, scenario: Scenario) -> None:
-    """A run whose rounds depend on how many it has goes on with as many."""
-    why = scenario.participation.fixed_rounds
-    if why is None or not (recorded / "scenario.yaml").exists():
-        return
-    before = load(recorded / "scenario.yaml", notes=False).run.rounds
-    if before != scenario.run.rounds:
-        message = f"found {scenario.run.rounds}, allowed with --resume: {before}, as the run has, since {why}"
-        raise scenario.document.locate(InputError(message, key="run.rounds"))
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
-    if not isinstance(values, dict):
-        return {prefix.removesuffix("."): values}
-    return {k: v for key, value in values.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
 
 
 def bests(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Metric] = TABLE) -> dict[str, float]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import fedsim
+from fedsim.core.errors import InputError
 from fedsim.core.types import agree
 
 GRAPH: dict[str, Any] = {
@@ -54,3 +55,14 @@ def test_everything_in_a_run_directory_is_as_readable_as_the_rest(tmp_path: Path
         modes = {file.name: oct(file.stat().st_mode & 0o777) for file in folder.rglob("*") if file.is_file()}
         assert "params.safetensors" in modes
         assert set(modes.values()) == {oct(0o666 & ~mask)}
+
+
+@pytest.mark.parametrize("wrong", [{"progress": "yes"}, {"progress": 3}, {"out": 3}, {"out": ""}, {"out": b"here"}])
+def test_a_wrong_argument_of_run_is_named(
+    wrong: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ((name, value),) = wrong.items()
+    with pytest.raises(InputError, match=f"{name}: found {value!r}, allowed: "):
+        fedsim.run(GRAPH, **wrong)
+    assert list(tmp_path.iterdir()) == []

@@ -305,3 +305,20 @@ def test_a_run_from_before_a_key_was_there_goes_on(tmp_path: Path) -> None:
     recorded.write_text(text.replace("  clipping: gradient\n", "  clipping: official\n"), encoding="utf-8")
     with pytest.raises(InputError, match="has 'official'"):
         fedsim.run(longer, out=tmp_path / "run", resume=True)
+
+
+def test_a_run_that_is_lost_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A new run takes the place of what its directory had: of the same numbers silently, of others with a word."""
+    fedsim.run(scenario(), out=tmp_path)
+    fedsim.run(scenario(), out=tmp_path)
+    assert "had a run" not in caplog.text
+    fedsim.run({**scenario(), "seed": 1}, out=tmp_path)
+    assert f"{tmp_path} had a run with rows to round 12, of another scenario" in caplog.text
+    interrupted({**scenario(), "seed": 1}, tmp_path, 7)
+    caplog.clear()
+    fedsim.run({**scenario(), "seed": 1}, out=tmp_path, resume=True)
+    assert "had a run" not in caplog.text
+    interrupted({**scenario(), "seed": 1}, tmp_path, 7)
+    caplog.clear()
+    fedsim.run({**scenario(), "seed": 1}, out=tmp_path)
+    assert f"{tmp_path} had a run with rows to round 5, not finished" in caplog.text

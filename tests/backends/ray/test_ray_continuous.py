@@ -12,6 +12,7 @@ from test_ray_contract import ray_backend
 from test_ray_faults import poisoned
 
 import fedsim
+from fedsim.backends.ray import calls
 from fedsim.core.errors import RunError
 from fedsim.core.row_files import TensorFile
 from fedsim.engine.assembly import assemble
@@ -119,6 +120,7 @@ def test_an_actor_dies_while_others_need_its_rows(
             poison.touch()
 
     monkeypatch.setattr(backend, "_recover", recovered)
+    monkeypatch.setattr(calls, "_ADOPTION_SECONDS", 100.0)  # a busy machine starts actors late
     if not room:
         monkeypatch.setattr(backend.cluster, "start", no_room)
     try:
