@@ -206,13 +206,19 @@ def _where(labels: list[str]) -> str:
 
 
 def _label(case: str, chosen: dict[str, Any]) -> str:
-    parts = ([case] if case else []) + [f"{k.split('.')[-1]}={_text(v)}" for k, v in chosen.items()]
+    parts = ([case] if case else []) + [f"{_axis(k)}={_text(v)}" for k, v in chosen.items()]
     whole = "_".join(parts)
     label = re.sub(r"[^A-Za-z0-9._=-]+", "-", whole).strip("-.") or "run"
     if len(label) <= _LONGEST:
         return label
     digits = hashlib.sha256(whole.encode()).hexdigest()[:8]
     return f"{label[: _LONGEST - 9]}-{digits}"
+
+
+def _axis(key: str) -> str:
+    """The last word of a key; of `algorithm.name` the one before it, which says whose name it is."""
+    *before, last = key.split(".")
+    return before[-1] if before and last == "name" else last
 
 
 def _text(value: Any) -> str:

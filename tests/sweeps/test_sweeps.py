@@ -99,8 +99,8 @@ def test_labels_are_names_of_folders(tmp_path: Path) -> None:
     grid = {"model.name": ["linear", "mlp"], "participation": [{"fraction": 0.5}, {"clients_per_round": 2}]}
     _, found = points(write(tmp_path, cases={"../a b": None}, grid=grid))
     assert [p.label for p in found] == [
-        "a-b_name=linear_participation=-fraction-0.5", "a-b_name=linear_participation=-clients_per_round-2",
-        "a-b_name=mlp_participation=-fraction-0.5", "a-b_name=mlp_participation=-clients_per_round-2",
+        "a-b_model=linear_participation=-fraction-0.5", "a-b_model=linear_participation=-clients_per_round-2",
+        "a-b_model=mlp_participation=-fraction-0.5", "a-b_model=mlp_participation=-clients_per_round-2",
     ]  # fmt: skip
 
 
