@@ -103,9 +103,10 @@ def grid_figure(rows: Sequence[Sequence[Panel]], labels: Sequence[str], title: s
 
     width = max(len(row) for row in rows)
     entries = _entries(rows, labels)
-    columns = max(1, min(len(entries), int(3.2 * width * 12 / (8 + max(len(e.get_label()) for e in entries)))))
+    across = max(3.2 * width, 4.5)
+    columns = _columns([len(e.get_label()) for e in entries], int(12 * across))
     extra = 0.25 * -(-len(entries) // columns)
-    size = (max(3.2 * width, 4.5), 2.4 * len(rows) + extra + (0.3 if title else 0))
+    size = (across, 2.4 * len(rows) + extra + (0.3 if title else 0))
     figure = Drawing(figsize=size, layout="constrained")
     axes = figure.subplots(len(rows), width, squeeze=False)
     for i, row in enumerate(rows):
@@ -118,6 +119,16 @@ def grid_figure(rows: Sequence[Sequence[Panel]], labels: Sequence[str], title: s
     if title:
         figure.suptitle(_plain(title), fontsize=11)
     return figure
+
+
+def _columns(lengths: Sequence[int], characters: int) -> int:
+    """As many columns of a legend as fit, each as wide as its longest label; one line's sample takes 8 characters."""
+    fits = (
+        count
+        for count in range(len(lengths), 1, -1)
+        if sum(8 + max(part) for part in np.array_split(lengths, count)) <= characters
+    )
+    return next(fits, 1)
 
 
 def _draw(axes: Any, panel: Panel, groups: int) -> None:
