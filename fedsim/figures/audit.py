@@ -100,5 +100,5 @@ def reconstruction_figure(rows: Mapping[str, Sequence[tuple[Floats, str]]]) -> F
             picture = np.clip(np.moveaxis(image, 0, -1), 0, 1)
             single = picture.shape[-1] != 3
             axes.imshow(picture[..., 0] if single else picture, cmap="gray" if single else None, vmin=0, vmax=1)
-            axes.set_title(title, fontsize=8)
+            axes.set_xlabel(title, fontsize=8)
     return figure

@@ -15,7 +15,7 @@ from fedsim.core.metrics import Metric
 from fedsim.engine.replies import Account, accounts
 from fedsim.engine.run_directory import read_jsonl
 from fedsim.figures.html import heading, paragraph, table
-from fedsim.reports.groups import Record
+from fedsim.reports.groups import Record, is_deployment
 from fedsim.scenario.load import load
 
 _MOST_TROUBLES = 40
@@ -58,10 +58,6 @@ def deployments(runs: Sequence[Record], shown: Sequence[Metric]) -> Iterator[obj
         ]
         filled = [i for i in range(len(header)) if any(row[i] for row in rows)]
         yield table([header[i] for i in filled], [[row[i] for i in filled] for row in rows], text=(0, 1))
-
-
-def is_deployment(folder: Path) -> bool:
-    return (folder / "deployment.json").exists()
 
 
 def _line(account: Account) -> list[str]:

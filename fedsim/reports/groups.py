@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,15 @@ def metrics_of(runs: Sequence[Record]) -> tuple[dict[str, Metric], list[str]]:
     if found:
         named = ", ".join(found)
         said.append(f"{named}: no measure declares what this is, so it is shown as it is and has no best value")
+    real = [is_deployment(run.dir) for run in runs]
+    if any(real):  # these have seconds of the wall clock in it
+        words = "time" if all(real) else "time (virtual, of deployments real)"
+        table["time"] = replace(table["time"], words=words, axis=words)
     return {**table, **found}, said
+
+
+def is_deployment(folder: Path) -> bool:
+    return (folder / "deployment.json").exists()
 
 
 def find_runs(directories: Sequence[Path]) -> list[Record]:
@@ -237,7 +245,7 @@ def read_run(folder: Path) -> Record:
     columns, damage = read_columns(folder)
     notes += [damage] if damage else []
     scenario = document.values
-    if (folder / "deployment.json").exists():  # the same scenario on real clients is another group
+    if is_deployment(folder):  # the same scenario on real clients is another group
         scenario = {**scenario, "backend": {"name": "flower"}}
     told, number = _told(folder.resolve())
     part = (number, without_seed(folder.resolve().name)) if told is not None else None

@@ -281,8 +281,9 @@ def _costs(shown: Sequence[Metric]) -> list[Metric]:
 
 def _figures(groups: Sequence[Group], shown: Sequence[Metric]) -> Iterator[tuple[str, str, list[list[Panel]]]]:
     """Name, heading and rows of panels of each figure that has something to show."""
-    usual = [m for m in TABLE.values() if m.axis and m.figure != "delay"]
-    for name, called in _FIGURES.items():
+    called = {m.name: m for m in shown}
+    usual = [called.get(m.name, m) for m in TABLE.values() if m.axis and m.figure != "delay"]
+    for name, words in _FIGURES.items():
         ys = _larger(shown) if name == "delay" else [m for m in shown if m.figure == name]
         xs = _delays() if name == "delay" else usual[:1] if name == "other" else usual
         rows = [[panel for x in xs if (panel := curves(groups, x, y)).lines] for y in ys]
@@ -291,7 +292,7 @@ def _figures(groups: Sequence[Group], shown: Sequence[Metric]) -> Iterator[tuple
             flat = [panel for row in rows for panel in row]
             rows = [flat[i : i + 4] for i in range(0, len(flat), 4)]
         if rows:
-            yield name, called, rows
+            yield name, words, rows
 
 
 def _larger(shown: Sequence[Metric]) -> list[Metric]:

@@ -12,7 +12,7 @@ from flower_loopback import Deployment
 
 import fedsim
 from fedsim.engine.replies import accounts, fitted_system
-from fedsim.reports.groups import find_runs, group_runs
+from fedsim.reports.groups import find_runs, group_runs, metrics_of
 from fedsim.reports.report import write_report
 
 pytest.importorskip("flwr")
@@ -56,6 +56,19 @@ def test_a_deployment_is_no_second_seed_of_the_simulation(pair: tuple[Path, Path
     groups, differing = group_runs(find_runs(list(pair)))
     assert len(groups) == 2
     assert differing == ["backend.name"]
+
+
+def test_time_is_virtual_in_simulations_alone(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    deployed, simulated = pair
+    for runs, words in (
+        ([deployed], "time"),
+        ([simulated], "virtual time"),
+        ([deployed, simulated], "time (virtual, of deployments real)"),
+    ):
+        assert metrics_of(find_runs(runs))[0]["time"].words == words
+        text = write_report(runs, tmp_path / "report.html").read_text()
+        assert f"{words} (s)" in text
+        assert ("virtual time" in text) == (words == "virtual time")
 
 
 def test_equal_runs_differ_by_nothing(tmp_path: Path, quadratic: Make) -> None:
