@@ -151,7 +151,10 @@ def finished(
         run = cluster.begin(folder, **LINES, client_keys=str(cluster.folder), **asked)
         runs[sections["name"]] = folder, run
         if "spare" in cluster.processes:  # an answer of a node that is gone before the server has read it is lost
-            wait_for(lambda run=run: NOT_USED.search(cluster.flwr_log(run)) or f"of run {run}" in _ended(cluster))
+            wait_for((folder / "results" / "environment.json").exists)  # asking for a log takes a process each time
+            wait_for(
+                lambda run=run: NOT_USED.search(cluster.flwr_log(run)) or f"of run {run}" in _ended(cluster), pause=2.0
+            )
             cluster.end("spare")
         if len(runs) - len(ended) > 1:  # Flower gives a process 30 s to begin; in a crowd it takes longer
             finish(next(name for name in runs if name not in ended))
