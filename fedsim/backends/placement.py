@@ -17,6 +17,7 @@ from fedsim.graphs.mixing_matrix import is_dense
 
 _SLACK = 1.05  # a shard of graph nodes may have that many times the mean load where it saves cut edges
 _SWEEPS = 4
+_FEW = 50  # neighbours that are counted sooner one by one than as an array
 
 
 def place(load: Floats, shards: int) -> Ints:
@@ -66,21 +67,29 @@ def _blocks(load: Floats, order: Ints, shards: int) -> Ints:
 
 
 def _refined(owner: Ints, load: Floats, pattern: sparse.csr_array, shards: int) -> Ints:
-    owner = owner.copy()
-    totals = np.bincount(owner, load, minlength=shards)
-    counts = np.bincount(owner, minlength=shards)
+    owner, loads = owner.copy(), load.tolist()
+    totals = np.bincount(owner, load, minlength=shards).tolist()
+    counts = np.bincount(owner, minlength=shards).tolist()
     most = _SLACK * load.sum() / shards
+    starts, neighbours, homes = pattern.indptr.tolist(), pattern.indices.tolist(), owner.tolist()
     for _ in range(_SWEEPS):
         moved = False
         rows = np.repeat(np.arange(len(owner)), np.diff(pattern.indptr))
         for i in np.unique(rows[owner[rows] != owner[pattern.indices]]).tolist():
-            around = pattern.indices[pattern.indptr[i] : pattern.indptr[i + 1]]
-            near = np.bincount(owner[around[around != i]], minlength=shards)
-            home, best = int(owner[i]), int(near.argmax())
-            if near[best] > near[home] and counts[home] > 1 and totals[best] + load[i] <= most:
-                owner[i], moved = best, True
-                totals[[home, best]] += [-load[i], load[i]]
-                counts[[home, best]] += [-1, 1]
+            if starts[i + 1] - starts[i] <= _FEW:
+                near = [0] * shards
+                for j in neighbours[starts[i] : starts[i + 1]]:
+                    near[homes[j]] += j != i
+            else:
+                row = pattern.indices[starts[i] : starts[i + 1]]
+                near = np.bincount(owner[row[row != i]], minlength=shards).tolist()
+            home, best = homes[i], near.index(max(near))
+            if near[best] > near[home] and counts[home] > 1 and totals[best] + loads[i] <= most:
+                owner[i], homes[i], moved = best, best, True
+                totals[home] -= loads[i]
+                totals[best] += loads[i]
+                counts[home] -= 1
+                counts[best] += 1
         if not moved:
             break
     return owner

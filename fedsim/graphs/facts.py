@@ -78,8 +78,9 @@ def summary(graph: nx.Graph[Any], W: Matrix) -> dict[str, Any]:
             result["chi_2"] = chi_2(graph)
         else:
             notes.append(f"chi_2: not computed above {EXACT_CHI_2} nodes")
+    having = [data for _, _, data in graph.edges(data=True) if data]
     for key in ("latency_ms", "bandwidth_mbps"):
-        values = list(nx.get_edge_attributes(graph, key).values())
+        values = [data[key] for data in having if key in data]
         if values:
             result[key] = [float(min(values)), float(max(values))]
     return {**result, "notes": notes + remarks_of(graph)}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def mixing_matrix(graph: nx.Graph[Any], weights: str) -> Matrix:
 
 def _check_links(W: Matrix, graph: nx.Graph[Any], weights: str) -> None:
     """Nodes mix what their neighbours send: weight between others would be messages over links that are not there."""
-    links = nx.to_scipy_sparse_array(graph, nodelist=range(graph.number_of_nodes()), weight=None, format="csr")
+    links = adjacency(graph)
     others = sparse.csr_array(W - sparse.diags_array(W.diagonal()))
     missing = sparse.coo_array(others - others.multiply(links.T != 0))  # row i of the transpose: who sends to node i
     missing.eliminate_zeros()
@@ -296,7 +297,7 @@ def expected_mixing(W: Matrix, links: npt.ArrayLike, probabilities: npt.ArrayLik
 def adjacency(graph: nx.Graph[Any]) -> Matrix:
     """``[n, n]`` with 1.0 at [u, v] for the edge u -> v; edge weights of the graph are not used."""
     n = graph.number_of_nodes()
-    edges = np.asarray(list(graph.edges()), dtype=np.int64).reshape(-1, 2)
+    edges = _edges(graph)
     if not graph.is_directed():
         edges = np.concatenate([edges, edges[:, ::-1]])
     return sparse.csr_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(n, n))
@@ -338,4 +339,11 @@ def _links(graph: nx.Graph[Any], what: str) -> Array:
         raise InputError(f"{what} is defined for undirected graphs; this one is directed")
     if graph.number_of_nodes() < 2 or not nx.is_connected(graph):
         raise InputError(f"{what} is defined for connected graphs of at least 2 nodes")
-    return np.unique(np.sort(np.asarray(list(graph.edges()), dtype=np.int64), axis=1), axis=0)
+    i, j = np.sort(_edges(graph), axis=1).T
+    order = np.lexsort((j, i))
+    return np.stack([i[order], j[order]], axis=1)
+
+
+def _edges(graph: nx.Graph[Any]) -> Array:
+    """``[E, 2]`` in the graph's own order."""
+    return np.fromiter(chain.from_iterable(graph.edges()), dtype=np.int64).reshape(-1, 2)
