@@ -97,15 +97,17 @@ def panel_figure(panel: Panel, groups: int, size: tuple[float, float] = (3.5, 2.
     return figure
 
 
-def grid_figure(rows: Sequence[Sequence[Panel]], labels: Sequence[str], title: str = "") -> Figure:
-    """Panels in rows with one legend for all. No pyplot state: save it with ``figure.savefig``."""
+def grid_figure(
+    rows: Sequence[Sequence[Panel]], labels: Sequence[str], title: str = "", across: float | None = None
+) -> Figure:
+    """Panels in rows, `across` inches wide, with one legend for all. No pyplot state: save it with ``savefig``."""
     from fedsim.figures.drawing import Drawing
 
     width = max(len(row) for row in rows)
     entries = _entries(rows, labels)
-    across = max(3.2 * width, 4.5)
-    columns = _columns([len(e.get_label()) for e in entries], int(12 * across))
-    extra = 0.25 * -(-len(entries) // columns)
+    across = across or max(3.2 * width, 4.5)
+    columns = _columns([max(map(len, e.get_label().split("\n"))) for e in entries], int(12 * across))
+    extra = 0.25 * (-(-len(entries) // columns) + max(e.get_label().count("\n") for e in entries))
     size = (across, 2.4 * len(rows) + extra + (0.3 if title else 0))
     figure = Drawing(figsize=size, layout="constrained")
     axes = figure.subplots(len(rows), width, squeeze=False)
@@ -223,7 +225,7 @@ def _entries(rows: Sequence[Sequence[Panel]], labels: Sequence[str]) -> list[Any
     if len(shown) > _LEGEND_ROWS:
         entries.append(Line2D([], [], linestyle="", label=f"and {len(shown) - _LEGEND_ROWS} more"))
     if any(line.low is not None for line in lines):
-        entries.append(Patch(color=INK, alpha=0.25, linewidth=0, label=BAND))
+        entries.append(Patch(color=INK, alpha=0.25, linewidth=0, label=BAND.replace(", ", "\n").replace("; ", "\n")))
     if any(line.unfinished for line in lines):
         entries.append(Line2D([], [], color=INK, linestyle=":", marker="x", label=OPEN_END))
     return entries

@@ -121,7 +121,7 @@ def figure(made: Reproduction, results: Mapping[str, Any]) -> Figure:
     x, y = metric(chart.x), metric(chart.y)
     unit = "B" if x.unit == "B" else "" if x.name != "round" else None
     panel = Panel(made.name, x.title, y.title, lines, unit, chart.log)
-    drawn = grid_figure([[panel]], labels) if lines else panel_figure(panel, 1)  # an empty one where every run failed
+    drawn = grid_figure([[panel]], labels, across=7.0) if lines else panel_figure(panel, 1)  # empty: every run failed
     drawn.set_size_inches(7.0, max(4.2, 3.0 + 0.19 * len(rows)))
     return drawn
 
