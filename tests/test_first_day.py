@@ -41,7 +41,8 @@ def test_the_table_says_what_the_script_does(first_day: ModuleType) -> None:
 
 def test_the_table_takes_its_place(first_day: ModuleType) -> None:
     found = [(step, 1.4) for step in first_day.STEPS] + [(first_day.TESTS, None)]
-    made = first_day.table(found, "abc1234")
+    made = first_day.table(found, "abc1234", busy=True)
+    assert made.rstrip().endswith("commit abc1234, beside other work.")
     page = f"before\n\n{first_day.MARKS[0]}old\n{first_day.MARKS[1]}after\n"
     once = first_day.written(page, made)
     assert once.startswith("before\n\n")
