@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from fedsim.core.documents import read_yaml
 from fedsim.core.errors import InputError, Problem
 from fedsim.scenario.load import load
 from fedsim.scenario.sections import BackendSection, Scenario
@@ -38,16 +39,15 @@ def check_same(folder: Path, scenario: Scenario) -> None:
     if not recorded.exists():
         return
     try:
-        old = _flat(yaml.safe_load(recorded.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        old = _flat(read_yaml(recorded).values)
+    except InputError as error:
         raise InputError(
             "is not the YAML that fedsim wrote; --resume cannot continue this run", None, str(recorded)
         ) from error
     named = {k: v for k, v in old.items() if k.rpartition(".")[2] in PATHS and isinstance(v, str)}
     with suppress(InputError):  # if it has something that is not there any more, the comparison names it
-        old |= _flat(
-            yaml.safe_load(load(recorded, notes=False).to_yaml())
-        )  # with the defaults of keys that have come since
+        again = load(recorded, notes=False).to_yaml()  # with the defaults of keys that have come since
+        old |= _flat(yaml.safe_load(again))
     old |= {k: str((scenario.base / v).resolve()) for k, v in named.items()}  # earlier versions left some relative
     new = _flat(yaml.safe_load(scenario.to_yaml()))
     problems = [
@@ -63,7 +63,7 @@ def say_replaced(folder: Path, scenario: Scenario) -> None:
     """Warn where a new run in `folder` takes the place of one that it does not record again."""
     try:
         done = json.loads((folder / "metrics.jsonl").read_bytes().splitlines()[-1])["round"]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return  # there is none, or nothing that anybody can read
     found = f"{folder} had a run with rows to round {done}"
     try:

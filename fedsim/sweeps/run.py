@@ -8,6 +8,7 @@ from typing import Any
 
 from fedsim.core.errors import FedsimError
 from fedsim.core.lock import owned
+from fedsim.engine.continued import say_replaced
 from fedsim.engine.run_directory import clear
 from fedsim.engine.watch import Progress, listening
 from fedsim.sweeps.book import Book, Outcome
@@ -87,6 +88,7 @@ def sweep_plan(
         for point in work:  # runs continue what they find
             with owned(book.place(point)):
                 if not resume:
+                    say_replaced(book.place(point), point.scenario)
                     clear(book.place(point))
         run_together(
             [(point.scenario, book.place(point)) for point in work], book.folder, together, plan.stop,

@@ -322,3 +322,16 @@ def test_a_run_that_is_lost_is_named(tmp_path: Path, caplog: pytest.LogCaptureFi
     caplog.clear()
     fedsim.run({**scenario(), "seed": 1}, out=tmp_path)
     assert f"{tmp_path} had a run with rows to round 5, not finished" in caplog.text
+
+
+@pytest.mark.parametrize("recorded", ["!!bool maybe", "a: [", "[" * 5000, "no mapping", "\x00", "a: &a [*a]"])
+def test_whatever_is_recorded_a_new_run_takes_its_place(
+    recorded: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "scenario.yaml").write_text(recorded)
+    (tmp_path / "metrics.jsonl").write_text('{"round": 3}\n')
+    with pytest.raises(InputError, match="is not the YAML that fedsim wrote; --resume cannot continue this run"):
+        fedsim.run(scenario(), out=tmp_path, resume=True)
+    fedsim.run(scenario(), out=tmp_path)
+    assert "had a run with rows to round 3, of another scenario" in caplog.text
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["round"] == ROUNDS
