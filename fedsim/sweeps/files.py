@@ -206,7 +206,7 @@ def _where(labels: list[str]) -> str:
 
 
 def _label(case: str, chosen: dict[str, Any]) -> str:
-    parts = ([case] if case else []) + [f"{_axis(k)}={_text(v)}" for k, v in chosen.items()]
+    parts = ([case] if case else []) + [f"{_axis(k, chosen)}={_text(v)}" for k, v in chosen.items()]
     whole = "_".join(parts)
     label = re.sub(r"[^A-Za-z0-9._=-]+", "-", whole).strip("-.") or "run"
     if len(label) <= _LONGEST:
@@ -215,8 +215,13 @@ def _label(case: str, chosen: dict[str, Any]) -> str:
     return f"{label[: _LONGEST - 9]}-{digits}"
 
 
-def _axis(key: str) -> str:
-    """The last word of a key; of `algorithm.name` the one before it, which says whose name it is."""
+def _axis(key: str, keys: Iterable[str]) -> str:
+    """What a label calls a key: its last word, of `algorithm.name` the one before; where two are alike, all of it."""
+    short = _last(key)
+    return key if sum(_last(other) == short for other in keys) > 1 else short
+
+
+def _last(key: str) -> str:
     *before, last = key.split(".")
     return before[-1] if before and last == "name" else last
 

@@ -17,7 +17,7 @@ import fedsim
 from fedsim.cli.app import main
 from fedsim.cli.sweep_view import print_summary
 from fedsim.core.errors import InputError, RunError
-from fedsim.sweeps.files import points
+from fedsim.sweeps.files import _label, points
 
 SCENARIO: dict[str, Any] = {
     "data": {"dataset": "digits", "clients": 4, "limit": 100},
@@ -253,3 +253,10 @@ def test_the_summary_fits_the_terminal() -> None:
         assert any("exponential-dpsgd_seed=0" in line and "failed" in line and "0.875" in line for line in lines)
         assert ("best" in "".join(lines)) == (width == 200)
         assert any("more columns" in line for line in lines) == (width < 200)
+
+
+def test_labels_say_whose_value_it_is() -> None:
+    """Keys of two sections that end alike are not taken for one another."""
+    assert _label("", {"algorithm.name": "fedavg", "model.name": "mlp"}) == "algorithm=fedavg_model=mlp"
+    assert _label("", {"algorithm.lr": 0.1, "seed": 3}) == "lr=0.1_seed=3"
+    assert _label("a", {"algorithm.lr": 0.1, "attack.lr": 2}) == "a_algorithm.lr=0.1_attack.lr=2"
