@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from scipy import sparse
 
+from fedsim.backends import placement
 from fedsim.backends.placement import cut_edges, place, place_graph, split
 from fedsim.backends.ray.rows import Rows
 from fedsim.core.row_files import RowStream, TensorFile, write_tensors
@@ -26,6 +27,18 @@ def test_loads_are_balanced() -> None:
     totals = np.bincount(place(load, 4), load, minlength=4)
     assert totals.max() <= max(load.max(), 4 / 3 * load.sum() / 4)
     assert set(place(np.ones(3), 3)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("degree", [3, 6, 60])
+def test_neighbours_are_counted_alike(degree: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one, and as an array: where nodes go depends on the graph and the loads alone."""
+    matrix = mixing_matrix(nx.random_regular_graph(degree, 300, seed=1), "metropolis")
+    load = np.random.default_rng(0).random(300)
+    owners = []
+    for few in (0, 1000):
+        monkeypatch.setattr(placement, "_FEW", few)
+        owners += [place_graph(load, matrix, shards).tolist() for shards in (2, 3, 7)]
+    assert owners[:3] == owners[3:]
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 5])
