@@ -31,6 +31,7 @@ from fedsim.engine.checkpoint import Checkpoint, load_checkpoint
 from fedsim.engine.client_evaluation import owns_models, tuning_of
 from fedsim.engine.client_rows import names_of
 from fedsim.engine.inputs import read_about
+from fedsim.engine.replies import is_deployment
 from fedsim.engine.states import GraphState, RunState, run_state
 from fedsim.scenario.load import load
 from fedsim.scenario.sections import Scenario
@@ -73,7 +74,7 @@ def client_model(folder: Path, client: str | int) -> ClientModel:
     clients, round = np.array([number], dtype=np.int64), int(saved.progress["round"])
     algorithm: Algorithm = assembly.algorithm or scenario.algorithm
     asked = Asked(round, owns_models(algorithm, assembly.task), tuning_of(scenario, algorithm, round), whole=False)
-    kept_there = (folder / "deployment.json").exists()
+    kept_there = is_deployment(folder)
     if kept_there and (asked.personal or asked.tuning is not None):
         raise RunError(f"{folder} is of a deployment, whose clients keep their own models on their machines")
     worker = assembly.worker(scenario, _alone(scenario, assembly, folder, saved, clients, empty=kept_there))

@@ -19,6 +19,11 @@ _WORK = "train"
 _MOST_CLIENTS = 1_000_000
 
 
+def is_deployment(folder: Path) -> bool:
+    """Whether the run in a directory is one of real clients."""
+    return (folder / "deployment.json").exists()
+
+
 @dataclass(frozen=True)
 class Account:
     """One client's answers.

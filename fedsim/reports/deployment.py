@@ -12,10 +12,10 @@ import yaml
 
 from fedsim.core.errors import InputError
 from fedsim.core.metrics import Metric
-from fedsim.engine.replies import Account, accounts
+from fedsim.engine.replies import Account, accounts, is_deployment
 from fedsim.engine.run_directory import read_jsonl
 from fedsim.figures.html import heading, paragraph, table
-from fedsim.reports.groups import Record, is_deployment
+from fedsim.reports.groups import Record
 from fedsim.scenario.load import load
 
 _MOST_TROUBLES = 40

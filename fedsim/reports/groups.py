@@ -16,6 +16,7 @@ from fedsim.core.arrays import Floats
 from fedsim.core.documents import read_yaml
 from fedsim.core.errors import InputError
 from fedsim.core.metrics import TABLE, Metric, merged, metric, read_columns
+from fedsim.engine.replies import is_deployment
 from fedsim.engine.run_directory import LAST
 from fedsim.engine.stopping import read_stop
 from fedsim.figures.curves import banded
@@ -190,10 +191,6 @@ def metrics_of(runs: Sequence[Record]) -> tuple[dict[str, Metric], list[str]]:
         words = "time" if all(real) else "time (virtual, of deployments real)"
         table["time"] = replace(table["time"], words=words, axis=words)
     return {**table, **found}, said
-
-
-def is_deployment(folder: Path) -> bool:
-    return (folder / "deployment.json").exists()
 
 
 def find_runs(directories: Sequence[Path]) -> list[Record]:
