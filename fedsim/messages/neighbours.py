@@ -19,6 +19,7 @@ from fedsim.core.registry import register
 from fedsim.messages.distances import exponents, lengths, ranks
 from fedsim.messages.graph_rules import GraphRule
 from fedsim.messages.heard import Near
+from fedsim.messages.ordering import ordered
 
 Tolerated = Annotated[int, Field(ge=0)]
 _FAINT = 2.0**-100
@@ -213,5 +214,5 @@ class Bridge(GraphRule):
     def combine(self, near: Near) -> Tensor:
         n = near.degree
         f = min(max(self.f - near.lost, 0), n // 2)
-        kept = near.values.sort(dim=1).values[:, f : n - f]
+        kept = ordered(near.values, dim=1)[:, f : n - f]
         return (near.own + kept.sum(1)) / (n - 2 * f + 1)

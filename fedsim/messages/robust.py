@@ -28,6 +28,7 @@ from fedsim.core.types import Aggregate, Message, State
 from fedsim.messages.aggregators import Aggregator
 from fedsim.messages.base import Arrived
 from fedsim.messages.distances import RowMap, Table, by_columns, finite, table
+from fedsim.messages.ordering import ordered, ranked
 from fedsim.messages.pre import PreAggregation, PreAggregations
 from fedsim.messages.vectors import is_vector, vectors
 
@@ -297,12 +298,11 @@ class TrimmedMean(RobustRule):
             if f == 0:
                 return part.mean(0) if weights is None else weights @ part
             m = len(part)
-            ordered, rank = part.sort(dim=0)
-            kept = ordered[f : m - f]
             if weights is None:
-                return kept.mean(0)
-            w = weights[rank[f : m - f]]
-            return weights.sum() * (w * kept).sum(0) / w.sum(0)
+                return ordered(part)[f : m - f].mean(0)
+            middle = ranked(part)[f : m - f]
+            w = weights[middle]
+            return weights.sum() * (w * part.gather(0, middle)).sum(0) / w.sum(0)
 
         return combine
 
@@ -321,9 +321,8 @@ class MeaMed(RobustRule):
 
 def median(values: Tensor) -> Tensor:
     """Coordinate-wise, for an even number of rows the mean of the middle two: ``[m, w] -> [w]``."""
-    ordered = values.sort(dim=0).values
-    m = len(values)
-    return (ordered[(m - 1) // 2] + ordered[m // 2]) / 2
+    rising, m = ordered(values), len(values)
+    return (rising[(m - 1) // 2] + rising[m // 2]) / 2
 
 
 def mean_around_median(values: Tensor, drop: int) -> Tensor:
@@ -331,5 +330,4 @@ def mean_around_median(values: Tensor, drop: int) -> Tensor:
     if drop == 0:
         return values.mean(0)
     far = (values - median(values)).abs()
-    nearest = far.sort(dim=0, stable=True).indices[: len(values) - drop]
-    return values.gather(0, nearest).mean(0)
+    return values.gather(0, ranked(far)[: len(values) - drop]).mean(0)
