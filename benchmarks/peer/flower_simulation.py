@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -112,7 +113,12 @@ def main() -> None:
         num_supernodes=given.work.clients,
         backend_config={
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"num_cpus": given.threads, "include_dashboard": False, "logging_level": "error"},
+            "init_args": {
+                "address": "local",  # never a cluster that somebody else has on this machine
+                "num_cpus": given.threads,
+                "include_dashboard": False,
+                "logging_level": "error",
+            },
         },
     )
 
@@ -120,4 +126,9 @@ def main() -> None:
 if __name__ == "__main__":
     import flower_simulation  # by its name, which actors can import
 
-    flower_simulation.main()
+    try:
+        flower_simulation.main()
+    except BaseException:  # the server's thread would keep this process, and whoever waits for it, for ever
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
