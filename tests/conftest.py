@@ -54,6 +54,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     torch.manual_seed(seed)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where a test with Flower's processes fails, what these have said last is part of what is printed."""
+    report = yield
+    if report.failed:
+        for said in {id(v): v for v in getattr(item, "funcargs", {}).values() if hasattr(v, "last_words")}.values():
+            report.sections.append(("what the processes said last", said.last_words()))
+    return report
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int | None:
     """Of ``-n auto``: two more than processors, since tests with Ray and Flower mostly wait for their processes."""

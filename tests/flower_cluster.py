@@ -131,6 +131,26 @@ class Cluster:
     def log(self, name: str) -> str:
         return self.logs[name].read_text(errors="replace") if name in self.logs else ""
 
+    def last_words(self, lines: int = 12) -> str:
+        """The ends of all logs, of clients' workers too, with which processes of these are left."""
+        logs = [*self.logs.values(), *sorted(self.folder.glob("disk-*/*/client-*/worker.log"))]
+        ends = [(file, file.read_text(errors="replace").splitlines()[-lines:]) for file in logs if file.exists()]
+        said = [f"--- {file.relative_to(self.folder)}\n" + "\n".join(end) for file, end in ends]
+        return "\n".join([*said, "--- processes", *self.left()])
+
+    def left(self) -> list[str]:
+        """Command lines and states of the processes that this cluster's have started."""
+        found = []
+        for place in Path("/proc").glob("[0-9]*"):
+            try:
+                about = (place / "stat").read_text().rpartition(")")[2].split()
+                command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:  # it has ended
+                continue
+            if int(about[2]) in {process.pid for process in self.processes.values()} or str(self.folder) in command:
+                found.append(f"{place.name} {about[0]} (parent {about[1]}): {command[:200]}")
+        return sorted(found)
+
     def flwr_log(self, run: str) -> str:
         """What a run's ServerApp has logged."""
         command = [str(BIN / "flwr"), "log", run, self.name, "--show"]
