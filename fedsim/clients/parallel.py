@@ -24,18 +24,27 @@ _LEAST_BYTES = 16 * 2**20
 """That a chunk touches in a step: in smaller ones, threads would wait for the interpreter most of the time."""
 
 
-def portion(rows: int, row_bytes: int) -> int:
-    """Rows of a chunk, of which a step touches `row_bytes` bytes each, so that there are chunks for several threads."""
-    chunks = max(1, min(rows, rows * row_bytes // _LEAST_BYTES, _PORTIONS))
-    return -(-rows // chunks)
+def divided(rows: int, most: int, row_bytes: int, device: torch.device) -> list[slice]:
+    """Chunks of at most `most` of `rows` rows, of which a step touches `row_bytes` bytes each: even ones.
+
+    On a CPU there are enough of them for several threads, and an even number, so that two threads have the same to do.
+    Elsewhere chunks follow each other, and there are as few as can be.
+    """
+    count = -(-rows // most)
+    if device.type == "cpu":
+        touched = rows * row_bytes
+        if touched >= _LEAST_BYTES:  # two halves already pay: in one chunk all threads would meet at every operator
+            count = max(count, 2, min(touched // _LEAST_BYTES, _PORTIONS))
+        count += count % 2 if count > 1 else 0
+    return crew.even(rows, min(rows, count))
 
 
-def share(compute: Callable[[int], None], chunks: int, touched: int, device: torch.device) -> None:
+def share(compute: Callable[[int], None], count: int, touched: int, device: torch.device) -> None:
     """Compute chunks 0, 1, ..., which touch `touched` bytes together in a step, by all threads where it pays."""
-    if device.type == "cpu" and touched >= chunks * _LEAST_BYTES // 4:
-        crew.each([partial(compute, number) for number in range(chunks)])
+    if device.type == "cpu" and touched >= count * _LEAST_BYTES // 4:
+        crew.each([partial(compute, number) for number in range(count)])
         return
-    for number in range(chunks):
+    for number in range(count):
         compute(number)
 
 

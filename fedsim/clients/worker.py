@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Effort, one_message
-from fedsim.clients.parallel import InTurn, Kept, Rows, portion, share
+from fedsim.clients.parallel import InTurn, Kept, Rows, divided, share
 from fedsim.clients.personal import composed, fresh_personal, kept_of, parted
 from fedsim.clients.phases import Masked, Now, Schedule
 from fedsim.clients.round import model
@@ -82,9 +82,8 @@ class Worker:
         """The job's rows in chunks of one role each, by falling steps and sizes, and the algorithm that each runs."""
         for algorithm, rows in self.algorithm.by_role(job.clients, job.rounds, self.task.seed):
             order = rows[np.lexsort((-self.task.sizes[job.clients[rows]], -job.steps[rows]))]
-            most = min(self.chunk_rows, portion(len(order), self.step_bytes))
-            for start in range(0, len(order), most):
-                yield algorithm, order[start : start + most]
+            for part in divided(len(order), self.chunk_rows, self.step_bytes, self.initial.device):
+                yield algorithm, order[part]
 
     def _chunk(self, algorithm: Algorithm, job: Job, store: Kept) -> Message:
         """Local work of one chunk (rows sorted by falling steps): all its steps before the next chunk starts."""

@@ -215,3 +215,21 @@ def test_a_chunk_that_raises_lets_nobody_wait() -> None:
     with crew.working(3), pytest.raises(ValueError, match="1"):
         parallel.share(chunk, 9, 9 * 2**21, torch.device("cpu"))
     assert store.written in ([], [0])
+
+
+@pytest.mark.parametrize("rows,most,megabytes,device,sizes", [
+    (10, 8, 2.1, "cpu", [5, 5]),  # and not 8 and 2
+    (20, 8, 2.1, "cpu", [5, 5, 5, 5]),
+    (8, 8, 2.1, "cpu", [4, 4]),  # enough for two threads
+    (4, 8, 2.1, "cpu", [4]),
+    (100, 1000, 0.5, "cpu", [25, 25, 25, 25]),
+    (100, 100, 100.0, "cpu", [6, 6, 6, 7] * 4),
+    (3, 1, 0.001, "cpu", [1, 1, 1]),  # never an empty one
+    (1, 8, 1000.0, "cpu", [1]),
+    (10, 8, 2.1, "cuda", [5, 5]),
+    (100, 1000, 100.0, "cuda", [100]),  # chunks would follow each other
+])  # fmt: skip
+def test_chunks_are_even_and_enough(rows: int, most: int, megabytes: float, device: str, sizes: list[int]) -> None:
+    found = parallel.divided(rows, most, int(megabytes * 2**20), torch.device(device))
+    assert [part.stop - part.start for part in found] == sizes
+    assert [part.start for part in found] == [0, *np.cumsum(sizes)[:-1]]
