@@ -224,6 +224,9 @@ def _refuses(
     own = agreement is not None and greeting.client in agreement.own
     if greeting.own != own and (agreement is not None or begun):
         kinds = ("a share of the scenario's data", "data of its own")
+        if own and agreement is not None and agreement.sizes is not None and agreement.sizes[greeting.client] == 0:
+            late = f"who comes later brings {kinds[1]} (own-data)"
+            return f"it was not there at the start and trains on {kinds[0]}; {late}"
         return f"it trains on {kinds[greeting.own]}; the run began with {kinds[own]}"
     if greeting.own:
         if agreement is not None and agreement.sizes is not None:

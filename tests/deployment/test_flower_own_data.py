@@ -241,6 +241,16 @@ def test_own_data_may_come_later_where_cohorts_are_of_the_connected(
     assert torch.isfinite(again.params).all()
 
 
+def test_a_share_that_comes_later_stays_out(zoo: Zoo, caplog: pytest.LogCaptureFixture) -> None:
+    """Who is away at the start is taken for one with data of its own, and the reason says so."""
+    app = zoo(data={"normalize": "none"})
+    del app.grid.nodes[102].config["own-data"]
+    run = app.run(**later(app, 2, round=2))
+    why = "it was not there at the start and trains on a share of the scenario's data; "
+    assert f"SuperNode 102 is not used: {why}who comes later brings data of its own (own-data)" in log_of(caplog)
+    assert [row["clients"] for row in run.trace] == [[0, 1]] * 5
+
+
 def test_own_data_may_come_while_a_resumed_run_gathers(zoo: Zoo, caplog: pytest.LogCaptureFixture) -> None:
     """It is there before the first round that goes on, whose weights know its size."""
     app = zoo()
