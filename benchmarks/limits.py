@@ -132,7 +132,7 @@ def rule(words: str, name: str, products: int = 0, **keys: object) -> Case:
 def evaluation(words: str, folder: Path, algorithm: str) -> Case:
     """Every client's own test rows: 1,000 clients of 30 rows, an MLP 64-32-10."""
     own = folder / words.partition(",")[0].replace(" ", "-")
-    own.mkdir()
+    own.mkdir(exist_ok=True)  # the other case may have made it
     asked = Namespace(clients=1000, rows=60, share=0.5, hidden=32)
     run, task = evaluations(own, asked, algorithm)
     rows = len(task.tests.indices)
