@@ -1,8 +1,13 @@
-"""All clients in this process, as rows of one batched computation, computed when the first result is needed."""
+"""All clients in this process, as rows of one batched computation, computed when the first result is needed.
+
+On a virtual clock very many clients may be at work at a time. What they received is one row for all that began with the
+same model, while a result is a row for each: so only as many are computed ahead as memory is set aside for, those first
+that end first. When a job is computed changes no number.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,39 +16,45 @@ from torch import Tensor
 from fedsim.backends.base import BackendDefaults
 from fedsim.clients.evaluating import evaluate
 from fedsim.clients.worker import Worker
-from fedsim.core.arrays import Ints
+from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.errors import RunError
 from fedsim.core.job import Job
 from fedsim.core.own_tests import Asked, OwnAnswers
 from fedsim.core.types import Message
 
+_AHEAD_BYTES = 2**30
+"""What results may take that nobody has asked for yet: for each as much as for its parameters, twice."""
+
 
 class Vectorized(BackendDefaults):
-    """Dispatching records a job; collecting a client that is not computed yet computes all pending jobs at once."""
+    """Dispatching records a job; collecting a client that is not computed yet computes the pending jobs at once."""
 
     shows_kept = True
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self._pending: list[Job] = []
-        self._done: dict[int, tuple[Message, int]] = {}
-        """The rows that a job was computed among, and which of them is its own: a million views would cost more."""
+        self._done: dict[int, _Batch] = {}
+        self._most = max(1, _AHEAD_BYTES // (2 * max(worker.initial.nbytes, 1)))
         self._stateful = not worker.store.empty
 
     def dispatch(self, job: Job) -> None:
-        if self._stateful and any(np.isin(job.clients, other.clients).any() for other in self._pending):
-            self.compute()  # a client's next job builds on the state that its last one leaves
+        if self._stateful:  # a client's next job builds on the state that its last one leaves
+            before = [n for other in self._pending for n in other.numbers[np.isin(other.clients, job.clients)].tolist()]
+            if before:
+                self.advance(before)
         self._pending.append(job)
 
     def collect(self, jobs: Ints) -> Message:
         if len(self._pending) == 1 and not self._done and np.array_equal(self._pending[0].numbers, jobs):
             return self.worker.run(self._pending.pop())  # a synchronous round: nothing to sort out
-        if self._pending and any(j not in self._done for j in jobs.tolist()):
-            self.compute()
-        missing = [j for j in jobs.tolist() if j not in self._done]
+        wanted = [j for j in jobs.tolist() if j not in self._done]
+        if self._pending and wanted:
+            self.advance(wanted)
+        missing = [j for j in wanted if j not in self._done]
         if missing:
             raise RunError(f"jobs {missing[:5]} were collected before they were dispatched")
-        return _stacked([self._done.pop(j) for j in jobs.tolist()])
+        return _stacked([self._done.pop(j).taken(j) for j in jobs.tolist()])
 
     def save(self) -> dict[str, Tensor]:
         """Clients' state, and the jobs in flight: what is computed, and what the others received."""
@@ -54,9 +65,11 @@ class Vectorized(BackendDefaults):
             saved |= {f"pending.received.{k}": v for k, v in rows.items()}
             for name in ("numbers", "clients", "rounds", "steps"):
                 saved[f"pending.{name}"] = torch.as_tensor(getattr(job, name))
+            saved["pending.ends"] = torch.as_tensor(_ends(job))
         if self._done:
             saved["done.numbers"] = torch.as_tensor(list(self._done))
-            saved |= {f"done.message.{k}": v for k, v in _stacked(list(self._done.values())).items()}
+            rows = _stacked([batch.row(number) for number, batch in self._done.items()])
+            saved |= {f"done.message.{k}": v for k, v in rows.items()}
         return saved
 
     def load(self, saved: Mapping[str, Tensor]) -> None:
@@ -68,10 +81,12 @@ class Vectorized(BackendDefaults):
             numbers, clients, rounds, steps = (
                 saved[f"pending.{name}"].numpy() for name in ("numbers", "clients", "rounds", "steps")
             )
-            self._pending = [Job(clients, rounds, steps, received, numbers)]
+            ends = saved["pending.ends"].numpy() if "pending.ends" in saved else None  # older checkpoints have none
+            self._pending = [Job(clients, rounds, steps, received, numbers, ends=ends)]
         if "done.numbers" in saved:
             messages = {k: v.to(device) for k, v in _under("done.message.", saved).items()}
-            self._done |= {number: (messages, i) for i, number in enumerate(saved["done.numbers"].tolist())}
+            done = saved["done.numbers"].tolist()
+            self._done |= dict.fromkeys(done, _Batch(messages, done))
 
     def draw_from(self, word: int) -> None:
         """Jobs that were given before have the noise that they would have had."""
@@ -87,12 +102,71 @@ class Vectorized(BackendDefaults):
 
     def compute(self) -> None:
         """All pending jobs in one batch."""
-        if not self._pending:
+        if self._pending:
+            self._run(self._pending, [])
+
+    def advance(self, wanted: Sequence[int] = ()) -> None:
+        """Compute the pending jobs `wanted`, and as many of the others as there is room for."""
+        room, under_way = self._most - len(self._done), sum(len(job.clients) for job in self._pending)
+        if under_way <= room:
+            self.compute()
             return
-        job = _merge(self._pending)
+        numbers = np.concatenate([job.numbers for job in self._pending])
+        chosen = np.isin(numbers, wanted)
+        if room >= self._most // 4:  # for less, going through all of them again and again would take longest
+            ends = np.concatenate([_ends(job) for job in self._pending])
+            chosen[np.lexsort((ends, ~chosen))[:room]] = True
+        marks = np.split(chosen, np.cumsum([len(job.clients) for job in self._pending])[:-1])
+        now = [_part(job, mark) for job, mark in zip(self._pending, marks, strict=True) if mark.any()]
+        later = [_part(job, ~mark) for job, mark in zip(self._pending, marks, strict=True) if not mark.all()]
+        if now:
+            self._run(now, later)
+
+    def _run(self, jobs: list[Job], later: list[Job]) -> None:
+        job = _merge(jobs)
         rows = self.worker.run(job)
-        self._pending = []  # only now: what raises has to raise again when its messages are asked for
-        self._done |= {number: (rows, i) for i, number in enumerate(job.numbers.tolist())}
+        self._pending = later  # only now: what raises has to raise again when its messages are asked for
+        numbers = job.numbers.tolist()
+        self._done |= dict.fromkeys(numbers, _Batch(rows, numbers))
+
+
+class _Batch:
+    """Rows that were computed together; where less than half of them are left, the others are given up.
+
+    A row is not a tensor of its own, since a million views would cost more than their numbers.
+    """
+
+    def __init__(self, rows: Message, numbers: Sequence[int]) -> None:
+        self.rows, self.size = rows, len(numbers)
+        self.places = {number: i for i, number in enumerate(numbers)}
+
+    def row(self, number: int) -> tuple[Message, int]:
+        """The rows that a job was computed among, and which of them is its own."""
+        return self.rows, self.places[number]
+
+    def taken(self, number: int) -> tuple[Message, int]:
+        """The same, for the last time."""
+        found = self.rows, self.places.pop(number)
+        if 2 * len(self.places) < self.size and self.places:
+            index = torch.as_tensor(list(self.places.values()), device=next(iter(self.rows.values())).device)
+            self.rows, self.size = {k: v[index] for k, v in self.rows.items()}, len(self.places)
+            self.places = {left: i for i, left in enumerate(self.places)}
+        return found
+
+
+def _ends(job: Job) -> Floats:
+    """When the clients of a job are done; at first where nobody knows."""
+    return np.zeros(len(job.clients)) if job.ends is None else job.ends
+
+
+def _part(job: Job, mark: Bools) -> Job:
+    """The clients of a job that `mark` has."""
+    if mark.all():
+        return job
+    index = np.flatnonzero(mark)
+    received = {k: v[torch.as_tensor(index, device=v.device)] if v.dim() > 1 else v for k, v in job.received.items()}
+    ends = None if job.ends is None else job.ends[index]
+    return Job(job.clients[index], job.rounds[index], job.steps[index], received, job.numbers[index], ends=ends)
 
 
 def _stacked(found: list[tuple[Message, int]]) -> Message:
@@ -112,4 +186,4 @@ def _merge(jobs: list[Job]) -> Job:
     clients, rounds, steps, numbers = (
         np.concatenate([getattr(j, k) for j in jobs]) for k in ("clients", "rounds", "steps", "numbers")
     )
-    return Job(clients, rounds, steps, received, numbers)
+    return Job(clients, rounds, steps, received, numbers, ends=np.concatenate([_ends(job) for job in jobs]))

@@ -178,8 +178,8 @@ class Shard:
         self.backend.dispatch(Job(clients, rounds, steps, as_tensors(received, self.device), numbers))
 
     def compute(self) -> None:
-        """Compute all that is pending."""
-        self.backend.compute()
+        """Compute what is pending, as far as there is room for results."""
+        self.backend.advance()
 
     def collect(self, numbers: Ints, widths: Mapping[str, int]) -> None:
         """Have the messages of these jobs ready, until the next call.

@@ -28,6 +28,8 @@ class Job:
     jobs: Ints | None = None
     elapsed: Floats | None = None
     """In continuous time: virtual seconds since each client's last event, ``[m]``."""
+    ends: Floats | None = None
+    """About when they are done, ``[m]`` in ticks; None: nobody knows."""
 
     @property
     def numbers(self) -> Ints:

@@ -134,7 +134,9 @@ class RunState(ABC):
             sent = private.enter(event.clients, event.rounds, event.steps, received)
             same_form(sent, received, private, "broadcast")
             received = sent
-            self.backend.dispatch(Job(event.clients, event.rounds, event.steps, received, event.jobs, event.elapsed))
+            ends = np.asarray(event.ends, dtype=np.float64)  # as whole numbers they may be too large
+            job = Job(event.clients, event.rounds, event.steps, received, event.jobs, event.elapsed, ends)
+            self.backend.dispatch(job)
         return received
 
     def _collect(self, event: Arrival) -> tuple[Arrival, Message]:

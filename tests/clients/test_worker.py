@@ -170,6 +170,50 @@ def test_nothing_is_computed_before_it_is_needed(task: QuadraticTask, backend: V
     assert backend.worker.store.gather(np.array([0]))["times"].item() == 1
 
 
+def test_as_many_are_computed_ahead_as_there_is_room_for(
+    task: QuadraticTask, backend: Vectorized, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that end first; what has no room is computed when it is asked for."""
+    sizes: list[list[int]] = []
+    run = backend.worker.run
+
+    def counted(job: Job) -> Any:
+        sizes.append(job.numbers.tolist())
+        return run(job)
+
+    monkeypatch.setattr(backend.worker, "run", counted)
+    monkeypatch.setattr(backend, "_most", 4)
+    ones = np.ones(N, dtype=np.int64)
+    ends = np.array([7.0, 3.0, 1.0, 5.0, 2.0, 6.0, 4.0])
+    backend.dispatch(Job(np.arange(N), ones, ones, {"x": task.initial()}, ends=ends))
+    backend.collect(np.array([5]))
+    assert sorted(sizes.pop()) == [1, 2, 4, 5]
+    backend.collect(np.array([2, 4]))
+    assert not sizes
+    backend.collect(np.array([6]))  # there is room for three now
+    assert sorted(sizes.pop()) == [0, 3, 6]
+    found = {c: backend.collect(np.array([c]))["delta"] for c in (3, 0, 1)}
+    assert not sizes
+    for client, delta in found.items():
+        alone = Worker(task, FedAvg(lr=0.1)).run(job([client], [1], {"x": task.initial()}, 1))["delta"]
+        assert (delta - alone).abs().max() < 1e-15
+    assert not backend.save().get("done.numbers", torch.empty(0)).numel()
+
+
+def test_rows_of_a_batch_are_given_up_with_those_that_were_taken(task: QuadraticTask, backend: Vectorized) -> None:
+    backend.dispatch(job(np.arange(N), np.ones(N, dtype=int), {"x": task.initial()}))
+    backend.collect(np.array([0]))
+    held = []
+    for client in (4, 2, 6, 1, 3):
+        backend.collect(np.array([client]))
+        (batch,) = {id(b): b for b in backend._done.values()}.values()
+        held.append(len(batch.rows["delta"]))
+    assert held == [7, 7, 3, 3, 1]
+    last = backend.collect(np.array([5]))["delta"]
+    alone = Worker(task, FedAvg(lr=0.1)).run(job([5], [1], {"x": task.initial()}, 1))["delta"]
+    assert (last - alone).abs().max() < 1e-15
+
+
 def test_collecting_what_was_never_dispatched(task: QuadraticTask, backend: Vectorized) -> None:
     with pytest.raises(RunError, match="2"):
         backend.collect(np.array([2]))

@@ -175,6 +175,27 @@ def test_lazy_is_eager(
         assert (other.params - eager.params).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("memory", [False, True], ids=["stateless", "compressed"])
+def test_computing_few_jobs_ahead_changes_nothing(
+    quadratic: Make, run_scenario: Make, monkeypatch: pytest.MonkeyPatch, mode: str, memory: bool
+) -> None:
+    """Results that would not fit are left to be computed later; with a client's memory in between, too."""
+    keys = {
+        "data": quadratic(n=12).section(noise=0.2),
+        "algorithm": {"name": "fedavg", "lr": 0.05, "local_steps": 2},
+        "participation": MODES[mode],
+        "system": {"compute": {"model": "lognormal", "sigma": 0.8}},
+        **({"compression": {"name": "top_k", "k": 2, "feedback": "ef14"}} if memory else {}),
+    }
+    run = {"rounds": 30, "chunk_rows": 1}
+    whole = run_scenario(**keys, run=run)
+    for most in (1, 3, 8):
+        monkeypatch.setattr("fedsim.backends.in_process._AHEAD_BYTES", most * 2 * whole.params.nbytes)
+        few = run_scenario(**keys, run=run)
+        assert torch.equal(few.params, whole.params)
+
+
 OWN = """
 from dataclasses import dataclass
 import torch
