@@ -112,13 +112,19 @@ class Vectorized(BackendDefaults):
             self.compute()
             return
         numbers = np.concatenate([job.numbers for job in self._pending])
-        chosen = np.isin(numbers, wanted)
+        chosen = np.isin(numbers, wanted) if len(wanted) != 1 else numbers == wanted[0]
         if room >= self._most // 4:  # for less, going through all of them again and again would take longest
             ends = np.concatenate([_ends(job) for job in self._pending])
             chosen[np.lexsort((ends, ~chosen))[:room]] = True
-        marks = np.split(chosen, np.cumsum([len(job.clients) for job in self._pending])[:-1])
-        now = [_part(job, mark) for job, mark in zip(self._pending, marks, strict=True) if mark.any()]
-        later = [_part(job, ~mark) for job, mark in zip(self._pending, marks, strict=True) if not mark.all()]
+        now, later, last = [], [], 0
+        for job in self._pending:
+            first, last = last, last + len(job.clients)
+            mark = chosen[first:last]
+            count = int(np.count_nonzero(mark))
+            if count:
+                now.append(_part(job, mark))
+            if count < len(mark):
+                later.append(_part(job, ~mark) if count else job)
         if now:
             self._run(now, later)
 
