@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from fedsim.backends.base import BackendDefaults
+from fedsim.backends.under_way import ends_of, packed, unpacked
 from fedsim.clients.evaluating import evaluate
 from fedsim.clients.worker import Worker
-from fedsim.core.arrays import Bools, Floats, Ints
+from fedsim.core.arrays import Bools, Ints
 from fedsim.core.errors import RunError
 from fedsim.core.job import Job
 from fedsim.core.own_tests import Asked, OwnAnswers
@@ -59,13 +60,7 @@ class Vectorized(BackendDefaults):
     def save(self) -> dict[str, Tensor]:
         """Clients' state, and the jobs in flight: what is computed, and what the others received."""
         saved = self.worker.store.save()
-        if self._pending:
-            job = _merge(self._pending)
-            rows = {k: v.expand(len(job.clients), -1) for k, v in job.received.items()}
-            saved |= {f"pending.received.{k}": v for k, v in rows.items()}
-            for name in ("numbers", "clients", "rounds", "steps"):
-                saved[f"pending.{name}"] = torch.as_tensor(getattr(job, name))
-            saved["pending.ends"] = torch.as_tensor(_ends(job))
+        saved |= packed(self._pending)
         if self._done:
             saved["done.numbers"] = torch.as_tensor(list(self._done))
             rows = _stacked([batch.row(number) for number, batch in self._done.items()])
@@ -76,13 +71,7 @@ class Vectorized(BackendDefaults):
         saved = dict(saved)  # of a file, each tensor once
         self.worker.store.load(saved)
         device = self.worker.initial.device
-        if "pending.numbers" in saved:
-            received = {k: v.to(device) for k, v in _under("pending.received.", saved).items()}
-            numbers, clients, rounds, steps = (
-                saved[f"pending.{name}"].numpy() for name in ("numbers", "clients", "rounds", "steps")
-            )
-            ends = saved["pending.ends"].numpy() if "pending.ends" in saved else None  # older checkpoints have none
-            self._pending = [Job(clients, rounds, steps, received, numbers, ends=ends)]
+        self._pending = unpacked(saved, device)
         if "done.numbers" in saved:
             messages = {k: v.to(device) for k, v in _under("done.message.", saved).items()}
             done = saved["done.numbers"].tolist()
@@ -114,7 +103,7 @@ class Vectorized(BackendDefaults):
         numbers = np.concatenate([job.numbers for job in self._pending])
         chosen = np.isin(numbers, wanted) if len(wanted) != 1 else numbers == wanted[0]
         if room >= self._most // 4:  # for less, going through all of them again and again would take longest
-            ends = np.concatenate([_ends(job) for job in self._pending])
+            ends = np.concatenate([ends_of(job) for job in self._pending])
             chosen[np.lexsort((ends, ~chosen))[:room]] = True
         now, later, last = [], [], 0
         for job in self._pending:
@@ -160,11 +149,6 @@ class _Batch:
         return found
 
 
-def _ends(job: Job) -> Floats:
-    """When the clients of a job are done; at first where nobody knows."""
-    return np.zeros(len(job.clients)) if job.ends is None else job.ends
-
-
 def _part(job: Job, mark: Bools) -> Job:
     """The clients of a job that `mark` has."""
     if mark.all():
@@ -192,4 +176,4 @@ def _merge(jobs: list[Job]) -> Job:
     clients, rounds, steps, numbers = (
         np.concatenate([getattr(j, k) for j in jobs]) for k in ("clients", "rounds", "steps", "numbers")
     )
-    return Job(clients, rounds, steps, received, numbers, ends=np.concatenate([_ends(job) for job in jobs]))
+    return Job(clients, rounds, steps, received, numbers, ends=np.concatenate([ends_of(job) for job in jobs]))

@@ -12,6 +12,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
+from fedsim.backends import under_way
 from fedsim.core.arrays import Floats, Ints
 from fedsim.graphs.mixing_matrix import is_dense
 
@@ -164,17 +165,15 @@ def split(matrix: sparse.csr_array, owner: Ints, shards: int, numbers: Ints | No
 def split_saved(saved: Mapping[str, Tensor], owner: Ints) -> dict[int, dict[str, Tensor]]:
     """What a backend's `save` gave but for tables, by shard. Results that wait to be collected may be anywhere."""
     parts: dict[int, dict[str, Tensor]] = {}
-    for group, by in (("clients", "clients"), ("pending.", "pending.clients"), ("done.", None)):
-        names = [n for n in saved if n.startswith(group)]
-        if not names:
-            continue
-        if by is None:
-            parts.setdefault(int(owner.min()), {}).update({n: saved[n] for n in names})
-            continue
-        of = owner[saved[by].numpy()]
+    for by in ("clients", f"{under_way.PREFIX}clients"):
+        of = owner[saved[by].numpy()] if by in saved else owner[:0]
         for k in np.unique(of).tolist():
-            rows = torch.as_tensor(np.flatnonzero(of == k))
-            parts.setdefault(k, {}).update({n: saved[n][rows] for n in names})
+            rows = np.flatnonzero(of == k)
+            of_shard = {by: saved[by][torch.as_tensor(rows)]} if by == "clients" else under_way.some(saved, rows)
+            parts.setdefault(k, {}).update(of_shard)
+    done = {n: v for n, v in saved.items() if n.startswith("done.")}
+    if done:
+        parts.setdefault(int(owner.min()), {}).update(done)
     for part in parts.values():
         part.setdefault("clients", torch.empty(0, dtype=torch.int64))
     return parts
@@ -182,8 +181,8 @@ def split_saved(saved: Mapping[str, Tensor], owner: Ints) -> dict[int, dict[str,
 
 def merge_saved(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """What the shards' `save` gave but for tables as one, in the order of client and job numbers."""
-    merged: dict[str, Tensor] = {}
-    for group, by in (("clients", "clients"), ("pending.", "pending.numbers"), ("done.", "done.numbers")):
+    merged = under_way.together(parts)
+    for group, by in (("clients", "clients"), ("done.", "done.numbers")):
         having = [part for part in parts if by in part and len(part[by])]
         if not having:
             continue

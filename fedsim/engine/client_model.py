@@ -7,23 +7,22 @@ of a graph's node, and any of them after ``run.finetune``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm
 from fedsim.backends.in_process import Vectorized
+from fedsim.backends.under_way import of_clients
 from fedsim.clients.evaluating import asked_about, models_of
 from fedsim.clients.round import begin
 from fedsim.clients.store import ClientStore
 from fedsim.clients.worker import Worker, fresh_rows
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError, RunError
-from fedsim.core.job import Job
 from fedsim.core.own_tests import Asked
 from fedsim.core.types import Message
 from fedsim.engine.assembly import Assembly, assemble
@@ -36,7 +35,6 @@ from fedsim.engine.states import GraphState, RunState, run_state
 from fedsim.scenario.load import load
 from fedsim.scenario.sections import Scenario
 
-_PENDING = "pending."
 _ELSEWHERE = (
     "backend={name: vectorized}", "run.device=cpu", "run.metrics=null", "run.stop=null", "run.loggers=null",
 )  # fmt: skip
@@ -117,23 +115,12 @@ def _alone(
 
 def _catch_up(worker: Worker, saved: Checkpoint, client: int, private: bool) -> None:
     """Do the client's work that was under way at the checkpoint, as an evaluation has it done first."""
-    if worker.store.empty or f"{_PENDING}numbers" not in saved.clients:
-        return
-    rows = np.flatnonzero(saved.clients[f"{_PENDING}clients"].numpy() == client)
-    if not len(rows):
+    job = None if worker.store.empty else of_clients(saved.clients, [client], worker.initial.device)
+    if job is None:
         return
     if private:
         raise RunError("the client was at work when the run ended, with noise that is drawn once; allowed: another one")
-    worker.run(_job(saved.clients, rows))
-
-
-def _job(saved: Mapping[str, Tensor], rows: Ints) -> Job:
-    prefix = f"{_PENDING}received."
-    received = {k.removeprefix(prefix): saved[k][torch.as_tensor(rows)] for k in saved if k.startswith(prefix)}
-    numbers, clients, rounds, steps = (
-        saved[f"{_PENDING}{k}"].numpy()[rows] for k in ("numbers", "clients", "rounds", "steps")
-    )
-    return Job(clients, rounds, steps, received, numbers)
+    worker.run(job)
 
 
 def _home(scenario: Scenario, assembly: Assembly, worker: Worker, saved: Checkpoint, round: int) -> RunState:
