@@ -52,14 +52,17 @@ def test_peers_compute_the_same_and_are_written_down(page: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_limits_are_shares_of_what_the_machine_does(page: Path, tmp_path: Path) -> None:
-    done = run("limits.py", "softmax-b16", "mlp-one", "lstm", "--repeats", "1", "--write", str(page))
+    cases = ("softmax-b16", "mlp-one", "lstm", "eval-common", "eval-own")  # the last two have one folder
+    done = run("limits.py", *cases, "--repeats", "1", "--write", str(page))
     assert done.returncode == 0, done.stderr
     assert "| MLP 784-200-10, one client, batch 32 |" in page.read_text()
-    softmax, mlp, lstm = json.loads((tmp_path / "page-limits.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "page-limits.json").read_text())["rows"]
+    softmax, mlp, lstm, common, own = rows
+    assert common["flops"] == own["flops"]
     assert softmax["flops"] == 4 * 100 * 16 * 7840  # forward, and the weights' gradient
     assert mlp["flops"] == 32 * (4 * 784 * 200 + 6 * 200 * 10)  # of the second layer that of its inputs too
     assert 0.9 < lstm["flops"] / (20 * 16 * 20 * 6 * (4 * 32 * (8 + 32) + 32 * 80)) <= 1.0  # the first state is zero
-    for row in (softmax, mlp, lstm):
+    for row in rows:
         bound = max(row["flops"] / row["gemm"], row["bytes"] / row["triad"])
         assert row["share"] == pytest.approx(bound / row["seconds"])
 
