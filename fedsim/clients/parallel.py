@@ -22,20 +22,23 @@ from fedsim.core.types import Message, State
 _PORTIONS = 16  # of a job that would else be fewer chunks
 _LEAST_BYTES = 16 * 2**20
 """That a chunk touches in a step: in smaller ones, threads would wait for the interpreter most of the time."""
+_LARGE = 2**20
+"""That a step of one client touches from which on two halves of a job pay: its operators take long enough."""
 
 
 def divided(rows: int, most: int, row_bytes: int, device: torch.device) -> list[slice]:
     """Chunks of at most `most` of `rows` rows, of which a step touches `row_bytes` bytes each: even ones.
 
-    On a CPU there are enough of them for several threads, and an even number, so that two threads have the same to do.
-    Elsewhere chunks follow each other, and there are as few as can be.
+    On a CPU there are enough of them for several threads, and of large models an even number, so that two threads have
+    the same to do. Elsewhere chunks follow each other, and there are as few as can be.
     """
     count = -(-rows // most)
     if device.type == "cpu":
         touched = rows * row_bytes
-        if touched >= _LEAST_BYTES:  # two halves already pay: in one chunk all threads would meet at every operator
-            count = max(count, 2, min(touched // _LEAST_BYTES, _PORTIONS))
-        count += count % 2 if count > 1 else 0
+        count = max(count, min(touched // _LEAST_BYTES, _PORTIONS))
+        if row_bytes >= _LARGE and touched >= _LEAST_BYTES:  # in one chunk all threads would meet at every operator
+            count = max(count, 2)
+            count += count % 2
     return crew.even(rows, min(rows, count))
 
 

@@ -222,8 +222,10 @@ def test_a_chunk_that_raises_lets_nobody_wait() -> None:
     (20, 8, 2.1, "cpu", [5, 5, 5, 5]),
     (8, 8, 2.1, "cpu", [4, 4]),  # enough for two threads
     (4, 8, 2.1, "cpu", [4]),
-    (100, 1000, 0.5, "cpu", [25, 25, 25, 25]),
+    (100, 1000, 0.5, "cpu", [33, 33, 34]),
     (100, 100, 100.0, "cpu", [6, 6, 6, 7] * 4),
+    (100, 86, 0.19, "cpu", [50, 50]),  # more than fit
+    (100, 170, 0.19, "cpu", [100]),  # of small models halves do not pay
     (3, 1, 0.001, "cpu", [1, 1, 1]),  # never an empty one
     (1, 8, 1000.0, "cpu", [1]),
     (10, 8, 2.1, "cuda", [5, 5]),
