@@ -14,13 +14,14 @@ from gate import Over, begin
 
 given, gate = begin("fluke")
 import torch  # noqa: E402
+from torch import library as operators  # noqa: E402
 
 # fluke imports torchvision, whose published build needs a PyTorch with CUDA: beside one without, its operators are not
 # there, and the import fails at those that it looks for. No operator of torchvision is called here.
 if torch.version.cuda is None:
-    library = torch.library.Library("torchvision", "DEF")
+    missing = operators.Library("torchvision", "DEF")
     for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou) -> Tensor")
+        missing.define(f"{operator}(Tensor dets, Tensor scores, float iou) -> Tensor")
 from fluke import DDict, FlukeENV  # noqa: E402
 from fluke.algorithms.fedavg import FedAVG  # noqa: E402
 from fluke.data import FastDataLoader  # noqa: E402
