@@ -40,10 +40,7 @@ class Vectorized(BackendDefaults):
         self._stateful = not worker.store.empty
 
     def dispatch(self, job: Job) -> None:
-        if self._stateful:  # a client's next job builds on the state that its last one leaves
-            before = [n for other in self._pending for n in other.numbers[np.isin(other.clients, job.clients)].tolist()]
-            if before:
-                self.advance(before)
+        self.settle(job.clients)  # a client's next job builds on the state that its last one leaves
         self._pending.append(job)
 
     def collect(self, jobs: Ints) -> Message:
@@ -81,7 +78,15 @@ class Vectorized(BackendDefaults):
         """Jobs that were given before have the noise that they would have had."""
         self.compute()
 
+    def settle(self, clients: Ints) -> None:
+        """Do what these clients have under way, where that changes what they keep."""
+        if self._stateful:
+            given = [n for job in self._pending for n in job.numbers[np.isin(job.clients, clients)].tolist()]
+            if given:
+                self.advance(given)
+
     def kept(self, name: str, clients: Ints) -> Tensor:
+        self.settle(clients)  # how much is computed ahead must not show
         return self.worker.store.gather(clients)[name]
 
     def own_answers(self, clients: Ints, received: Message, asked: Asked) -> OwnAnswers:

@@ -181,6 +181,10 @@ class Shard:
         """Compute what is pending, as far as there is room for results."""
         self.backend.advance()
 
+    def settle(self, clients: Ints) -> None:
+        """Do what these clients have under way, where that changes what they keep."""
+        self.backend.settle(clients)
+
     def collect(self, numbers: Ints, widths: Mapping[str, int]) -> None:
         """Have the messages of these jobs ready, until the next call.
 

@@ -196,6 +196,39 @@ def test_computing_few_jobs_ahead_changes_nothing(
         assert torch.equal(few.params, whole.params)
 
 
+MEASURE = """
+from dataclasses import dataclass
+from fedsim import Measure, Metric
+
+@dataclass(frozen=True)
+class Kept(Measure):
+    "How large the models are that clients keep."
+    @property
+    def metrics(self):
+        return [Metric("kept", "kept")]
+    def evaluate(self, view):
+        return {"kept": float(view.kept("v", view.honest).double().pow(2).sum())}
+"""
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_clients_keep_shows_nothing_of_it(
+    run_scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Of whoever is asked what is under way is done first, however much is computed ahead."""
+    (tmp_path / "own_measure.py").write_text(MEASURE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    keys = {
+        "data": DIGITS, "model": {"name": "linear"}, "algorithm": {"name": "ditto", "lr": 0.1, "local_steps": 2},
+        "participation": MODES[mode], "system": {"compute": {"model": "lognormal", "sigma": 0.8}},
+    }  # fmt: skip
+    run = {"rounds": 12, "chunk_rows": 1, "eval_every": 1, "metrics": [{"name": "own_measure:Kept"}]}
+    whole = run_scenario(**keys, run=run)
+    for most in (1, 4):
+        monkeypatch.setattr("fedsim.backends.in_process._AHEAD_BYTES", most * 2 * whole.params.nbytes)
+        assert run_scenario(**keys, run=run).metrics["kept"].tolist() == whole.metrics["kept"].tolist()
+
+
 OWN = """
 from dataclasses import dataclass
 import torch

@@ -121,6 +121,9 @@ class RayBackend(Shards):
         self._reset(self.shards)
 
     def kept(self, name: str, clients: Ints) -> Tensor:
+        if self._stateful:  # as in one process: how much is computed ahead must not show
+            of = {k: clients[self.owner[clients] == k] for k in self.shards}
+            self._later("settle", {k: (mine,) for k, mine in of.items() if len(mine)})
         return self._gathered(TABLE + name, clients)
 
     def own_answers(self, clients: Ints, received: Message, asked: Asked) -> OwnAnswers:
