@@ -13,13 +13,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.client import ClientHalf, for_solver, of_algorithm, of_solver
+from fedsim.algorithms.client import ClientHalf, change, for_solver, of_algorithm, of_solver, reads_change
 from fedsim.algorithms.needs import Needs
 from fedsim.algorithms.round import Before, Effort, Report, Round, Sampling, Surroundings
 from fedsim.core.arrays import Floats, Ints
@@ -277,8 +278,13 @@ class ServerAlgorithm(Algorithm):
         travels, stays, kept = super().report(local, received, client, effort)
         return travels, stays, ({**kept, _LAST: local["x"]} if self.relaxed_init > 0 else kept)
 
+    @cached_property
+    def sends_change(self) -> bool:
+        return self.relaxed_init == 0 and super().sends_change
+
+    @reads_change
     def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
-        return {"delta": local["x"] - received["x"]}, {}, client
+        return {"delta": change(local, received)}, {}, client
 
     def importance(self, round: Round) -> Tensor:
         """p_i ``[m, 1]`` of the round's clients in the objective: their share, or 1 / M for ``weighting: uniform``."""
@@ -298,6 +304,8 @@ class GossipAlgorithm(Algorithm):
     setting: ClassVar[Literal["server", "gossip"]] = "gossip"
     usual: ClassVar[Mapping[str, Any]] = {}
     """The participation mode that goes with it, and keys of that mode, where a scenario does not have them."""
+    mixes_received: ClassVar[bool] = False
+    """Whether nodes mix the x that they had before their local work: it may then be mixed meanwhile."""
 
     @property
     def pair(self) -> float | None:

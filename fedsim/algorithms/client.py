@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -20,8 +22,27 @@ from fedsim.core.registry import Part
 from fedsim.core.returned import like, same_form
 from fedsim.core.types import BatchSize, Decay, Message, NonNegative, Positive, State, clip_norm
 
+_Message = TypeVar("_Message", bound=Callable[..., Report])
 _ONE_STEP = Work.model_validate(1)
+_CHANGE = "engine:change"  # in the place of x in `local`, for messages that ask for no more than how far it moved
 _SOLVER = "solver:"  # before the names of what a solver remembers, so that they are no name of an algorithm's own
+
+
+def change(local: State, received: Message) -> Tensor:
+    """``x_local - x_received``, ``[m, d]``, for a `message` that is marked with `reads_change`."""
+    return local[_CHANGE] if _CHANGE in local else local["x"] - received["x"]
+
+
+def changed(by: Tensor) -> State:
+    """What local work ended with where that is known as how far x moved, ``[m, d]``."""
+    return {_CHANGE: by}
+
+
+def reads_change(message: _Message) -> _Message:
+    """Mark a `message` that reads nothing of `local` but its `change`: of one plain step the engine then computes
+    ``-lr g`` alone, and neither x after it nor the difference. A `message` that overrides it has no mark."""
+    message.reads_change = True  # type: ignore[attr-defined]
+    return message
 
 
 def of_solver(rows: State) -> State:
@@ -174,6 +195,11 @@ class ClientHalf(Part, ABC):
             for name in ("start", "local_step", "step", "direction", "gradient")
         )
         return same and self.local_solver.in_place and self.clip is None
+
+    @cached_property
+    def sends_change(self) -> bool:
+        """Whether of a plain step its `change` is all that is asked for."""
+        return self.is_plain_sgd and getattr(type(self).message, "reads_change", False)
 
     def work(self) -> tuple[Work, bool]:
         """The local work and whether it counts epochs."""

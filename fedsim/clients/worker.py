@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Effort, one_message
+from fedsim.algorithms.client import changed
 from fedsim.clients.parallel import InTurn, Kept, Rows, divided, share
 from fedsim.clients.personal import composed, fresh_personal, kept_of, parted
 from fedsim.clients.phases import Masked, Now, Schedule
@@ -104,6 +105,7 @@ class Worker:
             plan = self.task.plan(job.clients[:busy], job.rounds[:busy], job.steps[:busy], algorithm.batch_size, epochs)
             plan.begin({k: v[:busy] if v.dim() > 1 else v for k, v in job.received.items()})
         plain, schedule = algorithm.is_plain_sgd, self.schedule
+        moves = algorithm.sends_change and most == 1 and schedule is None and self.task.sharing.everything
         now: Now | None = None
         per_unit = self.task.steps_per_epoch(job.clients, algorithm.batch_size) if epochs and schedule else _ONE
         finished: list[Message] = []
@@ -120,6 +122,9 @@ class Worker:
                 local, kept, rates, end, descend = _head(local, count), _head(client, count), lr[:count], count, None
                 received = {k: v[:count] if v.dim() > 1 else v for k, v in job.received.items()}
             if count and plan is not None:
+                if moves:  # as far as one step does: nobody asks where x gets to
+                    local = changed(plan.oracle(step, count, rates).change(local["x"].contiguous()))
+                    continue
                 start = local["x"] if plain and step == 0 else None
                 if start is not None:
                     local = {"x": torch.empty_like(start, memory_format=torch.contiguous_format)}
@@ -175,7 +180,8 @@ class Worker:
         travels, stays = sharing.common(travels, CARRIED), sharing.common(stays, CARRIED)
         by_row(travels, self.form, m, self.initial, algorithm, "message")
         by_row(after, client, m, self.initial, algorithm, "message")
-        after = {**after, **kept_of(local["x"], now, sharing)}
+        if not sharing.everything:
+            after = {**after, **kept_of(local["x"], now, sharing)}
         if self.pipeline.links:
             sent = Job(clients, job.rounds[rows], steps, sharing.common(received, CARRIED))
             travels = {k: _each(v, m) for k, v in travels.items()}

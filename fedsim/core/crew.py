@@ -87,6 +87,13 @@ class _Batch(Generic[T]):
         finally:
             here.at_work = False
 
+    def ended(self) -> list[T]:
+        """What the jobs returned, once all are done; raises what the first of those raised that did."""
+        self.over.wait()
+        if self.errors:
+            raise self.errors[min(self.errors)]
+        return [self.results[i] for i in range(len(self.jobs))]
+
 
 _crew = _Crew()
 os.register_at_fork(after_in_child=lambda: globals().update(_crew=_Crew()))
@@ -140,10 +147,26 @@ def each(jobs: Sequence[Callable[[], T]]) -> list[T]:
     for _ in range(helpers):
         crew.batches.put(batch)
     batch.work(crew.here)
-    batch.over.wait()
-    if batch.errors:
-        raise batch.errors[min(batch.errors)]
-    return [batch.results[i] for i in range(len(jobs))]
+    return batch.ended()
+
+
+def beside(job: Callable[[], T]) -> Callable[[], T]:
+    """Have a free thread of the crew do a job while the caller goes on.
+
+    What comes back gives its result; where nobody has begun by then, the caller does it.
+    """
+    crew = _crew
+    batch = _Batch([job])
+    if crew.size > 1 and free():
+        crew.hire(1)
+        crew.batches.put(batch)
+
+    def result() -> T:
+        batch.work(crew.here)
+        return batch.ended()[0]
+
+    return result
+
 
 
 def free() -> bool:

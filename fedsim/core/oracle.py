@@ -43,6 +43,10 @@ class Oracle(ABC):
         """``x -= lr * grad(x)`` in place, ``[m, d]``, for stretches of plain SGD steps."""
         x.addcmul_(self.grad(x), self.lr, value=-1.0)
 
+    def change(self, x: Tensor) -> Tensor:
+        """``-lr * grad(x)``, ``[m, d] -> [m, d]``: how far a plain SGD step moves x, which stays as it is."""
+        return self.grad(x) * -self.lr
+
     @abstractmethod
     def per_sample_grad(self, x: Tensor) -> Tensor:
         """Gradient of every sample, ``[m, d] -> [m, b, d]``; rows with fewer than `b` samples end in zeros."""

@@ -157,6 +157,10 @@ class BatchOracle(Oracle):
         kernel, seen = self.kernel(writes=True), self.seen(x)
         minibatch.descend(kernel, x, seen, self.batch.targets, self.batch.weights, self.lr)
 
+    def change(self, x: Tensor) -> Tensor:
+        kernel, seen = self.kernel(writes=True), self.seen(x)
+        return minibatch.change(kernel, x, seen, self.batch.targets, self.batch.weights, self.lr)
+
     def per_sample_grad(self, x: Tensor) -> Tensor:
         kernel, weights = self.of_samples(slice(None), slice(None)), self.batch.weights
         grads = kernel.per_sample_grad(x, self.seen(x), self.batch.targets)

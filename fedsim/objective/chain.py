@@ -47,6 +47,13 @@ class ChainKernel(Kernel):
         self.closed = CLOSED_GRADIENTS.get(loss)
 
     def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
+        return self._scaled_grad(x, inputs, targets, _scale(weights, len(x) == 1))
+
+    def change(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> Tensor:
+        # The backward is linear, so scaling what enters it by -lr scales all that comes out.
+        return self._scaled_grad(x, inputs, targets, _scale(-lr * weights, len(x) == 1))
+
+    def _scaled_grad(self, x: Tensor, inputs: Tensor, targets: Tensor, scale: Tensor | float) -> Tensor:
         result = torch.empty_like(x)
         one = len(x) == 1  # plain matrix products have less overhead than batches of one
         grads = self._params(result)
@@ -61,7 +68,7 @@ class ChainKernel(Kernel):
             if own.bias is not None:
                 torch.sum(dy, -2, out=grads[own.at + 1])
 
-        self._passes(self._layers(self._params(x)), one, inputs, targets, _scale(weights, one), write)
+        self._passes(self._layers(self._params(x)), one, inputs, targets, scale, write)
         return result
 
     def descend(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:

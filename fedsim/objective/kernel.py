@@ -94,6 +94,10 @@ class Kernel(ABC):
         """`grad` of one row x ``[1, d]`` as tensors of any form that make it up one after the other."""
         return (self.grad(x, inputs, targets, weights),)
 
+    def change(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> Tensor:
+        """``-lr * grad(x)``, lr ``[m, 1]``: a new tensor ``[m, d]``."""
+        return self.grad(x, inputs, targets, weights).mul_(-lr)
+
     def descend(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
         """``x -= lr * grad(x)`` in place, lr ``[m, 1]``: fewer passes where nobody needs the gradient."""
         x.addcmul_(self.grad(x, inputs, targets, weights), lr, value=-1.0)

@@ -28,6 +28,13 @@ def grad(kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor, weights: Te
     return torch.cat([piece.reshape(-1) for piece in _pieces(kernel, x, inputs, targets, weights, parts)]).unsqueeze(0)
 
 
+def change(kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> Tensor:
+    """`Kernel.change`, by all threads where x is one row of work enough."""
+    if len(_portions(kernel, x, inputs.shape[1])) == 1:
+        return kernel.change(x, inputs, targets, weights, lr)
+    return grad(kernel, x, inputs, targets, weights).mul_(-lr)
+
+
 def descend(kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
     """`Kernel.descend`, by all threads where x is one row of work enough."""
     descending(kernel, x, inputs.shape[1], lr)(inputs, targets, weights)
