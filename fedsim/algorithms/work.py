@@ -214,6 +214,11 @@ class Work(Chosen[Annotated[FixedWork | WorkTable | UniformWork, Discriminator("
         return not isinstance(self.root, UniformWork)
 
     @property
+    def single(self) -> bool:
+        """Whether it is 1 for everybody."""
+        return isinstance(self.root, FixedWork) and self.root.value == 1
+
+    @property
     def per_client(self) -> list[int] | None:
         """The given numbers, where there is one per client."""
         return self.root.values if isinstance(self.root, WorkTable) else None

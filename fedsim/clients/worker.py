@@ -105,7 +105,7 @@ class Worker:
             plan = self.task.plan(job.clients[:busy], job.rounds[:busy], job.steps[:busy], algorithm.batch_size, epochs)
             plan.begin({k: v[:busy] if v.dim() > 1 else v for k, v in job.received.items()})
         plain, schedule = algorithm.is_plain_sgd, self.schedule
-        moves = algorithm.sends_change and most == 1 and schedule is None and self.task.sharing.everything
+        moves = algorithm.sends_change and most <= 1 and schedule is None and self.task.sharing.everything
         now: Now | None = None
         per_unit = self.task.steps_per_epoch(job.clients, algorithm.batch_size) if epochs and schedule else _ONE
         finished: list[Message] = []

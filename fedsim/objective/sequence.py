@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedsim.core import crew
 from fedsim.core.tokens import IGNORED
 from fedsim.models.layout import call, views
-from fedsim.models.losses import CLOSED_GRADIENTS, Loss, cross_entropy
+from fedsim.models.losses import CLOSED_GRADIENTS, Loss, cross_entropy, softmax
 from fedsim.models.nature import alike, hooked
 from fedsim.objective.attention import Block, block_rule
 from fedsim.objective.general import RowKernel, VmapKernel
@@ -80,7 +80,7 @@ class SequenceKernel(VmapKernel):
         many = out.shape[:2]
         scale = weights if isinstance(weights, Tensor) else out.new_full((1, 1), weights)
         if self.loss is cross_entropy:  # also of tokens, and where some of them do not count
-            each, kept = torch.softmax(out, -1), targets != IGNORED
+            each, kept = softmax(out), targets != IGNORED
             share = kept * scale.view(*scale.shape, *[1] * (targets.dim() - 2))
             if targets.dim() > 2:
                 share = share / kept.sum(-1, keepdim=True).clamp_min_(1)
