@@ -40,6 +40,8 @@ class Algorithm(ClientHalf):
     setting: ClassVar[Literal["server", "gossip"]]
     needs: ClassVar[Needs] = Needs()
     """Read it of an instance: where it depends on the keys, a class makes it a property."""
+    mixes_received: ClassVar[bool] = False
+    """Whether nodes of a graph mix the x that they had before their local work: it may then be mixed meanwhile."""
 
     # --- what an algorithm may define ---------------------------------------------------------------------------------
 
@@ -304,8 +306,6 @@ class GossipAlgorithm(Algorithm):
     setting: ClassVar[Literal["server", "gossip"]] = "gossip"
     usual: ClassVar[Mapping[str, Any]] = {}
     """The participation mode that goes with it, and keys of that mode, where a scenario does not have them."""
-    mixes_received: ClassVar[bool] = False
-    """Whether nodes mix the x that they had before their local work: it may then be mixed meanwhile."""
 
     @property
     def pair(self) -> float | None:

@@ -200,9 +200,7 @@ class ClientHalf(Part, ABC):
     def sends_change(self) -> bool:
         """Whether a client's work is one plain step, of which its `change` is all that is asked for."""
         work, epochs = self.work()
-        return (
-            self.is_plain_sgd and work.single and not epochs and getattr(type(self).message, "reads_change", False)
-        )
+        return self.is_plain_sgd and work.single and not epochs and getattr(type(self).message, "reads_change", False)
 
     def work(self) -> tuple[Work, bool]:
         """The local work and whether it counts epochs."""

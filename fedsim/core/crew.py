@@ -168,7 +168,6 @@ def beside(job: Callable[[], T]) -> Callable[[], T]:
     return result
 
 
-
 def free() -> bool:
     """Whether the calling thread is not within one of several jobs, so that others could help it."""
     return not getattr(_crew.here, "at_work", False)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fedsim.core import rng
@@ -164,6 +165,23 @@ class Durations:
             drawn = self.section.jitter.quantile(rng.scalar_uniform(self._jitter, client, job))
             total += int(bounded(drawn, f"a jitter of client {client}", "system.jitter") * TICKS_PER_SECOND)
         return max(total, 1)
+
+    def many(self, clients: Ints, jobs: Ints, steps: Callable[[int, int], int]) -> list[int]:
+        """The same of jobs of many clients, ``[m]`` each, with ``steps(client, job)`` local steps."""
+        own = clients.tolist()
+        compute, link = self._compute, self._link
+        if self._per_step:
+            work = [steps(c, k) for c, k in zip(own, jobs.tolist(), strict=True)]
+            found = [compute[c] * k + link[c] for c, k in zip(own, work, strict=True)]
+        else:
+            found = [compute[c] + link[c] for c in own]
+        if self.section.jitter is not None:
+            uniform = rng.uniform(rng.fold(np.array(self._jitter, dtype=np.uint64), clients, jobs)).tolist()
+            drawn = list(map(self.section.jitter.quantile, uniform))
+            if not in_bounds(max(drawn)):
+                return [self.of(c, k, 1) for c, k in zip(own, jobs.tolist(), strict=True)]  # says which one
+            found = [ticks + int(seconds * TICKS_PER_SECOND) for ticks, seconds in zip(found, drawn, strict=True)]
+        return [max(ticks, 1) for ticks in found]
 
     def lost(self, client: int, job: int) -> tuple[bool, bool]:
         """Whether the download of this job is lost, and whether its upload is."""

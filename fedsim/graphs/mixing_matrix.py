@@ -63,7 +63,7 @@ class MixingMatrix:
 
     def _touched(self, values: Tensor) -> int:
         """Bytes that it reads and writes where it gathers rows."""
-        return (self.matrix.nnz + self.matrix.shape[0]) * values.shape[-1] * values.element_size()
+        return int(self.matrix.nnz + self.matrix.shape[0]) * values.shape[-1] * values.element_size()
 
     def _weights(self, dtype: torch.dtype) -> Tensor:
         """The non-zeros in that type; where the matrix is that of all rounds, they are made once."""

@@ -11,7 +11,10 @@ from fedsim.participation.schedule import Fate, Jobs, Steady
 def jobs_of(durations: Durations, steps: Callable[[int, int], int], timeout: int | None = None) -> Jobs:
     """The jobs of a run: `Steady` where every one of them arrives, for schedules are made faster of these."""
     if timeout is None and not durations.section.unreliable:
-        return Steady(lambda client, index: durations.of(client, index, steps(client, index)))
+        return Steady(
+            lambda client, index: durations.of(client, index, steps(client, index)),
+            lambda clients, indices: durations.many(clients, indices, steps),
+        )
     return Fates(durations, steps, timeout)
 
 

@@ -13,11 +13,17 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from fedsim.core.arrays import Ints
 from fedsim.participation.policy import Action, Alert, Arrived, Combine, EachArrival, Lost, Policy, Rang, Woke, Work
 
 _ARRIVES, _LOST, _WAKES = 0, 1, 2
 _IN_VAIN, _IN_VAIN_EACH = 100_000, 100
 """Lost jobs in a row, at least in all and for every client, after which nothing is going to arrive."""
+_MANY = 10_000
+"""Clients from which on what always arrives is made in stretches, in each of which one in `_PART` of them arrive."""
+_PART = 16
+_LATEST = 2**62
+"""The last tick in arrays."""
 _RINGS = 1000
 """Moments in a row that a policy waited for while nobody was at work, after which nothing is going to happen."""
 
@@ -46,10 +52,19 @@ class Jobs(Protocol):
 
 
 class Steady:
-    """Clients that are always on, and jobs that all arrive: ``duration(client, k)`` ticks, at least 1."""
+    """Clients that are always on, and jobs that all arrive: ``duration(client, k)`` ticks, at least 1.
 
-    def __init__(self, duration: Callable[[int, int], int]) -> None:
+    `durations` gives those of many jobs ``[m]`` at once, where there is a faster way than one after the other.
+    """
+
+    def __init__(
+        self, duration: Callable[[int, int], int], durations: Callable[[Ints, Ints], list[int]] | None = None
+    ) -> None:
         self.duration = duration
+        self.durations = durations or self._each
+
+    def _each(self, clients: Ints, indices: Ints) -> list[int]:
+        return [self.duration(c, i) for c, i in zip(clients.tolist(), indices.tolist(), strict=True)]
 
     def fate(self, client: int, index: int, tick: int) -> Fate:
         end = tick + self.duration(client, index)
@@ -92,7 +107,7 @@ Step = Started | Combined | Stopped
 def steps(policy: Policy, n: int, jobs: Jobs) -> Iterator[Step]:
     """What `policy` does with the jobs of n clients."""
     if type(policy) is EachArrival and isinstance(jobs, Steady):
-        return _always_arriving(n, jobs.duration)
+        return _always_arriving(n, jobs)
     return _VirtualClock(n, jobs).run(policy)
 
 
@@ -182,24 +197,94 @@ class _VirtualClock:
         return Stopped(self.tick, "no client is left that could deliver")
 
 
-def _always_arriving(n: int, duration: Callable[[int, int], int]) -> Iterator[Step]:
-    """`EachArrival` for `Steady` jobs, written out: ten million of these are to take a minute."""
-    state = _VirtualClock(n, Steady(duration))
-    yield state.start(list(range(n)))
-    heap = [(tick, c) for tick, c, _ in state.heap]  # a heap still
-    job, index, pulled = state.job, state.index, state.pulled
-    version, started = 0, n
-    while True:
-        tick, c = heap[0]
-        i = index[c]
-        yield Combined(tick, [job[c]], [c], [i], [version - pulled[c]])
-        version += 1
-        i += 1
-        job[c], index[c], pulled[c] = started, i, version
-        end = tick + duration(c, i)
-        yield Started(tick, [started], [c], [i], [Fate(end, end, True)])
-        started += 1
-        heapq.heapreplace(heap, (end, c))
+def _always_arriving(n: int, jobs: Steady) -> Iterator[Step]:
+    """`EachArrival` for `Steady` jobs, written out: ten million of these are to take half a minute."""
+    everybody, none = list(range(n)), np.zeros(n, dtype=np.int64)
+    ends = jobs.durations(np.arange(n), none)
+    yield Started(0, everybody, everybody, [0] * n, [Fate(end, end, True) for end in ends])
+    state = _Arriving(ends)
+    if n >= _MANY:
+        yield from state.in_stretches(jobs.durations)
+    yield from state.one_by_one(jobs.duration)
+
+
+class _Arriving:
+    """Clients that are all at work: when the job of each ends, which job it is, and the version that it pulled."""
+
+    def __init__(self, ends: list[int]) -> None:
+        n = len(ends)
+        self.ends, self.job, self.index, self.pulled = ends, list(range(n)), [0] * n, [0] * n
+        self.version, self.started = 0, n
+
+    def one_by_one(self, duration: Callable[[int, int], int]) -> Iterator[Step]:
+        """All arrivals from here on."""
+        heap = [(tick, c) for c, tick in enumerate(self.ends)]
+        heapq.heapify(heap)
+        job, index, pulled = self.job, self.index, self.pulled
+        version, started = self.version, self.started
+        while True:
+            tick, c = heap[0]
+            i = index[c]
+            yield Combined(tick, [job[c]], [c], [i], [version - pulled[c]])
+            version += 1
+            i += 1
+            job[c], index[c], pulled[c] = started, i, version
+            end = tick + duration(c, i)
+            yield Started(tick, [started], [c], [i], [Fate(end, end, True)])
+            started += 1
+            heapq.heapreplace(heap, (end, c))
+
+    def in_stretches(self, durations: Callable[[Ints, Ints], list[int]]) -> Iterator[Step]:
+        """The same of very many clients, until a tick comes that is too large for arrays.
+
+        What happens up to some tick is found for all clients at once and put in order: a heap of a million lies in no
+        cache.
+        """
+        if max(self.ends) > _LATEST:
+            return
+        ends, job, index, pulled = (np.array(v) for v in (self.ends, self.job, self.index, self.pulled))
+        version, started = self.version, self.started
+        while made := _up_to(np.partition(ends, len(ends) // _PART)[len(ends) // _PART], ends, index, durations):
+            client, tick, nth, end, before = (np.concatenate(column) for column in zip(*made, strict=True))
+            order = np.lexsort((client, tick))
+            place = np.empty_like(order)
+            place[order] = np.arange(len(order))
+            earlier, again = place[before], before >= 0  # who arrived in this stretch before pulled what that made
+            done = np.where(again, started + earlier, job[client])
+            stale = version + place - np.where(again, version + 1 + earlier, pulled[client])
+            columns = (v[order].tolist() for v in (tick, client, done, nth, stale, end))
+            for number, (t, c, j, i, s, e) in enumerate(zip(*columns, strict=True), started):
+                yield Combined(t, [j], [c], [i], [s])
+                yield Started(t, [number], [c], [i + 1], [Fate(e, e, True)])
+            parts = np.split(place, np.cumsum([len(who) for who, *_ in made])[:-1])
+            for (who, _, which, until, _), own in zip(made, parts, strict=True):  # of a client the last one counts
+                ends[who], index[who], job[who], pulled[who] = until, which + 1, started + own, version + 1 + own
+            version, started = version + len(order), started + len(order)
+        self.ends, self.job, self.index, self.pulled = (v.tolist() for v in (ends, job, index, pulled))
+        self.version, self.started = version, started
+
+
+_Arrivals = tuple[Ints, Ints, Ints, Ints, Ints]
+"""Of clients, ``[k]`` each: who, when, which of its jobs, when the next one ends, and the place of its arrival before
+that one among all (-1: there is none)."""
+
+
+def _up_to(last: int, ends: Ints, index: Ints, durations: Callable[[Ints, Ints], list[int]]) -> list[_Arrivals]:
+    """All arrivals up to the tick `last`, first those of which the jobs that are going on end, then those of the jobs
+    after them, and so on; none where a tick would be too large."""
+    made: list[_Arrivals] = []
+    who = np.flatnonzero(ends <= last)
+    tick, nth, before, count = ends[who], index[who], np.full(len(who), -1), 0
+    while len(who):
+        taken = durations(who, nth + 1)
+        if int(last) + max(taken) > _LATEST:
+            return []
+        end = tick + np.array(taken)
+        made.append((who, tick, nth, end, before))
+        again = end <= last
+        before, count = count + np.flatnonzero(again), count + len(who)
+        who, tick, nth = who[again], end[again], nth[again] + 1
+    return made
 
 
 def participation_rates(steps: Iterator[Step], n: int, rounds: int) -> tuple[np.ndarray, int]:

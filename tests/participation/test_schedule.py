@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fedsim.core import rng
 from fedsim.core.clock import ticks
+from fedsim.core.errors import InputError
+from fedsim.devices.system import Durations, SystemSection
 from fedsim.participation import schedule
+from fedsim.participation.fates import jobs_of
 from fedsim.participation.policy import Barrier, Buffer, EachArrival, Windows
 from fedsim.participation.schedule import Combined, Started, Steady, Step
 
@@ -176,3 +180,42 @@ def test_the_fast_way_of_steady_jobs_is_the_general_one() -> None:
 
     fast, general = (list(islice(schedule.steps(EachArrival(), 6, jobs), 2000)) for jobs in (Steady(drawn), General()))
     assert fast == general
+
+
+LAWS: dict[str, dict[str, Any]] = {
+    "drawn": {"compute": {"model": "lognormal", "sigma": 0.5}, "jitter": {"model": "exponential", "mean": 0.1}},
+    "ties": {"compute": 1.0},
+    "some at once": {"compute": {"model": "uniform", "low": 0.0, "high": 1.0}},
+    "far apart": {"compute": {"model": "lognormal", "sigma": 3.0}},
+    "by steps": {"compute": {"model": "lognormal", "sigma": 0.5}, "per": "step"},
+    "too late for arrays": {"compute": 1.0, "jitter": {"model": "pareto", "alpha": 0.05, "low": 1e-3, "cap": 1e14}},
+}
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 40, 333])
+@pytest.mark.parametrize("law", LAWS)
+def test_stretches_of_arrivals_are_what_one_by_one_makes(law: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    durations = Durations(SystemSection.model_validate(LAWS[law]), n, seed=5)
+    late: list[int] = []
+    one_by_one = schedule._Arriving.one_by_one
+    monkeypatch.setattr(
+        schedule._Arriving, "one_by_one", lambda own, duration: late.append(own.version) or one_by_one(own, duration)
+    )
+    found = []
+    for many in (1, 10**9):
+        monkeypatch.setattr(schedule, "_MANY", many)
+        jobs = jobs_of(durations, lambda client, index: 1 + (client + index) % 3)
+        found.append(list(islice(schedule.steps(EachArrival(), n, jobs), 4001)))
+    assert found[0] == found[1]
+    assert len(late) == 2 if law.startswith("too late") else len(late) == 1  # else arrays hold every tick
+    whole = [v for step in found[0] for v in (step.tick, *step.jobs, *step.clients, *step.indices)]
+    assert {type(v) for v in whole} == {int}
+    assert {type(v) for step in found[0] if isinstance(step, Combined) for v in step.staleness} == {int}
+
+
+def test_a_jitter_that_is_no_time_is_refused_by_name_in_stretches_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "_MANY", 1)
+    section = SystemSection.model_validate({"jitter": {"model": "exponential", "mean": 1e16}})
+    steps = schedule.steps(EachArrival(), 50, jobs_of(Durations(section, 50, seed=0), lambda *_: 1))
+    with pytest.raises(InputError, match=r"a jitter of client \d+ of .* allowed: at most 1e\+15"):
+        list(islice(steps, 100))
