@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.client import change, changed
 from fedsim.algorithms.round import Effort, Report
 from fedsim.contract.bench import CLIENTS, DIMENSION, EVERYBODY, Bench, ExactOracle
 from fedsim.contract.tools import (
@@ -205,6 +206,13 @@ def message_without_a_step(bench: Bench) -> str:
         for k, v in one.items():
             if not bool(torch.isfinite(v).all()):
                 raise LawBrokenError(f"{what} without a local step: '{k}' is not finite")
+    if a.sends_change:
+        try:
+            moved = a.message(changed(change(local, received)), received, keeps, Effort(none + 1, lr, loss))
+        except KeyError as error:
+            raise LawBrokenError(f"message is marked with reads_change, but reads {error} of local") from None
+        for what, one, other in zip(_PARTS, busy, moved, strict=True):
+            compare(f"{what} of x and of its change alone", one, other, 0.0, "read change(local, received), not x")
     return f"{', '.join(idle[0] | idle[1])}"
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedsim.algorithms.base import ServerAlgorithm
-from fedsim.algorithms.dspodfl import DSpodFL
+from fedsim.algorithms.dspodfl import DPSGD, DSpodFL
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.scaffold import Scaffold
 from fedsim.algorithms.work import LrDecay
@@ -93,6 +93,39 @@ def test_local_sgd_step_by_step(task: QuadraticTask) -> None:
         y = y - 0.1 * v
     assert (delta - (y - x)).abs().max() < 1e-15
     assert delta.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg, DPSGD])
+def test_one_plain_step_is_sent_as_the_gradient_that_it_follows(task: QuadraticTask, algorithm: Any) -> None:
+    """To the last bit, whoever else has work, as the difference of two models would not be."""
+    x = 1e6 + torch.randn(4, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    clients, steps, rounds = np.array([4, 1, 6, 2]), np.array([1, 0, 1, 1]), np.array([3, 1, 2, 3])
+    known = algorithm(lr=0.1, lr_decay=LrDecay(exponential=0.5))
+    delta = Worker(task, known).run(job(clients, steps, {"x": x}, rounds))["delta"]
+    for i in range(4):
+        one = slice(i, i + 1)
+        alone = Worker(task, known).run(job(clients[one], steps[one], {"x": x[one]}, rounds[one]))["delta"]
+        assert torch.equal(delta[one], alone)
+        rate = torch.full((1, 1), 0.1 * 0.5 ** (rounds[i] - 1), dtype=torch.float64)
+        plan = task.plan(clients[one], rounds[one], np.ones(1, dtype=np.int64), 32, False)
+        wanted = plan.oracle(0, 1, rate).grad(x[one]) * -rate * steps[i]
+        assert torch.equal(delta[one], wanted)
+        assert wanted.abs().max() > 1e-3 or not steps[i]
+
+
+class Doubled(DPSGD):
+    """Reads x where the method that it overrides reads how far it moved."""
+
+    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
+        return {"x": received["x"]}, {"delta": 2 * (local["x"] - received["x"])}, client
+
+
+def test_a_method_that_overrides_one_that_reads_the_change_alone_finds_x(task: QuadraticTask) -> None:
+    x = torch.randn(4, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    work = job([4, 1, 6, 2], [1, 0, 1, 1], {"x": x})
+    once, twice = (Worker(task, kind(lr=0.1)).run(work)["delta"] for kind in (DPSGD, Doubled))
+    assert (2 * once - twice).abs().max() < 1e-14
+    assert twice.abs().max() > 1e-3
 
 
 def test_who_does_nothing_keeps_everything(task: QuadraticTask) -> None:

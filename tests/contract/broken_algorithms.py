@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from fedsim.algorithms.base import Algorithm, ServerAlgorithm
+from fedsim.algorithms.client import change, reads_change
 from fedsim.algorithms.dspodfl import DSpodFL
 from fedsim.algorithms.needs import Needs
 from fedsim.core.types import clip_norm, norm
@@ -272,3 +273,17 @@ class FlowsByEuler(FlowsUnsaid):
 
     def flow(self, state: Any, elapsed: Any) -> Any:
         return {"x": state["x"] * (1 - 0.1 * elapsed)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsMoreThanChange(ServerAlgorithm):
+    @reads_change
+    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
+        return {"delta": change(local, received) + 0 * local["x"]}, {}, client
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsTheChangeOtherwise(ServerAlgorithm):
+    @reads_change
+    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
+        return {"delta": change(local, received) * (0.5 if "x" in local else 1.0)}, {}, client

@@ -99,6 +99,8 @@ def test_somebodys_own_algorithm_keeps_every_law() -> None:
         ("SendsAndKeeps", FORM, ["sends delta and lets it stay", "one of the two"]),
         ("ReturnsAPair", FORM, ["message gave 2 values", "what is sent, what stays, what is kept"]),
         ("NeedsAStep", NO_STEP, ["message needs 'g'", "which only local_step makes"]),
+        ("ReadsMoreThanChange", NO_STEP, ["marked with reads_change, but reads 'x' of local"]),
+        ("ReadsTheChangeOtherwise", NO_STEP, ["of x and of its change alone", "read change(local, received), not x"]),
         ("DividesByItsSteps", NO_STEP, ["what is sent without a local step: 'delta' is not finite"]),
         ("FlowsByEuler", FLOW, ["in one and in two stretches", "an Euler step is none"]),
         ("FlowsUnsaid", FLOW, ["the state after a second", "Needs(flows=True)"]),

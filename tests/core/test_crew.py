@@ -120,3 +120,51 @@ def test_every_thread_has_its_own_copy() -> None:
     assert mine is own.thing
     assert theirs == [2]
     assert pickle.loads(pickle.dumps(own)).get() == [1]
+
+
+# --- a job beside ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_job_beside_gives_what_it_returns(threads: int) -> None:
+    with crew.working(threads):
+        found = [crew.beside(partial(pow, i, 2)) for i in range(20)]
+        assert crew.each([partial(int, i) for i in range(9)]) == list(range(9))
+        assert [result() for result in found] == [i * i for i in range(20)]
+
+
+def test_a_free_thread_does_it_while_the_caller_goes_on() -> None:
+    began, told = threading.Event(), threading.Event()
+
+    def job() -> tuple[int, int]:
+        began.set()
+        assert told.wait(240)
+        return threading.get_ident(), torch.get_num_threads()
+
+    with crew.working(2):
+        result = crew.beside(job)
+        assert began.wait(240)  # nobody has asked for the result yet
+        told.set()
+        ident, threads = result()
+    assert (ident != threading.get_ident(), threads) == (True, 1)
+
+
+def test_where_nobody_is_free_the_caller_does_it() -> None:
+    told = threading.Event()
+    with crew.working(2):
+        crew.each([partial(int, 1)] * 2)  # there is a thread to be busy, and others may be left of other work
+        busy = [crew.beside(partial(told.wait, 240)) for _ in range(crew._crew.helpers)]
+        result = crew.beside(threading.get_ident)
+        assert result() == threading.get_ident()
+        told.set()
+        assert [wait() for wait in busy] == [True] * len(busy)
+    with crew.working(1):
+        assert crew.beside(threading.get_ident)() == threading.get_ident()
+
+
+def test_its_error_is_raised_where_its_result_is_asked_for() -> None:
+    with crew.working(2):
+        result = crew.beside(partial(int, "no number"))
+        with pytest.raises(ValueError, match="no number"):
+            result()
+        assert crew.each([partial(int, i) for i in range(5)]) == list(range(5))

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from fedsim.core import crew
 from fedsim.core.types import message_bytes
 from fedsim.graphs.mixing import mixing_matrix
 from fedsim.graphs.mixing_matrix import BaseMixing, MixingMatrix
@@ -62,6 +63,30 @@ def test_sparse_and_dense_application_agree(n: int, density: float) -> None:
     x = values(n, 17)
     found = MixingMatrix(sparse.csr_array(W), CPU)(x).numpy()
     assert np.abs(found - W @ x.numpy()).max() < 1e-14
+
+
+def test_a_mixing_ahead_is_of_the_values_that_are_mixed_or_made_anew() -> None:
+    """It may have been begun with other values than come in the end, or these may have changed meanwhile."""
+    graph = nx.random_regular_graph(4, 60, seed=1)
+    W = MixingMatrix(BaseMixing(mixing_matrix(graph, "metropolis"), False).matrix, CPU)
+    x = values(60, 2000)
+    with crew.working(2):
+        assert W.ahead(values(60, 20)) is W  # too little work for a second thread
+        mixed = W.ahead(x)
+        assert mixed is not W
+        first = mixed(x)
+        assert torch.equal(first, W(x))
+        first.zero_()  # who asked may change it
+        assert torch.equal(mixed(x), W(x))
+        assert torch.equal(W.ahead(x)(x.clone()), W(x))
+        assert torch.equal(W.ahead(x)(x.flip(1)), W(x.flip(1)))
+        assert torch.equal(W.ahead(x)(x[:, :700]), W(x[:, :700]))
+        assert torch.equal(W.ahead(x)(x.float()), W(x.float()))
+        mixed = W.ahead(x)
+        x.mul_(2)
+        assert torch.equal(mixed(x), W(x))
+    with crew.working(1):
+        assert torch.equal(W.ahead(x)(x), W(x))
 
 
 def test_one_peer_exponential_averages_exactly_in_log_n_rounds() -> None:
