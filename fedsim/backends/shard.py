@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.backends.balance import Spent, Stopwatch
 from fedsim.backends.guard import Guard
 from fedsim.backends.in_process import Vectorized
 from fedsim.backends.placement import Exchange
@@ -127,7 +128,8 @@ class Shard:
         self.guard = Guard(self._build(self.task), self._drop)
         self.algorithm = self.guard.worker.algorithm
         self.device = self.task.device
-        self.backend = Vectorized(self.guard)  # type: ignore[arg-type]
+        self._watch = Stopwatch(self.guard, self.clients)
+        self.backend = Vectorized(self._watch)  # type: ignore[arg-type]
         self._kept: Message = {}
         if saved:
             self.backend.load({k: _read(v, torch.device("cpu")) for k, v in saved.items()})
@@ -136,6 +138,11 @@ class Shard:
         self._parts: deque[Part] = deque()
         self._why: list[str] = []
         self._broken: Exception | None = None
+
+    def spent(self) -> Spent:
+        """What clients' jobs took that were computed since this was last asked."""
+        spent, self._watch.spent = self._watch.spent, []
+        return spent
 
     def save(self) -> tuple[Arrays, dict[str, int]]:
         """What has to survive but for tables of clients' rows, and those tables' widths; see `kept`."""

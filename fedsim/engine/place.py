@@ -92,7 +92,8 @@ def _ray(scenario: Scenario, assembly: Assembly) -> RayBackend:
         threads = scenario.run.threads or max(1, int(cpus))
         drop = section.client_errors == "drop"
         timeout = section.timeout or Pool.timeout
-        pool = Pool(section.address or "local", actors, cpus, gpus, threads, drop, timeout, assembly.mixing(scenario))
+        mixing, moves = assembly.mixing(scenario), section.rebalance is not False
+        pool = Pool(section.address or "local", actors, cpus, gpus, threads, drop, timeout, mixing, moves)
         build = partial(
             Worker, algorithm=scenario.algorithm, chunk_rows=scenario.run.chunk_rows, pipeline=assembly.pipeline
         )

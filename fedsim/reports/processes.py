@@ -33,6 +33,9 @@ _JOB = 32
 _NODE = 16
 """The same of a graph's node, whose number and job its actor knows."""
 
+_TIMED = 4
+"""The same of a client in what an actor tells of the time that it took, where not all its clients were at work."""
+
 
 def between_processes(s: Scenario, a: Assembly, event: Arrival) -> dict[str, Any]:
     """What actors and the calling process send each other in a round; the round of `event` as an example."""
@@ -73,7 +76,8 @@ def server_traffic(s: Scenario, a: Assembly, event: Arrival, busy: int) -> tuple
     told, m = message_bytes(a.one_message(s)[0]), len(event.clients)
     sums, whole, scalars = _asked_for(s, a, event)
     broadcast = told if told > INLINE_BYTES else busy * told  # of a large one there is one copy in shared memory
-    return broadcast + m * (_JOB + 8) + 8 * m * sum(sums.values()), _back(a, sums, whole, scalars, m, busy)
+    timed = _TIMED * m if m < a.task.num_clients and s.backend.rebalance is not False else 0
+    return broadcast + m * (_JOB + 8) + 8 * m * sum(sums.values()), _back(a, sums, whole, scalars, m, busy) + timed
 
 
 def _back(a: Assembly, sums: Counter[int], whole: Counter[int], scalars: int, m: int, busy: int) -> int:

@@ -135,6 +135,10 @@ class BackendSection(BaseModel):
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         default=None, description="seconds without a sign of life after which an actor counts as lost (default: 60)"
     )
+    rebalance: bool | None = Field(
+        default=None,
+        description="whether clients of a server move where an actor takes 1.3 times the mean of all (default: true)",
+    )
 
 
 class Heading(BaseModel):

@@ -10,13 +10,14 @@ log is played again. Draws are keyed, so the numbers come out the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from fedsim.backends.balance import Balance, Spent
 from fedsim.backends.guard import ClientError
 from fedsim.backends.placement import split_saved
 from fedsim.backends.ray.cluster import Cluster, DiedAtStartError, Shipment, log
@@ -58,6 +59,8 @@ class Pool:
     """Seconds without a sign of life after which an actor counts as lost."""
     mixing: Mixing = Mixing()  # noqa: RUF009 - frozen
     """On a graph, how nodes mix."""
+    rebalance: bool = True
+    """Whether clients of a server are divided anew where an actor lags."""
 
 
 class Shards:
@@ -67,16 +70,13 @@ class Shards:
 
     def __init__(self, pool: Pool, cluster: Cluster, task: Task, build: Callable[[Task], Worker], owner: Ints) -> None:
         """Ship every shard's data, and start the actors; ``owner[i]`` is the shard of client i."""
-        self.pool, self.cluster, self.task, self.owner = pool, cluster, task, owner
+        self.pool, self.cluster, self.task, self._build = pool, cluster, task, build
         self._ray = cluster.ray
-        self.members = [np.flatnonzero(owner == k) for k in range(pool.actors)]
+        self._packed: dict[int, list[Any]] = {}
+        self.balance: Balance | None = None
+        self._own(owner)
         self.shards = [k for k, mine in enumerate(self.members) if len(mine)]
-        shipment = Shipment(self._ray.put)
-        self._packed = {
-            k: shipment.send(pack((task.shard(mine), build, mine, pool.drop, pool.mixing)))
-            for k, mine in enumerate(self.members)
-            if len(mine)
-        }
+        self._ship(self.shards)
         self._near: dict[int, bool] = {}  # shards on this machine, which read and write its files themselves
         self._snapshot: Mapping[str, Any] | None = None
         self._log: list[Any] = []
@@ -87,6 +87,31 @@ class Shards:
         hosts = cluster.start(len(self.shards), pool.cpus, pool.gpus, pool.threads)
         self.host: dict[int, Any] = dict(zip(self.shards, hosts, strict=True))
         self._adopt(self.shards)
+
+    def _own(self, owner: Ints) -> None:
+        self.owner = owner
+        self.members = [np.flatnonzero(owner == k) for k in range(self.pool.actors)]
+
+    def _ship(self, shards: Sequence[int]) -> None:
+        """Put what these shards are made of into shared memory."""
+        shipment, pool = Shipment(self._ray.put), self.pool
+        for k in shards:
+            mine = self.members[k]
+            made = pack((self.task.shard(mine), self._build, mine, pool.drop, pool.mixing))
+            self._packed[k] = shipment.send(made)
+
+    def _divide(self, owner: Ints) -> None:
+        """Divide the clients anew: what they keep and have under way is in the last checkpoint, or is nothing."""
+        before = self.members
+        self._own(owner)
+        self._waiting.clear()  # of a round of which nobody wanted to know anything
+        changed = [k for k in self.shards if not np.array_equal(before[k], self.members[k])]
+        self._ship(changed)
+        try:
+            self._adopt(changed)
+            self._reset(self.shards)
+        except LostError:
+            self._recover(self.shards)
 
     @property
     def wants_checkpoint(self) -> bool:
@@ -116,26 +141,39 @@ class Shards:
     def _answers(self, method: str, calls: dict[int, tuple[Any, ...]]) -> dict[int, Any]:
         """What a method returns that changes nothing, of some shards; all that waits is sent first."""
         waiting, self._waiting = self._waiting, {}
-        sent = {k: self._send(k, *waiting.pop(k, ()), (method, arguments)) for k, arguments in calls.items()}
+        sent = {k: self._send(k, *waiting.pop(k, ()), (method, arguments), tell=True) for k, arguments in calls.items()}
         for k, others in waiting.items():
             self._send(k, *others)
         while True:
             try:
                 found = dict(zip(sent, self._get(list(sent.values())), strict=True))
                 self._failures = 0
-                return found
+                self._learn({k: spent for k, (_, spent) in found.items()})
+                return {k: value for k, (value, _) in found.items()}
             except LostError:
                 self._recover()
-                sent = {k: self._send(k, (method, arguments)) for k, arguments in calls.items()}
+                sent = {k: self._send(k, (method, arguments), tell=True) for k, arguments in calls.items()}
 
-    def _send(self, k: int, *calls: Call) -> Any:
-        """Call methods of a shard; a reference to what the last of them returns."""
+    def _learn(self, spent: Mapping[int, Spent]) -> None:
+        """Hear what clients' jobs took."""
+        if self.balance is not None and any(spent.values()):
+            for k, jobs in spent.items():
+                self.balance.hear(k, jobs)
+            self.balance.judge(self._actors())
+
+    def _actors(self) -> dict[int, int]:
+        """The actor of each shard, by number."""
+        numbers = {host: a for a, host in enumerate(dict.fromkeys(self.host[k] for k in self.shards))}
+        return {k: numbers[self.host[k]] for k in self.shards}
+
+    def _send(self, k: int, *calls: Call, tell: bool = False) -> Any:
+        """Call methods of a shard; a reference to what the last of them returns, with `tell` and what jobs took."""
         references = [a for _, arguments in calls for a in arguments if isinstance(a, self._ray.ObjectRef)]
         plain = [
             (method, tuple(None if isinstance(a, self._ray.ObjectRef) else a for a in arguments))
             for method, arguments in calls
         ]
-        return self.host[k].calls.remote(k, plain, *references)
+        return self.host[k].calls.remote(k, tell, plain, *references)
 
     def _get(self, references: list[Any]) -> list[Any]:
         """Values of references.
@@ -188,9 +226,12 @@ class Shards:
                 pass
         return [host for host, call in zip(hosts, calls, strict=True) if call not in answered]
 
-    def _recover(self) -> None:
-        """Bring lost shards to where they were; those of an attempt that failed are still to be brought there."""
-        lost: list[int] = []
+    def _recover(self, others: Sequence[int] = ()) -> None:
+        """Bring lost shards to where they were, and `others`; those of an attempt that failed are still to be brought
+        there."""
+        lost = list(others)
+        if self.balance is not None:
+            self.balance.disregard()
         while True:
             self._failures += 1
             if self._failures > _IN_A_ROW:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.backends.balance import Balance
 from fedsim.backends.base import NodeBackend, Saved
 from fedsim.backends.placement import merge_saved, place
 from fedsim.backends.ray.calls import Pool, Shards
@@ -36,6 +38,8 @@ class RayBackend(Shards):
 
     nodes_here: NodeBackend | None = None
     shows_kept = True
+    moves = True
+    """Whether clients go to other shards where an actor lags."""
 
     def __init__(
         self,
@@ -50,7 +54,10 @@ class RayBackend(Shards):
 
         Of a `cohort` clients can be left out; nodes of a graph only skip their work.
         """
-        super().__init__(pool, cluster, task, build, self._place(np.asarray(load, dtype=np.float64), pool.actors))
+        load = np.asarray(load, dtype=np.float64)
+        super().__init__(pool, cluster, task, build, self._place(load, pool.actors))
+        if pool.rebalance and self.moves and len(self.shards) > 1:
+            self.balance = Balance(load, self.members)
         self._cohort = cohort
         self.like = task.initial()[:0]
         self.lost = np.empty(0, dtype=np.int64)
@@ -65,6 +72,7 @@ class RayBackend(Shards):
     def dispatch(self, job: Job) -> None:
         if not self._stateful and not self._where:
             self._forget(None)  # nothing is under way and nobody keeps anything: the past is of no use
+            self._rebalance()
         numbers = job.numbers
         received, size = self._shared(job.received)
         calls = {}
@@ -113,12 +121,42 @@ class RayBackend(Shards):
         if "slots" in saved:
             raise RunError("this run keeps clients' state on disk: continue it with the backend vectorized")
         self._forget(saved)
+        self._locate()
+        self._reset(self.shards)
+
+    def _locate(self) -> None:
+        """Note where the jobs are that the last checkpoint has."""
+        self._where.clear()
+        self._pending.clear()
         for k, part in self._parts().items():
             pending, done = ((part[n].tolist() if n in part else []) for n in ("pending.numbers", "done.numbers"))
             self._where |= dict.fromkeys([*pending, *done], k)
             if pending:
                 self._pending[k] = set(pending)
-        self._reset(self.shards)
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Also where clients are to move: what they keep and have under way goes by the checkpoint's file."""
+        due = self.balance is not None and self.balance.due
+        return super().wants_checkpoint or (due and (self._stateful or bool(self._where)))
+
+    def _rebalance(self) -> None:
+        """Where an actor lags, divide the clients so that all take about the same time: nothing was done since the last
+        checkpoint."""
+        balance = self.balance
+        if balance is None or not balance.due:
+            return
+        begin, actors, before = time.monotonic(), self._actors(), self.owner
+        owner = balance.better(before, actors)
+        if owner is None:
+            return
+        self._divide(owner)
+        self._locate()
+        balance.moved(self.members, time.monotonic() - begin)
+        log.info(
+            "%d of %d clients moved to other actors: the slowest took %.2f times the mean of %d, expected: %.2f",
+            np.count_nonzero(owner != before), len(owner), balance.before, max(actors.values()) + 1, balance.expected,
+        )  # fmt: skip
 
     def kept(self, name: str, clients: Ints) -> Tensor:
         if self._stateful:  # as in one process: how much is computed ahead must not show
@@ -158,6 +196,7 @@ class RayBackend(Shards):
     def checkpointed(self, saved: Saved) -> None:
         """A checkpoint was written: what was done before it is not played again."""
         self._forget(saved.clients)
+        self._rebalance()
 
     # --- messages -----------------------------------------------------------------------------------------------------
 

@@ -218,15 +218,16 @@ class Host:
         self.shards[number] = Shard(task.to(self.device), *rest)
         return str(ray.get_runtime_context().get_node_id())
 
-    def calls(self, number: int, calls: list[tuple[str, tuple[Any, ...]]], *mapped: Any) -> Any:
+    def calls(self, number: int, tell: bool, calls: list[tuple[str, tuple[Any, ...]]], *mapped: Any) -> Any:
         """Call methods of a shard one after the other; what the last one returns.
 
-        Every argument that is None is the next one of `mapped`: Ray only maps what is an argument by itself.
+        With `tell` that and what clients' jobs took since that was last told. Every argument that is None is the next
+        one of `mapped`: Ray only maps what is an argument by itself.
         """
         shard, values, result = self.shards[number], iter(mapped), None
         for method, arguments in calls:
             result = getattr(shard, method)(*(next(values) if a is None else a for a in arguments))
-        return result
+        return (result, shard.spent()) if tell else result
 
     def call(self, number: int, returns: int, method: str, *arguments: Any) -> Any:
         """A method of a shard that returns rows and a last word, as `returns` values: None for rows that it has not."""

@@ -70,7 +70,9 @@ _Answers = dict[int, list[Any]]
 
 
 class RayNodes(RayBackend):
-    """Nodes of a graph in shards that cut few of its edges."""
+    """Nodes of a graph in shards that cut few of its edges; they stay where they are placed."""
+
+    moves = False
 
     def __init__(
         self, pool: Pool, cluster: Cluster, task: Task, build: Callable[[Task], Worker], load: Any, network: Network

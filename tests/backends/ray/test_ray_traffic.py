@@ -86,12 +86,12 @@ class Counted:
         send, get, put = backend._send, backend._get, ray.put
         many: Any = getattr(backend, "_many", None)
 
-        def counting_send(k: int, *calls: Any) -> Any:
+        def counting_send(k: int, *calls: Any, **how: Any) -> Any:
             count(
                 "to",
                 [(method, [None if isinstance(a, ray.ObjectRef) else a for a in every]) for method, every in calls],
             )
-            return send(k, *calls)
+            return send(k, *calls, **how)
 
         def counting_get(references: Any) -> Any:
             found = get(references)

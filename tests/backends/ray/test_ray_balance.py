@@ -1,0 +1,203 @@
+"""Clients that cost more than predicted move to other actors; no number depends on it, whatever else happens."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fedsim
+from fedsim.backends import balance
+from fedsim.core.errors import InputError
+from fedsim.engine.assembly import assemble
+from fedsim.engine.loop import Simulation
+from fedsim.scenario.load import parse
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+Make = Callable[..., Any]
+ROUNDS, CLIENTS = 30, 8
+DEAR = np.array([0, 2, 4, 6])  # all of them are placed on the first of two actors, since all clients look alike
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"algorithm": {"name": "balance_parts:DearFedAvg"}},
+    "kept": {"algorithm": {"name": "balance_parts:DearScaffold"}},
+    "compressed": {
+        "algorithm": {"name": "balance_parts:DearFedAvg"},
+        "compression": {"name": "top_k", "k": 2, "feedback": "ef14"},
+    },
+    "cohorts": {
+        "algorithm": {"name": "balance_parts:DearScaffold"},
+        "participation": {"mode": "synchronous", "clients_per_round": 6},
+    },
+    "rows": {"algorithm": {"name": "balance_parts:DearFedAvg"}, "aggregator": {"name": "median"}},
+    "asynchronous": {
+        "algorithm": {"name": "balance_parts:DearFedAvg"},
+        "participation": {"mode": "fedbuff", "buffer": 4},
+        "system": {"compute": {"model": "uniform", "low": 0.5, "high": 1.0}},
+    },
+    "asynchronous and kept": {
+        "algorithm": {"name": "balance_parts:DearFedAvg"},
+        "compression": {"name": "top_k", "k": 2, "feedback": "ef14"},
+        "participation": {"mode": "asynchronous"},
+        "system": {"compute": {"model": "uniform", "low": 0.5, "high": 1.0}},
+    },
+}
+STATEFUL = ("kept", "compressed", "cohorts", "asynchronous and kept")
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of a second that is lost is enough: the runs are short."""
+    monkeypatch.setattr(balance, "_WORTH", 0.1)
+    monkeypatch.setattr(balance, "_LEAST", 0.002)
+
+
+def sections(quadratic: Make, kind: str, **backend: Any) -> dict[str, Any]:
+    """Quadratics whose last curvature is next to nothing, and whose last entry of b tells who is dear."""
+    random = np.random.default_rng(5)
+    A, b = random.uniform(0.5, 2.0, (CLIENTS, 5)), random.standard_normal((CLIENTS, 5))
+    A[:, -1], b[:, -1] = 1e-3, 0.0
+    b[DEAR, -1] = 1e3
+    problem = quadratic(n=CLIENTS, d=5, dense=False, A=A, b=b)
+    made = {"data": problem.section(noise=0.05), **KINDS[kind]}
+    made["algorithm"] = {"lr": 0.02, "local_steps": 2, **made["algorithm"]}
+    return {
+        **made,
+        "run": {
+            "rounds": 5 * ROUNDS if kind == "asynchronous and kept" else ROUNDS,
+            "eval_every": 10,
+            "dtype": "float64",
+            "device": "cpu",
+            "trace": True,
+        },
+        "backend": {"name": "ray", "actors": 2, **backend} if backend.get("name") != "vectorized" else backend,
+    }
+
+
+class Watched:
+    """A run of which it is known when its clients moved, and in which something happens some rounds later."""
+
+    def __init__(self, ray: Any, scenario: dict[str, Any], folder: Path, kill_after: tuple[int, ...] = ()) -> None:
+        checked = parse(scenario)
+        simulation = Simulation(checked, assemble(checked), folder)
+        backend: Any = simulation.backend
+        first, since = backend.owner.copy(), 0
+        self.moved_at = 0
+
+        def progress(number: int, row: object) -> None:
+            nonlocal since
+            if not self.moved_at and not np.array_equal(backend.owner, first):
+                self.moved_at = number
+            if self.moved_at and (row is None or number % 10 == 0):
+                if since in kill_after:
+                    host = backend.host[since % 2]
+                    os.kill(ray.get(host.ready.remote(), timeout=240), signal.SIGKILL)
+                since += 1
+
+        try:
+            self.run = simulation.run(progress)
+            self.owner = backend.owner.copy()
+        finally:
+            backend.close()
+
+
+def same(one: fedsim.Run, other: fedsim.Run) -> None:
+    """As over any number of actors."""
+    scale = max(1.0, float(one.params.abs().max()))
+    assert float((one.params - other.params).abs().max()) <= 1e-12 * scale
+    for column in one.metrics.columns.drop("wall"):
+        ours, theirs = (run.metrics[column].astype(float) for run in (one, other))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert one.trace == other.trace
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dear_clients_move_and_no_number_changes(
+    quadratic: Make, tmp_path: Path, ray_cluster: Any, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    with caplog.at_level(logging.INFO, "fedsim"):
+        moved = Watched(ray_cluster, sections(quadratic, kind), tmp_path / "moved")
+    assert moved.moved_at
+    on_second = int((moved.owner[DEAR] == 1).sum())
+    assert 1 <= on_second <= 3
+    lines = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
+    assert any(f"of {CLIENTS} clients moved to other actors: the slowest took" in line for line in lines)
+    stays = Watched(ray_cluster, sections(quadratic, kind, rebalance=False), tmp_path / "stays")
+    assert not stays.moved_at
+    same(stays.run, moved.run)
+    alone = fedsim.run(sections(quadratic, kind, name="vectorized"), tmp_path / "alone")
+    same(alone, moved.run)
+
+
+@pytest.mark.parametrize("kind", ["plain", "cohorts", "asynchronous and kept"])
+def test_actors_that_die_after_clients_moved(quadratic: Make, tmp_path: Path, ray_cluster: Any, kind: str) -> None:
+    """In the round of the move, and some rounds later the other one: what follows the move is done again."""
+    killed = Watched(ray_cluster, sections(quadratic, kind), tmp_path / "killed", (0, 3))
+    assert killed.moved_at
+    same(fedsim.run(sections(quadratic, kind, name="vectorized"), tmp_path / "alone"), killed.run)
+
+
+@pytest.mark.parametrize("kind", ["plain", "cohorts"])
+def test_an_actor_that_dies_while_clients_move(
+    quadratic: Make, tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    from fedsim.backends.ray.clients import RayBackend
+
+    adopt = RayBackend._adopt
+    killed: list[Any] = []
+
+    def dying(self: Any, shards: list[int]) -> None:
+        if self.balance is not None and self.balance.due and not killed:
+            killed.append(self.host[shards[0]])
+            os.kill(ray_cluster.get(killed[0].ready.remote(), timeout=240), signal.SIGKILL)
+        adopt(self, shards)
+
+    monkeypatch.setattr(RayBackend, "_adopt", dying)
+    moved = Watched(ray_cluster, sections(quadratic, kind), tmp_path / "killed")
+    assert killed
+    assert moved.moved_at
+    same(fedsim.run(sections(quadratic, kind, name="vectorized"), tmp_path / "alone"), moved.run)
+
+
+@pytest.mark.parametrize("kind", STATEFUL)
+def test_a_run_goes_on_after_clients_moved(quadratic: Make, tmp_path: Path, kind: str) -> None:
+    """Stopped after the move, and continued with clients where they were at first."""
+    first = sections(quadratic, kind)
+    checked = parse(first)
+    simulation = Simulation(checked, assemble(checked), tmp_path / "run")
+    backend: Any = simulation.backend
+    owner = backend.owner.copy()
+
+    def progress(_: int, __: object) -> None:
+        if not np.array_equal(backend.owner, owner):
+            signal.raise_signal(signal.SIGINT)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            simulation.run(progress)
+    finally:
+        backend.close()
+    assert 0 < simulation.round < first["run"]["rounds"]
+    on = fedsim.run(first, tmp_path / "run", resume=True)
+    same(fedsim.run(sections(quadratic, kind, name="vectorized"), tmp_path / "alone"), on)
+
+
+def test_nodes_of_a_graph_stay(quadratic: Make, tmp_path: Path) -> None:
+    scenario = {
+        "data": quadratic(n=6).section(),
+        "algorithm": {"name": "dspodfl", "lr": 0.02},
+        "topology": {"graph": "ring"},
+        "run": {"rounds": 3, "dtype": "float64", "device": "cpu"},
+    }
+    with pytest.raises(InputError, match=r"(?s)backend\.rebalance.*nodes of a graph stay"):
+        fedsim.run({**scenario, "backend": {"name": "ray", "actors": 2, "rebalance": True}}, tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+    run = fedsim.run({**scenario, "backend": {"name": "ray", "actors": 2, "rebalance": False}}, tmp_path / "yes")
+    assert torch.isfinite(run.params).all()
