@@ -134,13 +134,13 @@ class Adam(LocalSolver):
     def _step(self, x: Tensor, v: Tensor, lr: Tensor, state: State) -> tuple[Tensor, State]:
         t = state["t"] + 1
         m = torch.lerp(state["m"], v, 1 - self.beta1)
-        s = torch.addcmul(self.beta2 * state["s"], v, v, value=1 - self.beta2)
+        s = torch.mul(state["s"], self.beta2).addcmul_(v, v, value=1 - self.beta2)
         first, second = ((1 - beta ** t.double()).to(x.dtype) for beta in (self.beta1, self.beta2))
         after = {"m": m, "s": s, "t": t}
         if self.amsgrad:
             after["top"] = torch.maximum(state["top"], s)
-        shat = after.get("top", s) / second
-        return torch.addcdiv(x, lr / first * m, shat.sqrt() + self.eps, value=-1.0), after
+        below = torch.div(after.get("top", s), second).sqrt_().add_(self.eps)
+        return torch.addcdiv(x, lr / first * m, below, value=-1.0), after
 
 
 @register.solver("adamw")
@@ -168,7 +168,7 @@ class Adagrad(LocalSolver):
     def step(self, x: Tensor, v: Tensor, lr: Tensor, state: State) -> tuple[Tensor, State]:
         v = self.decayed(x, v)
         s = torch.addcmul(state["s"], v, v)
-        return torch.addcdiv(x, lr * v, s.sqrt() + self.eps, value=-1.0), {"s": s}
+        return torch.addcdiv(x, lr * v, s.sqrt().add_(self.eps), value=-1.0), {"s": s}
 
 
 def _zeros(x: Tensor) -> Tensor:
