@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.core import rng
+from fedsim.core import crew, rng
+
+_BYTES = 64  # that take as long to move as a number to draw
 
 
 def gaussian(
@@ -31,7 +33,11 @@ def gaussian(
         for row, key in zip(rows, keys.tolist(), strict=True):
             row.normal_(generator=generator.manual_seed(key))
         return rows
-    for row, key in zip(rows, keys.tolist(), strict=True):
-        # torch's own CPU generator takes 32 bits of a seed, so that some of many keys would share their noise
-        row.copy_(torch.from_numpy(np.random.Generator(np.random.Philox(key=key)).standard_normal(width)))
+
+    def draw(part: slice) -> None:
+        for row, key in zip(rows[part], keys[part].tolist(), strict=True):
+            # torch's own CPU generator takes 32 bits of a seed, so that some of many keys would share their noise
+            row.copy_(torch.from_numpy(np.random.Generator(np.random.Philox(key=key)).standard_normal(width)))
+
+    crew.apart(draw, crew.portions(len(rows), _BYTES * rows.numel()))
     return rows
