@@ -13,7 +13,7 @@ from fedsim.core import crew
 from fedsim.models.layout import Layout, call, trained, views
 from fedsim.models.losses import Loss
 from fedsim.models.outputs import logits_of
-from fedsim.objective.kernel import Kernel, Precision
+from fedsim.objective.kernel import Descent, Kernel, Precision
 
 _TOKEN_NUMBERS = 8  # that an id stands for in an embedding, at least
 _ROW_NUMBERS = 2**13  # in a row's minibatch, from which on threads share the rows
@@ -41,12 +41,22 @@ class RowKernel(Kernel):
         return result
 
     def descend(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
-        def one(i: int) -> None:
-            grads = self._row(i, x, inputs, targets, weights)
-            for view, g in zip(views(x[i], self.layout).values(), grads, strict=True):
-                view.addcmul_(g, lr[i, 0], value=-1.0)  # a parameter may be a single number
+        self.descending(x, lr)(inputs, targets, weights)
 
-        self._rows(one, inputs)
+    def descending(self, x: Tensor, lr: Tensor, start: Tensor | None = None) -> Descent:
+        if start is not None:
+            x.copy_(start)
+        models, rates = [list(views(row, self.layout).values()) for row in x], lr[:, 0].unbind()
+
+        def descend(inputs: Tensor, targets: Tensor, weights: Tensor | float) -> None:
+            def one(i: int) -> None:
+                grads = self._grads(self._with(models[i]), i, x.dtype, inputs, targets, weights)
+                for parameter, g in zip(models[i], grads, strict=True):
+                    parameter.addcmul_(g, rates[i], value=-1.0)  # a parameter may be a single number
+
+            self._rows(one, inputs)
+
+        return descend
 
     def pieces(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Sequence[Tensor]:
         return self._row(0, x, inputs, targets, weights)
@@ -61,11 +71,16 @@ class RowKernel(Kernel):
             one(i)
 
     def _row(self, i: int, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> tuple[Tensor, ...]:
-        module = self._at(x[i])
+        return self._grads(self._at(x[i]), i, x.dtype, inputs, targets, weights)
+
+    def _grads(
+        self, module: nn.Module, i: int, dtype: torch.dtype, inputs: Tensor, targets: Tensor, weights: Tensor | float
+    ) -> tuple[Tensor, ...]:
+        """The gradient of row i, whose model the module is."""
         batch = channels_last(inputs[i]) if self.channels_last else inputs[i]
-        with self._casting(x):
+        with self._casting(inputs):
             out = logits_of(module(batch))
-        losses = self.loss(out.to(x.dtype), targets[i])
+        losses = self.loss(out.to(dtype), targets[i])
         scale = weights[i] if isinstance(weights, Tensor) else torch.full_like(losses, weights)
         return torch.autograd.grad(losses, trained(module), scale, materialize_grads=True)
 
@@ -86,9 +101,12 @@ class RowKernel(Kernel):
 
     def _at(self, row: Tensor) -> nn.Module:
         """The module with the parameters of a row: a functional call would cost a small model 5 %."""
+        return self._with(list(views(row, self.layout).values()))
+
+    def _with(self, parameters: Sequence[Tensor]) -> nn.Module:
         module = self.own.get()
-        for parameter, view in zip(trained(module), views(row, self.layout).values(), strict=True):
-            parameter.data = view
+        for own, parameter in zip(trained(module), parameters, strict=True):
+            own.data = parameter
         return module
 
     @torch.no_grad()

@@ -56,8 +56,7 @@ class TrainingKernel(RowKernel):
         bound.how = how
         return bound
 
-    def descend(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
-        x.addcmul_(self.grad(x, inputs, targets, weights), lr, value=-1.0)
+    descend, descending = Kernel.descend, Kernel.descending  # buffers change as well
 
     def _row(self, i: int, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> tuple[Tensor, ...]:
         how = self.how
