@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedsim.algorithms.acid import Acid
+from fedsim.algorithms.choco import Choco
+from fedsim.algorithms.dspodfl import DSpodFL
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.scaffold import Scaffold
 from fedsim.core.oracle import Oracle
@@ -34,6 +37,30 @@ class DearFedAvg(FedAvg):
 @dataclass(frozen=True, kw_only=True)
 class DearScaffold(Scaffold):
     """SCAFFOLD, whose clients keep a control variate, with dear clients."""
+
+    def gradient(self, oracle: Oracle, x: Tensor) -> Tensor:
+        return busy(super().gradient(oracle, x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DearNodes(DSpodFL):
+    """DSpodFL with dear nodes."""
+
+    def gradient(self, oracle: Oracle, x: Tensor) -> Tensor:
+        return busy(super().gradient(oracle, x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DearChoco(Choco):
+    """CHOCO, whose nodes keep copies of what they sent, with dear nodes."""
+
+    def gradient(self, oracle: Oracle, x: Tensor) -> Tensor:
+        return busy(super().gradient(oracle, x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DearAcid(Acid):
+    """ACiD, in continuous time, with dear nodes."""
 
     def gradient(self, oracle: Oracle, x: Tensor) -> Tensor:
         return busy(super().gradient(oracle, x))

@@ -1,8 +1,8 @@
-"""What clients cost, learned from the seconds that their shards take, and how to divide them anew where one lags.
+"""What clients or nodes cost, learned from the seconds that shards take, and how to divide them anew where one lags.
 
 The model is ``seconds = slowness[k] * sum_i cost[i]`` for a job of clients i in shard k. At first a cost is the work
 that was predicted. Where a job takes r times as long as expected, the costs of its clients are multiplied by r**0.3
-and the slowness of its shard by r**0.1: gradient steps on the squared error of the logarithm, as in the normalised
+and the slowness of its shard by r**0.05: gradient steps on the squared error of the logarithm, as in the normalised
 least-mean-squares rule (Widrow and Hoff 1960). Clients take most of the blame, since what is put down to them is taken
 to move along with them: a division then moves too few of them sooner than too many, and the next one sees what is left.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ log = logging.getLogger("fedsim")
 
 RATIO = 1.3
 """Times the mean that the slowest actor takes where clients are divided anew."""
-_BLAME, _SLOWNESS = 0.3, 0.1  # exponents of r
+_BLAME, _SLOWNESS = 0.3, 0.05  # exponents of r
 _ODD = 4.0  # r and 1/r are at most that: one odd job is no reason to believe something else altogether
 _OUTLIER = 2.0  # times what was expected that a job counts for at most where actors are compared
 _WINDOW = 4  # jobs of the busiest shard that are judged together
@@ -44,6 +44,10 @@ Spent = list[tuple[float, Ints | None]]
 """What jobs of a shard took, in seconds, and whose they were (None: of all its clients)."""
 
 
+Divide = Callable[[Floats, Ints, Mapping[int, int], Floats], Ints]
+"""Makes a division of costs, of the one that there is: see `divided`."""
+
+
 class Stopwatch:
     """A worker that notes how long it computes."""
 
@@ -58,12 +62,17 @@ class Stopwatch:
         """As the worker's."""
         begin = time.perf_counter()
         messages: Message = self._worker.run(job)
-        if self._worker.initial.is_cuda:  # where work is only queued until somebody waits for it
-            torch.cuda.synchronize(self._worker.initial.device)
-        seconds = time.perf_counter() - begin
+        seconds = seconds_since(begin, self._worker.initial.device)
         everybody = np.array_equal(job.clients, self._clients)
         self.spent.append((seconds, None if everybody else job.clients.astype(np.int32)))
         return messages
+
+
+def seconds_since(begin: float, device: torch.device) -> float:
+    """How long it takes until everything is computed that was asked for up to now."""
+    if device.type == "cuda":  # where work is only queued until somebody waits for it
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
 
 
 class Balance:
@@ -147,13 +156,15 @@ class Balance:
         lost = float(self._sums.max() - self._sums.mean())
         self.due = self._streak >= _WINDOWS * self._patience and lost >= max(_WORTH, 2 * self._price)
 
-    def better(self, owner: Ints, at: Mapping[int, int]) -> Ints | None:
+    def better(self, owner: Ints, at: Mapping[int, int], divide: Divide) -> Ints | None:
         """The shard of each client, ``[n]``, in a better division than `owner`; None where none is worth it."""
         usual = (self._jobs + _USUAL) / (self._jobs.mean() + _USUAL)
         actors = max(at.values()) + 1
         slowness = np.array([np.mean([self.slowness[k] for k, a in at.items() if a == b]) for b in range(actors)])
-        now = np.bincount([at[k] for k in owner.tolist()], self.cost * usual, minlength=actors) * slowness
-        other, loads = divided(self.cost * usual, owner, at, slowness)
+        actor = np.array([at.get(k, 0) for k in range(len(self._members))])
+        now = np.bincount(actor[owner], self.cost * usual, minlength=actors) * slowness
+        other = divide(self.cost * usual, owner, at, slowness)
+        loads = np.bincount(actor[other], self.cost * usual, minlength=actors) * slowness
         before = float(self._sums.max() / self._sums.mean())
         if loads.max() > _GAIN * now.max() or np.array_equal(owner, other):
             self._patience = min(2 * self._patience, _PATIENT)
@@ -186,8 +197,8 @@ class Balance:
         self._floor, self._sums = np.empty(0), np.zeros(1)
 
 
-def divided(cost: Floats, owner: Ints, at: Mapping[int, int], slowness: Floats) -> tuple[Ints, Floats]:
-    """The shard of each client, ``[n]``, and the seconds that each actor is then expected to take.
+def divided(cost: Floats, owner: Ints, at: Mapping[int, int], slowness: Floats) -> Ints:
+    """The shard of each client, ``[n]``, where actors take about the same time.
 
     An actor keeps of its own clients the dearest ones that fit into its share; the others go, dearest first, to where
     they are done first (Graham's rule for machines of different speeds). Where that is bad, since clients are few, all
@@ -225,10 +236,10 @@ def divided(cost: Floats, owner: Ints, at: Mapping[int, int], slowness: Floats) 
         other, heavy = assigned(stay=False)
         actor, loads = (other, heavy) if max(heavy) < _GAIN * max(loads) else (actor, loads)
     first = {a: k for k, a in sorted(at.items(), reverse=True)}
-    result = np.array([k if a == b else first[a] for k, a, b in zip(owner.tolist(), actor, home, strict=True)])
+    result: Ints = np.array([k if a == b else first[a] for k, a, b in zip(owner.tolist(), actor, home, strict=True)])
     counts = np.bincount(result, minlength=max(at) + 1)
     for k in at:
         if not counts[k]:  # one of several shards of an actor, or an actor that is better off without
             mine = np.flatnonzero(owner == k)
             result[mine[np.argmin(cost[mine])]] = k
-    return result, np.asarray(loads)
+    return result

@@ -35,16 +35,18 @@ def place(load: Floats, shards: int) -> Ints:
     return owner
 
 
-def place_graph(load: Floats, matrix: sparse.csr_array, shards: int) -> Ints:
+def place_graph(load: Floats, matrix: sparse.csr_array, shards: int, part: Floats | None = None) -> Ints:
     """The shard of every node, ``[n]``: balanced loads, few edges between shards.
 
     Blocks of the better of two orders, the nodes' own and one of small bandwidth (reverse Cuthill-McKee), then moves
-    of single nodes that cut fewer edges without unbalancing the loads.
+    of single nodes that cut fewer edges without unbalancing the loads. `part` ``[shards]`` is what share of the load
+    each shard is to have (None: the same).
     """
+    part = np.full(shards, 1 / shards) if part is None else part / part.sum()
     pattern = sparse.csr_array((np.ones(matrix.nnz), matrix.indices, matrix.indptr), shape=matrix.shape)
     pattern = sparse.csr_array(pattern + pattern.T)
     orders = (np.arange(len(load)), np.asarray(reverse_cuthill_mckee(pattern, symmetric_mode=True)))
-    candidates = [_refined(_blocks(load, order, shards), load, pattern, shards) for order in orders]
+    candidates = [_refined(_blocks(load, order, part), load, pattern, part) for order in orders]
     return min(candidates, key=lambda owner: cut_edges(owner, matrix))
 
 
@@ -54,11 +56,12 @@ def cut_edges(owner: Ints, matrix: sparse.csr_array) -> int:
     return int((owner[rows] != owner[matrix.indices]).sum())
 
 
-def _blocks(load: Floats, order: Ints, shards: int) -> Ints:
-    """Consecutive blocks of `order` with about equal loads, none of them empty."""
+def _blocks(load: Floats, order: Ints, part: Floats) -> Ints:
+    """Consecutive blocks of `order` with about those parts of the load, none of them empty."""
+    shards = len(part)
     share = np.maximum(load, 1e-12)[order]
     middle = np.cumsum(share) - share / 2
-    block = np.minimum((middle * shards / share.sum()).astype(np.int64), shards - 1)
+    block = np.searchsorted(np.cumsum(part)[:-1], middle / share.sum(), side="right")
     n = len(load)
     block = np.maximum(block, np.arange(n) - (n - shards))  # leaves a node for each of the shards that follow
     block = np.minimum(np.maximum.accumulate(block), np.arange(n))
@@ -67,11 +70,11 @@ def _blocks(load: Floats, order: Ints, shards: int) -> Ints:
     return owner
 
 
-def _refined(owner: Ints, load: Floats, pattern: sparse.csr_array, shards: int) -> Ints:
-    owner, loads = owner.copy(), load.tolist()
+def _refined(owner: Ints, load: Floats, pattern: sparse.csr_array, part: Floats) -> Ints:
+    owner, loads, shards = owner.copy(), load.tolist(), len(part)
     totals = np.bincount(owner, load, minlength=shards).tolist()
     counts = np.bincount(owner, minlength=shards).tolist()
-    most = _SLACK * load.sum() / shards
+    most = (_SLACK * load.sum() * part).tolist()
     starts, neighbours, homes = pattern.indptr.tolist(), pattern.indices.tolist(), owner.tolist()
     for _ in range(_SWEEPS):
         moved = False
@@ -85,7 +88,7 @@ def _refined(owner: Ints, load: Floats, pattern: sparse.csr_array, shards: int) 
                 row = pattern.indices[starts[i] : starts[i + 1]]
                 near = np.bincount(owner[row[row != i]], minlength=shards).tolist()
             home, best = homes[i], near.index(max(near))
-            if near[best] > near[home] and counts[home] > 1 and totals[best] + loads[i] <= most:
+            if near[best] > near[home] and counts[home] > 1 and totals[best] + loads[i] <= most[best]:
                 owner[i], homes[i], moved = best, best, True
                 totals[home] -= loads[i]
                 totals[best] += loads[i]

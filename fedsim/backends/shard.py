@@ -6,6 +6,7 @@ Nothing here knows where it runs. Tensors come and go as numpy arrays.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.backends.balance import Spent, Stopwatch
+from fedsim.backends.balance import Spent, Stopwatch, seconds_since
 from fedsim.backends.guard import Guard
 from fedsim.backends.in_process import Vectorized
 from fedsim.backends.placement import Exchange
@@ -138,6 +139,7 @@ class Shard:
         self._parts: deque[Part] = deque()
         self._why: list[str] = []
         self._broken: Exception | None = None
+        self._busy = 0.0
 
     def spent(self) -> Spent:
         """What clients' jobs took that were computed since this was last asked."""
@@ -241,7 +243,8 @@ class Shard:
         """Go on with the rows of the shards that send some, in their order, up to where rows are needed again.
 
         Returns what `begin` returns: rows for each shard that is sent some, of the exchange that has to be made now
-        (none once everything is over), and at the end whether it is over and then why clients were dropped.
+        (none once everything is over), and at the end whether it is over and then why clients were dropped, and the
+        seconds that the work has taken here so far.
         """
         return self._unless_broken(lambda: self._mixed_with(incoming))
 
@@ -249,11 +252,17 @@ class Shard:
         """Once something has raised, whatever was to follow it raises the same."""
         if self._broken is not None:
             raise self._broken
+        begin = time.perf_counter()
         try:
-            return work()
+            *rows, (over, why) = work()
         except Exception as error:
             self._broken = error
             raise
+        self._busy += seconds_since(begin, self.device)
+        busy = self._busy
+        if over:
+            self._busy = 0.0
+        return (*rows, (over, why, busy))
 
     def _onwards(self) -> tuple[Any, ...]:
         while self._parts:

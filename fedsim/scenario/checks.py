@@ -210,8 +210,6 @@ def _backend(s: Scenario) -> Iterator[Problem]:
                 yield Problem(f"belongs to the backend 'ray', found '{s.backend.name}'", f"backend.{key}")
     elif s.run.client_state == "disk":
         yield Problem("actors keep what clients keep in their memory, allowed: auto, memory", "run.client_state")
-    if s.backend.rebalance and s.algorithm.setting == "gossip":
-        yield Problem("found true, but nodes of a graph stay where they are; allowed: false", "backend.rebalance")
     gpus = s.backend.gpus_per_actor
     if gpus is not None and gpus > 1 and gpus != int(gpus):
         yield Problem(f"found {gpus}, allowed: a fraction up to 1, or whole GPUs", "backend.gpus_per_actor")

@@ -137,7 +137,7 @@ class BackendSection(BaseModel):
     )
     rebalance: bool | None = Field(
         default=None,
-        description="whether clients of a server move where an actor takes 1.3 times the mean of all (default: true)",
+        description="whether clients move to other actors where one takes 1.3 times the mean of all (default: true)",
     )
 
 

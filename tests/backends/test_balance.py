@@ -44,7 +44,7 @@ class Simulated:
             self.balance.judge(self.at)
             self.round += 1
             if self.balance.due:
-                owner = self.balance.better(self.owner, self.at)
+                owner = self.balance.better(self.owner, self.at, divided)
                 if owner is not None:
                     self.owner = owner
                     self.balance.moved(self.members, 0.1)
@@ -174,28 +174,27 @@ def test_divisions(seed: int) -> None:
         np.concatenate([np.arange(shards), random.integers(0, shards, n - shards)]),
     )
     at, slowness = {k: k for k in range(shards)}, random.uniform(0.5, 2.0, shards)
-    new, loads = divided(cost, owner, at, slowness)
+    new = divided(cost, owner, at, slowness)
     assert set(new.tolist()) == set(range(shards))
-    if loads.min() > 0:
-        np.testing.assert_allclose(loads, np.bincount(new, cost, minlength=shards) * slowness)
+    loads = np.bincount(new, cost, minlength=shards) * slowness
     share = cost.sum() / (1 / slowness).sum()
     assert loads.max() <= 2.1 * max(share, cost.max() * slowness.min())
-    again, _ = divided(cost, new, at, slowness)
+    again = divided(cost, new, at, slowness)
     assert np.count_nonzero(again != new) <= max(2, 0.1 * n)
 
 
 def test_few_clients_move_where_little_is_wrong() -> None:
     cost, owner = np.ones(1000), np.repeat(np.arange(4), 250)
     cost[owner == 3] *= 1.2
-    new, loads = divided(cost, owner, {k: k for k in range(4)}, np.ones(4))
+    new = divided(cost, owner, {k: k for k in range(4)}, np.ones(4))
+    loads = np.bincount(new, cost)
     assert 20 <= np.count_nonzero(new != owner) <= 50
     assert loads.max() < 1.02 * loads.mean()
 
 
 def test_swaps() -> None:
     """Two dear clients together, two cheap ones together: one of each moves."""
-    new, loads = divided(np.array([5.0, 5.0, 3.0, 3.0]), np.array([0, 0, 1, 1]), {0: 0, 1: 1}, np.ones(2))
-    assert loads.tolist() == [8.0, 8.0]
+    new = divided(np.array([5.0, 5.0, 3.0, 3.0]), np.array([0, 0, 1, 1]), {0: 0, 1: 1}, np.ones(2))
     assert new.tolist() == [0, 1, 1, 0]
 
 

@@ -74,6 +74,16 @@ def test_shards_mix_as_the_whole(graph: str, shards: int) -> None:
     assert crossing <= cut_edges(owner, matrix)  # a row crosses once, however many nodes want it
 
 
+def test_shards_may_have_unequal_parts() -> None:
+    """Of a graph whose shards' actors are of different speeds."""
+    matrix = mixing_matrix(nx.cycle_graph(100), "metropolis")
+    owner = place_graph(np.ones(100), matrix, 3, np.array([3.0, 1.0, 1.0]))
+    assert np.abs(np.bincount(owner) - [60, 20, 20]).max() <= 3
+    assert cut_edges(owner, matrix) == 6
+    few = place_graph(np.ones(4), mixing_matrix(nx.cycle_graph(4), "metropolis"), 3, np.array([1e-6, 1.0, 1.0]))
+    assert np.bincount(few, minlength=3).min() == 1
+
+
 def test_few_edges_are_cut() -> None:
     """A ring whose nodes are numbered at random is cut where it is cheap: twice, in both directions."""
     order = np.random.default_rng(1).permutation(60)

@@ -60,7 +60,7 @@ class Pool:
     mixing: Mixing = Mixing()  # noqa: RUF009 - frozen
     """On a graph, how nodes mix."""
     rebalance: bool = True
-    """Whether clients of a server are divided anew where an actor lags."""
+    """Whether clients are divided anew where an actor lags."""
 
 
 class Shards:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.backends.balance import Balance
+from fedsim.backends.balance import Balance, divided
 from fedsim.backends.base import NodeBackend, Saved
 from fedsim.backends.placement import merge_saved, place
 from fedsim.backends.ray.calls import Pool, Shards
@@ -38,8 +38,6 @@ class RayBackend(Shards):
 
     nodes_here: NodeBackend | None = None
     shows_kept = True
-    moves = True
-    """Whether clients go to other shards where an actor lags."""
 
     def __init__(
         self,
@@ -56,7 +54,7 @@ class RayBackend(Shards):
         """
         load = np.asarray(load, dtype=np.float64)
         super().__init__(pool, cluster, task, build, self._place(load, pool.actors))
-        if pool.rebalance and self.moves and len(self.shards) > 1:
+        if pool.rebalance and len(self.shards) > 1:
             self.balance = Balance(load, self.members)
         self._cohort = cohort
         self.like = task.initial()[:0]
@@ -138,7 +136,12 @@ class RayBackend(Shards):
     def wants_checkpoint(self) -> bool:
         """Also where clients are to move: what they keep and have under way goes by the checkpoint's file."""
         due = self.balance is not None and self.balance.due
-        return super().wants_checkpoint or (due and (self._stateful or bool(self._where)))
+        return super().wants_checkpoint or (due and self._has_something)
+
+    @property
+    def _has_something(self) -> bool:
+        """Whether shards have anything that is not in this process."""
+        return self._stateful or bool(self._where)
 
     def _rebalance(self) -> None:
         """Where an actor lags, divide the clients so that all take about the same time: nothing was done since the last
@@ -147,7 +150,7 @@ class RayBackend(Shards):
         if balance is None or not balance.due:
             return
         begin, actors, before = time.monotonic(), self._actors(), self.owner
-        owner = balance.better(before, actors)
+        owner = balance.better(before, actors, self._placed_again)
         if owner is None:
             return
         self._divide(owner)
@@ -296,6 +299,9 @@ class RayBackend(Shards):
 
     def _place(self, load: Any, shards: int) -> Ints:
         return place(load, shards)
+
+    def _placed_again(self, cost: Floats, owner: Ints, at: Mapping[int, int], slowness: Floats) -> Ints:
+        return divided(cost, owner, at, slowness)
 
 
 def _of(idle: Floats | None, rows: Ints) -> tuple[Floats, ...]:

@@ -70,9 +70,7 @@ _Answers = dict[int, list[Any]]
 
 
 class RayNodes(RayBackend):
-    """Nodes of a graph in shards that cut few of its edges; they stay where they are placed."""
-
-    moves = False
+    """Nodes of a graph in shards that cut few of its edges."""
 
     def __init__(
         self, pool: Pool, cluster: Cluster, task: Task, build: Callable[[Task], Worker], load: Any, network: Network
@@ -80,7 +78,7 @@ class RayNodes(RayBackend):
         self._network = network
         self._static: dict[int, _Plan] = {}
         self._saved: Saved | None = None
-        self._flying: list[dict[int, Any]] = []
+        self._flying: list[tuple[_Work, dict[int, Any]]] = []
         self._aggregations: int | None = None
         self._levels: list[Level] = []
         self._number = 0
@@ -141,7 +139,7 @@ class RayNodes(RayBackend):
             except LostError:
                 self._recover()
             return
-        self._flying.append(self._round(work))
+        self._flying.append((work, self._round(work)))
         if len(self._flying) > _AHEAD:
             self._wait(_AHEAD // 2)
 
@@ -182,7 +180,7 @@ class RayNodes(RayBackend):
         out, count = {k: self._many(k, next(returns[k]), *told) for k, told in work.told.items()}, 0
         self._said([rows[-1] for k, rows in out.items() if k not in meeting.sends])
         out = {k: out[k] for k in meeting.sends}
-        while not all(self._said([rows[-1] for rows in out.values()])):
+        while not all(over for over, _ in self._said([rows[-1] for rows in out.values()])):
             out, count = self._resumed(meeting, out, returns), count + 1
         self._aggregations = count
 
@@ -209,20 +207,30 @@ class RayNodes(RayBackend):
         """Wait until at most `keep` works are on their way."""
         while len(self._flying) > keep:
             try:
-                self._said(list(self._flying[0].values()))
+                work, last = self._flying[0]
+                said = self._said(list(last.values()))
                 self._flying.pop(0)
                 self._failures = 0
+                self._learn({k: [(s, self._at_work(work, k))] for k, (_, s) in zip(last, said, strict=True)})
             except LostError:
                 self._recover()
 
-    def _said(self, references: list[Any]) -> list[bool]:
-        """Whether each shard's work is over."""
+    def _said(self, references: list[Any]) -> list[tuple[bool, float]]:
+        """Whether each shard's work is over, and the seconds that it took so far."""
         ends = []
-        for over, dropped in self._get(references):
+        for over, dropped, seconds in self._get(references):
             for why in dropped:
                 log.warning("did not compute in its round: %s", why)
-            ends.append(over)
+            ends.append((over, seconds))
         return ends
+
+    def _at_work(self, work: _Work, k: int) -> Ints | None:
+        """The nodes of a shard that worked, each as often as it did; None: all of them, once."""
+        method, arguments = work.told[k]
+        some = [part.some for part in ([arguments] if method == "begin" else arguments[0])]
+        if len(some) == 1 and some[0] is None:
+            return None
+        return np.concatenate([self.members[k] if s is None else self.members[k][s] for s in some])
 
     def _affected(self, lost: list[int]) -> list[int]:
         return self.shards  # neighbours have gone on with rows that the lost nodes will never send again
@@ -318,8 +326,8 @@ class RayNodes(RayBackend):
         self._reset(self.shards)
 
     def checkpointed(self, saved: Saved) -> None:
-        super().checkpointed(saved)
         self._saved = saved
+        super().checkpointed(saved)
 
     def save(self) -> dict[str, Tensor | RowStream]:
         self._settle()
@@ -354,3 +362,16 @@ class RayNodes(RayBackend):
 
     def _place(self, load: Any, shards: int) -> Ints:
         return place_graph(load, self._network.mixings[0].matrix, shards)
+
+    def _placed_again(self, cost: Floats, owner: Ints, at: Mapping[int, int], slowness: Floats) -> Ints:
+        actors = list(at.values())
+        part = np.array([1 / (slowness[at[k]] * actors.count(at[k])) for k in range(self.pool.actors)])
+        return place_graph(cost, self._network.mixings[0].matrix, self.pool.actors, part)
+
+    def _divide(self, owner: Ints) -> None:
+        self._static.clear()
+        super()._divide(owner)
+
+    @property
+    def _has_something(self) -> bool:
+        return True
