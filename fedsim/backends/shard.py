@@ -42,6 +42,7 @@ TABLE = "table."
 """Names of tables of clients' rows in a checkpoint begin so."""
 WHOLE = "whole."
 """So begin the names of what nodes' own models are made of, with what stays with them: ``x``, and what they carry."""
+_DROPPED = "done.dropped"  # of jobs that are done in a checkpoint: whether they are left out
 _PART_BYTES = 2**25  # that are made ready to be written at a time
 
 
@@ -133,7 +134,11 @@ class Shard:
         self.backend = Vectorized(self._watch)  # type: ignore[arg-type]
         self._kept: Message = {}
         if saved:
-            self.backend.load({k: _read(v, torch.device("cpu")) for k, v in saved.items()})
+            loaded = {k: _read(v, torch.device("cpu")) for k, v in saved.items()}
+            self.backend.load(loaded)
+            if _DROPPED in loaded:
+                lost = loaded["done.numbers"][loaded[_DROPPED] > 0].tolist()
+                self.guard.dropped |= dict.fromkeys(lost, "a client whose work raised before the last checkpoint")
         self.state = {k: _read(v, self.device) for k, v in (nodes or {}).items()}
         self._aggregations: int | None = None
         self._parts: deque[Part] = deque()
@@ -149,6 +154,9 @@ class Shard:
     def save(self) -> tuple[Arrays, dict[str, int]]:
         """What has to survive but for tables of clients' rows, and those tables' widths; see `kept`."""
         saved = self.backend.save()
+        if self._drop and "done.numbers" in saved:
+            lost = [number in self.guard.dropped for number in saved["done.numbers"].tolist()]
+            saved[_DROPPED] = torch.as_tensor(lost, dtype=torch.int64)
         tables = {k: v.shape[-1] for k, v in saved.items() if k.startswith(TABLE)}
         return as_arrays({k: v for k, v in saved.items() if k not in tables}), tables
 

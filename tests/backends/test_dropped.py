@@ -1,0 +1,52 @@
+"""A client that was left out while its job was under way is left out also after a checkpoint, or where it moves to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.backends.placement import merge_saved, split_saved
+from fedsim.backends.ray.transport import as_array
+from fedsim.backends.shard import Shard
+from fedsim.clients.worker import Worker
+from fedsim.engine.assembly import assemble
+from fedsim.scenario.load import parse
+
+Make = Callable[..., Any]
+
+
+@pytest.mark.parametrize("poisoned", [[4], [], [0, 2, 4, 5]])
+def test_dropped_jobs_stay_dropped(quadratic: Make, poisoned: list[int]) -> None:
+    problem = quadratic(n=6)
+    b = problem.b.copy()
+    b[poisoned] = 1e6
+    np.savez(problem.file, A=problem.A, b=b, x0=problem.x0)
+    s = parse(
+        {
+            "data": problem.section(),
+            "algorithm": {"name": "ray_parts:Picky", "lr": 0.02},
+            "run": {"dtype": "float64", "device": "cpu"},
+        }
+    )
+    a = assemble(s)
+    build = partial(Worker, algorithm=s.algorithm, pipeline=a.pipeline)
+    every, owner = [np.array([0, 1, 2]), np.array([3, 4, 5])], np.array([0, 0, 0, 1, 1, 1])
+    shards = [Shard(a.task.shard(mine), build, mine, True) for mine in every]
+    x, ones = as_array(a.task.initial()), np.ones(3, dtype=np.int64)
+    for shard, mine in zip(shards, every, strict=True):
+        shard.dispatch(mine, ones, ones, 10 + mine, {"x": x})
+        shard.compute()
+    saved = merge_saved([{k: torch.as_tensor(v) for k, v in shard.save()[0].items()} for shard in shards])
+    parts = split_saved(saved, 1 - owner)  # all change places
+    again = [Shard(a.task.shard(mine), build, mine, True) for mine in reversed(every)]
+    for k, shard in enumerate(again):
+        shard.reset({n: as_array(v) for n, v in parts.get(k, {}).items()})
+    (holder,) = [shard for shard in again if shard.save()[0].get("done.numbers") is not None]
+    holder.collect(10 + np.arange(6), {})
+    assert sorted(holder.collected().dropped) == [10 + i for i in poisoned]
+    assert all("raised" in why for why in holder.collected().dropped.values())
