@@ -19,7 +19,7 @@ from fedsim.core.oracle import Answers, OwnTests, Task
 from fedsim.core.own_tests import Asked, OwnAnswers, Tuning
 from fedsim.core.rng import generator
 from fedsim.engine.assembly import Assembly
-from fedsim.engine.states import RunState
+from fedsim.engine.run_state import RunState
 from fedsim.scenario.sections import Scenario
 
 

@@ -31,7 +31,8 @@ from fedsim.engine.client_evaluation import owns_models, tuning_of
 from fedsim.engine.client_rows import names_of
 from fedsim.engine.inputs import read_about
 from fedsim.engine.replies import is_deployment
-from fedsim.engine.states import GraphState, RunState, run_state
+from fedsim.engine.run_state import RunState
+from fedsim.engine.states import GraphState, run_state
 from fedsim.scenario.load import load
 from fedsim.scenario.sections import Scenario
 

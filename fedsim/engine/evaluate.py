@@ -23,8 +23,8 @@ from fedsim.core.metrics import TABLE, Measure, Metric, metric
 from fedsim.core.oracle import Answers, Task
 from fedsim.engine.assembly import Assembly
 from fedsim.engine.client_evaluation import client_evaluation
+from fedsim.engine.run_state import RunState
 from fedsim.engine.samples import Samples
-from fedsim.engine.states import RunState
 from fedsim.engine.totals import Totals
 from fedsim.messages.poison import Backdoor
 from fedsim.scenario.sections import Scenario

@@ -18,7 +18,7 @@ from fedsim.engine.attackers import record, write_record
 from fedsim.engine.checkpoint import save_checkpoint
 from fedsim.engine.inputs import write_inputs
 from fedsim.engine.run_directory import save_report, save_topology
-from fedsim.engine.states import RunState
+from fedsim.engine.run_state import RunState
 from fedsim.engine.totals import Totals
 from fedsim.participation.base import Arrival
 from fedsim.participation.record import is_empty, trace_row
