@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from fedsim.clients.worker import Worker
 from fedsim.core.blame import blamed
 from fedsim.core.errors import FedsimError
@@ -63,9 +65,8 @@ class Guard:
         found = {}
         for i in range(len(job.clients)):
             one = slice(i, i + 1)
-            received = {k: v[one] if v.dim() > 1 else v for k, v in job.received.items()}
             try:
-                self.worker.run(Job(job.clients[one], job.rounds[one], job.steps[one], received))
+                self.worker.run(job.of(np.array([i])))
             except Exception as error:  # somebody's data may raise anything
                 found[i] = blamed(error) or f"{type(error).__name__}: {error}"
             self.worker.store.scatter(job.clients[one], {k: v[one] for k, v in before.items()})

@@ -17,7 +17,7 @@ from fedsim.backends.base import BackendDefaults
 from fedsim.backends.under_way import ends_of, packed, unpacked
 from fedsim.clients.evaluating import evaluate
 from fedsim.clients.worker import Worker
-from fedsim.core.arrays import Bools, Ints
+from fedsim.core.arrays import Ints
 from fedsim.core.errors import RunError
 from fedsim.core.job import Job
 from fedsim.core.own_tests import Asked, OwnAnswers
@@ -116,9 +116,9 @@ class Vectorized(BackendDefaults):
             mark = chosen[first:last]
             count = int(np.count_nonzero(mark))
             if count:
-                now.append(_part(job, mark))
+                now.append(job.of(np.flatnonzero(mark)) if count < len(mark) else job)
             if count < len(mark):
-                later.append(_part(job, ~mark) if count else job)
+                later.append(job.of(np.flatnonzero(~mark)) if count else job)
         if now:
             self._run(now, later)
 
@@ -152,16 +152,6 @@ class _Batch:
             self.rows, self.size = {k: v[index] for k, v in self.rows.items()}, len(self.places)
             self.places = {left: i for i, left in enumerate(self.places)}
         return found
-
-
-def _part(job: Job, mark: Bools) -> Job:
-    """The clients of a job that `mark` has."""
-    if mark.all():
-        return job
-    index = np.flatnonzero(mark)
-    received = {k: v[torch.as_tensor(index, device=v.device)] if v.dim() > 1 else v for k, v in job.received.items()}
-    ends = None if job.ends is None else job.ends[index]
-    return Job(job.clients[index], job.rounds[index], job.steps[index], received, job.numbers[index], ends=ends)
 
 
 def _stacked(found: list[tuple[Message, int]]) -> Message:

@@ -74,7 +74,7 @@ class Worker:
             algorithm, rows = chunks[number]
             index = torch.as_tensor(rows, device=self.initial.device)
             with store.turn(number) as own:
-                result.put(rows, index, self._chunk(algorithm, _select(job, rows, index), own))
+                result.put(rows, index, self._chunk(algorithm, job.of(rows), own))
 
         share(compute, len(chunks), len(job.clients) * self.step_bytes, self.initial.device)
         return result.tensors
@@ -235,11 +235,6 @@ def default_chunk_rows(task: Task, batch_size: BatchSize) -> int:
         return max(1, int(_GPU_SHARE * free) // (2 * row + task.activation_bytes(batch_size)))
     rows, each = _CPU_BYTES // row, task.activation_bytes(batch_size)  # whatever the number of threads: numbers depend
     return max(1, min(rows, _CPU_ACTIVATIONS // each) if each else rows)  # on no machine
-
-
-def _select(job: Job, rows: Ints, index: Tensor) -> Job:
-    received = {k: v.index_select(0, index) if v.dim() > 1 else v for k, v in job.received.items()}
-    return Job(job.clients[rows], job.rounds[rows], job.steps[rows], received)
 
 
 def _each(rows: Tensor, m: int) -> Tensor:

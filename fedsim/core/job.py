@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fedsim.core.arrays import Floats, Ints
 from fedsim.core.types import Message
@@ -35,6 +37,13 @@ class Job:
     def numbers(self) -> Ints:
         """Serial numbers of the jobs; the clients' own where each has only one."""
         return self.clients if self.jobs is None else self.jobs
+
+    def of(self, rows: Ints) -> Job:
+        """The part of it that some of its rows are."""
+        given = {name: getattr(self, name) for name in ("jobs", "elapsed", "ends")}
+        some = {name: None if v is None or not len(v) else v[rows] for name, v in given.items()}
+        received = {k: v if v.dim() == 1 else _rows(v, rows) for k, v in self.received.items()}
+        return Job(self.clients[rows], self.rounds[rows], self.steps[rows], received, **some)
 
 
 @dataclass(frozen=True)
@@ -74,3 +83,7 @@ class RunFacts:
         if not self.attackers:
             return None
         return np.setdiff1d(np.arange(self.num_clients, dtype=np.int64), np.array(self.attackers, dtype=np.int64))
+
+
+def _rows(v: Tensor, rows: Ints) -> Tensor:
+    return v.index_select(0, torch.as_tensor(rows, device=v.device))

@@ -106,9 +106,7 @@ class Flower(BackendDefaults):
         """Send every client its job."""
         idle = (job.steps == 0) & (not self.stateful) & (self.worker.algorithm.evaluates_on is None)
         if idle.any():
-            index = torch.as_tensor(np.flatnonzero(idle), device=self.worker.initial.device)
-            received = {k: v if v.dim() == 1 else v.index_select(0, index) for k, v in job.received.items()}
-            self._stand_in(Job(job.clients[idle], job.rounds[idle], job.steps[idle], received, job.numbers[idle]))
+            self._stand_in(job.of(np.flatnonzero(idle)))
         for i in np.flatnonzero(~idle).tolist():
             client, number = int(job.clients[i]), int(job.numbers[i])
             order = Order(
