@@ -49,8 +49,8 @@ def _cells(x: Tensor, p: Params) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     k = p[1].shape[-1]
     weights = _weights(p)
     weights[:, 2 * k : 3 * k] *= 2  # tanh(z) = 2 sigmoid(2 z) - 1, which costs a quarter of the time
-    turned, n, less = weights.mT, weights.shape[-1], x.new_full((), -1.0)
-    given = x.new_empty(positions + 1, m, batch, n)
+    turned, n, less = weights.mT.contiguous(), weights.shape[-1], x.new_full((), -1.0)
+    given = x.new_empty(m, positions + 1, batch, n).transpose(0, 1)  # as one product of all positions wants it
     given[0, ..., :k] = 0
     given[:-1, ..., k : k + width] = x
     given[:-1, ..., k + width :] = 1
@@ -78,7 +78,7 @@ def _cells_back(p: Params, into: Params, kept: Any, dy: Tensor) -> Tensor:
     positions, m, batch, k = c.shape
     width = p[0].shape[-1]
     i, f, g, o = gates.chunk(4, -1)
-    d = torch.empty_like(gates)  # what the gates' inputs get for a gradient of 1 of the cell, and of the state
+    d = gates.new_empty(m, positions, batch, 4 * k).transpose(0, 1)  # what the gates' inputs get for a gradient of 1 of the cell, and of the state
     di, df, dg, do = d.chunk(4, -1)
     torch.addcmul(i, i, i, value=-1, out=di).mul_(g)
     torch.addcmul(f, f, f, value=-1, out=df)
