@@ -40,8 +40,6 @@ class Algorithm(ClientHalf):
     setting: ClassVar[Literal["server", "gossip"]]
     needs: ClassVar[Needs] = Needs()
     """Read it of an instance: where it depends on the keys, a class makes it a property."""
-    mixes_received: ClassVar[bool] = False
-    """Whether nodes of a graph mix the x that they had before their local work: it may then be mixed meanwhile."""
 
     # --- what an algorithm may define ---------------------------------------------------------------------------------
 
@@ -151,6 +149,12 @@ class Algorithm(ClientHalf):
     def begin(self, received: Message, client: State) -> State:
         """`start`, and what the solver remembers of the client's last round."""
         return {**self.start(received, client), **for_solver(of_solver(client))}
+
+    @cached_property
+    def sends_change(self) -> bool:
+        """As the client's half has it; not where a class begins or reports in a way of its own."""
+        reports = type(self).report in (Algorithm.report, ServerAlgorithm.report)
+        return super().sends_change and reports and type(self).begin is Algorithm.begin
 
     def report(self, local: State, received: Message, client: State, effort: Effort) -> Report:
         """`message`, and what the engine adds to what is kept."""

@@ -41,8 +41,18 @@ def changed(by: Tensor) -> State:
 def reads_change(message: _Message) -> _Message:
     """Mark a `message` that reads nothing of `local` but its `change`: of one plain step the engine then computes
     ``-lr g`` alone, and neither x after it nor the difference. A `message` that overrides it has no mark."""
-    message.reads_change = True  # type: ignore[attr-defined]
+    message.reads_change = message  # type: ignore[attr-defined] # itself: wrappers take attributes over
     return message
+
+
+def sends_received(message: _Message) -> _Message:
+    """Mark a `message` whose x is the one that was received: nodes of a graph may mix it while they compute."""
+    message.sends_received = message  # type: ignore[attr-defined]
+    return message
+
+
+def _has(message: Callable[..., Report], mark: str) -> bool:
+    return getattr(message, mark, None) is message
 
 
 def of_solver(rows: State) -> State:
@@ -200,7 +210,12 @@ class ClientHalf(Part, ABC):
     def sends_change(self) -> bool:
         """Whether a client's work is one plain step, of which its `change` is all that is asked for."""
         work, epochs = self.work()
-        return self.is_plain_sgd and work.single and not epochs and getattr(type(self).message, "reads_change", False)
+        return self.is_plain_sgd and work.single and not epochs and _has(type(self).message, "reads_change")
+
+    @cached_property
+    def mixes_received(self) -> bool:
+        """Whether the x that a node of a graph sends is the one that it had before its local work."""
+        return _has(type(self).message, "sends_received")
 
     def work(self) -> tuple[Work, bool]:
         """The local work and whether it counts epochs."""

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from fedsim.algorithms.base import Aggregate, Effort, GossipAlgorithm, Message, Report, Round, State
-from fedsim.algorithms.client import change, reads_change
+from fedsim.algorithms.client import change, reads_change, sends_received
 from fedsim.algorithms.needs import Needs
 from fedsim.core.arrays import Floats
 from fedsim.core.registry import register
@@ -36,8 +36,8 @@ class DSpodFL(GossipAlgorithm):
     """
 
     needs: ClassVar[Needs] = Needs(symmetric=True, continuous_time=True, personal=True)
-    mixes_received: ClassVar[bool] = True
 
+    @sends_received
     @reads_change
     def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
         return {"x": received["x"]}, {"delta": change(local, received)}, client

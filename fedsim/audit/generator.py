@@ -19,6 +19,7 @@ from fedsim.core import rng
 from fedsim.core.errors import InputError, reason
 from fedsim.core.registry import load_object
 from fedsim.core.returned import said
+from fedsim.models.draws import global_draws
 
 _TOLERANCE = 1e-3
 """By how much an example may leave 0..1, and differ from itself when it is made again."""
@@ -89,7 +90,7 @@ class Maker:
             It fails, or is no generator of such examples; the message says what was found and what is allowed.
         """
         known = {"shape": tuple(shape), "num_classes": num_classes}
-        with torch.random.fork_rng(devices=[]):
+        with global_draws():
             torch.default_generator.manual_seed(int(rng.key(0, "generator")[0]))  # of a factory that draws weights
             try:
                 module = self.factory(**{k: v for k, v in known.items() if k in _named(self.factory)})

@@ -46,10 +46,13 @@ class Mixing:
         matrix : ``[m, k]``, the first m of its k columns are those of its own rows.
         nodes : the nodes that the columns stand for, ``[k]``.
         """
-        attackers = pipeline.attackers()
-        if self.rule is None and not len(attackers):  # and nobody is late, for that is counted by a rule's f
+        if self.plain(pipeline):
             return matrix
-        return _Exchange(self, matrix, nodes, pipeline, arrived, attackers)
+        return _Exchange(self, matrix, nodes, pipeline, arrived, pipeline.attackers())
+
+    def plain(self, pipeline: Pipeline) -> bool:
+        """Whether an exchange is the matrix's; nobody is late then, for that is counted by a rule's f."""
+        return self.rule is None and not len(pipeline.attackers())
 
     def round(self, matrix: MixingMatrix, nodes: Ints, pipeline: Pipeline, arrived: Arrived) -> Aggregate:
         """All exchanges that stand for one mixing of the algorithm, of a matrix ``[n, n]``."""

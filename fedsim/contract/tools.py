@@ -24,6 +24,7 @@ from fedsim.core.fields import dump_part, keys_of, make_part
 from fedsim.core.registry import KINDS, load_object, lookup
 from fedsim.core.returned import WrongFormError
 from fedsim.core.types import State
+from fedsim.models.draws import global_draws
 
 UNSEEDED = "it draws from a generator that the seed does not reach (a global one, or one of its own without a seed)"
 """What a part does that gives other numbers in a second call, if it keeps nothing."""
@@ -212,7 +213,7 @@ def same_from_yaml(part: Any) -> str:
 def global_seed(seed: int) -> Iterator[None]:
     """Set the global generators, and put them back."""
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - what a user's code may use
-    with torch.random.fork_rng(devices=[]):
+    with global_draws():
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         random.seed(seed)

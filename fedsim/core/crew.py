@@ -71,7 +71,7 @@ class _Batch(Generic[T]):
 
     def work(self, here: threading.local) -> None:
         """Do what nobody has taken yet."""
-        here.at_work = True
+        before, here.at_work = getattr(here, "at_work", False), True
         try:
             with torch.set_grad_enabled(self.gradients):
                 while (i := next(self.next)) < len(self.jobs):
@@ -85,7 +85,7 @@ class _Batch(Generic[T]):
                     if not self.left:
                         self.over.set()
         finally:
-            here.at_work = False
+            here.at_work = before
 
     def ended(self) -> list[T]:
         """What the jobs returned, once all are done; raises what the first of those raised that did."""

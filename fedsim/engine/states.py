@@ -5,7 +5,7 @@ All three have the same methods, so that the loop never asks which one it has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from fedsim.core.job import Job
 from fedsim.core.own_tests import Asked, OwnAnswers
 from fedsim.core.returned import aggregating
 from fedsim.core.row_files import RowStream
-from fedsim.core.types import Message, State, agree
+from fedsim.core.types import Aggregate, Message, State, agree
 from fedsim.engine.assembly import Assembly
 from fedsim.engine.inquiry import ServerInquiry
 from fedsim.engine.outcomes import Combined, NodeFacts
@@ -156,9 +156,7 @@ class GraphState(RunState):
         if event.closes:
             self.rest(event.elapsed)
             self.there = event.there
-        ahead = None
-        if self.algorithm.mixes_received and event.mixing is not None and self._rows(event.clients) is None:
-            ahead = event.mixing.ahead(self.values["x"])  # before the clients compute
+        ahead = self._ahead(event)
         if len(event.clients):
             event, messages = self._collect(event)
         if not len(event.clients):
@@ -166,8 +164,8 @@ class GraphState(RunState):
         info = describe(self.algorithm, self.task, event)
         size = self._bytes(messages, event.number == 1)
         mixed = self.mixing.round(event.mixing, event.clients, self.assembly.pipeline, event)
-        if ahead is not None and mixed is event.mixing:  # nobody attacks, and there is no rule
-            mixed = ahead
+        if ahead is not None:
+            mixed = ahead(messages["x"])
         aggregate, private = mixed, self.assembly.privacy
         if private.claims:
             aggregate = private.aggregate(info, self.values, messages, mixed)
@@ -175,6 +173,17 @@ class GraphState(RunState):
                 aggregate = aggregating(aggregate, len(event.clients), private, "aggregate")
         self.values = finish(self.algorithm, self.values, messages, info, aggregate, self._rows(event.clients))
         return Combined(event, size)
+
+    def _ahead(self, event: Arrival) -> Callable[[Tensor], Aggregate] | None:
+        """What this round mixes, begun before its clients compute; None where it is known only after that."""
+        known = self.algorithm.mixes_received and self.mixing.exchanges == 1 and not self.backend.asks_clients
+        pipeline = self.assembly.pipeline
+        if not known or pipeline.links or self.assembly.privacy.claims or not self.mixing.plain(pipeline):
+            return None
+        if event.mixing is None or self._rows(event.clients) is not None:
+            return None
+        begun: Callable[[Tensor], Aggregate] = event.mixing.ahead(self.values["x"])
+        return begun
 
     def merge(self) -> None:
         self.values = {k: v.mean(0, keepdim=True).expand_as(v).clone() for k, v in self.now.items()}

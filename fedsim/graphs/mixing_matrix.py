@@ -54,12 +54,16 @@ class MixingMatrix:
         apart(mix, parts)
         return result
 
-    def ahead(self, values: Tensor) -> Aggregate:
-        """This matrix, which a free thread applies to `values` already where it is no work for several threads."""
+    def ahead(self, values: Tensor) -> Callable[[Tensor], Aggregate]:
+        """Have a free thread mix `values` where it is no work for several threads.
+
+        ``ahead(values)(sent)`` is this matrix where `sent` are the same numbers: it is asked with them once they are
+        there, and mixes anew what else it is asked for.
+        """
         touched = self._touched(values)
         if self.device.type != "cpu" or touched < PORTION or len(shares(self.matrix.shape[0], touched)) > 1:
-            return self
-        return _Ahead(self, values)
+            return lambda _: self
+        return partial(_Ahead, self, beside(partial(self, values)))
 
     def _touched(self, values: Tensor) -> int:
         """Bytes that it reads and writes where it gathers rows."""
@@ -86,28 +90,18 @@ class MixingMatrix:
 
 
 class _Ahead:
-    """A mixing that was begun before it was known what is mixed: of other values it is made anew."""
+    """A mixing that was begun before it was known what is mixed: of anything but `sent` it is made anew."""
 
-    def __init__(self, mix: Aggregate, values: Tensor) -> None:
-        self.mix, self.values, self.version = mix, values, values._version
-        self.result: Callable[[], Tensor] | None = beside(partial(mix, values))
+    def __init__(self, mix: Aggregate, result: Callable[[], Tensor], sent: Tensor) -> None:
+        self.mix, self.result, self.sent, self.version = mix, result, sent, sent._version
+        self.left = True  # the caller may change what it gets
 
     def __call__(self, values: Tensor) -> Tensor:
-        result, self.result = self.result, None  # the caller may change what it gets
-        if result is not None and self._same(values):
-            return result()
+        if self.left and values is self.sent and values._version == self.version:
+            self.left = False
+            return self.result()
         mixed: Tensor = self.mix(values)
         return mixed
-
-    def _same(self, values: Tensor) -> bool:
-        own = self.values
-        return (
-            values.data_ptr() == own.data_ptr()
-            and values.shape == own.shape
-            and values.stride() == own.stride()
-            and values.dtype == own.dtype
-            and values._version == self.version == own._version
-        )
 
 
 def is_dense(matrix: sparse.csr_array) -> bool:

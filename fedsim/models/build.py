@@ -30,6 +30,7 @@ from fedsim.core.types import Count
 from fedsim.models import vision
 from fedsim.models.checks import refuse_batch_statistics as refuse_batch_statistics
 from fedsim.models.checks import refuse_foreign_ids, try_out
+from fedsim.models.draws import global_draws
 from fedsim.models.exported import converted
 from fedsim.models.layout import flatten as flatten
 from fedsim.models.layout import freeze
@@ -306,7 +307,7 @@ def build_model(
     if model.lora is not None:
         check_used(module, rows)
     if not _built_in(model):
-        with torch.random.fork_rng(devices=[]):
+        with global_draws():
             try_out(name, module, widened(rows), num_outputs, tokens.positions)
     return module, loss_name
 
@@ -326,7 +327,7 @@ def new_module(
     shape = tuple(int(n) for n in input_shape)
     loss_name, num_outputs = loss_and_outputs(model.loss, model.default_loss, num_classes, num_targets, tokens)
     make = partial(_made, name, partial(model.module, shape, num_outputs, tokens))
-    with torch.random.fork_rng(devices=[]):
+    with global_draws():
         if _built_in(model):  # its size before the memory
             with torch.device("meta"):
                 count = sum(p.numel() for p in make().parameters())

@@ -9,7 +9,9 @@ Under ``vmap`` operations see all clients at once, whose axis comes first: each 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,16 @@ from fedsim.core.rng import Keys
 
 _aten = torch.ops.aten
 _WORDS = 2.0**32
+
+
+_GLOBAL = threading.RLock()
+
+
+@contextmanager
+def global_draws() -> Iterator[None]:
+    """Draw from PyTorch's global generator of the CPU, which is as before afterwards; one thread at a time."""
+    with _GLOBAL, torch.random.fork_rng(devices=[]):
+        yield
 
 
 class Keyed(TorchDispatchMode):  # type: ignore[no-untyped-call]

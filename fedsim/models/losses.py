@@ -63,7 +63,10 @@ def mse(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def softmax(outputs: Tensor) -> Tensor:
-    """``torch.softmax(outputs, -1)`` to rounding: of few classes it uses no vector instructions, and four steps do."""
+    """``torch.softmax(outputs, -1)`` to rounding: of few classes it uses no vector instructions, and four steps do.
+
+    It has no gradient.
+    """
     if outputs.device.type != "cpu" or outputs.shape[-1] >= _MANY_CLASSES:
         return torch.softmax(outputs, -1)
     found = torch.sub(outputs, outputs.amax(-1, keepdim=True)).exp_()

@@ -78,7 +78,8 @@ def _cells_back(p: Params, into: Params, kept: Any, dy: Tensor) -> Tensor:
     positions, m, batch, k = c.shape
     width = p[0].shape[-1]
     i, f, g, o = gates.chunk(4, -1)
-    d = gates.new_empty(m, positions, batch, 4 * k).transpose(0, 1)  # what the gates' inputs get for a gradient of 1 of the cell, and of the state
+    # What the gates' inputs get for a gradient of 1 of the cell, and of the state.
+    d = gates.new_empty(m, positions, batch, 4 * k).transpose(0, 1)
     di, df, dg, do = d.chunk(4, -1)
     torch.addcmul(gates, gates, gates, value=-1, out=d)  # of each gate s: s (1 - s); four parts would take longer
     di.mul_(g)

@@ -244,7 +244,15 @@ class _Arriving:
             return
         ends, job, index, pulled = (np.array(v) for v in (self.ends, self.job, self.index, self.pulled))
         version, started = self.version, self.started
-        while made := _up_to(np.partition(ends, len(ends) // _PART)[len(ends) // _PART], ends, index, durations):
+        part, width = len(ends) // _PART, _LATEST
+        while True:
+            first = int(ends.min())
+            last = min(int(np.partition(ends, part)[part]), first + width)
+            while (made := _up_to(last, ends, index, durations)) is None:  # a few are much faster than all others
+                last = (first + last) // 2
+            if not made:
+                break
+            width = min(2 * (last - first) + 1, _LATEST)
             client, tick, nth, end, before = (np.concatenate(column) for column in zip(*made, strict=True))
             order = np.lexsort((client, tick))
             place = np.empty_like(order)
@@ -269,15 +277,17 @@ _Arrivals = tuple[Ints, Ints, Ints, Ints, Ints]
 that one among all (-1: there is none)."""
 
 
-def _up_to(last: int, ends: Ints, index: Ints, durations: Callable[[Ints, Ints], list[int]]) -> list[_Arrivals]:
+def _up_to(last: int, ends: Ints, index: Ints, durations: Callable[[Ints, Ints], list[int]]) -> list[_Arrivals] | None:
     """All arrivals up to the tick `last`, first those of which the jobs that are going on end, then those of the jobs
-    after them, and so on; none where a tick would be too large."""
+    after them, and so on; none where a tick would be too large, None where there are more of them than clients."""
     made: list[_Arrivals] = []
     who = np.flatnonzero(ends <= last)
     tick, nth, before, count = ends[who], index[who], np.full(len(who), -1), 0
     while len(who):
+        if count + len(who) > len(ends):
+            return None
         taken = durations(who, nth + 1)
-        if int(last) + max(taken) > _LATEST:
+        if last + max(taken) > _LATEST:
             return []
         end = tick + np.array(taken)
         made.append((who, tick, nth, end, before))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,33 @@ class Doubled(DPSGD):
 
     def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
         return {"x": received["x"]}, {"delta": 2 * (local["x"] - received["x"])}, client
+
+
+class Elsewhere(DPSGD):
+    def begin(self, received: Any, client: Any) -> Any:
+        return {"x": received["x"] + 1.0}
+
+
+class Reporting(FedAvg):
+    def report(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
+        travels, stays, kept = super().report(local, received, client, effort)
+        return {"delta": travels["delta"] + 0 * local["x"]}, stays, kept
+
+
+class Wrapped(FedAvg):
+    @functools.wraps(FedAvg.message)
+    def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
+        return {"delta": local["x"] - received["x"]}, {}, client
+
+
+@pytest.mark.parametrize("algorithm", [Elsewhere, Reporting, Wrapped])
+def test_who_does_more_than_the_engine_knows_gets_x(task: QuadraticTask, algorithm: Any) -> None:
+    x = torch.randn(3, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    delta = Worker(task, algorithm(lr=0.1)).run(job([4, 1, 6], [1, 1, 1], {"x": x}))["delta"]
+    plan = task.plan(np.array([4, 1, 6]), np.ones(3, dtype=np.int64), np.ones(3, dtype=np.int64), 32, False)
+    start = x + (1.0 if algorithm is Elsewhere else 0.0)
+    wanted = start - 0.1 * plan.oracle(0, 3, torch.full((3, 1), 0.1)).grad(start) - x
+    assert (delta - wanted).abs().max() < 1e-14
 
 
 def test_a_method_that_overrides_one_that_reads_the_change_alone_finds_x(task: QuadraticTask) -> None:

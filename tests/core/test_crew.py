@@ -168,3 +168,14 @@ def test_its_error_is_raised_where_its_result_is_asked_for() -> None:
         with pytest.raises(ValueError, match="no number"):
             result()
         assert crew.each([partial(int, i) for i in range(5)]) == list(range(5))
+
+
+def test_a_job_that_waits_for_one_beside_still_has_no_crew() -> None:
+    def job() -> tuple[bool, bool]:
+        before = crew.free()
+        crew.beside(partial(int, 1))()
+        return before, crew.free()
+
+    with crew.working(2):
+        assert crew.each([job] * 4) == [(False, False)] * 4
+        assert crew.free()

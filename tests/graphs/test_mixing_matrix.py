@@ -70,23 +70,21 @@ def test_a_mixing_ahead_is_of_the_values_that_are_mixed_or_made_anew() -> None:
     graph = nx.random_regular_graph(4, 60, seed=1)
     W = MixingMatrix(BaseMixing(mixing_matrix(graph, "metropolis"), False).matrix, CPU)
     x = values(60, 2000)
-    with crew.working(2):
-        assert W.ahead(values(60, 20)) is W  # too little work for a second thread
-        mixed = W.ahead(x)
-        assert mixed is not W
-        first = mixed(x)
-        assert torch.equal(first, W(x))
-        first.zero_()  # who asked may change it
-        assert torch.equal(mixed(x), W(x))
-        assert torch.equal(W.ahead(x)(x.clone()), W(x))
-        assert torch.equal(W.ahead(x)(x.flip(1)), W(x.flip(1)))
-        assert torch.equal(W.ahead(x)(x[:, :700]), W(x[:, :700]))
-        assert torch.equal(W.ahead(x)(x.float()), W(x.float()))
-        mixed = W.ahead(x)
-        x.mul_(2)
-        assert torch.equal(mixed(x), W(x))
-    with crew.working(1):
-        assert torch.equal(W.ahead(x)(x), W(x))
+    sent = x.clone()  # what arrives has the same numbers
+    for threads in (1, 2):
+        with crew.working(threads):
+            assert W.ahead(values(60, 20))(sent) is W  # too little work for a second thread
+            mixed = W.ahead(x)(sent)
+            assert mixed is not W
+            first = mixed(sent)
+            assert torch.equal(first, W(x))
+            first.zero_()  # who asked may change it
+            assert torch.equal(mixed(sent), W(x))
+            for others in (x.flip(1), sent[:, :700], sent.float(), -sent):
+                assert torch.equal(W.ahead(x)(sent)(others), W(others))
+            mixed, changed = W.ahead(x)(changed := sent.clone()), changed
+            changed.mul_(2)
+            assert torch.equal(mixed(changed), W(2 * x))
 
 
 def test_one_peer_exponential_averages_exactly_in_log_n_rounds() -> None:

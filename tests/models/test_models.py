@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+import threading
 from typing import Any
 
 import pytest
@@ -317,3 +320,24 @@ def test_models_are_plain_frozen_dataclasses() -> None:
     with pytest.raises(AttributeError):
         CNN().hidden = 3  # type: ignore[misc]
     assert isinstance(CNN().build((1, 8, 8), 4), nn.Sequential)
+
+
+def test_threads_that_build_models_do_not_draw_from_each_others_seeds() -> None:
+    """They share PyTorch's global generator, as two runs in one process do."""
+    make = functools.partial(build_model, {"name": "mlp", "hidden": [30, 30]}, (50,), 10, 7, F32)
+    wanted, others = flatten(make()[0]), []
+
+    def several() -> None:
+        others.extend(flatten(make()[0]) for _ in range(60))
+
+    before, threads = sys.getswitchinterval(), [threading.Thread(target=several) for _ in range(3)]
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert len(others) == 180
+    assert all(torch.equal(x, wanted) for x in others)

@@ -213,6 +213,22 @@ def test_stretches_of_arrivals_are_what_one_by_one_makes(law: str, n: int, monke
     assert {type(v) for step in found[0] if isinstance(step, Combined) for v in step.staleness} == {int}
 
 
+def test_a_stretch_has_no_more_arrivals_than_there_are_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a few are much faster than all others, up to the sixteenth part of all they would arrive too often."""
+    monkeypatch.setattr(schedule, "_MANY", 1)
+    asked = []
+
+    def durations(clients: Any, _indices: Any) -> list[int]:
+        asked.append(len(clients))
+        return [10 if c < 5 else 10_000_000 for c in clients.tolist()]
+
+    steps = schedule.steps(EachArrival(), 200, Steady(lambda c, _: 10 if c < 5 else 10_000_000, durations))
+    found = combines(steps, 1000)
+    assert [step.clients for step in found] == [[c] for c in range(5)] * 200
+    assert [step.tick for step in found] == [10 * (1 + i // 5) for i in range(1000)]
+    assert sum(asked) < 200 + 40 * 200 + 3 * 1000  # tries while the stretch is found out, and then not twice as much
+
+
 def test_a_jitter_that_is_no_time_is_refused_by_name_in_stretches_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "_MANY", 1)
     section = SystemSection.model_validate({"jitter": {"model": "exponential", "mean": 1e16}})
