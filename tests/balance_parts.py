@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from fedsim.algorithms.acid import Acid
 from fedsim.algorithms.choco import Choco
+from fedsim.algorithms.client import ClientHalf
 from fedsim.algorithms.dspodfl import DSpodFL
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.scaffold import Scaffold
@@ -26,41 +26,28 @@ def busy(g: Tensor) -> Tensor:
     return g
 
 
-@dataclass(frozen=True, kw_only=True)
-class DearFedAvg(FedAvg):
-    """FedAvg with dear clients."""
+class _Dear(ClientHalf):
+    """Clients some of whom are dear."""
 
     def gradient(self, oracle: Oracle, x: Tensor) -> Tensor:
         return busy(super().gradient(oracle, x))
 
 
-@dataclass(frozen=True, kw_only=True)
-class DearScaffold(Scaffold):
-    """SCAFFOLD, whose clients keep a control variate, with dear clients."""
-
-    def gradient(self, oracle: Oracle, x: Tensor) -> Tensor:
-        return busy(super().gradient(oracle, x))
+class DearFedAvg(_Dear, FedAvg):
+    """They keep nothing."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DearNodes(DSpodFL):
-    """DSpodFL with dear nodes."""
-
-    def gradient(self, oracle: Oracle, x: Tensor) -> Tensor:
-        return busy(super().gradient(oracle, x))
+class DearScaffold(_Dear, Scaffold):
+    """They keep a control variate."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DearChoco(Choco):
-    """CHOCO, whose nodes keep copies of what they sent, with dear nodes."""
-
-    def gradient(self, oracle: Oracle, x: Tensor) -> Tensor:
-        return busy(super().gradient(oracle, x))
+class DearNodes(_Dear, DSpodFL):
+    """Nodes of a graph."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DearAcid(Acid):
-    """ACiD, in continuous time, with dear nodes."""
+class DearChoco(_Dear, Choco):
+    """Nodes that keep copies of what they sent."""
 
-    def gradient(self, oracle: Oracle, x: Tensor) -> Tensor:
-        return busy(super().gradient(oracle, x))
+
+class DearAcid(_Dear, Acid):
+    """Nodes in continuous time."""
