@@ -90,12 +90,12 @@ def tuned(task: Task, models: Tensor, clients: Ints, round: int, tuning: Tuning)
     plan = plain(task).plan(clients, rounds, steps, tuning.batch_size, tuning.epochs)
     plan.begin({CARRIED: carried} if carried.shape[1] else {})
     lr = x.new_full((len(x), 1), tuning.lr)
-    descend, rows = plan.descending(x, lr), len(x)
-    for step in range(int(steps[0])):
+    step = 0
+    while step < steps[0]:
         count = int((steps > step).sum())
-        if count < rows:
-            descend, rows = plan.descending(x[:count], lr[:count]), count
-        descend(step)
+        last = int(steps[count - 1])  # the first of them to end
+        plan.descend(x[:count], lr[:count], range(step, last))
+        step = last
     if carried.shape[1] and plan.carried is not None:
         carried = plan.carried
     found = torch.empty_like(models)

@@ -110,7 +110,7 @@ class Worker:
         per_unit = self.task.steps_per_epoch(job.clients, algorithm.batch_size) if epochs and schedule else _ONE
         finished: list[Message] = []
         working = (job.steps[None, :] > np.arange(most + 1)[:, None]).sum(1).tolist()  # rows that take step 0, 1, ...
-        received, kept, rates, end, descend = job.received, client, lr, m, None
+        received, kept, rates, end, taken = job.received, client, lr, m, 0
         for step, count in enumerate(working):
             if count < end:  # rows count..end have done all their steps
                 carried = None if plan is None or count >= busy else plan.carried
@@ -119,9 +119,9 @@ class Worker:
                 )
                 if not count:
                     break
-                local, kept, rates, end, descend = _head(local, count), _head(client, count), lr[:count], count, None
+                local, kept, rates, end = _head(local, count), _head(client, count), lr[:count], count
                 received = {k: v[:count] if v.dim() > 1 else v for k, v in job.received.items()}
-            if count and plan is not None:
+            if count and plan is not None and step >= taken:
                 if moves:  # as far as one step does: nobody asks where x gets to
                     local = changed(plan.oracle(step, count, rates).change(local["x"].contiguous()))
                     continue
@@ -129,8 +129,8 @@ class Worker:
                 if start is not None:
                     local = {"x": torch.empty_like(start, memory_format=torch.contiguous_format)}
                 if plain and schedule is None:
-                    descend = descend or plan.descending(local["x"], rates, start)
-                    descend(step)
+                    taken = step + working[step:].count(count)  # the same rows until then
+                    plan.descend(local["x"], rates, range(step, taken), start)
                     continue
                 if start is not None:
                     local["x"].copy_(start)

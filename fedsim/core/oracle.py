@@ -77,15 +77,15 @@ class Plan(ABC):
     def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
         """The oracle of local step `step` for the first `count` rows."""
 
-    def descending(self, x: Tensor, lr: Tensor, start: Tensor | None = None) -> Callable[[int], None]:
-        """``descend(step)`` takes that plain SGD step of the first rows, x ``[count, d]``, in place, as their oracle
-        would: what is alike in all steps is made once.
+    def descend(self, x: Tensor, lr: Tensor, steps: range, start: Tensor | None = None) -> None:
+        """Plain SGD `steps` of the first rows, x ``[count, d]``, in place, as their oracles would take them.
 
-        `start` ``[count, d]`` is where the first step that is taken starts from; x, which it fills, then holds nothing.
+        `start` ``[count, d]`` is where the first of them starts from; x, which it fills, then holds nothing.
         """
         if start is not None:
             x.copy_(start)
-        return lambda step: self.oracle(step, len(x), lr).descend(x)
+        for step in steps:
+            self.oracle(step, len(x), lr).descend(x)
 
     carried: Tensor | None = None
     """What the clients' models carry besides their parameters, ``[m, s]``, as it is now; None: they carry nothing."""

@@ -18,7 +18,7 @@ from fedsim.core.arrays import Ints
 from fedsim.core.oracle import CARRIED, Oracle, Plan
 from fedsim.core.types import Message
 from fedsim.objective import minibatch
-from fedsim.objective.kernel import Kernel, Training
+from fedsim.objective.kernel import Kernel, Training, Walk
 from fedsim.objective.persample import budget, parts
 
 Change = Callable[[Kernel, Tensor, Tensor, Tensor, int], Tensor]
@@ -83,23 +83,30 @@ class SupervisedPlan(Plan):
     def oracle(self, step: int, count: int, lr: Tensor) -> Oracle:
         return BatchOracle(self.task, self.batches.at(step, count), lr)
 
-    def descending(self, x: Tensor, lr: Tensor, start: Tensor | None = None) -> Callable[[int], None]:
+    def descend(self, x: Tensor, lr: Tensor, steps: range, start: Tensor | None = None) -> None:
         own, count = self.batches, len(x)
         if own.keys is not None or type(self).oracle is not SupervisedPlan.oracle:
-            return super().descending(x, lr, start)
+            super().descend(x, lr, steps, start)
+            return
+        if own.moves is None and minibatch.walk(
+            self.task.kernel, x, self.task.inputs, self._walk(count, steps), lr, start
+        ):
+            return
         index, targets, weights = self._by_step
         descend = minibatch.descending(self.task.kernel, x, own.index.shape[-1], lr, start)
         several = count < len(own.index)
-
-        def step(number: int) -> None:
-            rows, wanted, counted = index[number], targets[number], weights[number]
+        for step in steps:
+            rows, wanted, counted = index[step], targets[step], weights[step]
             if several:
                 rows, wanted = rows[:count], wanted[:count]
                 counted = counted[:count] if isinstance(counted, Tensor) else counted
-            moves = None if own.moves is None else own.moves[:count, number]
+            moves = None if own.moves is None else own.moves[:count, step]
             descend(self.task.gather(rows, moves), wanted, counted)
 
-        return step
+    def _walk(self, count: int, steps: range) -> Walk:
+        own, taken = self.batches, (slice(0, count), slice(steps.start, steps.stop))
+        weights = own.weights[taken] if isinstance(own.weights, Tensor) else own.weights
+        return Walk(own.index[taken], own.targets[taken], weights)
 
     @cached_property
     def _by_step(self) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | float]]:

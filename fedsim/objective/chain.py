@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fedsim.core import crew
 from fedsim.models.layout import views
 from fedsim.models.losses import CLOSED_GRADIENTS, Loss
-from fedsim.objective.kernel import Descent, Kernel
+from fedsim.objective.compiled import CompiledChain
+from fedsim.objective.kernel import Descent, Kernel, Walk
 from fedsim.objective.layers import pointwise_back
 
 _TURNED = 16  # samples in a minibatch: with fewer, both ways of a layer of few outputs take the same time
@@ -45,13 +46,17 @@ class ChainKernel(Kernel):
         super().__init__(module, loss)
         self.chain = [layer for layer in module if not isinstance(layer, nn.Flatten)]
         self.closed = CLOSED_GRADIENTS.get(loss)
+        self.compiled = CompiledChain.of(self.chain, loss)
 
     def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
+        if self.compiled is not None and self.compiled.pays(x, inputs, inputs.shape[1]):
+            each = weights if isinstance(weights, Tensor) else x.new_full((len(x), 1), weights)
+            return self.compiled.gradient(x, inputs, targets, each)
         return self._scaled_grad(x, inputs, targets, _scale(weights, len(x) == 1))
 
     def change(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> Tensor:
         # The backward is linear, so scaling what enters it by -lr scales all that comes out.
-        return self._scaled_grad(x, inputs, targets, _scale(-lr * weights, len(x) == 1))
+        return self.grad(x, inputs, targets, -lr * weights)
 
     def _scaled_grad(self, x: Tensor, inputs: Tensor, targets: Tensor, scale: Tensor | float) -> Tensor:
         result = torch.empty_like(x)
@@ -73,6 +78,13 @@ class ChainKernel(Kernel):
 
     def descend(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
         self.descending(x, lr)(inputs, targets, weights)
+
+    def walk(self, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor, start: Tensor | None) -> bool:
+        if self.compiled is None or not self.compiled.pays(x, inputs, walk.index.shape[-1]):
+            return False
+        scale = -lr.unsqueeze(-1) * walk.weights
+        self.compiled.walk(x, inputs, walk.index, walk.targets, scale.expand(-1, walk.index.shape[1], -1), start)
+        return True
 
     def descending(self, x: Tensor, lr: Tensor, start: Tensor | None = None) -> Descent:
         one, params, minus = len(x) == 1, self._params(x), -lr
@@ -101,6 +113,10 @@ class ChainKernel(Kernel):
         def descend(inputs: Tensor, targets: Tensor, weights: Tensor | float) -> None:
             nonlocal start, layers
             first, start = start, None
+            if self.compiled is not None and self.compiled.pays(x, inputs, inputs.shape[1]):
+                scale = (minus * weights).unsqueeze(1)
+                self.compiled.walk(x, inputs, None, targets.unsqueeze(1), scale, first)
+                return
             # The backward is linear, so scaling what enters it by -lr scales every layer's step.
             if isinstance(weights, Tensor):
                 scaled = _scale(minus * weights, one)

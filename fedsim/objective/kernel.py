@@ -31,6 +31,18 @@ Descent = Callable[[Tensor, Tensor, Tensor | float], None]
 
 
 @dataclass(frozen=True)
+class Walk:
+    """Minibatches of m rows, one after the other: rows `index` ``[m, steps, b]`` of all inputs ``[N, *sample]``.
+
+    Targets are ``[m, steps, b, ...]``, weights ``[m, steps, b]`` or one number for all.
+    """
+
+    index: Tensor
+    targets: Tensor
+    weights: Tensor | float
+
+
+@dataclass(frozen=True)
 class Training:
     """What a training forward of `m` rows depends on besides parameters and samples, where it does.
 
@@ -89,6 +101,13 @@ class Kernel(ABC):
         x ``[m, d]``, inputs ``[m, b, ...]``, targets ``[m, b, ...]``, weights ``[m, b]`` or one number for all
         -> ``[m, d]``.
         """
+
+    def walk(self, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor, start: Tensor | None) -> bool:
+        """`descend` by several minibatches, one after the other, where a kernel can do that in one call.
+
+        False: it cannot, and nothing has happened. `start` is as in `descending`.
+        """
+        return False
 
     def pieces(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Sequence[Tensor]:
         """`grad` of one row x ``[1, d]`` as tensors of any form that make it up one after the other."""

@@ -294,12 +294,11 @@ def test_a_plans_prepared_steps_are_those_of_its_oracles(reveal: SupervisedTask,
     lr = torch.tensor([[0.1], [0.2], [0.3]], dtype=torch.float64)
     plan = reveal.plan(clients, np.full(3, 2), steps, batch, epochs)
     one, other = x.clone(), x.clone()
-    for count, taken in ((3, [0]), (2, [1, 2]), (1, [3])):
-        descend = plan.descending(other[:count], lr[:count])
+    for count, taken in ((3, range(1)), (2, range(1, 3)), (1, range(3, 4))):
         for step in taken:
             plan.oracle(step, count, lr[:count]).descend(one[:count])
-            descend(step)
-            assert torch.equal(one, other)
+        plan.descend(other[:count], lr[:count], taken)
+        assert torch.equal(one, other)
     assert not (one == x).all(-1).any()
 
 
@@ -313,10 +312,9 @@ def test_a_first_step_from_elsewhere_is_that_of_a_copy(reveal: SupervisedTask, b
     lr, before = torch.tensor([[0.1], [0.2], [0.3]], dtype=torch.float64), start.clone()
     plan = reveal.plan(clients, np.full(3, 2), steps, batch, False)
     one, other = start.clone(), torch.full((3, TOTAL), float("nan"), dtype=torch.float64)
-    plain, leaps = plan.descending(one, lr), plan.descending(other, lr, start)
-    for step in range(3):
-        plain(step)
-        leaps(step)
+    for steps_taken, begin in ((range(1), start), (range(1, 3), None)):
+        plan.descend(one, lr, steps_taken)
+        plan.descend(other, lr, steps_taken, begin)
         assert torch.equal(one, other)
     assert torch.equal(start, before)
     assert not torch.equal(one, start)

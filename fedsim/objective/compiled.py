@@ -1,0 +1,270 @@
+"""One client's gradients and plain SGD steps of a chain of linear layers, without Python between the operators.
+
+A step of a small model is a dozen operators of some microseconds. Between two of them Python takes as long again, and
+threads wait for its lock. TorchScript runs all operators of a step, and all steps of a client's round, in one call that
+holds no lock, and the client's model stays in a core's own cache meanwhile. PyTorch keeps TorchScript as it is and will
+not extend it; where it cannot compile them (Python 3.14), the same functions run as Python: the numbers are the same
+bit for bit, they take longer.
+
+Samples are columns here: a layer's output is ``W h + b`` ``[k, b]``, for which matrix products of few samples are
+faster.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import List, Optional, Self  # noqa: UP035 - TorchScript knows no others
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.core import crew
+from fedsim.models.losses import Loss, cross_entropy, logistic, mse
+
+_FEW = 3  # rows, of which one after the other is faster than a dozen operators on all of them
+_WORK = 2**18  # of a row and a layer, from which on it is faster for any number of rows
+_READ = 8  # samples whose products take as long as it does to go over the parameters
+_PORTION = 2**23  # of work: a millisecond or less, for which waking another thread pays
+
+_POINTWISE: dict[type[nn.Module], int] = {nn.Identity: 0, nn.ReLU: 1, nn.Tanh: 2, nn.Sigmoid: 3}
+_LOSSES: dict[Loss, int] = {cross_entropy: 0, mse: 1, logistic: 2}
+
+
+def _pass(
+    weights: List[Tensor],  # noqa: UP006
+    biases: List[Optional[Tensor]],  # noqa: UP006, UP045
+    into: List[Tensor],  # noqa: UP006
+    into_biases: List[Optional[Tensor]],  # noqa: UP006, UP045
+    add: bool,
+    pointwise: List[int],  # noqa: UP006
+    loss: int,
+    inputs: Tensor,
+    targets: Tensor,
+    scale: Tensor,
+) -> None:
+    """Forward and backward of a minibatch ``[b, n]``; a layer's gradient goes `into` its place, or is added to it.
+
+    Targets are classes ``[b]``, numbers ``[k, b]`` or signs ``[1, b]``; `scale` ``[b]`` or ``[1]`` is what each
+    sample's loss counts.
+    """
+    h = inputs.t()
+    tape = [h]
+    for i in range(len(weights)):
+        bias = biases[i]
+        h = torch.mm(weights[i], h) if bias is None else torch.addmm(bias, weights[i], h)
+        if pointwise[i] == 1:
+            h = h.clamp_min_(0.0)
+        elif pointwise[i] == 2:
+            h = h.tanh_()
+        elif pointwise[i] == 3:
+            h = h.sigmoid_()
+        tape.append(h)
+    if loss == 0:
+        dy = torch.softmax(h, 0).scatter_(0, targets.unsqueeze(0), -1.0, reduce="add").mul_(scale)
+    elif loss == 1:
+        dy = h.sub(targets).mul_(2.0 / h.size(0)).mul_(scale)
+    else:
+        dy = torch.sigmoid(h.mul(targets).neg_()).mul_(targets).mul_(scale.neg())
+    for j in range(len(weights)):
+        i = len(weights) - 1 - j
+        if pointwise[i] == 1:
+            dy = torch.ops.aten.threshold_backward(dy, tape[i + 1], 0)
+        elif pointwise[i] == 2:
+            dy = torch.ops.aten.tanh_backward(dy, tape[i + 1])
+        elif pointwise[i] == 3:
+            dy = torch.ops.aten.sigmoid_backward(dy, tape[i + 1])
+        below = torch.mm(weights[i].t(), dy) if i > 0 else dy
+        before = tape[i].t()
+        if not add:
+            if before.size(0) == 1:
+                torch.mul(dy, before, out=into[i])
+            else:
+                torch.mm(dy, before, out=into[i])
+        elif before.size(0) == 1:
+            into[i].addcmul_(dy, before)
+        else:
+            into[i].addmm_(dy, before)
+        bias = into_biases[i]
+        if bias is not None:
+            if add:
+                bias.add_(dy.sum(1, keepdim=True))
+            else:
+                torch.sum(dy, 1, keepdim=True, out=bias)
+        dy = below
+
+
+def _parts(
+    row: Tensor,
+    sizes: List[int],  # noqa: UP006
+    biased: List[bool],  # noqa: UP006
+) -> tuple[List[Tensor], List[Optional[Tensor]]]:  # noqa: UP006, UP045
+    """Weights ``[k, n]`` and biases ``[k, 1]`` of the layers between `sizes` numbers, as views of a row ``[d]``."""
+    weights: List[Tensor] = []  # noqa: UP006
+    biases: List[Optional[Tensor]] = []  # noqa: UP006, UP045
+    at = 0
+    for i in range(len(biased)):
+        n, k = sizes[i], sizes[i + 1]
+        weights.append(row[at : at + n * k].view(k, n))
+        at += n * k
+        if biased[i]:
+            biases.append(row[at : at + k].unsqueeze(1))
+            at += k
+        else:
+            biases.append(None)
+    return weights, biases
+
+
+def _gradient(
+    x: Tensor,
+    into: Tensor,
+    sizes: List[int],  # noqa: UP006
+    biased: List[bool],  # noqa: UP006
+    pointwise: List[int],  # noqa: UP006
+    loss: int,
+    inputs: Tensor,
+    targets: Tensor,
+    scale: Tensor,
+) -> None:
+    """The gradient at x ``[d]`` of a minibatch's losses, each times its `scale`, `into` ``[d]``."""
+    weights, biases = _parts(x, sizes, biased)
+    there, there_biases = _parts(into, sizes, biased)
+    _pass(weights, biases, there, there_biases, False, pointwise, loss, inputs, targets, scale)
+
+
+def _walk(
+    x: Tensor,
+    start: Optional[Tensor],  # noqa: UP045
+    sizes: List[int],  # noqa: UP006
+    biased: List[bool],  # noqa: UP006
+    pointwise: List[int],  # noqa: UP006
+    loss: int,
+    inputs: Tensor,
+    index: Optional[Tensor],  # noqa: UP045
+    targets: Tensor,
+    scale: Tensor,
+) -> None:
+    """Steps of x ``[d]`` in place, one minibatch after the other: rows ``index[step]`` of the inputs ``[N, n]``.
+
+    Without an index all inputs are the minibatch of one step. Targets are ``[steps, ...]``, and so is `scale`, which is
+    minus the learning rate times what each sample counts.
+    """
+    if start is not None:
+        x.copy_(start)
+    weights, biases = _parts(x, sizes, biased)
+    for step in range(targets.size(0)):
+        seen = inputs if index is None else inputs.index_select(0, index[step])
+        _pass(weights, biases, weights, biases, True, pointwise, loss, seen, targets[step], scale[step])
+
+
+_compiling = threading.Lock()
+
+
+@cache
+def _compiled() -> tuple[Callable[..., None], Callable[..., None]]:
+    """`_gradient` and `_walk` by TorchScript."""
+    try:
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            return torch.jit.script(_gradient), torch.jit.script(_walk)
+    except Exception as error:  # whatever a Python or a PyTorch that no longer has it makes of that
+        warnings.warn(f"small models train slower: TorchScript fails with {type(error).__name__}", stacklevel=2)
+        return _gradient, _walk
+
+
+def _functions() -> tuple[Callable[..., None], Callable[..., None]]:
+    with _compiling:
+        return _compiled()
+
+
+@dataclass(frozen=True)
+class CompiledChain:
+    """A chain ``Linear, pointwise, Linear, ...`` as the functions above want to be told of it."""
+
+    sizes: list[int]
+    biased: list[bool]
+    pointwise: list[int]
+    loss: int
+    total: int
+    """Parameters."""
+
+    @classmethod
+    def of(cls, chain: Sequence[nn.Module], loss: Loss) -> Self | None:
+        """None where a layer or the loss is another one."""
+        sizes: list[int] = []
+        biased: list[bool] = []
+        pointwise: list[int] = []
+        for layer in chain:
+            if isinstance(layer, nn.Linear):
+                sizes = [*(sizes or [layer.in_features]), layer.out_features]
+                biased.append(layer.bias is not None)
+                pointwise.append(0)
+            elif type(layer) in _POINTWISE and pointwise and not pointwise[-1]:
+                pointwise[-1] = _POINTWISE[type(layer)]
+            else:
+                return None
+        if loss not in _LOSSES or (loss is logistic and sizes[-1] != 1):
+            return None
+        total = sum(n * k + b * k for n, k, b in zip(sizes, sizes[1:], biased, strict=False))
+        return cls(sizes, biased, pointwise, _LOSSES[loss], total)
+
+    def pays(self, x: Tensor, inputs: Tensor, samples: int) -> bool:
+        """Whether one row after the other is faster than all rows x ``[m, d]`` at once, by sizes alone."""
+        if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or inputs.dtype != x.dtype:
+            return False
+        return len(x) <= _FEW or self.total * (samples + _READ) >= _WORK * len(self.biased)
+
+    def gradient(self, x: Tensor, inputs: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
+        """As `Kernel.grad`; `scale` ``[m, b]`` or ``[m, 1]`` is what each sample counts."""
+        result, function = torch.empty_like(x, memory_format=torch.contiguous_format), _functions()[0]
+        inputs, wanted = inputs.flatten(2), self._wanted(targets, 2, x.dtype)
+
+        def one(i: int) -> None:
+            with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+                function(
+                    x[i], result[i], self.sizes, self.biased, self.pointwise, self.loss, inputs[i], wanted[i], scale[i]
+                )
+
+        self._each(one, len(x), inputs.shape[1])
+        return result
+
+    def walk(
+        self, x: Tensor, inputs: Tensor, index: Tensor | None, targets: Tensor, scale: Tensor, start: Tensor | None
+    ) -> None:
+        """Plain SGD steps of the rows x ``[m, d]`` in place, which begin at `start` ``[m, d]`` where there is one.
+
+        Parameters
+        ----------
+        inputs : of all samples ``[N, ...]``, and `index` ``[m, steps, b]`` says whose; or ``[m, b, ...]`` of one step.
+        targets : ``[m, steps, b, ...]``.
+        scale : ``[m, steps, b]`` or ``[m, steps, 1]``, minus the learning rate times what each sample counts.
+        """
+        function, wanted = _functions()[1], self._wanted(targets, 3, x.dtype)
+        inputs = inputs.flatten(1 if index is not None else 2)
+
+        def one(i: int) -> None:
+            begin = None if start is None else start[i]
+            samples = (inputs[i], None) if index is None else (inputs, index[i])
+            with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+                function(x[i], begin, self.sizes, self.biased, self.pointwise, self.loss, *samples, wanted[i], scale[i])
+
+        self._each(one, len(x), targets.shape[1] * targets.shape[2])
+
+    def _wanted(self, targets: Tensor, axes: int, dtype: torch.dtype) -> Tensor:
+        """Targets, of samples along the last of these `axes`, as `_pass` wants them: classes, or columns of numbers."""
+        if self.loss == 0:
+            return targets
+        numbers = targets.reshape(*targets.shape[:axes], self.sizes[-1]).to(dtype)
+        return (numbers if self.loss == 1 else 2 * numbers - 1).mT
+
+    def _each(self, one: Callable[[int], None], rows: int, samples: int) -> None:
+        """Do `one` to every row, by all threads where there is work enough."""
+
+        def some(part: slice) -> None:
+            for i in range(part.start, part.stop):
+                one(i)
+
+        work = rows * self.total * (samples + _READ)
+        crew.each([partial(some, part) for part in crew.even(rows, min(rows, work // _PORTION))])

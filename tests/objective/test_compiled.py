@@ -1,0 +1,155 @@
+"""Chains of linear layers whose rows are computed one after the other, in one call each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedsim.core import crew
+from fedsim.models.layout import layout, views
+from fedsim.models.losses import loss_function
+from fedsim.objective import compiled
+from fedsim.objective.chain import ChainKernel
+from fedsim.objective.compiled import CompiledChain
+from fedsim.objective.kernel import Walk
+
+IN, STEPS, SAMPLES = 7, 3, 40
+CHAINS: dict[str, Callable[[int], nn.Sequential]] = {
+    "softmax": lambda k: nn.Sequential(nn.Linear(IN, k)),
+    "no bias": lambda k: nn.Sequential(nn.Linear(IN, 5, bias=False), nn.ReLU(), nn.Linear(5, k, bias=False)),
+    "relu": lambda k: nn.Sequential(nn.Flatten(), nn.Linear(IN, 5), nn.ReLU(inplace=True), nn.Linear(5, k)),
+    "tanh": lambda k: nn.Sequential(nn.Linear(IN, 5), nn.Tanh(), nn.Linear(5, 4, bias=False), nn.Linear(4, k)),
+    "sigmoid": lambda k: nn.Sequential(nn.Linear(IN, 5), nn.Identity(), nn.Sigmoid(), nn.Linear(5, k), nn.Tanh()),
+}
+OUTPUTS = {"cross_entropy": 3, "mse": 2, "logistic": 1}
+
+
+@pytest.fixture(params=["compiled", "python"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """TorchScript's functions, and the same ones where it has none."""
+    compiled._compiled.cache_clear()
+    if request.param == "python":
+
+        def refuse(_: object) -> object:
+            raise RuntimeError("no TorchScript here")
+
+        monkeypatch.setattr(torch.jit, "script", refuse)
+        with pytest.warns(UserWarning, match="TorchScript fails with RuntimeError"):
+            functions = compiled._functions()
+        assert functions == (compiled._gradient, compiled._walk)
+    else:
+        assert all(isinstance(f, torch.jit.ScriptFunction) for f in compiled._functions())
+    yield request.param
+    compiled._compiled.cache_clear()
+
+
+def made(
+    name: str, loss: str, rows: int, b: int, weighted: bool, dtype: torch.dtype = torch.float64
+) -> tuple[ChainKernel, Tensor, Tensor, Walk, Tensor]:
+    """A kernel, models of `rows` clients, samples, which of them each takes in three steps, and learning rates."""
+    torch.manual_seed(3)
+    k = OUTPUTS[loss]
+    kernel = ChainKernel(CHAINS[name](k).to(dtype), loss_function(loss))
+    assert kernel.compiled is not None
+    x = torch.randn(rows, kernel.layout.total, dtype=dtype)
+    index = torch.randint(SAMPLES, (rows, STEPS, b))
+    targets = torch.randn(rows, STEPS, b, k, dtype=dtype) if loss == "mse" else torch.randint(max(k, 2), index.shape)
+    weights = torch.rand(index.shape, dtype=dtype) / b if weighted else 1.0 / b
+    return (
+        kernel,
+        x,
+        torch.randn(SAMPLES, IN, dtype=dtype),
+        Walk(index, targets, weights),
+        0.2 * torch.rand(rows, 1).to(dtype),
+    )
+
+
+def by_autograd(kernel: ChainKernel, loss: str, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor) -> Tensor:
+    """The same steps of one row after the other, as slowly as can be."""
+    module, found = kernel.module, []
+    for i, row in enumerate(x):
+        for step in range(walk.index.shape[1]):
+            leaf = row.clone().requires_grad_()
+            out = torch.func.functional_call(module, views(leaf, layout(module)), inputs[walk.index[i, step]])
+            losses = loss_function(loss)(out, walk.targets[i, step])
+            scale = walk.weights[i, step] if isinstance(walk.weights, Tensor) else walk.weights
+            row = row - lr[i] * torch.autograd.grad((losses * scale).sum(), leaf)[0]
+        found.append(row)
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("rows,b", [(1, 1), (1, 6), (3, 1), (3, 4)])
+@pytest.mark.parametrize("loss", OUTPUTS)
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.usefixtures("way")
+def test_gradients_and_steps_are_autograds(name: str, loss: str, rows: int, b: int, weighted: bool) -> None:
+    kernel, x, inputs, walk, lr = made(name, loss, rows, b, weighted)
+    expected = by_autograd(kernel, loss, x, inputs, walk, lr)
+    moved, start = torch.full_like(x, float("nan")), x.clone()
+    assert kernel.walk(moved, inputs, walk, lr, start)
+    torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-14)
+    assert torch.equal(start, x)
+    in_place = x.clone()
+    for step in range(STEPS):  # one at a time, gathered before
+        weights = walk.weights[:, step] if isinstance(walk.weights, Tensor) else walk.weights
+        seen, targets = inputs[walk.index[:, step]], walk.targets[:, step]
+        slowly = in_place - lr * kernel.grad(in_place, seen, targets, weights)
+        change = kernel.change(in_place, seen, targets, weights, lr)
+        torch.testing.assert_close(in_place + change, slowly, rtol=1e-12, atol=1e-14)
+        kernel.descend(in_place, seen, targets, weights, lr)
+        torch.testing.assert_close(in_place, slowly, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(in_place, moved, rtol=1e-12, atol=1e-14)  # where samples lie shows in the last bit
+
+
+def test_python_and_torchscript_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for dtype in (torch.float32, torch.float64):
+        kernel, x, inputs, walk, lr = made("relu", "cross_entropy", 3, 5, True, dtype)
+        found = []
+        for functions in (compiled._functions(), (compiled._gradient, compiled._walk)):
+            monkeypatch.setattr(compiled, "_functions", lambda f=functions: f)
+            row = x.clone()
+            assert kernel.walk(row, inputs, walk, lr, None)
+            found.append((row, kernel.grad(x, inputs[walk.index[:, 0]], walk.targets[:, 0], 0.2)))
+            monkeypatch.undo()
+        assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_and_company_change_no_bit(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, x, inputs, walk, lr = made("tanh", "cross_entropy", 3, 4, True, torch.float32)
+    alone = x.clone()
+    for i in range(len(x)):
+        assert isinstance(walk.weights, Tensor)
+        own = Walk(walk.index[i : i + 1], walk.targets[i : i + 1], walk.weights[i : i + 1])
+        assert kernel.walk(alone[i : i + 1], inputs, own, lr[i : i + 1], None)
+    monkeypatch.setattr(compiled, "_PORTION", 1)
+    with crew.working(threads):
+        together = x.clone()
+        assert kernel.walk(together, inputs, walk, lr, None)
+    assert torch.equal(alone, together)
+
+
+def test_what_it_takes_is_decided_by_sizes_and_kinds() -> None:
+    def of(*layers: nn.Module, loss: str = "cross_entropy") -> CompiledChain | None:
+        return CompiledChain.of(layers, loss_function(loss))
+
+    small = of(nn.Linear(10, 3))
+    assert small is not None
+    few, many = torch.zeros(3, 33), torch.zeros(4, 33)
+    assert small.pays(few, torch.zeros(2, 10), 1)
+    assert not small.pays(many, torch.zeros(2, 10), 1)
+    assert small.pays(many, torch.zeros(2, 10), 2**14)
+    assert not small.pays(few, torch.zeros(2, 10, dtype=torch.float64), 1)
+    assert not small.pays(few, torch.zeros(2, 10, dtype=torch.int64), 1)
+    assert not small.pays(few.half(), torch.zeros(2, 10).half(), 1)
+    assert not small.pays(few.to("meta"), torch.zeros(2, 10), 1)
+    assert of(nn.Linear(10, 3), nn.GELU(), nn.Linear(3, 3)) is None
+    assert of(nn.ReLU(), nn.Linear(10, 3)) is None
+    assert of(nn.Linear(10, 3), nn.ReLU(), nn.Tanh(), nn.Linear(3, 3)) is None
+    assert of(nn.Linear(10, 3), loss="multi_margin") is None
+    assert of(nn.Linear(10, 3), loss="logistic") is None
+    assert of(nn.Linear(10, 1), loss="logistic") is not None
