@@ -49,7 +49,7 @@ class ChainKernel(Kernel):
         self.compiled = CompiledChain.of(self.chain, loss)
 
     def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
-        if self.compiled is not None and self.compiled.pays(x, inputs, inputs.shape[1]):
+        if self.compiled is not None and self.compiled.alone(len(x)) and self.compiled.takes(x, inputs):
             each = weights if isinstance(weights, Tensor) else x.new_full((len(x), 1), weights)
             return self.compiled.gradient(x, inputs, targets, each)
         return self._scaled_grad(x, inputs, targets, _scale(weights, len(x) == 1))
@@ -80,7 +80,8 @@ class ChainKernel(Kernel):
         self.descending(x, lr)(inputs, targets, weights)
 
     def walk(self, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor, start: Tensor | None) -> bool:
-        if self.compiled is None or not self.compiled.pays(x, inputs, walk.index.shape[-1]):
+        samples = walk.index.shape[-1]
+        if self.compiled is None or not (self.compiled.walks(len(x), samples) and self.compiled.takes(x, inputs)):
             return False
         scale = -lr.unsqueeze(-1) * walk.weights
         self.compiled.walk(x, inputs, walk.index, walk.targets, scale.expand(-1, walk.index.shape[1], -1), start)
@@ -113,7 +114,7 @@ class ChainKernel(Kernel):
         def descend(inputs: Tensor, targets: Tensor, weights: Tensor | float) -> None:
             nonlocal start, layers
             first, start = start, None
-            if self.compiled is not None and self.compiled.pays(x, inputs, inputs.shape[1]):
+            if self.compiled is not None and self.compiled.alone(len(x)) and self.compiled.takes(x, inputs):
                 scale = (minus * weights).unsqueeze(1)
                 self.compiled.walk(x, inputs, None, targets.unsqueeze(1), scale, first)
                 return

@@ -6,8 +6,8 @@ holds no lock, and the client's model stays in a core's own cache meanwhile. PyT
 not extend it; where it cannot compile them (Python 3.14), the same functions run as Python: the numbers are the same
 bit for bit, they take longer.
 
-Samples are columns here: a layer's output is ``W h + b`` ``[k, b]``, for which matrix products of few samples are
-faster.
+Samples are columns here: a layer's output is ``W h + b`` ``[k, b]``, for which matrix products are faster where there
+are more outputs than samples.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fedsim.core import crew
 from fedsim.models.losses import Loss, cross_entropy, logistic, mse
 
 _FEW = 3  # rows, of which one after the other is faster than a dozen operators on all of them
-_WORK = 2**18  # of a row and a layer, from which on it is faster for any number of rows
+_WORK = 2**18  # parameters times samples, from which on that is so of any number of rows; of more layers their square
 _READ = 8  # samples whose products take as long as it does to go over the parameters
 _PORTION = 2**23  # of work: a millisecond or less, for which waking another thread pays
 
@@ -51,11 +51,19 @@ def _pass(
     Targets are classes ``[b]``, numbers ``[k, b]`` or signs ``[1, b]``; `scale` ``[b]`` or ``[1]`` is what each
     sample's loss counts.
     """
+    few = inputs.size(0) < 16  # as columns, products of fewer samples take longer
     h = inputs.t()
     tape = [h]
     for i in range(len(weights)):
         bias = biases[i]
-        h = torch.mm(weights[i], h) if bias is None else torch.addmm(bias, weights[i], h)
+        if few:
+            h = (
+                torch.mm(h.t(), weights[i].t()).t()
+                if bias is None
+                else torch.addmm(bias.t(), h.t(), weights[i].t()).t()
+            )
+        else:
+            h = torch.mm(weights[i], h) if bias is None else torch.addmm(bias, weights[i], h)
         if pointwise[i] == 1:
             h = h.clamp_min_(0.0)
         elif pointwise[i] == 2:
@@ -64,7 +72,7 @@ def _pass(
             h = h.sigmoid_()
         tape.append(h)
     if loss == 0:
-        dy = torch.softmax(h, 0).scatter_(0, targets.unsqueeze(0), -1.0, reduce="add").mul_(scale)
+        dy = torch.softmax(h.contiguous(), 0).scatter_(0, targets.unsqueeze(0), -1.0, reduce="add").mul_(scale)
     elif loss == 1:
         dy = h.sub(targets).mul_(2.0 / h.size(0)).mul_(scale)
     else:
@@ -77,7 +85,9 @@ def _pass(
             dy = torch.ops.aten.tanh_backward(dy, tape[i + 1])
         elif pointwise[i] == 3:
             dy = torch.ops.aten.sigmoid_backward(dy, tape[i + 1])
-        below = torch.mm(weights[i].t(), dy) if i > 0 else dy
+        below = dy
+        if i > 0:
+            below = torch.mm(dy.t(), weights[i]).t() if few else torch.mm(weights[i].t(), dy)
         before = tape[i].t()
         if not add:
             if before.size(0) == 1:
@@ -210,11 +220,18 @@ class CompiledChain:
         total = sum(n * k + b * k for n, k, b in zip(sizes, sizes[1:], biased, strict=False))
         return cls(sizes, biased, pointwise, _LOSSES[loss], total)
 
-    def pays(self, x: Tensor, inputs: Tensor, samples: int) -> bool:
-        """Whether one row after the other is faster than all rows x ``[m, d]`` at once, by sizes alone."""
-        if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or inputs.dtype != x.dtype:
-            return False
-        return len(x) <= _FEW or self.total * (samples + _READ) >= _WORK * len(self.biased)
+    def takes(self, x: Tensor, inputs: Tensor) -> bool:
+        """Whether it can compute on models x ``[m, d]`` and such inputs."""
+        return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and inputs.dtype == x.dtype
+
+    def walks(self, rows: int, samples: int) -> bool:
+        """Whether steps of one row after the other are faster than steps of all rows at once, by sizes alone."""
+        work = self.total * (samples + _READ)
+        return rows <= _FEW or work >= _WORK * len(self.biased) ** 2
+
+    def alone(self, rows: int) -> bool:
+        """Whether the same holds of a single step or gradient, after which the next row's model is another one."""
+        return rows <= min(2, len(self.biased))
 
     def gradient(self, x: Tensor, inputs: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
         """As `Kernel.grad`; `scale` ``[m, b]`` or ``[m, 1]`` is what each sample counts."""

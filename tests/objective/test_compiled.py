@@ -82,7 +82,7 @@ def by_autograd(kernel: ChainKernel, loss: str, x: Tensor, inputs: Tensor, walk:
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("rows,b", [(1, 1), (1, 6), (3, 1), (3, 4)])
+@pytest.mark.parametrize("rows,b", [(1, 1), (1, 18), (2, 4), (3, 1)])
 @pytest.mark.parametrize("loss", OUTPUTS)
 @pytest.mark.parametrize("name", CHAINS)
 @pytest.mark.usefixtures("way")
@@ -139,14 +139,16 @@ def test_what_it_takes_is_decided_by_sizes_and_kinds() -> None:
 
     small = of(nn.Linear(10, 3))
     assert small is not None
-    few, many = torch.zeros(3, 33), torch.zeros(4, 33)
-    assert small.pays(few, torch.zeros(2, 10), 1)
-    assert not small.pays(many, torch.zeros(2, 10), 1)
-    assert small.pays(many, torch.zeros(2, 10), 2**14)
-    assert not small.pays(few, torch.zeros(2, 10, dtype=torch.float64), 1)
-    assert not small.pays(few, torch.zeros(2, 10, dtype=torch.int64), 1)
-    assert not small.pays(few.half(), torch.zeros(2, 10).half(), 1)
-    assert not small.pays(few.to("meta"), torch.zeros(2, 10), 1)
+    rows = torch.zeros(3, 33)
+    assert small.takes(rows, torch.zeros(2, 10))
+    assert not small.takes(rows, torch.zeros(2, 10, dtype=torch.float64))
+    assert not small.takes(rows, torch.zeros(2, 10, dtype=torch.int64))
+    assert not small.takes(rows.half(), torch.zeros(2, 10).half())
+    assert not small.takes(rows.to("meta"), torch.zeros(2, 10))
+    assert [small.walks(*sizes) for sizes in ((3, 1), (4, 1), (4, 2**14))] == [True, False, True]
+    deep = of(nn.Linear(10, 3), nn.ReLU(), nn.Linear(3, 3))
+    assert deep is not None
+    assert [small.alone(1), small.alone(2), deep.alone(2), deep.alone(3)] == [True, False, True, False]
     assert of(nn.Linear(10, 3), nn.GELU(), nn.Linear(3, 3)) is None
     assert of(nn.ReLU(), nn.Linear(10, 3)) is None
     assert of(nn.Linear(10, 3), nn.ReLU(), nn.Tanh(), nn.Linear(3, 3)) is None
