@@ -40,11 +40,13 @@ from fedsim.core.tokens import Tokens
 from fedsim.models.build import build_model, flatten
 from fedsim.models.losses import cross_entropy
 from fedsim.objective import minibatch
+from fedsim.objective.kernel import Walk
 from fedsim.objective.stacked import build_kernel
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.updates import clip_update
 
 VOCABULARY, POSITIONS, LR, SIDE, STREAM, SECONDS = 80, 20, 0.01, 1024, 2**25, 0.2
+STEPS = 5  # of SGD, one after the other
 TRANSFORMER = {"name": "transformer", "layers": 2, "width": 32, "heads": 4}
 LSTM = {"name": "char_lstm", "embedding": 8, "layers": 1, "hidden": 32}
 
@@ -76,13 +78,21 @@ def size(*tensors: Tensor) -> int:
 
 
 def step(words: str, module: nn.Module, inputs: Tensor, targets: Tensor) -> Case:
-    """A local step of SGD of all clients: inputs ``[m, b, ...]``."""
+    """Local steps of SGD of all clients as a round takes them: minibatches ``[m, b, ...]``, again and again."""
     m, b = inputs.shape[:2]
     x, lr = flatten(module).repeat(m, 1), torch.full((m, 1), LR)
     kernel = build_kernel(module, cross_entropy, torch.device("cpu"), inputs[0, 0], others=inputs[0])
     descend = minibatch.descending(kernel, x, b, lr)
-    flops = m * counted(module, inputs[0], targets[0])
-    return Case(words, lambda: descend(inputs, targets, 1 / b), flops, 2 * size(x) + size(inputs, targets))
+    index = torch.arange(m * b).view(m, 1, b).expand(m, STEPS, b)
+    walk = Walk(index, targets.unsqueeze(1).expand(m, STEPS, *targets.shape[1:]), 1 / b)
+
+    def steps() -> None:
+        if not minibatch.walk(kernel, x, inputs.flatten(0, 1), walk, lr, None):
+            for _ in range(STEPS):
+                descend(inputs, targets, 1 / b)
+
+    flops = STEPS * m * counted(module, inputs[0], targets[0])
+    return Case(words, steps, flops, STEPS * (2 * size(x) + size(inputs, targets)))
 
 
 def images(words: str, model: str, clients: int, b: int, shape: tuple[int, ...]) -> Case:

@@ -38,15 +38,18 @@ _Take = Callable[[_Layer, Tensor, Tensor], None]
 
 
 class ChainKernel(Kernel):
-    """Flatten, Linear and pointwise layers in sequence, as batched matrix products."""
+    """Flatten, Linear and pointwise layers in sequence, as batched matrix products.
 
-    words = "clients at once, as a chain of linear layers"
+    With `alone`, sizes decide whether one row after the other is computed instead (`objective.compiled`).
+    """
 
-    def __init__(self, module: nn.Sequential, loss: Loss) -> None:
+    words = "as a chain of linear layers"
+
+    def __init__(self, module: nn.Sequential, loss: Loss, alone: bool = True) -> None:
         super().__init__(module, loss)
         self.chain = [layer for layer in module if not isinstance(layer, nn.Flatten)]
         self.closed = CLOSED_GRADIENTS.get(loss)
-        self.compiled = CompiledChain.of(self.chain, loss)
+        self.compiled = CompiledChain.of(self.chain, loss) if alone else None
 
     def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
         if self.compiled is not None and self.compiled.alone(len(x)) and self.compiled.takes(x, inputs):

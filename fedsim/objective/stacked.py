@@ -55,12 +55,12 @@ def build_kernel(
         `way` is ``stacked`` and vmap cannot take the model.
     """
     few = sample.unsqueeze(0) if others is None else others
+    if way != "rows" and precision == "full" and _is_chain(module, sample.dim()):
+        assert isinstance(module, nn.Sequential)
+        return ChainKernel(module, loss, alone=way == "auto")
     rows_only = RowKernel(module, loss, precision, _channels_last(module, device, few))
     if way == "rows":
         return rows_only
-    if precision == "full" and _is_chain(module, sample.dim()):
-        assert isinstance(module, nn.Sequential)
-        return ChainKernel(module, loss)
     rules = rules_of(module) if precision == "full" else None
     if rules is not None and (way == "stacked" or device.type != "cpu" or not _large(module)):
         sequence = SequenceKernel(module, loss, rules, rows_only if way == "auto" and device.type == "cpu" else None)

@@ -15,7 +15,9 @@ from fedsim.objective import compiled
 from fedsim.objective.chain import ChainKernel
 from fedsim.objective.compiled import CompiledChain
 from fedsim.objective.kernel import Walk
+from fedsim.objective.stacked import build_kernel
 
+CPU = torch.device("cpu")
 IN, STEPS, SAMPLES = 7, 3, 40
 CHAINS: dict[str, Callable[[int], nn.Sequential]] = {
     "softmax": lambda k: nn.Sequential(nn.Linear(IN, k)),
@@ -155,3 +157,14 @@ def test_what_it_takes_is_decided_by_sizes_and_kinds() -> None:
     assert of(nn.Linear(10, 3), loss="multi_margin") is None
     assert of(nn.Linear(10, 3), loss="logistic") is None
     assert of(nn.Linear(10, 1), loss="logistic") is not None
+
+
+def test_stacked_never_takes_client_by_client() -> None:
+    chain, sample = nn.Sequential(nn.Linear(IN, 3)), torch.zeros(IN)
+    found = [build_kernel(chain, loss_function("mse"), CPU, sample, way=way) for way in ("auto", "stacked")]
+    assert all(isinstance(kernel, ChainKernel) for kernel in found)
+    walk = Walk(torch.zeros(1, 2, 4, dtype=torch.int64), torch.zeros(1, 2, 4, 3), 0.25)
+    for kernel, walks in zip(found, (True, False), strict=True):
+        x = torch.ones(1, kernel.layout.total)
+        assert kernel.walk(x, torch.ones(5, IN), walk, torch.ones(1, 1), None) == walks
+        assert bool((x == 1).all()) != walks
