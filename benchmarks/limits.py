@@ -87,9 +87,11 @@ def step(words: str, module: nn.Module, inputs: Tensor, targets: Tensor) -> Case
     walk = Walk(index, targets.unsqueeze(1).expand(m, STEPS, *targets.shape[1:]), 1 / b)
 
     def steps() -> None:
-        if not minibatch.walk(kernel, x, inputs.flatten(0, 1), walk, lr, None):
-            for _ in range(STEPS):
-                descend(inputs, targets, 1 / b)
+        if minibatch.walks(kernel, x, inputs, b):
+            kernel.walk(x, inputs.flatten(0, 1), walk, lr)
+            return
+        for _ in range(STEPS):
+            descend(inputs, targets, 1 / b)
 
     flops = STEPS * m * counted(module, inputs[0], targets[0])
     return Case(words, steps, flops, STEPS * (2 * size(x) + size(inputs, targets)))

@@ -20,7 +20,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.oracle import Oracle
 from fedsim.core.registry import Part
 from fedsim.core.returned import like, same_form
-from fedsim.core.types import BatchSize, Decay, Message, NonNegative, Positive, State, clip_norm
+from fedsim.core.types import BatchSize, Decay, HeavyBall, Message, NonNegative, Positive, State, clip_norm
 
 _Message = TypeVar("_Message", bound=Callable[..., Report])
 _ONE_STEP = Work.model_validate(1)
@@ -200,11 +200,17 @@ class ClientHalf(Part, ABC):
     @cached_property
     def is_plain_sgd(self) -> bool:
         """Whether a local step is ``x - lr g(x)`` and nothing else, so that the engine may take it in place."""
-        same = all(
-            getattr(type(self), name) is getattr(ClientHalf, name)
-            for name in ("start", "local_step", "step", "direction", "gradient")
-        )
-        return same and self.local_solver.in_place and self.clip is None
+        return self._follows_gradients and self.local_solver.in_place
+
+    @cached_property
+    def rule(self) -> HeavyBall | None:
+        """By which rule local steps go along gradients and do nothing else, so that the engine may take several."""
+        return self.local_solver.rule if self._follows_gradients else None
+
+    @property
+    def _follows_gradients(self) -> bool:
+        own = ("start", "local_step", "step", "direction", "gradient")
+        return self.clip is None and all(getattr(type(self), name) is getattr(ClientHalf, name) for name in own)
 
     @cached_property
     def sends_change(self) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsim.core.fields import PartOf
 from fedsim.core.registry import Part, register
-from fedsim.core.types import Decay, NonNegative, Positive, State
+from fedsim.core.types import Decay, HeavyBall, NonNegative, Positive, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,11 @@ class LocalSolver(Part, ABC):
     def in_place(self) -> bool:
         """Whether a step is ``x - lr v`` and nothing else, so that the gradient may be subtracted where x lies."""
         return False
+
+    @property
+    def rule(self) -> HeavyBall | None:
+        """What a step is, where it is SGD's by this rule and b is all that is remembered, for a round."""
+        return None
 
     def decayed(self, x: Tensor, v: Tensor) -> Tensor:
         """``v + weight_decay x``"""
@@ -90,6 +95,11 @@ class SGD(LocalSolver):
     @property
     def in_place(self) -> bool:
         return self.momentum == 0 and self.weight_decay == 0
+
+    @property
+    def rule(self) -> HeavyBall | None:
+        known = type(self) is SGD and (self.state == "round" or self.momentum == 0)
+        return HeavyBall(self.momentum, self.weight_decay) if known else None
 
 
 @register.solver("nesterov")

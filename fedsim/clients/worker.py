@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Effort, one_message
-from fedsim.algorithms.client import changed
+from fedsim.algorithms.client import changed, for_solver, of_solver
 from fedsim.clients.parallel import InTurn, Kept, Rows, divided, share
 from fedsim.clients.personal import composed, fresh_personal, kept_of, parted
 from fedsim.clients.phases import Masked, Now, Schedule
@@ -24,7 +24,7 @@ from fedsim.core.arrays import Ints
 from fedsim.core.job import Job
 from fedsim.core.oracle import CARRIED, Plan, Task
 from fedsim.core.returned import by_row, same_form
-from fedsim.core.types import BatchSize, Message, State, tensor_of
+from fedsim.core.types import BatchSize, HeavyBall, Message, State, tensor_of
 from fedsim.messages.base import SEPARATOR, Pipeline, check_names, own_rows
 
 _CPU_ACTIVATIONS = 64 * 2**20  # of a chunk, where they are more than its parameters
@@ -104,7 +104,7 @@ class Worker:
         if most > 0:
             plan = self.task.plan(job.clients[:busy], job.rounds[:busy], job.steps[:busy], algorithm.batch_size, epochs)
             plan.begin({k: v[:busy] if v.dim() > 1 else v for k, v in job.received.items()})
-        plain, schedule = algorithm.is_plain_sgd, self.schedule
+        plain, schedule, rule = algorithm.is_plain_sgd, self.schedule, algorithm.rule
         moves = algorithm.sends_change and most <= 1 and schedule is None and self.task.sharing.everything
         now: Now | None = None
         per_unit = self.task.steps_per_epoch(job.clients, algorithm.batch_size) if epochs and schedule else _ONE
@@ -124,6 +124,10 @@ class Worker:
             if count and plan is not None and step >= taken:
                 if moves:  # as far as one step does: nobody asks where x gets to
                     local = changed(plan.oracle(step, count, rates).change(local["x"].contiguous()))
+                    continue
+                if rule is not None and not plain and schedule is None and plan.walks(local["x"]):
+                    taken = step + working[step:].count(count)
+                    local = _walked(algorithm, rule, plan, local, rates, range(step, taken))
                     continue
                 start = local["x"] if plain and step == 0 else None
                 if start is not None:
@@ -207,6 +211,15 @@ class Worker:
 
     def _column(self, values: npt.NDArray[np.generic]) -> Tensor:
         return tensor_of(values, self.initial.dtype, self.initial.device).unsqueeze(1)
+
+
+def _walked(algorithm: Algorithm, rule: HeavyBall, plan: Plan, local: State, lr: Tensor, steps: range) -> State:
+    """What `Algorithm.local_step` makes of `local` in all of these `steps`, where it follows gradients by this rule."""
+    start = None if steps.start else local["x"]
+    x = local["x"] if start is None else torch.empty_like(start, memory_format=torch.contiguous_format)
+    remembered = {k: v.contiguous() for k, v in (of_solver(local) or algorithm.local_solver.start(x)).items()}
+    plan.walk(x, lr, steps, start, rule, remembered.get("b"))
+    return {**local, "x": x, **for_solver(remembered)}
 
 
 def fresh_rows(algorithm: Algorithm, task: Task, pipeline: Pipeline) -> State:

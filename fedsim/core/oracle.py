@@ -25,7 +25,7 @@ from fedsim.core.sharing import CARRIED as CARRIED
 from fedsim.core.sharing import PERSONAL as PERSONAL
 from fedsim.core.sharing import PERSONAL_CARRIED as PERSONAL_CARRIED
 from fedsim.core.sharing import Sharable
-from fedsim.core.types import BatchSize, Message, clip_norm
+from fedsim.core.types import BatchSize, HeavyBall, Message, clip_norm
 
 
 class Oracle(ABC):
@@ -86,6 +86,16 @@ class Plan(ABC):
             x.copy_(start)
         for step in steps:
             self.oracle(step, len(x), lr).descend(x)
+
+    def walks(self, x: Tensor) -> bool:
+        """Whether it has a `walk` for the first rows x ``[count, d]``."""
+        return False
+
+    def walk(
+        self, x: Tensor, lr: Tensor, steps: range, start: Tensor | None, rule: HeavyBall, ball: Tensor | None
+    ) -> None:
+        """`descend` by another rule; with momentum `ball` ``[count, d]`` is b, which is changed in place."""
+        raise NotImplementedError
 
     carried: Tensor | None = None
     """What the clients' models carry besides their parameters, ``[m, s]``, as it is now; None: they carry nothing."""

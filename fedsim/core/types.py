@@ -7,6 +7,7 @@ clients.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -49,6 +50,14 @@ _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 BatchSize = Count | Literal["full"]
 """Samples per local step; ``full`` is all the client has."""
+
+
+@dataclass(frozen=True)
+class HeavyBall:
+    """SGD's rule along gradients g: ``b = momentum b + g + decay x;  x = x - lr b``, b being 0 before."""
+
+    momentum: float = 0.0
+    decay: float = 0.0
 
 
 def tensor_of(values: npt.NDArray[Any], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsim.core import rng
 from fedsim.core.arrays import Ints
 from fedsim.core.oracle import CARRIED, Oracle, Plan
-from fedsim.core.types import Message
+from fedsim.core.types import HeavyBall, Message
 from fedsim.objective import minibatch
 from fedsim.objective.kernel import Kernel, Training, Walk
 from fedsim.objective.persample import budget, parts
@@ -85,12 +85,11 @@ class SupervisedPlan(Plan):
 
     def descend(self, x: Tensor, lr: Tensor, steps: range, start: Tensor | None = None) -> None:
         own, count = self.batches, len(x)
-        if own.keys is not None or type(self).oracle is not SupervisedPlan.oracle:
+        if self._other:
             super().descend(x, lr, steps, start)
             return
-        if own.moves is None and minibatch.walk(
-            self.task.kernel, x, self.task.inputs, self._walk(count, steps), lr, start
-        ):
+        if self.walks(x):
+            self.walk(x, lr, steps, start, HeavyBall(), None)
             return
         index, targets, weights = self._by_step
         descend = minibatch.descending(self.task.kernel, x, own.index.shape[-1], lr, start)
@@ -103,10 +102,23 @@ class SupervisedPlan(Plan):
             moves = None if own.moves is None else own.moves[:count, step]
             descend(self.task.gather(rows, moves), wanted, counted)
 
-    def _walk(self, count: int, steps: range) -> Walk:
-        own, taken = self.batches, (slice(0, count), slice(steps.start, steps.stop))
+    @property
+    def _other(self) -> bool:
+        """Whether a step depends on more than parameters and samples."""
+        return self.batches.keys is not None or type(self).oracle is not SupervisedPlan.oracle
+
+    def walks(self, x: Tensor) -> bool:
+        own, task = self.batches, self.task
+        known = not self._other and own.moves is None
+        return known and minibatch.walks(task.kernel, x, task.inputs, own.index.shape[-1])
+
+    def walk(
+        self, x: Tensor, lr: Tensor, steps: range, start: Tensor | None, rule: HeavyBall, ball: Tensor | None
+    ) -> None:
+        own, taken = self.batches, (slice(0, len(x)), slice(steps.start, steps.stop))
         weights = own.weights[taken] if isinstance(own.weights, Tensor) else own.weights
-        return Walk(own.index[taken], own.targets[taken], weights)
+        path = Walk(own.index[taken], own.targets[taken], weights, rule, ball)
+        self.task.kernel.walk(x, self.task.inputs, path, lr, start)
 
     @cached_property
     def _by_step(self) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | float]]:

@@ -82,13 +82,13 @@ class ChainKernel(Kernel):
     def descend(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
         self.descending(x, lr)(inputs, targets, weights)
 
-    def walk(self, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor, start: Tensor | None) -> bool:
-        samples = walk.index.shape[-1]
-        if self.compiled is None or not (self.compiled.walks(len(x), samples) and self.compiled.takes(x, inputs)):
-            return False
-        scale = -lr.unsqueeze(-1) * walk.weights
-        self.compiled.walk(x, inputs, walk.index, walk.targets, scale.expand(-1, walk.index.shape[1], -1), start)
-        return True
+    def walks(self, x: Tensor, inputs: Tensor, samples: int) -> bool:
+        compiled = self.compiled
+        return compiled is not None and compiled.takes(x, inputs) and compiled.walks(len(x), samples)
+
+    def walk(self, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor, start: Tensor | None = None) -> None:
+        assert self.compiled is not None
+        self.compiled.walk(x, inputs, walk, lr, start)
 
     def descending(self, x: Tensor, lr: Tensor, start: Tensor | None = None) -> Descent:
         one, params, minus = len(x) == 1, self._params(x), -lr
@@ -118,8 +118,9 @@ class ChainKernel(Kernel):
             nonlocal start, layers
             first, start = start, None
             if self.compiled is not None and self.compiled.alone(len(x)) and self.compiled.takes(x, inputs):
-                scale = (minus * weights).unsqueeze(1)
-                self.compiled.walk(x, inputs, None, targets.unsqueeze(1), scale, first)
+                each = weights.unsqueeze(1) if isinstance(weights, Tensor) else weights
+                index = torch.arange(inputs.shape[1] * len(x)).view(len(x), 1, -1)
+                self.compiled.walk(x, inputs.flatten(0, 1), Walk(index, targets.unsqueeze(1), each), lr, first)
                 return
             # The backward is linear, so scaling what enters it by -lr scales every layer's step.
             if isinstance(weights, Tensor):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from fedsim.core import crew
 from fedsim.models.losses import Loss, cross_entropy, logistic, mse
+from fedsim.objective.kernel import Walk
 
 _FEW = 3  # rows, of which one after the other is faster than a dozen operators on all of them
 _WORK = 2**18  # parameters times samples, from which on that is so of any number of rows; of more layers their square
@@ -39,14 +40,14 @@ def _pass(
     biases: List[Optional[Tensor]],  # noqa: UP006, UP045
     into: List[Tensor],  # noqa: UP006
     into_biases: List[Optional[Tensor]],  # noqa: UP006, UP045
-    add: bool,
+    keep: float,
     pointwise: List[int],  # noqa: UP006
     loss: int,
     inputs: Tensor,
     targets: Tensor,
     scale: Tensor,
 ) -> None:
-    """Forward and backward of a minibatch ``[b, n]``; a layer's gradient goes `into` its place, or is added to it.
+    """Forward and backward of a minibatch ``[b, n]``; a layer's gradient is added to `keep` times what is in its place.
 
     Targets are classes ``[b]``, numbers ``[k, b]`` or signs ``[1, b]``; `scale` ``[b]`` or ``[1]`` is what each
     sample's loss counts.
@@ -89,21 +90,22 @@ def _pass(
         if i > 0:
             below = torch.mm(dy.t(), weights[i]).t() if few else torch.mm(weights[i].t(), dy)
         before = tape[i].t()
-        if not add:
-            if before.size(0) == 1:
-                torch.mul(dy, before, out=into[i])
-            else:
-                torch.mm(dy, before, out=into[i])
-        elif before.size(0) == 1:
-            into[i].addcmul_(dy, before)
+        if before.size(0) > 1:
+            into[i].addmm_(dy, before, beta=keep)
+        elif keep == 0.0:
+            torch.mul(dy, before, out=into[i])
         else:
-            into[i].addmm_(dy, before)
+            if keep != 1.0:
+                into[i].mul_(keep)
+            into[i].addcmul_(dy, before)
         bias = into_biases[i]
         if bias is not None:
-            if add:
-                bias.add_(dy.sum(1, keepdim=True))
-            else:
+            if keep == 0.0:
                 torch.sum(dy, 1, keepdim=True, out=bias)
+            else:
+                if keep != 1.0:
+                    bias.mul_(keep)
+                bias.add_(dy.sum(1, keepdim=True))
         dy = below
 
 
@@ -142,32 +144,46 @@ def _gradient(
     """The gradient at x ``[d]`` of a minibatch's losses, each times its `scale`, `into` ``[d]``."""
     weights, biases = _parts(x, sizes, biased)
     there, there_biases = _parts(into, sizes, biased)
-    _pass(weights, biases, there, there_biases, False, pointwise, loss, inputs, targets, scale)
+    _pass(weights, biases, there, there_biases, 0.0, pointwise, loss, inputs, targets, scale)
 
 
 def _walk(
     x: Tensor,
     start: Optional[Tensor],  # noqa: UP045
+    ball: Optional[Tensor],  # noqa: UP045
+    lr: float,
+    momentum: float,
+    decay: float,
     sizes: List[int],  # noqa: UP006
     biased: List[bool],  # noqa: UP006
     pointwise: List[int],  # noqa: UP006
     loss: int,
     inputs: Tensor,
-    index: Optional[Tensor],  # noqa: UP045
+    index: Tensor,
     targets: Tensor,
     scale: Tensor,
 ) -> None:
     """Steps of x ``[d]`` in place, one minibatch after the other: rows ``index[step]`` of the inputs ``[N, n]``.
 
-    Without an index all inputs are the minibatch of one step. Targets are ``[steps, ...]``, and so is `scale`, which is
-    minus the learning rate times what each sample counts.
+    Targets are ``[steps, ...]``, and so is `scale`, what each sample counts: with a `ball` ``[d]`` in a mean, and
+    without one minus the learning rate times that.
     """
     if start is not None:
         x.copy_(start)
     weights, biases = _parts(x, sizes, biased)
-    for step in range(targets.size(0)):
-        seen = inputs if index is None else inputs.index_select(0, index[step])
-        _pass(weights, biases, weights, biases, True, pointwise, loss, seen, targets[step], scale[step])
+    if ball is None:
+        for step in range(index.size(0)):
+            seen = inputs.index_select(0, index[step])
+            keep = 1.0 - lr * decay
+            _pass(weights, biases, weights, biases, keep, pointwise, loss, seen, targets[step], scale[step])
+    else:
+        into, into_biases = _parts(ball, sizes, biased)
+        for step in range(index.size(0)):
+            seen = inputs.index_select(0, index[step])
+            _pass(weights, biases, into, into_biases, momentum, pointwise, loss, seen, targets[step], scale[step])
+            if decay > 0.0:
+                ball.add_(x, alpha=decay)
+            x.add_(ball, alpha=-lr)
 
 
 _compiling = threading.Lock()
@@ -247,27 +263,23 @@ class CompiledChain:
         self._each(one, len(x), inputs.shape[1])
         return result
 
-    def walk(
-        self, x: Tensor, inputs: Tensor, index: Tensor | None, targets: Tensor, scale: Tensor, start: Tensor | None
-    ) -> None:
-        """Plain SGD steps of the rows x ``[m, d]`` in place, which begin at `start` ``[m, d]`` where there is one.
-
-        Parameters
-        ----------
-        inputs : of all samples ``[N, ...]``, and `index` ``[m, steps, b]`` says whose; or ``[m, b, ...]`` of one step.
-        targets : ``[m, steps, b, ...]``.
-        scale : ``[m, steps, b]`` or ``[m, steps, 1]``, minus the learning rate times what each sample counts.
-        """
-        function, wanted = _functions()[1], self._wanted(targets, 3, x.dtype)
-        inputs = inputs.flatten(1 if index is not None else 2)
+    def walk(self, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor, start: Tensor | None) -> None:
+        """As `Kernel.walk`."""
+        function, wanted = _functions()[1], self._wanted(walk.targets, 3, x.dtype)
+        inputs, ball, rule = inputs.flatten(1), walk.ball, walk.rule
+        each = walk.weights if isinstance(walk.weights, Tensor) else x.new_full((1, 1, 1), walk.weights)
+        scale = (each if ball is not None else -lr.unsqueeze(-1) * each).expand(len(x), walk.index.shape[1], -1)
+        rates = lr[:, 0].tolist()
 
         def one(i: int) -> None:
-            begin = None if start is None else start[i]
-            samples = (inputs[i], None) if index is None else (inputs, index[i])
+            own = (None if start is None else start[i], None if ball is None else ball[i], rates[i])
             with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-                function(x[i], begin, self.sizes, self.biased, self.pointwise, self.loss, *samples, wanted[i], scale[i])
+                function(
+                    x[i], *own, rule.momentum, rule.decay, self.sizes, self.biased, self.pointwise, self.loss, inputs,
+                    walk.index[i], wanted[i], scale[i],
+                )  # fmt: skip
 
-        self._each(one, len(x), targets.shape[1] * targets.shape[2])
+        self._each(one, len(x), walk.index[0].numel())
 
     def _wanted(self, targets: Tensor, axes: int, dtype: torch.dtype) -> Tensor:
         """Targets, of samples along the last of these `axes`, as `_pass` wants them: classes, or columns of numbers."""

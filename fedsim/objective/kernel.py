@@ -17,7 +17,7 @@ from torch.func import vmap
 from fedsim.core.arrays import Ints
 from fedsim.core.crew import Own
 from fedsim.core.rng import Keys
-from fedsim.core.types import clip_norm
+from fedsim.core.types import HeavyBall, clip_norm
 from fedsim.models.layout import Layout, call, layout, trained, views
 from fedsim.models.losses import Loss
 from fedsim.models.nature import PLAIN, Nature
@@ -34,12 +34,15 @@ Descent = Callable[[Tensor, Tensor, Tensor | float], None]
 class Walk:
     """Minibatches of m rows, one after the other: rows `index` ``[m, steps, b]`` of all inputs ``[N, *sample]``.
 
-    Targets are ``[m, steps, b, ...]``, weights ``[m, steps, b]`` or one number for all.
+    Targets are ``[m, steps, b, ...]``, weights ``[m, steps, b]`` or one number for all. The `rule` may be another one
+    than plain SGD's; with momentum `ball` ``[m, d]`` is its b.
     """
 
     index: Tensor
     targets: Tensor
     weights: Tensor | float
+    rule: HeavyBall = HeavyBall()  # noqa: RUF009 - frozen
+    ball: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,16 @@ class Kernel(ABC):
         -> ``[m, d]``.
         """
 
-    def walk(self, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor, start: Tensor | None) -> bool:
-        """`descend` by several minibatches, one after the other, where a kernel can do that in one call.
-
-        False: it cannot, and nothing has happened. `start` is as in `descending`.
-        """
+    def walks(self, x: Tensor, inputs: Tensor, samples: int) -> bool:
+        """Whether it has a `walk` for rows x ``[m, d]``, all inputs ``[N, ...]`` and minibatches of so many samples."""
         return False
+
+    def walk(self, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor, start: Tensor | None = None) -> None:
+        """`descend` by several minibatches of all inputs ``[N, ...]``, one after the other, in one call.
+
+        `start` is as in `descending`.
+        """
+        raise NotImplementedError
 
     def pieces(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Sequence[Tensor]:
         """`grad` of one row x ``[1, d]`` as tensors of any form that make it up one after the other."""

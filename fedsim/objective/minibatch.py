@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core import crew
-from fedsim.objective.kernel import Descent, Kernel, Walk
+from fedsim.objective.kernel import Descent, Kernel
 
 _SAMPLES = 16  # of a portion at least: matrix products of fewer are slow
 _PRODUCTS = 16 * 10**6  # of a portion at least, one for each use of a parameter by a sample: some milliseconds
@@ -40,9 +40,9 @@ def descend(kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor, weights:
     descending(kernel, x, inputs.shape[1], lr)(inputs, targets, weights)
 
 
-def walk(kernel: Kernel, x: Tensor, inputs: Tensor, path: Walk, lr: Tensor, start: Tensor | None) -> bool:
-    """`Kernel.walk`; not where x is one row whose minibatches all threads share."""
-    return len(_portions(kernel, x, path.index.shape[-1])) == 1 and kernel.walk(x, inputs, path, lr, start)
+def walks(kernel: Kernel, x: Tensor, inputs: Tensor, b: int) -> bool:
+    """`Kernel.walks`; not where x is one row whose minibatches of b samples all threads share."""
+    return len(_portions(kernel, x, b)) == 1 and kernel.walks(x, inputs, b)
 
 
 def descending(kernel: Kernel, x: Tensor, b: int, lr: Tensor, start: Tensor | None = None) -> Descent:

@@ -14,11 +14,13 @@ import torch
 from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.fednova import FedNova
+from fedsim.algorithms.fedprox import FedProx
 from fedsim.algorithms.solvers import SGD, Adam, LocalSolver, Nesterov
 from fedsim.contract.laws import check_algorithm
 from fedsim.core.errors import InputError
 from fedsim.core.fields import dump_part, make_part
 from fedsim.core.registry import lookup, names
+from fedsim.core.types import HeavyBall
 from fedsim.scenario.load import parse
 
 Make = Callable[..., Any]
@@ -245,6 +247,7 @@ OWN_SOLVER = """
 from dataclasses import dataclass
 import torch
 from fedsim.algorithms.fednova import FedNova
+from fedsim.algorithms.fedprox import FedProx
 from fedsim.algorithms.solvers import LocalSolver
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,3 +286,16 @@ def test_the_solver_says_whether_steps_may_be_taken_in_place() -> None:
     assert FedAvg(solver=SGD()).is_plain_sgd
     for keys in ({"momentum": 0.5}, {"weight_decay": 0.1}, {"clip": 1.0}, {"solver": Adam()}, {"solver": Nesterov()}):
         assert not FedAvg(**keys).is_plain_sgd  # type: ignore[arg-type]
+
+
+def test_the_solver_says_by_which_rule_steps_follow_gradients() -> None:
+    class Own(SGD):
+        """It may do anything."""
+
+    assert FedAvg().rule == FedAvg(solver=SGD(state="kept")).rule == HeavyBall()
+    assert FedAvg(momentum=0.5, weight_decay=0.1).rule == HeavyBall(0.5, 0.1)
+    assert FedAvg(solver=SGD(momentum=0.5)).rule == HeavyBall(0.5)
+    others: list[LocalSolver] = [Adam(), Nesterov(), Own(), SGD(momentum=0.5, state="kept")]
+    assert [FedAvg(solver=other).rule for other in others] == [None] * 4
+    assert FedAvg(clip=1.0).rule is None
+    assert FedProx(mu=0.1).rule is None

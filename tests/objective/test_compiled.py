@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import fedsim
 from fedsim.core import crew
+from fedsim.core.types import HeavyBall
 from fedsim.models.layout import layout, views
 from fedsim.models.losses import loss_function
 from fedsim.objective import compiled
@@ -73,12 +80,15 @@ def by_autograd(kernel: ChainKernel, loss: str, x: Tensor, inputs: Tensor, walk:
     """The same steps of one row after the other, as slowly as can be."""
     module, found = kernel.module, []
     for i, row in enumerate(x):
+        ball = torch.zeros_like(row)
         for step in range(walk.index.shape[1]):
             leaf = row.clone().requires_grad_()
             out = torch.func.functional_call(module, views(leaf, layout(module)), inputs[walk.index[i, step]])
             losses = loss_function(loss)(out, walk.targets[i, step])
             scale = walk.weights[i, step] if isinstance(walk.weights, Tensor) else walk.weights
-            row = row - lr[i] * torch.autograd.grad((losses * scale).sum(), leaf)[0]
+            g = torch.autograd.grad((losses * scale).sum(), leaf)[0] + walk.rule.decay * row
+            ball = walk.rule.momentum * ball + g
+            row = row - lr[i] * ball
         found.append(row)
     return torch.stack(found)
 
@@ -92,7 +102,7 @@ def test_gradients_and_steps_are_autograds(name: str, loss: str, rows: int, b: i
     kernel, x, inputs, walk, lr = made(name, loss, rows, b, weighted)
     expected = by_autograd(kernel, loss, x, inputs, walk, lr)
     moved, start = torch.full_like(x, float("nan")), x.clone()
-    assert kernel.walk(moved, inputs, walk, lr, start)
+    kernel.walk(moved, inputs, walk, lr, start)
     torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-14)
     assert torch.equal(start, x)
     in_place = x.clone()
@@ -107,6 +117,56 @@ def test_gradients_and_steps_are_autograds(name: str, loss: str, rows: int, b: i
     torch.testing.assert_close(in_place, moved, rtol=1e-12, atol=1e-14)  # where samples lie shows in the last bit
 
 
+@pytest.mark.parametrize("rule", [HeavyBall(0.5), HeavyBall(0.0, 0.1), HeavyBall(0.5, 0.1)], ids=str)
+@pytest.mark.parametrize("rows,b", [(1, 18), (3, 1), (2, 4)])
+@pytest.mark.parametrize("name", ["relu", "no bias"])
+@pytest.mark.usefixtures("way")
+def test_heavy_balls_are_autograds(name: str, rows: int, b: int, rule: HeavyBall) -> None:
+    """Also where the first steps are taken by themselves: the ball goes on."""
+    kernel, x, inputs, plain, lr = made(name, "cross_entropy", rows, b, True)
+    expected = by_autograd(kernel, "cross_entropy", x, inputs, replace(plain, rule=rule), lr)
+    for stops in ((0, STEPS), (0, 1, STEPS)):
+        moved, ball = x.clone(), torch.zeros_like(x) if rule.momentum else None
+        for first, last in pairwise(stops):
+            assert isinstance(plain.weights, Tensor)
+            part = (slice(None), slice(first, last))
+            own = Walk(plain.index[part], plain.targets[part], plain.weights[part], rule, ball)
+            kernel.walk(moved, inputs, own, lr)
+        torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("keys", [{}, {"momentum": 0.5}, {"momentum": 0.5, "weight_decay": 0.1}, {"weight_decay": 0.1}])
+@pytest.mark.parametrize("steps", [{"local_epochs": 2}, {"local_steps": [4, 1, 6]}])
+@pytest.mark.parametrize("name", ["fedavg", "fedadam"])
+def test_runs_are_those_of_all_clients_at_once(
+    name: str, steps: dict[str, Any], keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients with more and fewer steps, whose last minibatches are smaller."""
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "data.npz", x=random.normal(size=(90, IN)), y=random.integers(0, 3, 90))
+    walked: list[HeavyBall] = []
+    walk = CompiledChain.walk
+
+    def noted(self: CompiledChain, x: Tensor, inputs: Tensor, path: Walk, *rest: Any) -> None:
+        walked.append(path.rule)
+        walk(self, x, inputs, path, *rest)
+
+    monkeypatch.setattr(CompiledChain, "walk", noted)
+    found = []
+    for kernel in ("auto", "stacked"):
+        section = {
+            "data": {"dataset": "npz", "path": str(tmp_path / "data.npz"), "clients": 3, "test_fraction": 0.2},
+            "model": {"name": "mlp", "hidden": [5]},
+            "algorithm": {"name": name, "lr": 0.1, "batch_size": 4, **steps, **keys},
+            "run": {"rounds": 3, "kernel": kernel, "dtype": "float64"},
+        }
+        before = len(walked)
+        found.append(fedsim.run(section, out=tmp_path / kernel).params)
+        assert (len(walked) > before) == (kernel == "auto")
+    assert set(walked) == {HeavyBall(keys.get("momentum", 0.0), keys.get("weight_decay", 0.0))}
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-13)
+
+
 def test_python_and_torchscript_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     for dtype in (torch.float32, torch.float64):
         kernel, x, inputs, walk, lr = made("relu", "cross_entropy", 3, 5, True, dtype)
@@ -114,7 +174,7 @@ def test_python_and_torchscript_give_the_same_bits(monkeypatch: pytest.MonkeyPat
         for functions in (compiled._functions(), (compiled._gradient, compiled._walk)):
             monkeypatch.setattr(compiled, "_functions", lambda f=functions: f)
             row = x.clone()
-            assert kernel.walk(row, inputs, walk, lr, None)
+            kernel.walk(row, inputs, walk, lr)
             found.append((row, kernel.grad(x, inputs[walk.index[:, 0]], walk.targets[:, 0], 0.2)))
             monkeypatch.undo()
         assert all(map(torch.equal, *found))
@@ -127,11 +187,11 @@ def test_threads_and_company_change_no_bit(threads: int, monkeypatch: pytest.Mon
     for i in range(len(x)):
         assert isinstance(walk.weights, Tensor)
         own = Walk(walk.index[i : i + 1], walk.targets[i : i + 1], walk.weights[i : i + 1])
-        assert kernel.walk(alone[i : i + 1], inputs, own, lr[i : i + 1], None)
+        kernel.walk(alone[i : i + 1], inputs, own, lr[i : i + 1])
     monkeypatch.setattr(compiled, "_PORTION", 1)
     with crew.working(threads):
         together = x.clone()
-        assert kernel.walk(together, inputs, walk, lr, None)
+        kernel.walk(together, inputs, walk, lr)
     assert torch.equal(alone, together)
 
 
@@ -163,8 +223,4 @@ def test_stacked_never_takes_client_by_client() -> None:
     chain, sample = nn.Sequential(nn.Linear(IN, 3)), torch.zeros(IN)
     found = [build_kernel(chain, loss_function("mse"), CPU, sample, way=way) for way in ("auto", "stacked")]
     assert all(isinstance(kernel, ChainKernel) for kernel in found)
-    walk = Walk(torch.zeros(1, 2, 4, dtype=torch.int64), torch.zeros(1, 2, 4, 3), 0.25)
-    for kernel, walks in zip(found, (True, False), strict=True):
-        x = torch.ones(1, kernel.layout.total)
-        assert kernel.walk(x, torch.ones(5, IN), walk, torch.ones(1, 1), None) == walks
-        assert bool((x == 1).all()) != walks
+    assert [kernel.walks(torch.ones(1, kernel.layout.total), torch.ones(5, IN), 4) for kernel in found] == [True, False]
