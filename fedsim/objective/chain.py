@@ -84,7 +84,9 @@ class ChainKernel(Kernel):
 
     def walks(self, x: Tensor, inputs: Tensor, samples: int) -> bool:
         compiled = self.compiled
-        return compiled is not None and compiled.takes(x, inputs) and compiled.walks(len(x), samples)
+        if compiled is None or not inputs.is_contiguous():  # others would be copied, all of them
+            return False
+        return compiled.takes(x, inputs) and compiled.walks(len(x), samples)
 
     def walk(self, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor, start: Tensor | None = None) -> None:
         assert self.compiled is not None

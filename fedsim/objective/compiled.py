@@ -1,4 +1,4 @@
-"""One client's gradients and plain SGD steps of a chain of linear layers, without Python between the operators.
+"""One client's gradients and SGD steps of a chain of linear layers, without Python between the operators.
 
 A step of a small model is a dozen operators of some microseconds. Between two of them Python takes as long again, and
 threads wait for its lock. TorchScript runs all operators of a step, and all steps of a client's round, in one call that
@@ -30,6 +30,7 @@ _FEW = 3  # rows, of which one after the other is faster than a dozen operators 
 _WORK = 2**18  # parameters times samples, from which on that is so of any number of rows; of more layers their square
 _READ = 8  # samples whose products take as long as it does to go over the parameters
 _PORTION = 2**23  # of work: a millisecond or less, for which waking another thread pays
+_CALL = 2**31  # of work in one call at most: a tenth of a second, in which nothing can interrupt it
 
 _POINTWISE: dict[type[nn.Module], int] = {nn.Identity: 0, nn.ReLU: 1, nn.Tanh: 2, nn.Sigmoid: 3}
 _LOSSES: dict[Loss, int] = {cross_entropy: 0, mse: 1, logistic: 2}
@@ -271,15 +272,21 @@ class CompiledChain:
         scale = (each if ball is not None else -lr.unsqueeze(-1) * each).expand(len(x), walk.index.shape[1], -1)
         rates = lr[:, 0].tolist()
 
-        def one(i: int) -> None:
-            own = (None if start is None else start[i], None if ball is None else ball[i], rates[i])
-            with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-                function(
-                    x[i], *own, rule.momentum, rule.decay, self.sizes, self.biased, self.pointwise, self.loss, inputs,
-                    walk.index[i], wanted[i], scale[i],
-                )  # fmt: skip
+        steps, samples = walk.index.shape[1:]
+        most = max(1, _CALL // (self.total * (samples + _READ)))
 
-        self._each(one, len(x), walk.index[0].numel())
+        def one(i: int) -> None:
+            begin, own = None if start is None else start[i], (None if ball is None else ball[i], rates[i])
+            for first in range(0, steps, most):
+                part = slice(first, first + most)
+                with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+                    function(
+                        x[i], begin, *own, rule.momentum, rule.decay, self.sizes, self.biased, self.pointwise,
+                        self.loss, inputs, walk.index[i, part], wanted[i, part], scale[i, part],
+                    )  # fmt: skip
+                begin = None
+
+        self._each(one, len(x), steps * samples)
 
     def _wanted(self, targets: Tensor, axes: int, dtype: torch.dtype) -> Tensor:
         """Targets, of samples along the last of these `axes`, as `_pass` wants them: classes, or columns of numbers."""

@@ -189,6 +189,7 @@ def test_threads_and_company_change_no_bit(threads: int, monkeypatch: pytest.Mon
         own = Walk(walk.index[i : i + 1], walk.targets[i : i + 1], walk.weights[i : i + 1])
         kernel.walk(alone[i : i + 1], inputs, own, lr[i : i + 1])
     monkeypatch.setattr(compiled, "_PORTION", 1)
+    monkeypatch.setattr(compiled, "_CALL", 1)
     with crew.working(threads):
         together = x.clone()
         kernel.walk(together, inputs, walk, lr)
@@ -223,4 +224,5 @@ def test_stacked_never_takes_client_by_client() -> None:
     chain, sample = nn.Sequential(nn.Linear(IN, 3)), torch.zeros(IN)
     found = [build_kernel(chain, loss_function("mse"), CPU, sample, way=way) for way in ("auto", "stacked")]
     assert all(isinstance(kernel, ChainKernel) for kernel in found)
+    assert not found[0].walks(torch.ones(1, found[0].layout.total), torch.ones(IN, 5).T, 4)
     assert [kernel.walks(torch.ones(1, kernel.layout.total), torch.ones(5, IN), 4) for kernel in found] == [True, False]
