@@ -21,7 +21,7 @@ from fedsim.backends.balance import Balance, Spent
 from fedsim.backends.guard import ClientError
 from fedsim.backends.placement import split_saved
 from fedsim.backends.ray.cluster import Cluster, DiedAtStartError, Shipment, log
-from fedsim.backends.ray.transport import as_array, pack
+from fedsim.backends.ray.transport import as_array, pack, unpack
 from fedsim.backends.shard import TABLE
 from fedsim.clients.mixing import Mixing
 from fedsim.clients.worker import Worker
@@ -70,7 +70,10 @@ class Shards:
 
     def __init__(self, pool: Pool, cluster: Cluster, task: Task, build: Callable[[Task], Worker], owner: Ints) -> None:
         """Ship every shard's data, and start the actors; ``owner[i]`` is the shard of client i."""
-        self.pool, self.cluster, self.task, self._build = pool, cluster, task, build
+        self.pool, self.cluster, self.task = pool, cluster, task
+        self._made: tuple[Task, Callable[[Task], Worker], Mixing] = task, build, pool.mixing
+        if pool.rebalance:  # as before the run begins: later these have a past in them, and open files
+            self._made = unpack(pack(self._made))
         self._ray = cluster.ray
         self._packed: dict[int, list[Any]] = {}
         self.balance: Balance | None = None
@@ -94,10 +97,10 @@ class Shards:
 
     def _ship(self, shards: Sequence[int]) -> None:
         """Put what these shards are made of into shared memory."""
-        shipment, pool = Shipment(self._ray.put), self.pool
+        shipment, (task, build, mixing) = Shipment(self._ray.put), self._made
         for k in shards:
             mine = self.members[k]
-            made = pack((self.task.shard(mine), self._build, mine, pool.drop, pool.mixing))
+            made = pack((task.shard(mine), build, mine, self.pool.drop, mixing))
             self._packed[k] = shipment.send(made)
 
     def _divide(self, owner: Ints) -> None:
@@ -117,6 +120,11 @@ class Shards:
     def wants_checkpoint(self) -> bool:
         """Whether so much would have to be played again after a loss that a checkpoint is due."""
         return self._log_bytes > _LOG_BYTES or len(self._log) > _LOG_CALLS
+
+    @property
+    def _at_checkpoint(self) -> bool:
+        """Whether nothing was done since the last checkpoint that would have to be played again after a loss."""
+        return not self._log and not self._log_bytes
 
     def close(self) -> None:
         """End the actors, and the cluster where it was started here."""

@@ -64,13 +64,14 @@ class RayBackend(Shards):
         self._pending: dict[int, set[int]] = {}
         self._broadcast: tuple[list[Tensor], Any] | None = None
         self._stateful = not build(task).store.empty
+        self._save_begun = self._save_seconds = 0.0  # of the last checkpoint: when it was begun, and what it took
 
     # --- the backend's side of the loop -------------------------------------------------------------------------------
 
     def dispatch(self, job: Job) -> None:
-        if not self._stateful and not self._where:
-            self._forget(None)  # nothing is under way and nobody keeps anything: the past is of no use
-            self._rebalance()
+        if not self._has_something:
+            self._forget(None)  # the past is of no use
+        self._rebalance()
         numbers = job.numbers
         received, size = self._shared(job.received)
         calls = {}
@@ -85,6 +86,7 @@ class RayBackend(Shards):
         self._later("dispatch", calls, size)
 
     def collect(self, jobs: Ints) -> Message:
+        self._rebalance()
         missing = [j for j in jobs.tolist() if j not in self._where]
         if missing:
             raise RunError(f"jobs {missing[:5]} were collected before they were dispatched")
@@ -98,6 +100,7 @@ class RayBackend(Shards):
         return self._messages(jobs, places)
 
     def save(self) -> dict[str, Tensor | RowStream]:
+        self._save_begun = time.monotonic()
         answers = self._answers("save", dict.fromkeys(self.shards, ()))
         parts = [{n: as_tensor(v, torch.device("cpu")) for n, v in small.items()} for small, _ in answers.values()]
         merged = merge_saved(parts)
@@ -144,19 +147,23 @@ class RayBackend(Shards):
         return self._stateful or bool(self._where)
 
     def _rebalance(self) -> None:
-        """Where an actor lags, divide the clients so that all take about the same time: nothing was done since the last
-        checkpoint."""
+        """Where an actor lags, divide the clients so that all take about the same time.
+
+        It is called where work begins, so that nobody moves after the last round; where anything was done since the
+        last checkpoint it waits for the next one.
+        """
         balance = self.balance
-        if balance is None or not balance.due:
+        if balance is None or not balance.due or not self._at_checkpoint:
             return
         begin, actors, before = time.monotonic(), self._actors(), self.owner
+        price = self._save_seconds if self._has_something else 0.0
         owner = balance.better(before, actors, self._placed_again)
         if owner is None:
             return
         self._divide(owner)
         self._locate()
-        balance.moved(self.members, time.monotonic() - begin)
-        log.info(
+        balance.moved(self.members, price + time.monotonic() - begin)
+        log.warning(  # as all that happens in a run: it is shown on the command line, and by Python if nothing is set up
             "%d of %d clients moved to other actors: the slowest took %.2f times the mean of %d, expected: %.2f",
             np.count_nonzero(owner != before), len(owner), balance.before, max(actors.values()) + 1, balance.expected,
         )  # fmt: skip
@@ -199,7 +206,7 @@ class RayBackend(Shards):
     def checkpointed(self, saved: Saved) -> None:
         """A checkpoint was written: what was done before it is not played again."""
         self._forget(saved.clients)
-        self._rebalance()
+        self._save_seconds = time.monotonic() - self._save_begun
 
     # --- messages -----------------------------------------------------------------------------------------------------
 

@@ -93,6 +93,7 @@ class RayNodes(RayBackend):
     # --- rounds -------------------------------------------------------------------------------------------------------
 
     def dispatch(self, job: Job) -> None:
+        self._rebalance()
         self._job = job  # done by `mix`
 
     def mix(self, number: int, mixing: MixingMatrix) -> None:
@@ -322,7 +323,8 @@ class RayNodes(RayBackend):
         super().draw_from(word)
 
     def load_nodes(self, saved: Saved) -> None:
-        self.checkpointed(saved)
+        self._saved = saved
+        self._forget(saved.clients)
         self._reset(self.shards)
 
     def checkpointed(self, saved: Saved) -> None:

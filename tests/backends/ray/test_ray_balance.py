@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import pytest
 import fedsim
 from fedsim.backends import balance
 from fedsim.core.arrays import Ints
+from fedsim.engine import records
 from fedsim.engine.assembly import assemble
+from fedsim.engine.checkpoint import save_checkpoint
 from fedsim.engine.loop import Simulation
 from fedsim.scenario.load import parse
 
@@ -35,6 +38,14 @@ KINDS: dict[str, dict[str, Any]] = {
         "participation": {"mode": "synchronous", "clients_per_round": 6},
     },
     "rows": {"algorithm": {"name": "balance_parts:DearFedAvg"}, "aggregator": {"name": "median"}},
+    "private clients": {
+        "algorithm": {"name": "balance_parts:DearFedAvg"},
+        "privacy": {"mechanism": "local_dp", "clip_norm": 1.0, "noise_multiplier": 0.1},
+    },
+    "private examples": {
+        "algorithm": {"name": "balance_parts:DearFedAvg", "batch_size": "full"},
+        "privacy": {"mechanism": "dp_sgd", "clip_norm": 1.0, "noise_multiplier": 0.1},
+    },
     "asynchronous": {
         "algorithm": {"name": "balance_parts:DearFedAvg"},
         "participation": {"mode": "fedbuff", "buffer": 4},
@@ -55,6 +66,10 @@ GRAPHS: dict[str, dict[str, Any]] = {
     "copies": {
         "algorithm": {"name": "balance_parts:DearChoco", "batch_size": 1},
         "compression": {"name": "top_k", "k": 2},
+    },
+    "private nodes": {
+        "algorithm": {"name": "balance_parts:DearNodes"},
+        "privacy": {"mechanism": "decor", "clip_norm": 1.0, "noise_multiplier": 1e-3},
     },
     "Poisson clocks": {
         "algorithm": {"name": "balance_parts:DearAcid"},
@@ -143,19 +158,56 @@ def same(one: fedsim.Run, other: fedsim.Run) -> None:
 def test_dear_clients_move_and_no_number_changes(
     quadratic: Make, tmp_path: Path, ray_cluster: Any, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    with caplog.at_level(logging.INFO, "fedsim"):
+    with caplog.at_level(logging.WARNING, "fedsim"):
         moved = Watched(ray_cluster, sections(quadratic, kind), tmp_path / "moved")
     assert moved.moved_at
     assert moved.with_first == dear(kind).tolist()
     with_first = int((moved.owner[dear(kind)] == moved.owner[0]).sum())
     assert 1 <= with_first <= 3
-    lines = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
+    lines = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert any(f"of {CLIENTS} clients moved to other actors: the slowest took" in line for line in lines)
     stays = Watched(ray_cluster, sections(quadratic, kind, rebalance=False), tmp_path / "stays")
     assert not stays.moved_at
     same(stays.run, moved.run)
     alone = fedsim.run(sections(quadratic, kind, name="vectorized"), tmp_path / "alone")
     same(alone, moved.run)
+
+
+@pytest.mark.parametrize("kind", ["plain", "kept", "links"])
+def test_nobody_moves_where_no_work_follows(
+    quadratic: Make, tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """An actor lags in every round, the last one too; and what a move costs is with the checkpoint that it needs."""
+    moves: list[int] = []
+    rounds: list[int] = []
+
+    def better(self: Any, owner: Ints, at: Any, divide: Any) -> Ints:
+        moves.append(len(rounds))
+        return np.roll(owner, 1)
+
+    def judge(self: Any, at: Any) -> None:
+        self.due = True
+
+    def slowly(*given: Any) -> Any:
+        time.sleep(1.0)
+        return save_checkpoint(*given)
+
+    monkeypatch.setattr(balance.Balance, "better", better)
+    monkeypatch.setattr(balance.Balance, "judge", judge)
+    monkeypatch.setattr(records, "save_checkpoint", slowly)
+    made = sections(quadratic, kind)
+    made["run"] |= {"rounds": 6, "eval_every": 1}
+    checked = parse(made)
+    simulation = Simulation(checked, assemble(checked), tmp_path / "run")
+    backend: Any = simulation.backend
+    try:
+        run = simulation.run(lambda number, _: rounds.append(number))
+    finally:
+        backend.close()
+    assert moves
+    assert max(moves) < len(rounds)
+    assert (backend.balance._price > 1.0) == (kind in STATEFUL)  # of what they keep a checkpoint has to be written
+    same(fedsim.run({**made, "backend": {"name": "vectorized"}}, tmp_path / "alone"), run)
 
 
 @pytest.mark.parametrize("kind", ["plain", "cohorts", "asynchronous and kept", *GRAPHS])
