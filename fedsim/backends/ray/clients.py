@@ -163,9 +163,12 @@ class RayBackend(Shards):
         self._divide(owner)
         self._locate()
         balance.moved(self.members, price + time.monotonic() - begin)
-        log.warning(  # as all that happens in a run: it is shown on the command line, and by Python if nothing is set up
-            "%d of %d clients moved to other actors: the slowest took %.2f times the mean of %d, expected: %.2f",
-            np.count_nonzero(owner != before), len(owner), balance.before, max(actors.values()) + 1, balance.expected,
+        who = "clients" if self._cohort and self.nodes_here is None else "nodes"
+        why = f"the slowest took {balance.before:.2f} times the mean of {max(actors.values()) + 1}"
+        # No mere information: it is why a repeated run may have other last bits.
+        log.warning(
+            "%d of %d %s moved to other actors, since %s; expected from now on: %.2f",
+            np.count_nonzero(owner != before), len(owner), who, why, balance.expected,
         )  # fmt: skip
 
     def kept(self, name: str, clients: Ints) -> Tensor:
