@@ -31,6 +31,7 @@ _WORK = 2**18  # parameters times samples, from which on that is so of any numbe
 _READ = 8  # samples whose products take as long as it does to go over the parameters
 _PORTION = 2**23  # of work: a millisecond or less, for which waking another thread pays
 _CALL = 2**31  # of work in one call at most: a tenth of a second, in which nothing can interrupt it
+_STEP = 2**20  # of work in whose time a step's operators begin
 
 _POINTWISE: dict[type[nn.Module], int] = {nn.Identity: 0, nn.ReLU: 1, nn.Tanh: 2, nn.Sigmoid: 3}
 _LOSSES: dict[Loss, int] = {cross_entropy: 0, mse: 1, logistic: 2}
@@ -190,12 +191,24 @@ def _walk(
 _compiling = threading.Lock()
 
 
+def _scripted(function: Callable[..., None]) -> Callable[..., None]:
+    """The function by TorchScript, its operators as they are: what optimising them takes, small models never gain."""
+    script = torch.jit.script(function)
+    as_it_is = partial(torch.jit.optimized_execution, False)  # type: ignore[attr-defined]
+
+    def call(*arguments: object) -> None:
+        with as_it_is():
+            script(*arguments)
+
+    return call
+
+
 @cache
 def _compiled() -> tuple[Callable[..., None], Callable[..., None]]:
     """`_gradient` and `_walk` by TorchScript."""
     try:
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-            return torch.jit.script(_gradient), torch.jit.script(_walk)
+            return _scripted(_gradient), _scripted(_walk)
     except Exception as error:  # whatever a Python or a PyTorch that no longer has it makes of that
         warnings.warn(f"small models train slower: TorchScript fails with {type(error).__name__}", stacklevel=2)
         return _gradient, _walk
@@ -225,7 +238,8 @@ class CompiledChain:
         pointwise: list[int] = []
         for layer in chain:
             if isinstance(layer, nn.Linear):
-                sizes = [*(sizes or [layer.in_features]), layer.out_features]
+                outputs, inputs = layer.weight.shape  # `in_features` stays where another weight is put in its place
+                sizes = [*(sizes or [inputs]), outputs]
                 biased.append(layer.bias is not None)
                 pointwise.append(0)
             elif type(layer) in _POINTWISE and pointwise and not pointwise[-1]:
@@ -256,10 +270,9 @@ class CompiledChain:
         inputs, wanted = inputs.flatten(2), self._wanted(targets, 2, x.dtype)
 
         def one(i: int) -> None:
-            with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-                function(
-                    x[i], result[i], self.sizes, self.biased, self.pointwise, self.loss, inputs[i], wanted[i], scale[i]
-                )
+            function(
+                x[i], result[i], self.sizes, self.biased, self.pointwise, self.loss, inputs[i], wanted[i], scale[i]
+            )
 
         self._each(one, len(x), inputs.shape[1])
         return result
@@ -273,18 +286,24 @@ class CompiledChain:
         rates = lr[:, 0].tolist()
 
         steps, samples = walk.index.shape[1:]
-        most = max(1, _CALL // (self.total * (samples + _READ)))
+        most = max(1, _CALL // (self.total * (samples + _READ) + _STEP))
+        ended: list[bool] = []
 
         def one(i: int) -> None:
             begin, own = None if start is None else start[i], (None if ball is None else ball[i], rates[i])
-            for first in range(0, steps, most):
-                part = slice(first, first + most)
-                with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            try:
+                for first in range(0, steps, most):
+                    part = slice(first, first + most)
                     function(
                         x[i], begin, *own, rule.momentum, rule.decay, self.sizes, self.biased, self.pointwise,
                         self.loss, inputs, walk.index[i, part], wanted[i, part], scale[i, part],
                     )  # fmt: skip
-                begin = None
+                    begin = None
+                    if ended:  # another row's thread is interrupted, or fails
+                        return
+            except BaseException:
+                ended.append(True)
+                raise
 
         self._each(one, len(x), steps * samples)
 

@@ -46,11 +46,12 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
             raise RuntimeError("no TorchScript here")
 
         monkeypatch.setattr(torch.jit, "script", refuse)
+        monkeypatch.delattr(torch.jit, "optimized_execution")
         with pytest.warns(UserWarning, match="TorchScript fails with RuntimeError"):
             functions = compiled._functions()
         assert functions == (compiled._gradient, compiled._walk)
     else:
-        assert all(isinstance(f, torch.jit.ScriptFunction) for f in compiled._functions())
+        assert not {*compiled._functions()} & {compiled._gradient, compiled._walk}
     yield request.param
     compiled._compiled.cache_clear()
 
@@ -194,6 +195,38 @@ def test_threads_and_company_change_no_bit(threads: int, monkeypatch: pytest.Mon
         together = x.clone()
         kernel.walk(together, inputs, walk, lr)
     assert torch.equal(alone, together)
+
+
+def test_an_interrupt_ends_the_work_of_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, x, inputs, walk, lr = made("relu", "cross_entropy", 3, 4, True, torch.float32)
+    own, calls = compiled._functions()[1], []
+
+    def interrupted(*arguments: Any) -> None:
+        calls.append(arguments[0].data_ptr())
+        own(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compiled, "_functions", lambda: (own, interrupted))
+    monkeypatch.setattr(compiled, "_PORTION", 1)
+    monkeypatch.setattr(compiled, "_CALL", 1)
+    with crew.working(3), pytest.raises(KeyboardInterrupt):
+        kernel.walk(x, inputs, walk, lr)
+    assert 1 <= len(set(calls)) == len(calls)  # no row takes a second step
+
+
+def test_no_call_is_of_many_steps_however_small_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, x, inputs, walk, lr = made("softmax", "cross_entropy", 1, 4, False, torch.float32)
+    many = Walk(walk.index.repeat(1, 2000, 1), walk.targets.repeat(1, 2000, 1), walk.weights)
+    own, steps = compiled._functions()[1], []
+
+    def noted(*arguments: Any) -> None:
+        steps.append(len(arguments[11]))
+        own(*arguments)
+
+    monkeypatch.setattr(compiled, "_functions", lambda: (own, noted))
+    kernel.walk(x, inputs, many, lr)
+    assert sum(steps) == 6000
+    assert max(steps) <= 2048
 
 
 def test_what_it_takes_is_decided_by_sizes_and_kinds() -> None:
