@@ -151,8 +151,9 @@ def initial_state(module: nn.Module, nature: Nature, dtype: torch.dtype) -> Tens
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether something is called before or after the forward of a part: then it is more than its layers."""
-    return any(sub._forward_hooks or sub._forward_pre_hooks for sub in module.modules())
+    """Whether something is called before, after or instead of the forward of a part: its type does not say all then."""
+    parts = module.modules()
+    return any(sub._forward_hooks or sub._forward_pre_hooks or "forward" in vars(sub) for sub in parts)
 
 
 def _surely_plain(module: nn.Module) -> bool:
@@ -162,7 +163,7 @@ def _surely_plain(module: nn.Module) -> bool:
         if not all(type(hook).__module__.startswith(_KNOWN) for hook in hooks):
             return False
         rate = getattr(sub, "p" if isinstance(sub, nn.modules.dropout._DropoutNd) else "dropout", 0)
-        if not type(sub).__module__.startswith(_KNOWN) or isinstance(sub, nn.RReLU):
+        if not type(sub).__module__.startswith(_KNOWN) or isinstance(sub, nn.RReLU) or "forward" in vars(sub):
             return False
         if isinstance(rate, int | float) and rate > 0:
             return False

@@ -168,6 +168,14 @@ def pointwise_back(layer: nn.Module, dy: Tensor, before: Tensor, after: Tensor) 
     return result
 
 
+def ordinary(layer: nn.Linear) -> bool:
+    """Whether it has a weight ``[k, n]``, then a bias ``[k]`` or none: people put others in their places."""
+    weight, bias = layer.weight, layer.bias
+    ends = bias is None or bias.shape == weight.shape[:1]
+    own = [weight] if bias is None else [weight, bias]
+    return weight.dim() == 2 and ends and list(map(id, layer.parameters(recurse=False))) == list(map(id, own))
+
+
 def rows(x: Tensor) -> Tensor:
     """x ``[m, ..., k]`` as ``[m, n, k]``, a copy only where it has to be one."""
     return x.reshape(len(x), -1, x.shape[-1])
@@ -239,8 +247,8 @@ POINTWISE = (
 def plain_rule(layer: nn.Module) -> Rule | None:
     """The rule of a layer that is neither recurrent nor one of attention; None where there is none."""
     kind = type(layer)
-    if kind is nn.Linear:
-        return Linear(layer)  # type: ignore[arg-type]
+    if isinstance(layer, nn.Linear) and kind is nn.Linear:
+        return Linear(layer) if ordinary(layer) else None
     if isinstance(layer, nn.LayerNorm) and kind is nn.LayerNorm:
         return Norm(layer) if len(layer.normalized_shape) == 1 else None
     if isinstance(layer, nn.Embedding) and kind is nn.Embedding:

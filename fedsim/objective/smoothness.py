@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.core.arrays import Floats, Ints
+from fedsim.models.nature import hooked
+from fedsim.objective.layers import ordinary
 
 _CURVATURE = {"logistic": 1 / 4, "cross_entropy": 1 / 2}
 """The largest second derivative of a loss by the outputs; that of ``mse`` over k outputs is 2 / k."""
@@ -44,10 +46,10 @@ def _hessians(module: nn.Module, loss: str, inputs: Tensor, rows: Sequence[Ints]
     """``c X'X / n`` of every client, c the loss's curvature by the outputs; None where the model is not linear."""
     layers = [layer for layer in module.modules() if not isinstance(layer, (nn.Sequential, nn.Flatten))]
     frozen = any(not p.requires_grad for p in module.parameters())
-    if frozen or len(layers) != 1 or not isinstance(layers[0], nn.Linear):
+    if frozen or hooked(module) or len(layers) != 1 or type(layers[0]) is not nn.Linear or not ordinary(layers[0]):
         return None
     linear = layers[0]
-    curvature = 2 / linear.out_features if loss == "mse" else _CURVATURE.get(loss)
+    curvature = 2 / len(linear.weight) if loss == "mse" else _CURVATURE.get(loss)
     return None if curvature is None else (_hessian(linear, curvature, inputs, own) for own in rows)
 
 

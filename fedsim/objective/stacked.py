@@ -28,7 +28,7 @@ from fedsim.models.nature import hooked
 from fedsim.objective.chain import ChainKernel
 from fedsim.objective.general import RowKernel, VmapKernel, channels_last
 from fedsim.objective.kernel import ROWS_ON_CPU, Kernel, Precision
-from fedsim.objective.layers import POINTWISE
+from fedsim.objective.layers import POINTWISE, ordinary
 from fedsim.objective.sequence import SequenceKernel, rules_of
 
 _SMALL_CONVOLUTIONS = 2**18  # weights of a model's convolutions
@@ -117,7 +117,8 @@ def _channels_last(module: nn.Module, device: torch.device, inputs: Tensor) -> b
 
 
 def _is_chain(module: nn.Module, input_dims: int) -> bool:
-    """Only (leading Flatten), Linear and pointwise layers, at least one Linear; none twice, shared, frozen, hooked."""
+    """Only (leading Flatten), Linear and pointwise layers, at least one Linear; none twice, shared, frozen, hooked, or
+    with parameters of other forms or in another order."""
     if type(module) is not nn.Sequential or (input_dims > 1 and not isinstance(module[0], nn.Flatten)):
         return False
     layers = list(module)
@@ -127,7 +128,7 @@ def _is_chain(module: nn.Module, input_dims: int) -> bool:
     flatten_first = all(isinstance(layer, nn.Flatten) for layer in layers[: len(layers) - len(inside)])
     linears = [layer for layer in inside if type(layer) is nn.Linear]
     plain = all(type(layer) is nn.Linear or (type(layer) in POINTWISE and not _in_place(layer)) for layer in inside)
-    several = len(set(map(id, linears))) == len(linears) > 0
+    several = len(set(map(id, linears))) == len(linears) > 0 and all(map(ordinary, linears))
     numbers = sum(1 if layer.bias is None else 2 for layer in linears)
     return flatten_first and plain and several and not hooked(module) and len(trained(module)) == numbers
 

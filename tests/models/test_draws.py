@@ -81,6 +81,13 @@ def test_draws_of_hooks_are_found(before: bool) -> None:
     assert nature_of(module, X).draws
 
 
+def test_draws_of_a_forward_of_ones_own_are_found() -> None:
+    module = nn.Sequential(nn.Linear(8, 3))
+    own = module[0].forward
+    module[0].forward = lambda x: own(x) + torch.randn(3)
+    assert nature_of(module, X).draws
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.97])
 def test_a_mask_drops_as_often_as_it_should(p: float) -> None:
     n = 200_000

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from torch.nn import functional
 from fedsim.models import losses
 from fedsim.models.build import layout, load_flat, views
 from fedsim.models.lora import Lora, adapt
+from fedsim.objective.kernel import Walk
+from fedsim.objective.smoothness import convexity_of_linear, of_linear
 from fedsim.objective.stacked import ChainKernel, RowKernel, VmapKernel, build_kernel
 
 CPU = torch.device("cpu")
@@ -247,6 +250,71 @@ def test_what_is_called_before_and_after_layers_is_computed(where: str, before: 
         part.register_forward_hook(lambda _module, _given, out: 3 * out)
     kernel = build_kernel(module, losses.cross_entropy, CPU, torch.zeros(6, dtype=torch.float64))
     check(kernel, module, losses.cross_entropy, problem(module, 3, 4, "each"))
+
+
+def changed(how: str) -> nn.Sequential:
+    """A chain whose first layer, activation, or whole is not what its type and its numbers say."""
+    module = chain(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    first, middle = module[0], module[1]
+    assert isinstance(first, nn.Linear)
+    if how in ("fewer inputs", "fewer outputs"):
+        first = nn.Linear(9, 5).double() if how == "fewer inputs" else nn.Linear(6, 9).double()
+        first.weight, first.bias = nn.Parameter(first.weight[:5, :6]), nn.Parameter(first.bias[:5])
+        module[0] = first
+    elif how == "bias before weight":
+        weight = first.weight
+        del first.weight
+        first.weight = weight
+    elif how == "one bias for all":
+        first.bias = nn.Parameter(first.bias[:1].detach())
+    elif how == "one number more":
+        first.more = nn.Parameter(torch.ones(1).double())
+        first.forward = lambda x: functional.linear(x, first.weight, first.bias) + first.more
+    else:
+        part = {"layer": first, "activation": middle, "whole": module}[how]
+        own = part.forward
+        part.forward = lambda x: 2 * own(x).square()
+    return module
+
+
+FORMS = ("fewer inputs", "fewer outputs", "bias before weight", "one bias for all", "one number more")
+
+
+@pytest.mark.parametrize("m", [1, 2, 5])
+@pytest.mark.parametrize("how", [*FORMS, "layer", "activation", "whole"])
+def test_what_people_put_in_the_place_of_a_layers_own_is_computed(how: str, m: int) -> None:
+    module = changed(how)
+    kernel = build_kernel(module, losses.cross_entropy, CPU, torch.zeros(6, dtype=torch.float64))
+    case = problem(module, m, 4, "each")
+    check(kernel, module, losses.cross_entropy, case)
+    x, inputs, targets, weights = case
+    lr, moved = torch.full((m, 1), 0.3, dtype=torch.float64), x.clone()
+    path = Walk(torch.arange(m * 4).view(m, 1, 4), targets.unsqueeze(1), weights.unsqueeze(1))
+    if kernel.walks(moved, inputs.flatten(0, 1), 4):
+        kernel.walk(moved, inputs.flatten(0, 1), path, lr)
+    else:
+        kernel.descend(moved, inputs, targets, weights, lr)
+    expected = x - lr * one_by_one(module, losses.cross_entropy, *case)
+    torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("how", ["layer", "whole", "subclass", "hook"])
+def test_how_smooth_a_changed_layer_is_is_not_known(how: str) -> None:
+    class Louder(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    module = chain(Louder(6, 3) if how == "subclass" else nn.Linear(6, 3))
+    x, rows = torch.ones(4, 6), [np.arange(4)]
+    if how != "subclass":
+        assert of_linear(module, "mse", x, rows, np.ones(1)) is not None
+    if how == "hook":
+        module[0].register_forward_hook(lambda _module, _given, out: 3 * out)
+    elif how != "subclass":
+        part = module[0] if how == "layer" else module
+        part.forward = torch.square
+    assert of_linear(module, "mse", x, rows, np.ones(1)) is None
+    assert convexity_of_linear(module, "mse", x, rows) is None
 
 
 def test_a_flatten_that_keeps_an_axis_is_no_chain() -> None:
