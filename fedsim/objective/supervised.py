@@ -330,7 +330,7 @@ class SupervisedTask(Task):
 
     def place(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         x = x.to(device=self.device, dtype=self.dtype if x.is_floating_point() else None)
-        return x, y.to(device=self.device, dtype=self.dtype if y.is_floating_point() else None)
+        return x, y.to(device=self.device, dtype=self.dtype if y.is_floating_point() else torch.int64)
 
     def _count(self) -> Ints | None:
         """How many targets of each row count, ``[N]``; None where all rows are alike in that."""

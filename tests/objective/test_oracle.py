@@ -57,6 +57,26 @@ def own(task: SupervisedTask, i: int) -> np.ndarray:
     return np.isin(np.arange(TOTAL), task.indices[task.offsets[i] : task.offsets[i + 1]])
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "multi_margin", "logistic"])
+@pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_classes_may_be_integers_of_any_type(kind: torch.dtype, loss: str) -> None:
+    x = torch.randn(30, 4)
+    y = (x[:, 0] > 0).long()
+    module = nn.Linear(4, 1 if loss == "logistic" else 2)
+    found = []
+    for labels in (y, y.to(kind)):
+        data = Dataset("own", x[:20], labels[:20], x[20:], labels[20:], 2)
+        rows = [np.arange(8), np.arange(8, 20)]
+        task = SupervisedTask(data, rows, module, loss, losses.loss_function(loss), 0, CPU, torch.float32)
+        plan = task.plan(np.arange(2), np.zeros(2, dtype=np.int64), np.full(2, 3), 4, False)
+        models = task.initial().expand(2, -1).contiguous()
+        plan.descend(models, torch.full((2, 1), 0.1), range(3))
+        found.append((models, task.evaluate(models[0]), task.answers(models[0]).targets))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+    assert torch.equal(found[0][2], found[1][2])
+
+
 @pytest.mark.parametrize("batch", [1, 2, 5, 20, 64])
 def test_a_minibatch_is_drawn_without_replacement(reveal: SupervisedTask, batch: int) -> None:
     held = shares(reveal, [0, 1, 2, 3], 1, 6, batch, epochs=False)
