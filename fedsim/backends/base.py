@@ -42,6 +42,10 @@ class Backend(Protocol):
     lost: Ints
     """Which of the jobs collected last were left out (positions in `jobs`): their clients' work raised."""
 
+    def placed(self) -> str:
+        """Called before what clients receive is made: who is computed with whom from here on, as far as the last bits
+        of numbers depend on it ("": as always with this scenario)."""
+
     def dispatch(self, job: Job) -> None:
         """Note that these clients started; nothing needs to be computed yet."""
 
@@ -100,6 +104,10 @@ class BackendDefaults:
     shows_kept = False
     wants_checkpoint = False
     asks_clients = False
+
+    def placed(self) -> str:
+        """Clients stay where they are."""
+        return ""
 
     def kept(self, name: str, clients: Ints) -> Tensor:
         """Not to be had."""

@@ -189,12 +189,21 @@ class Simulation:
     # --- one event ----------------------------------------------------------------------------------------------------
 
     def _dispatch(self, begun: list[Dispatch]) -> None:
+        if begun:
+            self._place()
         for dispatch in begun:
             self.totals.bytes_sent += self.home.dispatch(dispatch)
         begun.clear()
 
+    def _place(self) -> None:
+        """Have clients move before work begins, if any are to; noise that was drawn for other last bits is not drawn
+        again."""
+        if where := self.backend.placed():
+            self.assembly.privacy.place = f"{self.records.place} {where}"
+
     def _combine(self, event: Arrival) -> Arrival:
         """What became of the event: without the clients that were left out."""
+        self._place()
         combined, a = self.home.combine(event), self.assembly
         if self.home.inquiry is not None:
             self.totals.ask(self.home.inquiry.close(event.number))

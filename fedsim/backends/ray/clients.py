@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -64,14 +65,20 @@ class RayBackend(Shards):
         self._pending: dict[int, set[int]] = {}
         self._broadcast: tuple[list[Tensor], Any] | None = None
         self._stateful = not build(task).store.empty
+        self._moved_to = ""
         self._save_begun = self._save_seconds = 0.0  # of the last checkpoint: when it was begun, and what it took
 
     # --- the backend's side of the loop -------------------------------------------------------------------------------
 
-    def dispatch(self, job: Job) -> None:
+    def placed(self) -> str:
         if not self._has_something:
             self._forget(None)  # the past is of no use
         self._rebalance()
+        return self._moved_to
+
+    def dispatch(self, job: Job) -> None:
+        if not self._has_something:
+            self._forget(None)
         numbers = job.numbers
         received, size = self._shared(job.received)
         calls = {}
@@ -86,7 +93,6 @@ class RayBackend(Shards):
         self._later("dispatch", calls, size)
 
     def collect(self, jobs: Ints) -> Message:
-        self._rebalance()
         missing = [j for j in jobs.tolist() if j not in self._where]
         if missing:
             raise RunError(f"jobs {missing[:5]} were collected before they were dispatched")
@@ -162,6 +168,7 @@ class RayBackend(Shards):
             return
         self._divide(owner)
         self._locate()
+        self._moved_to = hashlib.blake2b(owner.tobytes(), digest_size=8).hexdigest()
         balance.moved(self.members, price + time.monotonic() - begin)
         who = "clients" if self._cohort and self.nodes_here is None else "nodes"
         why = f"the slowest took {balance.before:.2f} times the mean of {max(actors.values()) + 1}"

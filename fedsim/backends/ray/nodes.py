@@ -93,7 +93,6 @@ class RayNodes(RayBackend):
     # --- rounds -------------------------------------------------------------------------------------------------------
 
     def dispatch(self, job: Job) -> None:
-        self._rebalance()
         self._job = job  # done by `mix`
 
     def mix(self, number: int, mixing: MixingMatrix) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killed_runs import ROUNDS, killed, move, rows, scenario
+from killed_runs import CHECKPOINT, KILLED, ROUNDS, killed, move, rows, scenario
 from test_ray_contract import ACTORS, ray_backend, same
 
 import fedsim
+from fedsim.backends import balance
 from fedsim.backends.ray.nodes import RayNodes
 from fedsim.engine.assembly import assemble
 from fedsim.engine.loop import Simulation
@@ -157,3 +158,49 @@ def test_a_resumed_run_that_goes_another_way_draws_other_noise(tmp_path: Path, c
     words = [[(row.get("word"), row["charged"]) for row in rows(run.dir)] for run in (alone, other)]
     assert words[0] == words[1]
     assert (alone.dir / "privacy.json").read_text() == (other.dir / "privacy.json").read_text()
+
+
+@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize("case", ["local_dp", "decor"])
+def test_a_run_whose_clients_moved_draws_other_noise_when_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, moves: bool
+) -> None:
+    """Resumed, clients are where they were at first: the last bits of what was released may be others then."""
+    sections = {**scenario(case, noise=1.0), "backend": ray_backend(2)}
+    sections["run"] |= {"eval_every": 1}  # what nodes took is heard when they are asked for something
+    due = [False]
+
+    def judge(self: Any, _: Any) -> None:
+        self.due = due[0]
+
+    monkeypatch.setattr(balance.Balance, "judge", judge)
+    monkeypatch.setattr(balance.Balance, "better", lambda _, owner, *__: owner[::-1].copy())
+    owners = []
+
+    def begun(folder: Path, until: int) -> None:
+        checked = parse(sections)
+        simulation = Simulation(checked, assemble(checked), folder, resume=folder.exists())
+        backend: Any = simulation.backend
+        due[0] = moves and until == KILLED
+
+        def progress(number: int, _: object) -> None:
+            owners.append(backend.owner.tolist())
+            if number == CHECKPOINT == until:
+                signal.raise_signal(signal.SIGINT)
+            elif number == until:
+                raise TimeoutError
+
+        try:
+            simulation.run(progress)
+        finally:
+            due[0] = False
+            backend.close()
+
+    with pytest.raises(KeyboardInterrupt):
+        begun(tmp_path / "run", CHECKPOINT)
+    with pytest.raises(TimeoutError):
+        begun(tmp_path / "run", KILLED)
+    assert any(owner != owners[0] for owner in owners) == moves
+    begun(tmp_path / "run", -1)
+    assert owners[-1] == owners[0]
+    assert any("word" in row for row in rows(tmp_path / "run")) == moves
