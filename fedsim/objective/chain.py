@@ -119,7 +119,7 @@ class ChainKernel(Kernel):
         def descend(inputs: Tensor, targets: Tensor, weights: Tensor | float) -> None:
             nonlocal start, layers
             first, start = start, None
-            if self.compiled is not None and self.compiled.alone(len(x)) and self.compiled.takes(x, inputs):
+            if self.compiled is not None and self.walks(x, inputs, inputs.shape[1]):  # the bits of a step in a walk
                 each = weights.unsqueeze(1) if isinstance(weights, Tensor) else weights
                 index = torch.arange(inputs.shape[1] * len(x)).view(len(x), 1, -1)
                 self.compiled.walk(x, inputs.flatten(0, 1), Walk(index, targets.unsqueeze(1), each), lr, first)

@@ -261,7 +261,7 @@ class CompiledChain:
         return rows <= _FEW or work >= _WORK * len(self.biased) ** 2
 
     def alone(self, rows: int) -> bool:
-        """Whether the same holds of a single step or gradient, after which the next row's model is another one."""
+        """Whether the same holds of gradients, after each of which the next row's model is another one."""
         return rows <= min(2, len(self.biased))
 
     def gradient(self, x: Tensor, inputs: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
