@@ -91,6 +91,7 @@ SAID = [
     for who in ("clients", "nodes")
 ]
 STATEFUL = ("kept", "compressed", "cohorts", "asynchronous and kept", *GRAPHS, *NOISY)
+ATTEMPTS = 3
 
 
 def dear(kind: str) -> Ints:
@@ -158,6 +159,15 @@ class Watched:
             backend.close()
 
 
+def watched(ray: Any, scenario: dict[str, Any], folder: Path, kill_after: tuple[int, ...] = ()) -> Watched:
+    """A run in which clients moved: on a crowded machine an actor may have to wait so long that nobody lags."""
+    for attempt in range(ATTEMPTS):
+        found = Watched(ray, scenario, folder / str(attempt), kill_after)
+        if found.moved_at:
+            return found
+    pytest.fail(f"nobody moved in {ATTEMPTS} runs")
+
+
 def same(one: fedsim.Run, other: fedsim.Run) -> None:
     """As over any number of actors."""
     scale = max(1.0, float(one.params.abs().max()))
@@ -173,8 +183,7 @@ def test_dear_clients_move_and_no_number_changes(
     quadratic: Make, tmp_path: Path, ray_cluster: Any, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     with caplog.at_level(logging.WARNING, "fedsim"):
-        moved = Watched(ray_cluster, sections(quadratic, kind), tmp_path / "moved")
-    assert moved.moved_at
+        moved = watched(ray_cluster, sections(quadratic, kind), tmp_path / "moved")
     assert moved.with_first == dear(kind).tolist()
     with_first = int((moved.owner[dear(kind)] == moved.owner[0]).sum())
     assert 1 <= with_first <= 3
@@ -192,13 +201,17 @@ def test_the_command_line_says_who_moved(quadratic: Make, tmp_path: Path) -> Non
     made = sections(quadratic, "plain")
     made["algorithm"]["local_steps"] = 10
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(made))
-    command = [sys.executable, "-m", "fedsim.cli.app", "run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "fedsim.cli.app", "run", str(tmp_path / "s.yaml"), "--out"]
     modules = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": modules, "RAY_memory_monitor_refresh_ms": "0"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert [line for line in done.stderr.splitlines() if SAID[0].fullmatch(line)], done.stderr
-    assert "moved" not in done.stdout
+    for attempt in range(ATTEMPTS):  # see `watched`
+        called = [*command, str(tmp_path / str(attempt))]
+        done = subprocess.run(called, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "moved" not in done.stdout
+        if any(map(SAID[0].fullmatch, done.stderr.splitlines())):
+            return
+    pytest.fail(done.stderr)
 
 
 @pytest.mark.parametrize("kind", ["plain", "kept", "private clients", "private examples", "links", *NOISY])
@@ -241,8 +254,7 @@ def test_nobody_moves_where_no_work_follows(
 @pytest.mark.parametrize("kind", ["plain", "cohorts", "asynchronous and kept", *GRAPHS])
 def test_actors_that_die_after_clients_moved(quadratic: Make, tmp_path: Path, ray_cluster: Any, kind: str) -> None:
     """In the round of the move, and some rounds later the other one: what follows the move is done again."""
-    killed = Watched(ray_cluster, sections(quadratic, kind), tmp_path / "killed", (0, 3))
-    assert killed.moved_at
+    killed = watched(ray_cluster, sections(quadratic, kind), tmp_path / "killed", (0, 3))
     same(fedsim.run(sections(quadratic, kind, name="vectorized"), tmp_path / "alone"), killed.run)
 
 
@@ -262,9 +274,8 @@ def test_an_actor_that_dies_while_clients_move(
         adopt(self, shards)
 
     monkeypatch.setattr(RayBackend, "_adopt", dying)
-    moved = Watched(ray_cluster, sections(quadratic, kind), tmp_path / "killed")
+    moved = watched(ray_cluster, sections(quadratic, kind), tmp_path / "killed")
     assert killed
-    assert moved.moved_at
     same(fedsim.run(sections(quadratic, kind, name="vectorized"), tmp_path / "alone"), moved.run)
 
 
@@ -272,20 +283,28 @@ def test_an_actor_that_dies_while_clients_move(
 def test_a_run_goes_on_after_clients_moved(quadratic: Make, tmp_path: Path, kind: str) -> None:
     """Stopped after the move, and continued with clients where they were at first."""
     first = sections(quadratic, kind)
-    checked = parse(first)
-    simulation = Simulation(checked, assemble(checked), tmp_path / "run")
-    backend: Any = simulation.backend
-    owner = backend.owner.copy()
 
-    def progress(_: int, __: object) -> None:
-        if not np.array_equal(backend.owner, owner):
-            signal.raise_signal(signal.SIGINT)
+    def stopped(folder: Path) -> bool:
+        """Whether clients moved in a run, which was stopped then."""
+        checked = parse(first)
+        simulation = Simulation(checked, assemble(checked), folder)
+        backend: Any = simulation.backend
+        owner = backend.owner.copy()
 
-    try:
-        with pytest.raises(KeyboardInterrupt):
+        def progress(_: int, __: object) -> None:
+            if not np.array_equal(backend.owner, owner):
+                signal.raise_signal(signal.SIGINT)
+
+        try:
             simulation.run(progress)
-    finally:
-        backend.close()
-    assert 0 < simulation.round < first["run"]["rounds"]
-    on = fedsim.run(first, tmp_path / "run", resume=True)
+        except KeyboardInterrupt:
+            assert 0 < simulation.round < first["run"]["rounds"]
+            return True
+        finally:
+            backend.close()
+        return False
+
+    folder = next((f for f in map(str, range(ATTEMPTS)) if stopped(tmp_path / f)), None)
+    assert folder is not None, f"nobody moved in {ATTEMPTS} runs"
+    on = fedsim.run(first, tmp_path / folder, resume=True)
     same(fedsim.run(sections(quadratic, kind, name="vectorized"), tmp_path / "alone"), on)
