@@ -84,9 +84,7 @@ class ChainKernel(Kernel):
 
     def walks(self, x: Tensor, inputs: Tensor, samples: int) -> bool:
         compiled = self.compiled
-        if compiled is None or not inputs.is_contiguous():  # others would be copied, all of them
-            return False
-        return compiled.takes(x, inputs) and compiled.walks(len(x), samples)
+        return compiled is not None and compiled.takes(x, inputs) and compiled.walks(len(x), samples)
 
     def walk(self, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor, start: Tensor | None = None) -> None:
         assert self.compiled is not None
@@ -121,7 +119,7 @@ class ChainKernel(Kernel):
             first, start = start, None
             if self.compiled is not None and self.walks(x, inputs, inputs.shape[1]):  # the bits of a step in a walk
                 each = weights.unsqueeze(1) if isinstance(weights, Tensor) else weights
-                index = torch.arange(inputs.shape[1] * len(x)).view(len(x), 1, -1)
+                index = None if one else torch.arange(inputs.shape[1] * len(x)).view(len(x), 1, -1)
                 self.compiled.walk(x, inputs.flatten(0, 1), Walk(index, targets.unsqueeze(1), each), lr, first)
                 return
             # The backward is linear, so scaling what enters it by -lr scales every layer's step.

@@ -161,11 +161,11 @@ def _walk(
     pointwise: List[int],  # noqa: UP006
     loss: int,
     inputs: Tensor,
-    index: Tensor,
+    index: Optional[Tensor],  # noqa: UP045
     targets: Tensor,
     scale: Tensor,
 ) -> None:
-    """Steps of x ``[d]`` in place, one minibatch after the other: rows ``index[step]`` of the inputs ``[N, n]``.
+    """Steps of x ``[d]`` in place, one minibatch after the other: rows ``index[step]`` of the inputs ``[N, ...]``.
 
     Targets are ``[steps, ...]``, and so is `scale`, what each sample counts: with a `ball` ``[d]`` in a mean, and
     without one minus the learning rate times that.
@@ -174,14 +174,14 @@ def _walk(
         x.copy_(start)
     weights, biases = _parts(x, sizes, biased)
     if ball is None:
-        for step in range(index.size(0)):
-            seen = inputs.index_select(0, index[step])
+        for step in range(targets.size(0)):
+            seen = (inputs if index is None else inputs.index_select(0, index[step])).flatten(1)
             keep = 1.0 - lr * decay
             _pass(weights, biases, weights, biases, keep, pointwise, loss, seen, targets[step], scale[step])
     else:
         into, into_biases = _parts(ball, sizes, biased)
-        for step in range(index.size(0)):
-            seen = inputs.index_select(0, index[step])
+        for step in range(targets.size(0)):
+            seen = (inputs if index is None else inputs.index_select(0, index[step])).flatten(1)
             _pass(weights, biases, into, into_biases, momentum, pointwise, loss, seen, targets[step], scale[step])
             if decay > 0.0:
                 ball.add_(x, alpha=decay)
@@ -280,12 +280,12 @@ class CompiledChain:
     def walk(self, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor, start: Tensor | None) -> None:
         """As `Kernel.walk`."""
         function, wanted = _functions()[1], self._wanted(walk.targets, 3, x.dtype)
-        inputs, ball, rule = inputs.flatten(1), walk.ball, walk.rule
+        index, ball, rule = walk.index, walk.ball, walk.rule
         each = walk.weights if isinstance(walk.weights, Tensor) else x.new_full((1, 1, 1), walk.weights)
-        scale = (each if ball is not None else -lr.unsqueeze(-1) * each).expand(len(x), walk.index.shape[1], -1)
+        scale = (each if ball is not None else -lr.unsqueeze(-1) * each).expand(len(x), walk.targets.shape[1], -1)
         rates = lr[:, 0].tolist()
 
-        steps, samples = walk.index.shape[1:]
+        steps, samples = walk.targets.shape[1:3]
         most = max(1, _CALL // (self.total * (samples + _READ) + _STEP))
         ended: list[bool] = []
 
@@ -296,7 +296,7 @@ class CompiledChain:
                     part = slice(first, first + most)
                     function(
                         x[i], begin, *own, rule.momentum, rule.decay, self.sizes, self.biased, self.pointwise,
-                        self.loss, inputs, walk.index[i, part], wanted[i, part], scale[i, part],
+                        self.loss, inputs, None if index is None else index[i, part], wanted[i, part], scale[i, part],
                     )  # fmt: skip
                     begin = None
                     if ended:  # another row's thread is interrupted, or fails

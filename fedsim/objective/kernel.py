@@ -35,10 +35,10 @@ class Walk:
     """Minibatches of m rows, one after the other: rows `index` ``[m, steps, b]`` of all inputs ``[N, *sample]``.
 
     Targets are ``[m, steps, b, ...]``, weights ``[m, steps, b]`` or one number for all. The `rule` may be another one
-    than plain SGD's; with momentum `ball` ``[m, d]`` is its b.
+    than plain SGD's; with momentum `ball` ``[m, d]`` is its b. Without an index all inputs are one row's one minibatch.
     """
 
-    index: Tensor
+    index: Tensor | None
     targets: Tensor
     weights: Tensor | float
     rule: HeavyBall = HeavyBall()  # noqa: RUF009 - frozen
