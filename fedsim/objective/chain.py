@@ -52,14 +52,11 @@ class ChainKernel(Kernel):
         self.compiled = CompiledChain.of(self.chain, loss) if alone else None
 
     def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
-        if self.compiled is not None and self.compiled.alone(len(x)) and self.compiled.takes(x, inputs):
-            each = weights if isinstance(weights, Tensor) else x.new_full((len(x), 1), weights)
-            return self.compiled.gradient(x, inputs, targets, each)
         return self._scaled_grad(x, inputs, targets, _scale(weights, len(x) == 1))
 
     def change(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> Tensor:
         # The backward is linear, so scaling what enters it by -lr scales all that comes out.
-        return self.grad(x, inputs, targets, -lr * weights)
+        return self._scaled_grad(x, inputs, targets, _scale(-lr * weights, len(x) == 1))
 
     def _scaled_grad(self, x: Tensor, inputs: Tensor, targets: Tensor, scale: Tensor | float) -> Tensor:
         result = torch.empty_like(x)

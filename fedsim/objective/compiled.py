@@ -1,10 +1,10 @@
-"""One client's gradients and SGD steps of a chain of linear layers, without Python between the operators.
+"""One client's SGD steps of a chain of linear layers, without Python between the operators.
 
 A step of a small model is a dozen operators of some microseconds. Between two of them Python takes as long again, and
 threads wait for its lock. TorchScript runs all operators of a step, and all steps of a client's round, in one call that
 holds no lock, and the client's model stays in a core's own cache meanwhile. PyTorch keeps TorchScript as it is and will
 not extend it; where it cannot compile them (Python 3.14), the same functions run as Python: the numbers are the same
-bit for bit, they take longer.
+bit for bit, they take longer. A row's numbers do not depend on the rows beside it either.
 
 Samples are columns here: a layer's output is ``W h + b`` ``[k, b]``, for which matrix products are faster where there
 are more outputs than samples.
@@ -94,20 +94,15 @@ def _pass(
         before = tape[i].t()
         if before.size(0) > 1:
             into[i].addmm_(dy, before, beta=keep)
-        elif keep == 0.0:
-            torch.mul(dy, before, out=into[i])
         else:
             if keep != 1.0:
                 into[i].mul_(keep)
             into[i].addcmul_(dy, before)
         bias = into_biases[i]
         if bias is not None:
-            if keep == 0.0:
-                torch.sum(dy, 1, keepdim=True, out=bias)
-            else:
-                if keep != 1.0:
-                    bias.mul_(keep)
-                bias.add_(dy.sum(1, keepdim=True))
+            if keep != 1.0:
+                bias.mul_(keep)
+            bias.add_(dy.sum(1, keepdim=True))
         dy = below
 
 
@@ -132,23 +127,6 @@ def _parts(
     return weights, biases
 
 
-def _gradient(
-    x: Tensor,
-    into: Tensor,
-    sizes: List[int],  # noqa: UP006
-    biased: List[bool],  # noqa: UP006
-    pointwise: List[int],  # noqa: UP006
-    loss: int,
-    inputs: Tensor,
-    targets: Tensor,
-    scale: Tensor,
-) -> None:
-    """The gradient at x ``[d]`` of a minibatch's losses, each times its `scale`, `into` ``[d]``."""
-    weights, biases = _parts(x, sizes, biased)
-    there, there_biases = _parts(into, sizes, biased)
-    _pass(weights, biases, there, there_biases, 0.0, pointwise, loss, inputs, targets, scale)
-
-
 def _walk(
     x: Tensor,
     start: Optional[Tensor],  # noqa: UP045
@@ -170,22 +148,24 @@ def _walk(
     Targets are ``[steps, ...]``, and so is `scale`, what each sample counts: with a `ball` ``[d]`` in a mean, and
     without one minus the learning rate times that.
     """
-    if start is not None:
-        x.copy_(start)
-    weights, biases = _parts(x, sizes, biased)
+    own = x.clone() if start is None else start.clone()  # where rows lie, products may round otherwise
+    weights, biases = _parts(own, sizes, biased)
     if ball is None:
         for step in range(targets.size(0)):
             seen = (inputs if index is None else inputs.index_select(0, index[step])).flatten(1)
             keep = 1.0 - lr * decay
             _pass(weights, biases, weights, biases, keep, pointwise, loss, seen, targets[step], scale[step])
     else:
-        into, into_biases = _parts(ball, sizes, biased)
+        rolling = ball.clone()
+        into, into_biases = _parts(rolling, sizes, biased)
         for step in range(targets.size(0)):
             seen = (inputs if index is None else inputs.index_select(0, index[step])).flatten(1)
             _pass(weights, biases, into, into_biases, momentum, pointwise, loss, seen, targets[step], scale[step])
             if decay > 0.0:
-                ball.add_(x, alpha=decay)
-            x.add_(ball, alpha=-lr)
+                rolling.add_(own, alpha=decay)
+            own.add_(rolling, alpha=-lr)
+        ball.copy_(rolling)
+    x.copy_(own)
 
 
 _compiling = threading.Lock()
@@ -204,17 +184,17 @@ def _scripted(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @cache
-def _compiled() -> tuple[Callable[..., None], Callable[..., None]]:
-    """`_gradient` and `_walk` by TorchScript."""
+def _compiled() -> Callable[..., None]:
+    """`_walk` by TorchScript."""
     try:
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-            return _scripted(_gradient), _scripted(_walk)
+            return _scripted(_walk)
     except Exception as error:  # whatever a Python or a PyTorch that no longer has it makes of that
         warnings.warn(f"small models train slower: TorchScript fails with {type(error).__name__}", stacklevel=2)
-        return _gradient, _walk
+        return _walk
 
 
-def _functions() -> tuple[Callable[..., None], Callable[..., None]]:
+def _function() -> Callable[..., None]:
     with _compiling:
         return _compiled()
 
@@ -260,26 +240,9 @@ class CompiledChain:
         work = self.total * (samples + _READ)
         return rows <= _FEW or work >= _WORK * len(self.biased) ** 2
 
-    def alone(self, rows: int) -> bool:
-        """Whether the same holds of gradients, after each of which the next row's model is another one."""
-        return rows <= min(2, len(self.biased))
-
-    def gradient(self, x: Tensor, inputs: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
-        """As `Kernel.grad`; `scale` ``[m, b]`` or ``[m, 1]`` is what each sample counts."""
-        result, function = torch.empty_like(x, memory_format=torch.contiguous_format), _functions()[0]
-        inputs, wanted = inputs.flatten(2), self._wanted(targets, 2, x.dtype)
-
-        def one(i: int) -> None:
-            function(
-                x[i], result[i], self.sizes, self.biased, self.pointwise, self.loss, inputs[i], wanted[i], scale[i]
-            )
-
-        self._each(one, len(x), inputs.shape[1])
-        return result
-
     def walk(self, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor, start: Tensor | None) -> None:
         """As `Kernel.walk`."""
-        function, wanted = _functions()[1], self._wanted(walk.targets, 3, x.dtype)
+        function, wanted = _function(), self._wanted(walk.targets, x.dtype)
         index, ball, rule = walk.index, walk.ball, walk.rule
         each = walk.weights if isinstance(walk.weights, Tensor) else x.new_full((1, 1, 1), walk.weights)
         scale = (each if ball is not None else -lr.unsqueeze(-1) * each).expand(len(x), walk.targets.shape[1], -1)
@@ -307,11 +270,11 @@ class CompiledChain:
 
         self._each(one, len(x), steps * samples)
 
-    def _wanted(self, targets: Tensor, axes: int, dtype: torch.dtype) -> Tensor:
-        """Targets, of samples along the last of these `axes`, as `_pass` wants them: classes, or columns of numbers."""
+    def _wanted(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        """Targets ``[m, steps, b, ...]`` as `_pass` wants them: classes, or columns of numbers."""
         if self.loss == 0:
             return targets
-        numbers = targets.reshape(*targets.shape[:axes], self.sizes[-1]).to(dtype)
+        numbers = targets.reshape(*targets.shape[:3], self.sizes[-1]).to(dtype)
         return (numbers if self.loss == 1 else 2 * numbers - 1).mT
 
     def _each(self, one: Callable[[int], None], rows: int, samples: int) -> None:
