@@ -36,9 +36,9 @@ class Work:
 
 
 WORKS = {
-    "mlp-100": Work("MLP 784-200-10, FedAvg, 100 of 100 clients", "mlp", 640, (784,), 32, 100),
+    "mlp-100": Work("MLP 784-200-10, FedAvg, all 100 clients", "mlp", 640, (784,), 32, 100),
     "mlp-10": Work("MLP 784-200-10, FedAvg, 10 of 100 clients", "mlp", 640, (784,), 32, 10),
-    "cnn-100": Work("CNN, FedAvg, 100 of 100 clients", "cnn", 64, (1, 28, 28), 32, 100),
+    "cnn-100": Work("CNN, FedAvg, all 100 clients", "cnn", 64, (1, 28, 28), 32, 100),
     "cnn-10": Work("CNN, FedAvg, 10 of 100 clients", "cnn", 64, (1, 28, 28), 32, 10),
     "gossip-1": Work("softmax 784-10, D-PSGD, 100 nodes, batch 1", "softmax", 600, (784,), 1, 100),
     "gossip-16": Work("softmax 784-10, D-PSGD, 100 nodes, batch 16", "softmax", 600, (784,), 16, 100),
