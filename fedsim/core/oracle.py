@@ -88,14 +88,17 @@ class Plan(ABC):
             self.oracle(step, len(x), lr).descend(x)
 
     def walks(self, x: Tensor) -> bool:
-        """Whether it has a `walk` for the first rows x ``[count, d]``."""
+        """Whether its `walk` of the first rows x ``[count, d]`` is faster than step after step."""
         return False
 
     def walk(
         self, x: Tensor, lr: Tensor, steps: range, start: Tensor | None, rule: HeavyBall, ball: Tensor | None
     ) -> None:
         """`descend` by another rule; with momentum `ball` ``[count, d]`` is b, which is changed in place."""
-        raise NotImplementedError
+        if start is not None:
+            x.copy_(start)
+        for step in steps:
+            rule.step(x, self.oracle(step, len(x), lr).grad(x), lr, ball)
 
     carried: Tensor | None = None
     """What the clients' models carry besides their parameters, ``[m, s]``, as it is now; None: they carry nothing."""

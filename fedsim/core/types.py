@@ -59,6 +59,13 @@ class HeavyBall:
     momentum: float = 0.0
     decay: float = 0.0
 
+    def step(self, x: Tensor, g: Tensor, lr: Tensor, ball: Tensor | None) -> None:
+        """One step of x ``[m, d]`` along g, lr ``[m, 1]``; x and, with momentum, b, the `ball`, change in place."""
+        b = torch.add(g, x, alpha=self.decay) if self.decay > 0 else g
+        if ball is not None:
+            b = ball.mul_(self.momentum).add_(b)
+        x.addcmul_(b, lr, value=-1.0)
+
 
 def tensor_of(values: npt.NDArray[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers as a tensor of that type, converted by numpy: for few of them a tensor's own way takes many times as

@@ -151,9 +151,9 @@ def _walk(
     own = x.clone() if start is None else start.clone()  # where rows lie, products may round otherwise
     weights, biases = _parts(own, sizes, biased)
     if ball is None:
+        keep = 1.0 - lr * decay
         for step in range(targets.size(0)):
             seen = (inputs if index is None else inputs.index_select(0, index[step])).flatten(1)
-            keep = 1.0 - lr * decay
             _pass(weights, biases, weights, biases, keep, pointwise, loss, seen, targets[step], scale[step])
     else:
         rolling = ball.clone()

@@ -106,15 +106,18 @@ class Kernel(ABC):
         """
 
     def walks(self, x: Tensor, inputs: Tensor, samples: int) -> bool:
-        """Whether it has a `walk` for rows x ``[m, d]``, all inputs ``[N, ...]`` and minibatches of so many samples."""
+        """Whether its `walk` of rows x ``[m, d]`` on minibatches of so many samples, of all inputs ``[N, ...]``, is
+        faster than step after step."""
         return False
 
     def walk(self, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor, start: Tensor | None = None) -> None:
-        """`descend` by several minibatches of all inputs ``[N, ...]``, one after the other, in one call.
-
-        `start` is as in `descending`.
-        """
-        raise NotImplementedError
+        """Steps on several minibatches of all inputs ``[N, ...]``, one after the other; `start` as in `descending`."""
+        if start is not None:
+            x.copy_(start)
+        for step in range(walk.targets.shape[1]):
+            seen = inputs.unsqueeze(0) if walk.index is None else inputs[walk.index[:, step]]
+            weights = walk.weights[:, step] if isinstance(walk.weights, Tensor) else walk.weights
+            walk.rule.step(x, self.grad(x, seen, walk.targets[:, step], weights), lr, walk.ball)
 
     def pieces(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Sequence[Tensor]:
         """`grad` of one row x ``[1, d]`` as tensors of any form that make it up one after the other."""

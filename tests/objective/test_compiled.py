@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from fedsim.models.losses import loss_function
 from fedsim.objective import compiled
 from fedsim.objective.chain import ChainKernel
 from fedsim.objective.compiled import CompiledChain
-from fedsim.objective.kernel import Walk
+from fedsim.objective.kernel import Kernel, Walk
 from fedsim.objective.stacked import build_kernel
 
 CPU = torch.device("cpu")
@@ -105,6 +105,9 @@ def test_gradients_and_steps_are_autograds(name: str, loss: str, rows: int, b: i
     moved, start = torch.full_like(x, float("nan")), x.clone()
     kernel.walk(moved, inputs, walk, lr, start)
     torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-14)
+    slowly = torch.full_like(x, float("nan"))
+    Kernel.walk(kernel, slowly, inputs, walk, lr, start)
+    torch.testing.assert_close(slowly, expected, rtol=1e-12, atol=1e-14)
     assert torch.equal(start, x)
     in_place = x.clone()
     for step in range(STEPS):  # one at a time, gathered before
@@ -126,13 +129,13 @@ def test_heavy_balls_are_autograds(name: str, rows: int, b: int, rule: HeavyBall
     """Also where the first steps are taken by themselves: the ball goes on."""
     kernel, x, inputs, plain, lr = made(name, "cross_entropy", rows, b, True)
     expected = by_autograd(kernel, "cross_entropy", x, inputs, replace(plain, rule=rule), lr)
-    for stops in ((0, STEPS), (0, 1, STEPS)):
+    for stops, walking in product(((0, STEPS), (0, 1, STEPS)), (ChainKernel.walk, Kernel.walk)):
         moved, ball = x.clone(), torch.zeros_like(x) if rule.momentum else None
         for first, last in pairwise(stops):
             assert isinstance(plain.weights, Tensor)
             part = (slice(None), slice(first, last))
             own = Walk(plain.index[part], plain.targets[part], plain.weights[part], rule, ball)
-            kernel.walk(moved, inputs, own, lr)
+            walking(kernel, moved, inputs, own, lr)
         torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-14)
 
 

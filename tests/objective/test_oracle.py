@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from fedsim.core.oracle import Plan
+from fedsim.core.types import HeavyBall
 from fedsim.data.sets import Dataset, Quadratic
 from fedsim.models import losses
 from fedsim.models.build import flatten, views
@@ -338,3 +341,20 @@ def test_a_first_step_from_elsewhere_is_that_of_a_copy(reveal: SupervisedTask, b
         assert torch.equal(one, other)
     assert torch.equal(start, before)
     assert not torch.equal(one, start)
+
+
+@pytest.mark.parametrize("rule", [HeavyBall(), HeavyBall(0.5), HeavyBall(0.5, 0.1), HeavyBall(0.0, 0.1)], ids=str)
+def test_any_plans_walk_is_that_of_its_oracles(reveal: SupervisedTask, rule: HeavyBall) -> None:
+    """Compiled or step by step: the same to rounding, and the ball goes on."""
+    clients, lr = np.array([3, 2, 1]), torch.tensor([[0.1], [0.2], [0.3]], dtype=torch.float64)
+    start = torch.randn(3, TOTAL, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    plan = reveal.plan(clients, np.full(3, 2), np.full(3, 4), 5, True)
+    found = []
+    for walk in (plan.walk, partial(Plan.walk, plan)):
+        x, ball = torch.empty_like(start), torch.zeros_like(start) if rule.momentum else None
+        walk(x, lr, range(1), start, rule, ball)
+        walk(x, lr, range(1, 4), None, rule, ball)
+        found.append(x)
+    assert plan.walks(start)
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
+    assert not torch.equal(found[0], start)
