@@ -32,6 +32,8 @@ _READ = 8  # samples whose products take as long as it does to go over the param
 _PORTION = 2**23  # of work: a millisecond or less, for which waking another thread pays
 _CALL = 2**31  # of work in one call at most: a tenth of a second, in which nothing can interrupt it
 _STEP = 2**20  # of work in whose time a step's operators begin
+_EARLY = 1000  # steps that Python takes before anything is compiled, in about the time that compiling takes
+_TARGETS = 2**9  # of work that an output of a sample counts for: a call writes one matrix of targets for all its steps
 
 _POINTWISE: dict[type[nn.Module], int] = {nn.Identity: 0, nn.ReLU: 1, nn.Tanh: 2, nn.Sigmoid: 3}
 _LOSSES: dict[Loss, int] = {cross_entropy: 0, mse: 1, logistic: 2}
@@ -48,11 +50,12 @@ def _pass(
     inputs: Tensor,
     targets: Tensor,
     scale: Tensor,
+    ones: Tensor,
 ) -> None:
     """Forward and backward of a minibatch ``[b, n]``; a layer's gradient is added to `keep` times what is in its place.
 
-    Targets are classes ``[b]``, numbers ``[k, b]`` or signs ``[1, b]``; `scale` ``[b]`` or ``[1]`` is what each
-    sample's loss counts.
+    Targets are numbers ``[k, b]``, of classes 1 for the right one and 0 for the others, or signs ``[1, b]``; `scale`
+    ``[b]`` or ``[1]`` is what each sample's loss counts, and `ones` are ``[b, 1]``.
     """
     few = inputs.size(0) < 16  # as columns, products of fewer samples take longer
     h = inputs.t()
@@ -68,14 +71,14 @@ def _pass(
         else:
             h = torch.mm(weights[i], h) if bias is None else torch.addmm(bias, weights[i], h)
         if pointwise[i] == 1:
-            h = h.clamp_min_(0.0)
+            h = h.relu_()
         elif pointwise[i] == 2:
             h = h.tanh_()
         elif pointwise[i] == 3:
             h = h.sigmoid_()
         tape.append(h)
     if loss == 0:
-        dy = torch.softmax(h.contiguous(), 0).scatter_(0, targets.unsqueeze(0), -1.0, reduce="add").mul_(scale)
+        dy = torch.softmax(h.contiguous(), 0).sub_(targets).mul_(scale)
     elif loss == 1:
         dy = h.sub(targets).mul_(2.0 / h.size(0)).mul_(scale)
     else:
@@ -100,9 +103,7 @@ def _pass(
             into[i].addcmul_(dy, before)
         bias = into_biases[i]
         if bias is not None:
-            if keep != 1.0:
-                bias.mul_(keep)
-            bias.add_(dy.sum(1, keepdim=True))
+            bias.addmm_(dy, ones, beta=keep)  # half as long as a sum and what it is added to
         dy = below
 
 
@@ -145,22 +146,27 @@ def _walk(
 ) -> None:
     """Steps of x ``[d]`` in place, one minibatch after the other: rows ``index[step]`` of the inputs ``[N, ...]``.
 
-    Targets are ``[steps, ...]``, and so is `scale`, what each sample counts: with a `ball` ``[d]`` in a mean, and
-    without one minus the learning rate times that.
+    Targets are ``[steps, ...]``, classes ``[steps, b]``, and so is `scale`, what each sample counts: with a `ball`
+    ``[d]`` in a mean, and without one minus the learning rate times that.
     """
     own = x.clone() if start is None else start.clone()  # where rows lie, products may round otherwise
     weights, biases = _parts(own, sizes, biased)
+    wanted = targets
+    if loss == 0:  # of all steps at once: dozens of single numbers take longer to write than a small matrix to subtract
+        wanted = own.new_zeros([targets.size(0), sizes[-1], targets.size(1)])
+        wanted.scatter_(1, targets.unsqueeze(1), 1.0)
+    ones = own.new_ones([targets.size(-1), 1])
     if ball is None:
         keep = 1.0 - lr * decay
         for step in range(targets.size(0)):
             seen = (inputs if index is None else inputs.index_select(0, index[step])).flatten(1)
-            _pass(weights, biases, weights, biases, keep, pointwise, loss, seen, targets[step], scale[step])
+            _pass(weights, biases, weights, biases, keep, pointwise, loss, seen, wanted[step], scale[step], ones)
     else:
         rolling = ball.clone()
         into, into_biases = _parts(rolling, sizes, biased)
         for step in range(targets.size(0)):
             seen = (inputs if index is None else inputs.index_select(0, index[step])).flatten(1)
-            _pass(weights, biases, into, into_biases, momentum, pointwise, loss, seen, targets[step], scale[step])
+            _pass(weights, biases, into, into_biases, momentum, pointwise, loss, seen, wanted[step], scale[step], ones)
             if decay > 0.0:
                 rolling.add_(own, alpha=decay)
             own.add_(rolling, alpha=-lr)
@@ -169,6 +175,7 @@ def _walk(
 
 
 _compiling = threading.Lock()
+_taken = 0  # steps, until there are enough of them
 
 
 def _scripted(function: Callable[..., None]) -> Callable[..., None]:
@@ -194,9 +201,12 @@ def _compiled() -> Callable[..., None]:
         return _walk
 
 
-def _function() -> Callable[..., None]:
+def _function(steps: int) -> Callable[..., None]:
+    """What takes the process's next `steps`: Python at first, for a run may be over before compiling has paid."""
+    global _taken
     with _compiling:
-        return _compiled()
+        _taken += steps
+        return _walk if _taken <= _EARLY else _compiled()
 
 
 @dataclass(frozen=True)
@@ -242,14 +252,15 @@ class CompiledChain:
 
     def walk(self, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor, start: Tensor | None) -> None:
         """As `Kernel.walk`."""
-        function, wanted = _function(), self._wanted(walk.targets, x.dtype)
         index, ball, rule = walk.index, walk.ball, walk.rule
-        each = walk.weights if isinstance(walk.weights, Tensor) else x.new_full((1, 1, 1), walk.weights)
-        scale = (each if ball is not None else -lr.unsqueeze(-1) * each).expand(len(x), walk.targets.shape[1], -1)
+        count = walk.weights if isinstance(walk.weights, Tensor) else x.new_full((1, 1, 1), walk.weights)
+        scale = (count if ball is not None else -lr.unsqueeze(-1) * count).expand(len(x), walk.targets.shape[1], -1)
         rates = lr[:, 0].tolist()
 
         steps, samples = walk.targets.shape[1:3]
-        most = max(1, _CALL // (self.total * (samples + _READ) + _STEP))
+        function, wanted = _function(len(x) * steps), self._wanted(walk.targets, x.dtype)
+        each = self.total * (samples + _READ) + _STEP + samples * self.sizes[-1] * _TARGETS
+        most = max(1, _CALL // each)
         ended: list[bool] = []
 
         def one(i: int) -> None:
@@ -271,7 +282,7 @@ class CompiledChain:
         self._each(one, len(x), steps * samples)
 
     def _wanted(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        """Targets ``[m, steps, b, ...]`` as `_pass` wants them: classes, or columns of numbers."""
+        """Targets ``[m, steps, b, ...]`` as `_walk` wants them: classes, or columns of numbers."""
         if self.loss == 0:
             return targets
         numbers = targets.reshape(*targets.shape[:3], self.sizes[-1]).to(dtype)

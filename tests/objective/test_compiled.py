@@ -40,6 +40,7 @@ OUTPUTS = {"cross_entropy": 3, "mse": 2, "logistic": 1}
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """TorchScript's functions, and the same ones where it has none."""
     compiled._compiled.cache_clear()
+    monkeypatch.setattr(compiled, "_EARLY", 0)
     if request.param == "python":
 
         def refuse(_: object) -> object:
@@ -48,10 +49,10 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
         monkeypatch.setattr(torch.jit, "script", refuse)
         monkeypatch.delattr(torch.jit, "optimized_execution")
         with pytest.warns(UserWarning, match="TorchScript fails with RuntimeError"):
-            function = compiled._function()
+            function = compiled._function(1)
         assert function is compiled._walk
     else:
-        assert compiled._function() is not compiled._walk
+        assert compiled._function(1) is not compiled._walk
     yield request.param
     compiled._compiled.cache_clear()
 
@@ -175,12 +176,21 @@ def test_python_and_torchscript_give_the_same_bits(monkeypatch: pytest.MonkeyPat
     for dtype in (torch.float32, torch.float64):
         kernel, x, inputs, walk, lr = made("relu", "cross_entropy", 3, 5, True, dtype)
         found = []
-        for function in (compiled._function(), compiled._walk):
-            monkeypatch.setattr(compiled, "_function", lambda f=function: f)
+        for function in (compiled._compiled(), compiled._walk):
+            monkeypatch.setattr(compiled, "_function", lambda _, f=function: f)
             found.append(x.clone())
             kernel.walk(found[-1], inputs, walk, lr)
             monkeypatch.undo()
         assert torch.equal(*found)
+
+
+def test_python_takes_the_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What compiling takes, a short run never gets back."""
+    monkeypatch.setattr(compiled, "_taken", 0)
+    taken = [compiled._function(steps) is compiled._walk for steps in (1, compiled._EARLY - 1, 1, 1)]
+    assert taken == [True, True, False, False]
+    monkeypatch.setattr(compiled, "_taken", 0)
+    assert compiled._function(compiled._EARLY + 1) is compiled._compiled()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -203,14 +213,14 @@ def test_threads_and_company_change_no_bit(threads: int, monkeypatch: pytest.Mon
 
 def test_an_interrupt_ends_the_work_of_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, x, inputs, walk, lr = made("relu", "cross_entropy", 3, 4, True, torch.float32)
-    own, calls = compiled._function(), []
+    own, calls = compiled._compiled(), []
 
     def interrupted(*arguments: Any) -> None:
         calls.append(arguments[0].data_ptr())
         own(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compiled, "_function", lambda: interrupted)
+    monkeypatch.setattr(compiled, "_function", lambda _: interrupted)
     monkeypatch.setattr(compiled, "_PORTION", 1)
     monkeypatch.setattr(compiled, "_CALL", 1)
     with crew.working(3), pytest.raises(KeyboardInterrupt):
@@ -221,13 +231,13 @@ def test_an_interrupt_ends_the_work_of_all_threads(monkeypatch: pytest.MonkeyPat
 def test_no_call_is_of_many_steps_however_small_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, x, inputs, walk, lr = made("softmax", "cross_entropy", 1, 4, False, torch.float32)
     many = Walk(walk.index.repeat(1, 2000, 1), walk.targets.repeat(1, 2000, 1), walk.weights)
-    own, steps = compiled._function(), []
+    own, steps = compiled._compiled(), []
 
     def noted(*arguments: Any) -> None:
         steps.append(len(arguments[11]))
         own(*arguments)
 
-    monkeypatch.setattr(compiled, "_function", lambda: noted)
+    monkeypatch.setattr(compiled, "_function", lambda _: noted)
     kernel.walk(x, inputs, many, lr)
     assert sum(steps) == 6000
     assert max(steps) <= 2048
