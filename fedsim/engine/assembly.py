@@ -322,7 +322,8 @@ def _supervised(
     with _section("adversary"):
         task.seen.check(task.kernel, task.untrained(), task.inputs[:1], task.targets[:1])
     if held is not None:
-        task.sizes, task.importance = held.sizes, held.sizes / held.sizes.sum()
+        task.sizes = held.sizes
+        task.importance = task.importance if data.importance is not None else held.sizes / held.sizes.sum()
     labels = data.num_classes if tokens.single else None
     if labels is not None:
         check_room(8 * len(rows) * labels, f"a table of {len(rows)} clients and {labels} classes")

@@ -10,6 +10,7 @@ import numpy as np
 from fedsim.core.arrays import Ints
 from fedsim.core.errors import InputError
 from fedsim.data.division import column_of
+from fedsim.data.form import well_formed
 from fedsim.data.sets import Dataset, Quadratic, made_of
 from fedsim.data.splits import Scaling
 from fedsim.objective.supervised import SupervisedTask
@@ -73,5 +74,5 @@ def load_data(s: Scenario, given: Scaling | None = None) -> Dataset | Quadratic:
             raise InputError(message, key="dataset")
         return made_of(rows, given)
     if column is None:
-        return s.dataset.load(s.clients, s.seed, s.base)
-    return s.dataset.load_by(column, s.clients, s.seed, s.base)
+        return well_formed(s.dataset.load(s.clients, s.seed, s.base))
+    return well_formed(s.dataset.load_by(column, s.clients, s.seed, s.base))

@@ -75,7 +75,8 @@ class SupervisedTask(Task):
         self.indices, self.offsets = index_lists(rows)
         self.num_clients = len(rows)
         self.sizes, self._drawn = np.diff(self.offsets), Positions()
-        self.importance = self.sizes / self.sizes.sum()
+        share = self.sizes if dataset.importance is None else np.asarray(dataset.importance, dtype=np.float64)
+        self.importance = share / share.sum()
         self.num_classes, self.tokens = dataset.num_classes, tokens_of(dataset)
         self._targets_each = self._count()
         self.loss_name, self.loss, self.is_classification = loss_name, loss, dataset.num_classes is not None
