@@ -28,7 +28,7 @@ from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.oracle import Plan, Task
 from fedsim.core.registry import register
-from fedsim.core.types import BatchSize
+from fedsim.core.types import Affine, BatchSize
 from fedsim.core.wrapped import WrappedTask
 
 _ALONE = "clients train alone and send nothing"
@@ -77,6 +77,9 @@ class Local(Unsent, ServerAlgorithm):
 
     def start(self, received: Message, client: State) -> State:
         return {"x": client["v"]}
+
+    def affine_direction(self, received: Message, client: State) -> Affine:
+        return Affine()  # the minibatch gradient, wherever it starts
 
     def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
         return {"delta": local["x"] - client["v"]}, {}, {"v": local["x"]}

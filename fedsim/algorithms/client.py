@@ -20,11 +20,12 @@ from fedsim.core.errors import InputError
 from fedsim.core.oracle import Oracle
 from fedsim.core.registry import Part
 from fedsim.core.returned import like, same_form
-from fedsim.core.types import BatchSize, Decay, HeavyBall, Message, NonNegative, Positive, State, clip_norm
+from fedsim.core.types import Affine, BatchSize, Decay, HeavyBall, Message, NonNegative, Positive, State, clip_norm
 
 _Message = TypeVar("_Message", bound=Callable[..., Report])
 _ONE_STEP = Work.model_validate(1)
 _CHANGE = "engine:change"  # in the place of x in `local`, for messages that ask for no more than how far it moved
+_STEPPING = ("start", "gradient", "direction", "step", "local_step")  # what `affine_direction` is about
 _SOLVER = "solver:"  # before the names of what a solver remembers, so that they are no name of an algorithm's own
 
 
@@ -115,6 +116,15 @@ class ClientHalf(Part, ABC):
         """The descent direction of one local step (what most papers change): the minibatch gradient."""
         return self.gradient(oracle, x)
 
+    def affine_direction(self, received: Message, client: State) -> Affine | None:
+        """`direction` in numbers, where it is ``scale g + pull x + shift`` with the same three in all steps of a round.
+
+        With them the engine may take all steps of SGD at once, where `clip` bounds nothing. None: it is not. A subclass
+        that overrides `start`, `gradient`, `direction`, `step` or `local_step` is not asked, unless it overrides this
+        as well.
+        """
+        return Affine()
+
     def local_step(self, oracle: Oracle, local: State, received: Message, client: State) -> State:
         """One step of the solver along `direction`: ``x = x - lr b,  b = momentum b + direction + weight_decay x``."""
         return self.step(oracle, local, self.direction(oracle, local["x"], received, client))
@@ -204,13 +214,19 @@ class ClientHalf(Part, ABC):
 
     @cached_property
     def rule(self) -> HeavyBall | None:
-        """By which rule local steps go along gradients and do nothing else, so that the engine may take several."""
-        return self.local_solver.rule if self._follows_gradients else None
+        """By which rule local steps go along `affine_direction`, so that the engine may take several at once; None:
+        they do something else."""
+        known = self.clip is None and all(self._place("affine_direction") <= self._place(name) for name in _STEPPING)
+        return self.local_solver.rule if known else None
 
     @property
     def _follows_gradients(self) -> bool:
-        own = ("start", "local_step", "step", "direction", "gradient")
+        own = (*_STEPPING, "affine_direction")
         return self.clip is None and all(getattr(type(self), name) is getattr(ClientHalf, name) for name in own)
+
+    def _place(self, name: str) -> int:
+        """How far from its class in the order of base classes that one is that has a method."""
+        return next(i for i, base in enumerate(type(self).__mro__) if name in vars(base))
 
     @cached_property
     def sends_change(self) -> bool:

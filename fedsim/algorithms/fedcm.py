@@ -16,7 +16,7 @@ from fedsim.algorithms.base import Aggregate, Message, Oracle, Round, ServerAlgo
 from fedsim.algorithms.clipping import ClippedDirection
 from fedsim.algorithms.needs import Needs
 from fedsim.core.registry import register
-from fedsim.core.types import Fraction
+from fedsim.core.types import Affine, Fraction
 
 
 @register.algorithm("fedcm")
@@ -45,6 +45,9 @@ class FedCM(ClippedDirection, ServerAlgorithm):
 
     def direction(self, oracle: Oracle, x: Tensor, received: Message, client: State) -> Tensor:
         return self.alpha * self.gradient(oracle, x) + (1 - self.alpha) * received["d"]
+
+    def affine_direction(self, received: Message, client: State) -> Affine:
+        return Affine(scale=self.alpha, shift=(1 - self.alpha) * received["d"])
 
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:
         moved = super().combine(state, messages, round, aggregate)

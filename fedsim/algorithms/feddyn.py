@@ -20,7 +20,7 @@ from torch import Tensor
 from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Positive, Report, Round, ServerAlgorithm, State
 from fedsim.algorithms.needs import Needs
 from fedsim.core.registry import register
-from fedsim.core.types import clip_norm
+from fedsim.core.types import Affine, clip_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,9 @@ class DynamicRegularisation(ServerAlgorithm):
 
     def direction(self, oracle: Oracle, x: Tensor, received: Message, client: State) -> Tensor:
         return self.corrected(oracle.grad(x), x, received, client)
+
+    def affine_direction(self, received: Message, client: State) -> Affine:
+        return Affine(pull=self.penalty, shift=-(client["g"] + self.penalty * received["x"]))
 
     def corrected(self, g: Tensor, x: Tensor, received: Message, client: State) -> Tensor:
         """``g - g_i + a (y - x)`` with y the local `x`, clipped as `clipping` says."""

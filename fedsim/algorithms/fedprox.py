@@ -14,6 +14,7 @@ from fedsim.algorithms.base import Message, NonNegative, Oracle, State
 from fedsim.algorithms.clipping import PulledDirection
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.core.registry import register
+from fedsim.core.types import Affine
 
 
 @register.algorithm("fedprox")
@@ -25,3 +26,6 @@ class FedProx(PulledDirection, FedAvg):
 
     def direction(self, oracle: Oracle, x: torch.Tensor, received: Message, client: State) -> torch.Tensor:
         return self.pulled(self.gradient(oracle, x), x, received["x"], self.mu)
+
+    def affine_direction(self, received: Message, client: State) -> Affine:
+        return Affine(pull=self.mu, shift=-self.mu * received["x"]) if self.mu > 0 else Affine()

@@ -17,6 +17,7 @@ from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Report, R
 from fedsim.algorithms.clipping import ClippedDirection
 from fedsim.algorithms.needs import Needs
 from fedsim.core.registry import register
+from fedsim.core.types import Affine
 
 _WHY = "the control variates are corrections for one common model; under a clock clients work from different ones"
 
@@ -49,6 +50,9 @@ class Scaffold(ClippedDirection, ServerAlgorithm):
         if self.option == 1 and "g" not in local:  # the first local step evaluates the gradient at x itself
             after["g"] = g + self.local_solver.weight_decay * local["x"]
         return after
+
+    def affine_direction(self, received: Message, client: State) -> Affine | None:
+        return Affine(shift=received["c"] - client["c"]) if self.option == 2 else None  # 1 keeps a gradient as well
 
     def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
         delta = local["x"] - received["x"]

@@ -126,9 +126,12 @@ class Worker:
                     local = changed(plan.oracle(step, count, rates).change(local["x"].contiguous()))
                     continue
                 if rule is not None and not plain and schedule is None and plan.walks(local["x"]):
-                    taken = step + working[step:].count(count)
-                    local = _walked(algorithm, rule, plan, local, rates, range(step, taken))
-                    continue
+                    directions = algorithm.affine_direction(received, kept)
+                    if directions is not None:
+                        taken = step + working[step:].count(count)
+                        along = rule.along(directions)
+                        local = _walked(algorithm, along, plan, local, rates, range(step, taken))
+                        continue
                 start = local["x"] if plain and step == 0 else None
                 if start is not None:
                     local = {"x": torch.empty_like(start, memory_format=torch.contiguous_format)}

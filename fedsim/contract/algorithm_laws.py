@@ -168,6 +168,25 @@ def follows_lr(bench: Bench) -> str:
     return f"{float(quarter.max()):.3g} at a quarter of the rate, {float(whole.max()):.3g} at the whole"
 
 
+def affine_directions(bench: Bench) -> str:
+    """Where an algorithm has `affine_direction`, SGD along it is what its local steps do."""
+    a, (received, keeps) = bench.algorithm, _somewhere(bench)
+    directions = None if a.rule is None else a.affine_direction(received, keeps)
+    if a.rule is None or directions is None:
+        return "it has no affine directions, steps are taken one by one"
+    lr = torch.full((CLIENTS, 1), a.lr, dtype=torch.float64)
+    oracle, local, rule = ExactOracle(bench, slice(None), lr), a.start(received, keeps), a.rule.along(directions)
+    x = local["x"].clone()
+    ball, worst = torch.zeros_like(x), 0.0
+    for number in range(1, 4 if bench.any_steps else 2):
+        local = a.local_step(oracle, local, received, keeps)
+        rule.step(x, oracle.grad(x), lr, ball if rule.momentum else None)
+        hint = "scale, pull and shift are to be those of direction: scale g + pull x + shift"
+        what = f"x after local step {number} and along affine_direction"
+        worst = max(worst, compare(what, {"x": local["x"]}, {"x": x}, TOLERANCE, hint))
+    return f"largest difference {worst:.1e}"
+
+
 def flows_on(bench: Bench) -> str:
     """What happens between events is the same in one stretch and in several, and in no time nothing happens."""
     if not bench.gossip:
@@ -326,6 +345,7 @@ LAWS: Mapping[str, Callable[[Bench], str]] = {
     "arithmetic on the last axis": last_axis_only,
     "same seed, same numbers": same_seed,
     "lr_decay reaches local steps": follows_lr,
+    "affine_direction is what steps do": affine_directions,
     "message needs no local step": message_without_a_step,
     "states flow on between events": flows_on,
     "the state moves through aggregate": through_aggregate,

@@ -7,8 +7,8 @@ clients.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -53,15 +53,37 @@ BatchSize = Count | Literal["full"]
 
 
 @dataclass(frozen=True)
+class Affine:
+    """Directions ``scale g + pull x + shift`` along gradients g at x, with the same three in all steps of a round.
+
+    `shift` is of each row ``[m, d]``, one for all ``[d]``, or None, which is 0.
+    """
+
+    scale: float = 1.0
+    pull: float = 0.0
+    shift: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class HeavyBall:
-    """SGD's rule along gradients g: ``b = momentum b + g + decay x;  x = x - lr b``, b being 0 before."""
+    """SGD's rule along gradients g: ``b = momentum b + scale g + decay x + shift;  x = x - lr b``, b being 0 before."""
 
     momentum: float = 0.0
     decay: float = 0.0
+    scale: float = 1.0
+    shift: Tensor | None = None
+
+    def along(self, directions: Affine) -> Self:
+        """The rule along these directions in the place of gradients."""
+        return replace(self, decay=self.decay + directions.pull, scale=directions.scale, shift=directions.shift)
 
     def step(self, x: Tensor, g: Tensor, lr: Tensor, ball: Tensor | None) -> None:
         """One step of x ``[m, d]`` along g, lr ``[m, 1]``; x and, with momentum, b, the `ball`, change in place."""
-        b = torch.add(g, x, alpha=self.decay) if self.decay > 0 else g
+        b = g if self.scale == 1 else g * self.scale
+        if self.decay:
+            b = torch.add(b, x, alpha=self.decay)
+        if self.shift is not None:
+            b = b + self.shift
         if ball is not None:
             b = ball.mul_(self.momentum).add_(b)
         x.addcmul_(b, lr, value=-1.0)

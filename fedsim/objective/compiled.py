@@ -132,6 +132,7 @@ def _walk(
     x: Tensor,
     start: Optional[Tensor],  # noqa: UP045
     ball: Optional[Tensor],  # noqa: UP045
+    shift: Optional[Tensor],  # noqa: UP045
     lr: float,
     momentum: float,
     decay: float,
@@ -146,8 +147,9 @@ def _walk(
 ) -> None:
     """Steps of x ``[d]`` in place, one minibatch after the other: rows ``index[step]`` of the inputs ``[N, ...]``.
 
-    Targets are ``[steps, ...]``, classes ``[steps, b]``, and so is `scale`, what each sample counts: with a `ball`
-    ``[d]`` in a mean, and without one minus the learning rate times that.
+    `shift` ``[d]`` is added to every direction. Targets are ``[steps, ...]``, classes ``[steps, b]``, and so is
+    `scale`, what each sample counts: with a `ball` ``[d]`` in a mean, and without one minus the learning rate times
+    that.
     """
     own = x.clone() if start is None else start.clone()  # where rows lie, products may round otherwise
     weights, biases = _parts(own, sizes, biased)
@@ -161,14 +163,18 @@ def _walk(
         for step in range(targets.size(0)):
             seen = (inputs if index is None else inputs.index_select(0, index[step])).flatten(1)
             _pass(weights, biases, weights, biases, keep, pointwise, loss, seen, wanted[step], scale[step], ones)
+            if shift is not None:
+                own.add_(shift, alpha=-lr)
     else:
         rolling = ball.clone()
         into, into_biases = _parts(rolling, sizes, biased)
         for step in range(targets.size(0)):
             seen = (inputs if index is None else inputs.index_select(0, index[step])).flatten(1)
             _pass(weights, biases, into, into_biases, momentum, pointwise, loss, seen, wanted[step], scale[step], ones)
-            if decay > 0.0:
+            if decay != 0.0:
                 rolling.add_(own, alpha=decay)
+            if shift is not None:
+                rolling.add_(shift)
             own.add_(rolling, alpha=-lr)
         ball.copy_(rolling)
     x.copy_(own)
@@ -253,10 +259,11 @@ class CompiledChain:
     def walk(self, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor, start: Tensor | None) -> None:
         """As `Kernel.walk`."""
         index, ball, rule = walk.index, walk.ball, walk.rule
-        count = walk.weights if isinstance(walk.weights, Tensor) else x.new_full((1, 1, 1), walk.weights)
+        count = walk.weights * rule.scale
+        count = count if isinstance(count, Tensor) else x.new_full((1, 1, 1), count)
         scale = (count if ball is not None else -lr.unsqueeze(-1) * count).expand(len(x), walk.targets.shape[1], -1)
+        shifts = None if rule.shift is None else rule.shift.expand_as(x)
         rates = lr[:, 0].tolist()
-
         steps, samples = walk.targets.shape[1:3]
         function, wanted = _function(len(x) * steps), self._wanted(walk.targets, x.dtype)
         each = self.total * (samples + _READ) + _STEP + samples * self.sizes[-1] * _TARGETS
@@ -264,13 +271,14 @@ class CompiledChain:
         ended: list[bool] = []
 
         def one(i: int) -> None:
-            begin, own = None if start is None else start[i], (None if ball is None else ball[i], rates[i])
+            begin, b, shift = (None if rows is None else rows[i] for rows in (start, ball, shifts))
             try:
                 for first in range(0, steps, most):
                     part = slice(first, first + most)
                     function(
-                        x[i], begin, *own, rule.momentum, rule.decay, self.sizes, self.biased, self.pointwise,
-                        self.loss, inputs, None if index is None else index[i, part], wanted[i, part], scale[i, part],
+                        x[i], begin, b, shift, rates[i], rule.momentum, rule.decay, self.sizes, self.biased,
+                        self.pointwise, self.loss, inputs, None if index is None else index[i, part], wanted[i, part],
+                        scale[i, part],
                     )  # fmt: skip
                     begin = None
                     if ended:  # another row's thread is interrupted, or fails

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.algorithms.fedavg import FedAvg
@@ -19,8 +20,9 @@ from fedsim.algorithms.solvers import SGD, Adam, LocalSolver, Nesterov
 from fedsim.contract.laws import check_algorithm
 from fedsim.core.errors import InputError
 from fedsim.core.fields import dump_part, make_part
+from fedsim.core.oracle import Oracle
 from fedsim.core.registry import lookup, names
-from fedsim.core.types import HeavyBall
+from fedsim.core.types import Affine, HeavyBall, Message, State
 from fedsim.scenario.load import parse
 
 Make = Callable[..., Any]
@@ -298,4 +300,21 @@ def test_the_solver_says_by_which_rule_steps_follow_gradients() -> None:
     others: list[LocalSolver] = [Adam(), Nesterov(), Own(), SGD(momentum=0.5, state="kept")]
     assert [FedAvg(solver=other).rule for other in others] == [None] * 4
     assert FedAvg(clip=1.0).rule is None
-    assert FedProx(mu=0.1).rule is None
+    assert FedProx(mu=0.1).rule == HeavyBall()
+    assert FedProx(mu=0.1, clip=1.0).rule is None
+
+
+def test_who_steps_in_a_way_of_its_own_has_no_rule_but_with_directions_of_its_own() -> None:
+    """What an algorithm says of its directions is nothing that its subclasses say of theirs."""
+
+    class Doubled(FedProx):
+        def direction(self, oracle: Oracle, x: Tensor, received: Message, client: State) -> Tensor:
+            return 2 * super().direction(oracle, x, received, client)
+
+    class Told(Doubled):
+        def affine_direction(self, received: Message, client: State) -> Affine:
+            once = super().affine_direction(received, client)
+            return Affine(2.0, 2 * once.pull, None if once.shift is None else 2 * once.shift)
+
+    assert Doubled(mu=0.1).rule is None
+    assert Told(mu=0.1).rule == HeavyBall()

@@ -10,8 +10,9 @@ import torch
 from fedsim.algorithms.base import Algorithm, ServerAlgorithm
 from fedsim.algorithms.client import change, reads_change
 from fedsim.algorithms.dspodfl import DSpodFL
+from fedsim.algorithms.fedprox import FedProx
 from fedsim.algorithms.needs import Needs
-from fedsim.core.types import clip_norm, norm
+from fedsim.core.types import Affine, clip_norm, norm
 
 CALLS = [0]
 
@@ -287,3 +288,9 @@ class ReadsTheChangeOtherwise(ServerAlgorithm):
     @reads_change
     def message(self, local: Any, received: Any, client: Any, effort: Any) -> Any:
         return {"delta": change(local, received) * (0.5 if "x" in local else 1.0)}, {}, client
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaysOtherDirections(FedProx):
+    def affine_direction(self, received: Any, client: Any) -> Any:
+        return Affine(pull=self.mu, shift=self.mu * received["x"])

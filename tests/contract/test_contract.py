@@ -17,7 +17,7 @@ from fedsim.contract.laws import LAWS, CheckResult, check_algorithm
 from fedsim.core.errors import InputError
 from fedsim.core.registry import lookup, names
 
-FORM, UNTOUCHED, SHARDS, AXIS, SEED, DECAY, NO_STEP, FLOW, THROUGH, DESCENT, ROUND_TRIP = LAWS
+FORM, UNTOUCHED, SHARDS, AXIS, SEED, DECAY, AFFINE, NO_STEP, FLOW, THROUGH, DESCENT, ROUND_TRIP = LAWS
 VARIANTS = [
     ("fedavg", ["momentum=0.9", "weight_decay=0.01", "clip=2.0", "server_momentum=0.5", "lr_decay=0.99"]),
     ("fedavg", ["local_epochs=2", "batch_size=full", "weighting=uniform", "server_lr=0.5", "lr=1e-5"]),
@@ -105,6 +105,11 @@ def test_somebodys_own_algorithm_keeps_every_law() -> None:
         ("FlowsByEuler", FLOW, ["in one and in two stretches", "an Euler step is none"]),
         ("FlowsUnsaid", FLOW, ["the state after a second", "Needs(flows=True)"]),
         ("NeverDecays", DECAY, ["at a quarter of the learning rate", "use oracle.lr"]),
+        (
+            "SaysOtherDirections",
+            AFFINE,
+            ["x after local step 1 and along affine_direction", "scale g + pull x"],
+        ),
         ("SumsPastTheAggregator", THROUGH, ["round 1, state", "'x' differs by", "past aggregate"]),
         ("CallsItW", FORM, ["keys ['w']", "'x' of shape [5]"]),
         ("DoublesItsKey", ROUND_TRIP, ["mu changes", "mu=1.0", "mu=2.0"]),
@@ -129,6 +134,7 @@ def test_every_law_catches_who_breaks_it(broken: str, law: str, says: list[str])
         ("NeedsAClientAxis", {AXIS}),
         ("ScalarMeanAtTheServer", {DESCENT, THROUGH}),
         ("NeverDecays", {DECAY}),
+        ("SaysOtherDirections", {AFFINE}),
         ("SumsPastTheAggregator", {THROUGH}),
         ("SaysThatItSums", set()),
         ("RemembersBetweenRuns", {SEED, DESCENT, SHARDS, THROUGH}),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fedsim
 from fedsim.core import crew
-from fedsim.core.types import HeavyBall
+from fedsim.core.types import Affine, HeavyBall
 from fedsim.models.layout import layout, views
 from fedsim.models.losses import loss_function
 from fedsim.objective import compiled
@@ -88,7 +88,8 @@ def by_autograd(kernel: ChainKernel, loss: str, x: Tensor, inputs: Tensor, walk:
             out = torch.func.functional_call(module, views(leaf, layout(module)), inputs[walk.index[i, step]])
             losses = loss_function(loss)(out, walk.targets[i, step])
             scale = walk.weights[i, step] if isinstance(walk.weights, Tensor) else walk.weights
-            g = torch.autograd.grad((losses * scale).sum(), leaf)[0] + walk.rule.decay * row
+            g = walk.rule.scale * torch.autograd.grad((losses * scale).sum(), leaf)[0] + walk.rule.decay * row
+            g = g if walk.rule.shift is None else g + walk.rule.shift.expand_as(x)[i]
             ball = walk.rule.momentum * ball + g
             row = row - lr[i] * ball
         found.append(row)
@@ -140,9 +141,25 @@ def test_heavy_balls_are_autograds(name: str, rows: int, b: int, rule: HeavyBall
         torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize("one_for_all", [True, False])
+@pytest.mark.parametrize("name", ["relu", "no bias"])
+@pytest.mark.usefixtures("way")
+def test_affine_directions_are_those_of_autograd(name: str, one_for_all: bool, momentum: float) -> None:
+    kernel, x, inputs, plain, lr = made(name, "cross_entropy", 3, 4, True)
+    shift = torch.randn_like(x[0] if one_for_all else x)
+    rule = HeavyBall(momentum, 0.1).along(Affine(0.7, 0.2, shift))
+    walk = replace(plain, rule=rule)
+    expected = by_autograd(kernel, "cross_entropy", x, inputs, walk, lr)
+    for walking in (ChainKernel.walk, Kernel.walk):
+        moved = x.clone()
+        walking(kernel, moved, inputs, replace(walk, ball=torch.zeros_like(x) if momentum else None), lr)
+        torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("keys", [{}, {"momentum": 0.5}, {"momentum": 0.5, "weight_decay": 0.1}, {"weight_decay": 0.1}])
 @pytest.mark.parametrize("steps", [{"local_epochs": 2}, {"local_steps": [4, 1, 6]}])
-@pytest.mark.parametrize("name", ["fedavg", "fedadam"])
+@pytest.mark.parametrize("name", ["fedavg", "fedadam", "fedprox", "scaffold", "fedcm", "feddyn", "local"])
 def test_runs_are_those_of_all_clients_at_once(
     name: str, steps: dict[str, Any], keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +185,9 @@ def test_runs_are_those_of_all_clients_at_once(
         before = len(walked)
         found.append(fedsim.run(section, out=tmp_path / kernel).params)
         assert (len(walked) > before) == (kernel == "auto")
-    assert set(walked) == {HeavyBall(keys.get("momentum", 0.0), keys.get("weight_decay", 0.0))}
+    pull = {"fedprox": 0.01, "feddyn": 0.01}.get(name, 0.0)
+    rules = {(rule.momentum, round(rule.decay, 9)) for rule in walked}
+    assert rules == {(keys.get("momentum", 0.0), round(keys.get("weight_decay", 0.0) + pull, 9))}
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-13)
 
 
@@ -234,7 +253,7 @@ def test_no_call_is_of_many_steps_however_small_they_are(monkeypatch: pytest.Mon
     own, steps = compiled._compiled(), []
 
     def noted(*arguments: Any) -> None:
-        steps.append(len(arguments[11]))
+        steps.append(len(arguments[12]))
         own(*arguments)
 
     monkeypatch.setattr(compiled, "_function", lambda _: noted)
