@@ -63,6 +63,26 @@ def test_sizes_broadcast() -> None:
         assert np.array_equal(together[i, :size], alone)
 
 
+@given(seed=st.integers(0, 2**32), shape=st.tuples(*[st.integers(1, 5)] * 3), largest=st.integers(1, 400))
+@settings(max_examples=60, deadline=None)
+def test_places_outside_are_permuted_ahead_or_one_after_the_other(
+    seed: int, shape: tuple[int, int, int], largest: int
+) -> None:
+    """One pass over them with the others leads where several passes over few of them lead."""
+    random = np.random.default_rng(seed)
+    sizes = random.integers(1, largest, size=(shape[0], 1, 1), endpoint=True)
+    positions = random.integers(0, 10**6, size=shape) % sizes
+    keys = rng.key(seed, "ahead", np.arange(shape[0])[:, None, None], np.arange(shape[1])[:, None])
+    found = []
+    for most in (-1, rng._AHEAD):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rng, "_AHEAD", most)
+            found.append(rng.permute(keys, positions, sizes))
+    assert found[0].shape == found[1].shape == shape
+    assert found[0].dtype == found[1].dtype
+    assert np.array_equal(*found)
+
+
 def test_a_huge_set_costs_only_what_is_drawn() -> None:
     drawn = rng.permute(rng.key(1, "huge"), np.arange(2000), 10**12)
     assert len(set(drawn.tolist())) == 2000
