@@ -74,10 +74,6 @@ class Vectorized(BackendDefaults):
             done = saved["done.numbers"].tolist()
             self._done |= dict.fromkeys(done, _Batch(messages, done))
 
-    def draw_from(self, word: int) -> None:
-        """Jobs that were given before have the noise that they would have had."""
-        self.compute()
-
     def settle(self, clients: Ints) -> None:
         """Do what these clients have under way, where that changes what they keep."""
         if self._stateful:

@@ -118,8 +118,7 @@ class Shard:
     # --- what clients keep --------------------------------------------------------------------------------------------
 
     def draw_from(self, word: int) -> None:
-        """From now on draw noise from `word`; jobs that were given before have the noise that they would have had."""
-        self.backend.compute()
+        """From now on draw noise from `word`, also that of jobs that were given before and are not computed yet."""
         self.guard.worker.draw_from(word)
 
     def reset(self, saved: Mapping[str, Array | Stored], nodes: Mapping[str, Array | Stored] | None = None) -> None:

@@ -64,6 +64,14 @@ def of_clients(saved: Mapping[str, Tensor], clients: Sequence[int], device: torc
     return _job(saved, rows, _received(saved, _versions(saved)[rows], device)) if len(rows) else None
 
 
+def jobs_of(saved: Mapping[str, Tensor]) -> dict[tuple[int, int], int]:
+    """The steps of what is under way and not computed, by client and the client's round."""
+    if f"{PREFIX}numbers" not in saved:
+        return {}
+    clients, rounds, steps = (saved[f"{PREFIX}{name}"].tolist() for name in ("clients", "rounds", "steps"))
+    return dict(zip(zip(clients, rounds, strict=True), steps, strict=True))
+
+
 def some(saved: Mapping[str, Tensor], rows: Ints) -> dict[str, Tensor]:
     """Of what `packed` gave these clients' part, with what they have received."""
     own, inverse = np.unique(_versions(saved)[rows], return_inverse=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedsim.backends.base import Backend
+from fedsim.backends.under_way import jobs_of
 from fedsim.clients.malloc import keep_freed_memory
 from fedsim.core.errors import RunError
 from fedsim.core.global_draws import GlobalDraws
@@ -94,7 +95,8 @@ class Simulation:
         self.home = run_state(self.scenario, self.assembly, self.backend)
         open_directory(self.folder, self.scenario, saved, self.resume)
         self.fresh, privacy = saved is None, self.assembly.privacy
-        privacy.record(self.folder, self.records.place, self.backend.draw_from, durable=self.remote is not None)
+        left, far = {} if saved is None else jobs_of(saved.clients), self.remote is not None
+        privacy.record(self.folder, self.records.place, self.backend.draw_from, durable=far, left=left)
         if saved is None:
             privacy.catch_up(0)
             before = self.home.algorithm.before(self.assembly.task)
@@ -199,7 +201,7 @@ class Simulation:
         """Have clients move before work begins, if any are to; noise that was drawn for other last bits is not drawn
         again."""
         if where := self.backend.placed():
-            self.assembly.privacy.place = f"{self.records.place} {where}"
+            self.assembly.privacy.moved(f"{self.records.place} {where}")
 
     def _combine(self, event: Arrival) -> Arrival:
         """What became of the event: without the clients that were left out."""

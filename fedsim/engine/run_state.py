@@ -131,6 +131,7 @@ class RunState(ABC):
 
     def _collect(self, event: Arrival) -> tuple[Arrival, Message]:
         """The messages of an arrival, which loses the clients that the backend left out."""
+        self.assembly.privacy.collecting(event.clients, event.rounds)
         messages = self.backend.collect(event.clients if event.jobs is None else event.jobs)
         if len(self.backend.lost):
             event = event.without(self.backend.lost, renormalise=self.renormalises)

@@ -44,7 +44,7 @@ from fedsim.participation.base import Setting
 from fedsim.privacy.accounting import Profile
 from fedsim.privacy.accounting import epsilon as epsilon_of
 from fedsim.privacy.ledger import KNOWN_SEED, PrivacyLedger, finite
-from fedsim.privacy.releases import Releases, job_digest, sum_digest
+from fedsim.privacy.releases import NO_JOBS, Jobs, Releases, job_digest, sum_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +110,14 @@ class Bound:
     """Whether a round in which no client delivers releases its noise all the same."""
     exchanges: int = 1
     """Its mechanism's."""
+    releases: Releases | None = None
 
     def __init__(self, mechanism: Mechanism, setting: Setting, ledger: PrivacyLedger) -> None:
         self.seeds = (mechanism.noise_seed, setting.seed)
         self.exchanges = mechanism.exchanges
         self.samples_from: int | None = None
-        self.releases: Releases | None = None
         self.place = ""
+        self._outlast = setting.participation.clocked
         self._own_seeds = self.seeds
         self._word: int | None = None
         self._tell: Callable[[int], None] = _nobody
@@ -142,17 +143,42 @@ class Bound:
         """What it does to messages at clients, the first links of the run's pipeline."""
         return (_Outgoing(self),)
 
-    def record(self, folder: Path, place: str, tell: Callable[[int], None], durable: bool = False) -> None:
+    def record(
+        self, folder: Path, place: str, tell: Callable[[int], None], durable: bool = False, left: Jobs = NO_JOBS
+    ) -> None:
         """Write every release into ``releases.jsonl`` of the run directory `folder` before it happens.
 
         Parameters
         ----------
+        left : what was under way at the checkpoint that the run goes on from.
         place : tells machines apart whose numbers may differ in the last bits.
         tell : called with the `word` that other processes have to draw noise from (see `draw_from`).
         durable : see `Releases`.
         """
-        self.releases, self.place = Releases(folder, durable), place
+        self.releases, self.place = Releases(folder, durable, self._outlast and not durable, left), place
         self._tell = tell
+        self.releases.at(place)
+
+    def moved(self, place: str) -> None:
+        """Work is done elsewhere from here on, and what is under way, too: last bits differ from those there.
+
+        Raises
+        ------
+        BudgetExceeded
+            An earlier process may have done some of it before, and once more would pass the budget.
+        """
+        if self.releases is None or place == self.place:
+            return
+        self.place = place
+        self.releases.at(place)
+        if self.releases.again:
+            self._diverge()
+
+    def collecting(self, clients: Ints, rounds: Ints) -> None:
+        """What is under way is about to be computed; these jobs are over then."""
+        if self.releases is not None:
+            self.releases.computing(self._word)
+            self.releases.delivered(clients, rounds)
 
     def enter(self, clients: Ints, rounds: Ints, steps: Ints, message: Message) -> Message:
         """What clients receive of `message`; everything that their work will release is written down by then.
@@ -168,7 +194,7 @@ class Bound:
             return message
         job = job_digest(clients, rounds, steps, message, self.place)
         self._entered = clients, rounds, steps
-        if self.releases.is_repeat(job):
+        if self.releases.is_repeat(job, clients, rounds, steps):
             return message
         if self.releases.open:
             self._diverge()
@@ -196,9 +222,13 @@ class Bound:
     def _diverge(self) -> None:
         """A resumed run goes another way than the one before it: its noise comes from elsewhere from here on."""
         assert self.releases is not None
-        self.releases.forget()
+        again = self.releases.forget()
         self.attempts += 1
         self._word = self.releases.fresh_word(self._own_seeds)
+        if again:
+            clients, rounds, steps = np.array([(*job, n) for job, n in again.items()], dtype=np.int64).T
+            self.charge(clients, rounds, steps)
+            self.releases.enter(job_digest(clients, rounds, steps, {}, self.place), self.ledger.taken(), self._word)
         self._tell(self._word)
         self.draw_from(self._word)
 
@@ -262,7 +292,7 @@ class Bound:
     def save(self) -> dict[str, Any]:
         """JSON's types: what a checkpoint keeps."""
         self._settle()
-        rows = 0 if self.releases is None else self.releases.rows
+        rows = 0 if self.releases is None else self.releases.checkpointed()
         return {
             "ledger": self.ledger.save(),
             "rounds": self.rounds,
@@ -321,14 +351,13 @@ class NoPrivacy(Bound):
     def links(self) -> tuple[MessageTransform, ...]:
         return ()
 
-    def record(self, folder: Path, place: str, tell: Callable[[int], None], durable: bool = False) -> None:
+    def record(
+        self, folder: Path, place: str, tell: Callable[[int], None], durable: bool = False, left: Jobs = NO_JOBS
+    ) -> None:
         """There are no releases."""
 
     def enter(self, clients: Ints, rounds: Ints, steps: Ints, message: Message) -> Message:
         return message
-
-    def catch_up(self, known: int) -> None:
-        """Nothing was released."""
 
     def publishes(self, metrics: Iterable[Metric]) -> None:
         """Nothing is promised of any of them."""

@@ -73,8 +73,6 @@ def test_another_model_gets_other_noise_and_counts(name: str, tmp_path: Path, ke
     again = set(first) & set(keys)
     if name == "dp_ftrl":  # the noise of sums before the checkpoint stays in the sums after it
         assert 0 < len(again) <= 3
-    elif "mode" in CASES[name][0]["participation"]:  # jobs that were under way have the noise that they would have had
-        assert len(again) <= 8
     else:
         assert not again
     assert resumed.privacy["epsilon"] > unbroken.privacy["epsilon"]
