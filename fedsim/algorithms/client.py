@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -116,12 +116,17 @@ class ClientHalf(Part, ABC):
         """The descent direction of one local step (what most papers change): the minibatch gradient."""
         return self.gradient(oracle, x)
 
+    @property
+    def clips_gradient(self) -> bool:
+        """Whether `clip` bounds the minibatch gradient, before anything is made of it."""
+        return True
+
     def affine_direction(self, received: Message, client: State) -> Affine | None:
         """`direction` in numbers, where it is ``scale g + pull x + shift`` with the same three in all steps of a round.
 
-        With them the engine may take all steps of SGD at once, where `clip` bounds nothing. None: it is not. A subclass
-        that overrides `start`, `gradient`, `direction`, `step` or `local_step` is not asked, unless it overrides this
-        as well.
+        With them the engine may take all steps of SGD at once; g is the clipped gradient where `clip` bounds it. None:
+        it is not. A subclass that overrides `start`, `gradient`, `direction`, `step` or `local_step` is not asked,
+        unless it overrides this as well.
         """
         return Affine()
 
@@ -216,8 +221,9 @@ class ClientHalf(Part, ABC):
     def rule(self) -> HeavyBall | None:
         """By which rule local steps go along `affine_direction`, so that the engine may take several at once; None:
         they do something else."""
-        known = self.clip is None and all(self._place("affine_direction") <= self._place(name) for name in _STEPPING)
-        return self.local_solver.rule if known else None
+        known = all(self._place("affine_direction") <= self._place(name) for name in _STEPPING)
+        rule = self.local_solver.rule if known and (self.clip is None or self.clips_gradient) else None
+        return None if rule is None else replace(rule, clip=self.clip)
 
     @property
     def _follows_gradients(self) -> bool:

@@ -28,8 +28,12 @@ class ClippedDirection(Algorithm):
 
     clipping: Literal["gradient", "corrected", "official"] = "gradient"
 
+    @property
+    def clips_gradient(self) -> bool:
+        return self.clipping == "gradient"
+
     def gradient(self, oracle: Oracle, x: Tensor) -> Tensor:
-        return super().gradient(oracle, x) if self.clipping == "gradient" else oracle.grad(x)
+        return super().gradient(oracle, x) if self.clips_gradient else oracle.grad(x)
 
     def step(self, oracle: Oracle, local: State, v: Tensor) -> State:
         return super().step(oracle, local, self.clipped(v) if self.clips_whole else v)

@@ -59,6 +59,10 @@ class DynamicRegularisation(ServerAlgorithm):
     def direction(self, oracle: Oracle, x: Tensor, received: Message, client: State) -> Tensor:
         return self.corrected(oracle.grad(x), x, received, client)
 
+    @property
+    def clips_gradient(self) -> bool:
+        return self.clipping == "gradient"
+
     def affine_direction(self, received: Message, client: State) -> Affine:
         return Affine(pull=self.penalty, shift=-(client["g"] + self.penalty * received["x"]))
 

@@ -98,8 +98,9 @@ class SGD(LocalSolver):
 
     @property
     def rule(self) -> HeavyBall | None:
-        known = type(self) is SGD and (self.state == "round" or self.momentum == 0)
-        return HeavyBall(self.momentum, self.weight_decay) if known else None
+        known = type(self) in (SGD, Nesterov) and (self.state == "round" or self.momentum == 0)
+        nesterov = isinstance(self, Nesterov) and self.momentum > 0
+        return HeavyBall(self.momentum, self.weight_decay, nesterov=nesterov) if known else None
 
 
 @register.solver("nesterov")

@@ -66,12 +66,15 @@ class Affine:
 
 @dataclass(frozen=True)
 class HeavyBall:
-    """SGD's rule along gradients g: ``b = momentum b + scale g + decay x + shift;  x = x - lr b``, b being 0 before."""
+    """SGD's rule along gradients g: ``v = scale g + decay x + shift;  b = momentum b + v;  x = x - lr b``, b being 0
+    before. With `clip` g is first shortened to that norm; with `nesterov` the step is ``v + momentum b``."""
 
     momentum: float = 0.0
     decay: float = 0.0
     scale: float = 1.0
     shift: Tensor | None = None
+    clip: float | None = None
+    nesterov: bool = False
 
     def along(self, directions: Affine) -> Self:
         """The rule along these directions in the place of gradients."""
@@ -79,14 +82,16 @@ class HeavyBall:
 
     def step(self, x: Tensor, g: Tensor, lr: Tensor, ball: Tensor | None) -> None:
         """One step of x ``[m, d]`` along g, lr ``[m, 1]``; x and, with momentum, b, the `ball`, change in place."""
-        b = g if self.scale == 1 else g * self.scale
+        v = g if self.clip is None else clip_norm(g, self.clip)
+        v = v if self.scale == 1 else v * self.scale
         if self.decay:
-            b = torch.add(b, x, alpha=self.decay)
+            v = torch.add(v, x, alpha=self.decay)
         if self.shift is not None:
-            b = b + self.shift
+            v = v + self.shift
         if ball is not None:
-            b = ball.mul_(self.momentum).add_(b)
-        x.addcmul_(b, lr, value=-1.0)
+            b = ball.mul_(self.momentum).add_(v)
+            v = torch.add(v, b, alpha=self.momentum) if self.nesterov else b
+        x.addcmul_(v, lr, value=-1.0)
 
 
 def tensor_of(values: npt.NDArray[Any], dtype: torch.dtype, device: torch.device) -> Tensor:

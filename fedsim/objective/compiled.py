@@ -98,7 +98,9 @@ def _pass(
         if before.size(0) > 1:
             into[i].addmm_(dy, before, beta=keep)
         else:
-            if keep != 1.0:
+            if keep == 0.0:
+                into[i].zero_()
+            elif keep != 1.0:
                 into[i].mul_(keep)
             into[i].addcmul_(dy, before)
         bias = into_biases[i]
@@ -136,6 +138,9 @@ def _walk(
     lr: float,
     momentum: float,
     decay: float,
+    factor: float,
+    clip: float,
+    nesterov: bool,
     sizes: List[int],  # noqa: UP006
     biased: List[bool],  # noqa: UP006
     pointwise: List[int],  # noqa: UP006
@@ -147,9 +152,9 @@ def _walk(
 ) -> None:
     """Steps of x ``[d]`` in place, one minibatch after the other: rows ``index[step]`` of the inputs ``[N, ...]``.
 
-    `shift` ``[d]`` is added to every direction. Targets are ``[steps, ...]``, classes ``[steps, b]``, and so is
-    `scale`, what each sample counts: with a `ball` ``[d]`` in a mean, and without one minus the learning rate times
-    that.
+    The rule is `HeavyBall`'s with a `ball` ``[d]`` and a `shift` ``[d]`` where there are some, `factor` in the place of
+    its `scale`, and a `clip` of 0 for none. Targets are ``[steps, ...]``, classes ``[steps, b]``, and so is `scale`:
+    what each sample counts in the gradient, or, where there is neither a `ball` nor a `clip`, in the step.
     """
     own = x.clone() if start is None else start.clone()  # where rows lie, products may round otherwise
     weights, biases = _parts(own, sizes, biased)
@@ -158,7 +163,30 @@ def _walk(
         wanted = own.new_zeros([targets.size(0), sizes[-1], targets.size(1)])
         wanted.scatter_(1, targets.unsqueeze(1), 1.0)
     ones = own.new_ones([targets.size(-1), 1])
-    if ball is None:
+    if clip > 0.0 or nesterov:
+        g = torch.empty_like(own)
+        into, into_biases = _parts(g, sizes, biased)
+        for step in range(targets.size(0)):
+            seen = (inputs if index is None else inputs.index_select(0, index[step])).flatten(1)
+            _pass(weights, biases, into, into_biases, 0.0, pointwise, loss, seen, wanted[step], scale[step], ones)
+            if clip > 0.0:
+                shorter = clip / max(float(torch.linalg.vector_norm(g)), 1e-12)
+                if not (shorter >= 1.0):  # nan as well
+                    g.mul_(shorter)
+            if factor != 1.0:
+                g.mul_(factor)
+            if decay != 0.0:
+                g.add_(own, alpha=decay)
+            if shift is not None:
+                g.add_(shift)
+            if ball is not None:
+                ball.mul_(momentum).add_(g)
+                if nesterov:
+                    g.add_(ball, alpha=momentum)
+                else:
+                    g.copy_(ball)
+            own.add_(g, alpha=-lr)
+    elif ball is None:
         keep = 1.0 - lr * decay
         for step in range(targets.size(0)):
             seen = (inputs if index is None else inputs.index_select(0, index[step])).flatten(1)
@@ -259,9 +287,12 @@ class CompiledChain:
     def walk(self, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor, start: Tensor | None) -> None:
         """As `Kernel.walk`."""
         index, ball, rule = walk.index, walk.ball, walk.rule
-        count = walk.weights * rule.scale
+        folded, factor = (rule.scale, 1.0) if rule.clip is None else (1.0, rule.scale)  # the gradient itself is clipped
+        how = (rule.momentum, rule.decay, factor, rule.clip or 0.0, rule.nesterov)
+        count = walk.weights * folded
         count = count if isinstance(count, Tensor) else x.new_full((1, 1, 1), count)
-        scale = (count if ball is not None else -lr.unsqueeze(-1) * count).expand(len(x), walk.targets.shape[1], -1)
+        alone = ball is not None or rule.clip is not None
+        scale = (count if alone else -lr.unsqueeze(-1) * count).expand(len(x), walk.targets.shape[1], -1)
         shifts = None if rule.shift is None else rule.shift.expand_as(x)
         rates = lr[:, 0].tolist()
         steps, samples = walk.targets.shape[1:3]
@@ -276,9 +307,8 @@ class CompiledChain:
                 for first in range(0, steps, most):
                     part = slice(first, first + most)
                     function(
-                        x[i], begin, b, shift, rates[i], rule.momentum, rule.decay, self.sizes, self.biased,
-                        self.pointwise, self.loss, inputs, None if index is None else index[i, part], wanted[i, part],
-                        scale[i, part],
+                        x[i], begin, b, shift, rates[i], *how, self.sizes, self.biased, self.pointwise, self.loss,
+                        inputs, None if index is None else index[i, part], wanted[i, part], scale[i, part],
                     )  # fmt: skip
                     begin = None
                     if ended:  # another row's thread is interrupted, or fails

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.algorithms.fedavg import FedAvg
+from fedsim.algorithms.feddyn import FedDyn
 from fedsim.algorithms.fednova import FedNova
 from fedsim.algorithms.fedprox import FedProx
 from fedsim.algorithms.solvers import SGD, Adam, LocalSolver, Nesterov
@@ -297,11 +298,15 @@ def test_the_solver_says_by_which_rule_steps_follow_gradients() -> None:
     assert FedAvg().rule == FedAvg(solver=SGD(state="kept")).rule == HeavyBall()
     assert FedAvg(momentum=0.5, weight_decay=0.1).rule == HeavyBall(0.5, 0.1)
     assert FedAvg(solver=SGD(momentum=0.5)).rule == HeavyBall(0.5)
-    others: list[LocalSolver] = [Adam(), Nesterov(), Own(), SGD(momentum=0.5, state="kept")]
+    assert FedAvg(solver=Nesterov(momentum=0.5)).rule == HeavyBall(0.5, nesterov=True)
+    assert FedAvg(solver=Nesterov(momentum=0.0)).rule == HeavyBall()
+    others: list[LocalSolver] = [Adam(), Own(), SGD(momentum=0.5, state="kept"), Nesterov(state="kept")]
     assert [FedAvg(solver=other).rule for other in others] == [None] * 4
-    assert FedAvg(clip=1.0).rule is None
+    assert FedAvg(clip=1.0).rule == HeavyBall(clip=1.0)
     assert FedProx(mu=0.1).rule == HeavyBall()
-    assert FedProx(mu=0.1, clip=1.0).rule is None
+    assert FedProx(mu=0.1, clip=1.0).rule == HeavyBall(clip=1.0)
+    assert FedProx(mu=0.1, clip=1.0, clipping="corrected").rule is None
+    assert FedDyn(clip=1.0, clipping="official").rule is None
 
 
 def test_who_steps_in_a_way_of_its_own_has_no_rule_but_with_directions_of_its_own() -> None:

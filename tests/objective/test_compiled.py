@@ -88,10 +88,12 @@ def by_autograd(kernel: ChainKernel, loss: str, x: Tensor, inputs: Tensor, walk:
             out = torch.func.functional_call(module, views(leaf, layout(module)), inputs[walk.index[i, step]])
             losses = loss_function(loss)(out, walk.targets[i, step])
             scale = walk.weights[i, step] if isinstance(walk.weights, Tensor) else walk.weights
-            g = walk.rule.scale * torch.autograd.grad((losses * scale).sum(), leaf)[0] + walk.rule.decay * row
+            g = torch.autograd.grad((losses * scale).sum(), leaf)[0]
+            g = g if walk.rule.clip is None else g * min(1.0, walk.rule.clip / max(float(g.norm()), 1e-12))
+            g = walk.rule.scale * g + walk.rule.decay * row
             g = g if walk.rule.shift is None else g + walk.rule.shift.expand_as(x)[i]
             ball = walk.rule.momentum * ball + g
-            row = row - lr[i] * ball
+            row = row - lr[i] * (g + walk.rule.momentum * ball if walk.rule.nesterov else ball)
         found.append(row)
     return torch.stack(found)
 
@@ -123,7 +125,20 @@ def test_gradients_and_steps_are_autograds(name: str, loss: str, rows: int, b: i
     torch.testing.assert_close(in_place, moved, rtol=1e-12, atol=1e-14)  # where samples lie shows in the last bit
 
 
-@pytest.mark.parametrize("rule", [HeavyBall(0.5), HeavyBall(0.0, 0.1), HeavyBall(0.5, 0.1)], ids=str)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        HeavyBall(0.5),
+        HeavyBall(0.0, 0.1),
+        HeavyBall(0.5, 0.1),
+        HeavyBall(0.5, nesterov=True),
+        HeavyBall(clip=0.3),
+        HeavyBall(clip=1e3),
+        HeavyBall(0.5, 0.1, clip=0.3),
+        HeavyBall(0.5, 0.1, clip=0.3, nesterov=True),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("rows,b", [(1, 18), (3, 1), (2, 4)])
 @pytest.mark.parametrize("name", ["relu", "no bias"])
 @pytest.mark.usefixtures("way")
@@ -142,13 +157,16 @@ def test_heavy_balls_are_autograds(name: str, rows: int, b: int, rule: HeavyBall
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize("clip", [None, 0.3])
 @pytest.mark.parametrize("one_for_all", [True, False])
 @pytest.mark.parametrize("name", ["relu", "no bias"])
 @pytest.mark.usefixtures("way")
-def test_affine_directions_are_those_of_autograd(name: str, one_for_all: bool, momentum: float) -> None:
+def test_affine_directions_are_those_of_autograd(
+    name: str, one_for_all: bool, clip: float | None, momentum: float
+) -> None:
     kernel, x, inputs, plain, lr = made(name, "cross_entropy", 3, 4, True)
     shift = torch.randn_like(x[0] if one_for_all else x)
-    rule = HeavyBall(momentum, 0.1).along(Affine(0.7, 0.2, shift))
+    rule = HeavyBall(momentum, 0.1, clip=clip).along(Affine(0.7, 0.2, shift))
     walk = replace(plain, rule=rule)
     expected = by_autograd(kernel, "cross_entropy", x, inputs, walk, lr)
     for walking in (ChainKernel.walk, Kernel.walk):
@@ -157,7 +175,17 @@ def test_affine_directions_are_those_of_autograd(name: str, one_for_all: bool, m
         torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("keys", [{}, {"momentum": 0.5}, {"momentum": 0.5, "weight_decay": 0.1}, {"weight_decay": 0.1}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"momentum": 0.5},
+        {"momentum": 0.5, "weight_decay": 0.1, "clip": 0.2},
+        {"weight_decay": 0.1},
+        {"clip": 0.2},
+        {"solver": {"name": "nesterov", "momentum": 0.5}},
+    ],
+)
 @pytest.mark.parametrize("steps", [{"local_epochs": 2}, {"local_steps": [4, 1, 6]}])
 @pytest.mark.parametrize("name", ["fedavg", "fedadam", "fedprox", "scaffold", "fedcm", "feddyn", "local"])
 def test_runs_are_those_of_all_clients_at_once(
@@ -187,7 +215,8 @@ def test_runs_are_those_of_all_clients_at_once(
         assert (len(walked) > before) == (kernel == "auto")
     pull = {"fedprox": 0.01, "feddyn": 0.01}.get(name, 0.0)
     rules = {(rule.momentum, round(rule.decay, 9)) for rule in walked}
-    assert rules == {(keys.get("momentum", 0.0), round(keys.get("weight_decay", 0.0) + pull, 9))}
+    momentum = keys.get("solver", keys).get("momentum", 0.0)
+    assert rules == {(momentum, round(keys.get("weight_decay", 0.0) + pull, 9))}
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-13)
 
 
@@ -253,7 +282,7 @@ def test_no_call_is_of_many_steps_however_small_they_are(monkeypatch: pytest.Mon
     own, steps = compiled._compiled(), []
 
     def noted(*arguments: Any) -> None:
-        steps.append(len(arguments[12]))
+        steps.append(len(arguments[15]))
         own(*arguments)
 
     monkeypatch.setattr(compiled, "_function", lambda _: noted)

@@ -343,7 +343,11 @@ def test_a_first_step_from_elsewhere_is_that_of_a_copy(reveal: SupervisedTask, b
     assert not torch.equal(one, start)
 
 
-@pytest.mark.parametrize("rule", [HeavyBall(), HeavyBall(0.5), HeavyBall(0.5, 0.1), HeavyBall(0.0, 0.1)], ids=str)
+@pytest.mark.parametrize(
+    "rule",
+    [HeavyBall(), HeavyBall(0.5), HeavyBall(0.5, 0.1), HeavyBall(0.0, 0.1), HeavyBall(0.5, clip=0.1, nesterov=True)],
+    ids=str,
+)
 def test_any_plans_walk_is_that_of_its_oracles(reveal: SupervisedTask, rule: HeavyBall) -> None:
     """Compiled or step by step: the same to rounding, and the ball goes on."""
     clients, lr = np.array([3, 2, 1]), torch.tensor([[0.1], [0.2], [0.3]], dtype=torch.float64)
