@@ -16,13 +16,14 @@ from scipy.special import expit, ndtr, ndtri
 from scipy.stats import beta, binom
 
 from fedsim.core.arrays import Bools, Floats
+from fedsim.privacy.accounting import mu_for
 
 GUESSED = (0.05, 0.1, 0.25, 0.75)
 """Shares of the canaries that guesses are made for, the most confident ones; fixed in advance, each tried at a share of
 the significance (Bonferroni). Not all of them: half of the guesses go to each side, and coins do not fall evenly.
 """
 
-_MOST = 500.0  # an epsilon nobody claims: where searches end
+_LEAST, _MOST = 1e-3, 500.0  # epsilons nobody claims: where searches end
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,12 @@ def gaussian_epsilon(trials: int, guesses: int, correct: int, delta: float, sign
     r + h > c' / m at the end. It holds against claims that are Gaussian mechanisms, as compositions of noisy sums
     without subsampling are, and there it is far tighter than the bound for any (epsilon, delta).
     """
-    from dp_accounting import get_sigma_gaussian
+    from dp_accounting import get_epsilon_gaussian
 
-    def excess(epsilon: float) -> float:
-        mu = 1.0 / get_sigma_gaussian(epsilon, delta)
+    if not guesses:
+        return 0.0
+
+    def excess(mu: float) -> float:
         r, h = significance * correct / trials, significance * (guesses - correct) / trials
         for i in range(correct - 1, -1, -1):
             higher = max(h, float(ndtr(ndtri(r) - mu)))
@@ -90,7 +93,13 @@ def gaussian_epsilon(trials: int, guesses: int, correct: int, delta: float, sign
             r, h = min(1.0, r + i / (guesses - i) * (higher - h)), higher
         return guesses / trials - r - h
 
-    return _largest(excess, 1e-3) if guesses else 0.0
+    low, most = mu_for(_LEAST, delta), mu_for(_MOST, delta)
+    if excess(low) > 0:
+        return 0.0
+    if excess(most) < 0:
+        return _MOST
+    # Of mu, since epsilon is a search of its own from every mu and needs to be known of the last one alone.
+    return float(get_epsilon_gaussian(1.0 / brentq(excess, low, most, xtol=1e-9), delta))
 
 
 def from_scores(
@@ -144,11 +153,11 @@ def two_rates_epsilon(hits: int, members: int, false: int, others: int, delta: f
     return max(0.0, *(math.log(ratio) for ratio in ratios if ratio > 0))
 
 
-def _largest(excess: Callable[[float], float], low: float = 0.0) -> float:
-    """The root of a rising function on [low, _MOST]; 0 where it is positive from the start."""
-    if excess(low) > 0:
+def _largest(excess: Callable[[float], float]) -> float:
+    """The root of a rising function on [0, _MOST]; 0 where it is positive from the start."""
+    if excess(0.0) > 0:
         return 0.0
     high = 1.0
     while excess(high) < 0 and high < _MOST:
         high *= 2
-    return float(brentq(excess, low, high, xtol=1e-4)) if high < _MOST else _MOST
+    return float(brentq(excess, 0.0, high, xtol=1e-4)) if high < _MOST else _MOST
