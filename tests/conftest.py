@@ -12,6 +12,7 @@ import zlib
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")  # at 15, Ray's own, actors stand still beside other tests
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's threads spin while they wait for a processor
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass

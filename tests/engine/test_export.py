@@ -33,11 +33,10 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 import torch
 
-rows, *files = sys.argv[1:]
-rows = json.loads(pathlib.Path(rows).read_text(encoding="utf-8"))
+given = json.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"))
 sys.path.insert(0, "")
 said = []
-for number, file in enumerate(files):
+for number, (file, rows) in enumerate(given):
     if file.endswith(".pt"):
         text = torch.load(file, weights_only=True)["code"]
     elif file.endswith(".pt2"):
@@ -53,10 +52,10 @@ for number, file in enumerate(files):
     importlib.invalidate_caches()
     model = importlib.import_module(f"exported_copy{number}").load(file)
     if rows["columns"] is None:
-        given = torch.tensor(rows["rows"], dtype=getattr(torch, rows["type"]))
+        x = torch.tensor(rows["rows"], dtype=getattr(torch, rows["type"]))
     else:
-        given = [dict(zip(rows["columns"], row)) for row in rows["rows"]]
-    said.append({"outputs": model.outputs(given).tolist(), "labels": model.predict(given), "classes": model.classes})
+        x = [dict(zip(rows["columns"], row)) for row in rows["rows"]]
+    said.append({"outputs": model.outputs(x).tolist(), "labels": model.predict(x), "classes": model.classes})
 print(json.dumps(said))
 assert not any(name.split(".")[0] == "fedsim" for name in sys.modules)
 """
@@ -158,13 +157,29 @@ def raw_rows(kind: str) -> dict[str, Any]:
     return {"columns": columns, "rows": found.to_numpy().tolist()}
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k != "tokens"])
-def test_an_export_needs_no_fedsim(runs: Any, kind: str, tmp_path: Path) -> None:
+SHIPPED = [kind for kind in KINDS if kind != "tokens"]
+
+
+@pytest.fixture(scope="module")
+def answers(runs: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[Any, Any]]]:
+    """Of each kind what its exports' records say, and what one process without fedsim says of all kinds' exports."""
+    folder = tmp_path_factory.mktemp("exported")
+    files = [(kind, folder / f"{kind}{suffix}") for kind in SHIPPED for suffix in (".pt", ".safetensors", ".pt2")]
+    about = [export_model(runs[kind][0].dir, runs[kind][0].params, file) for kind, file in files]
+    done = applied([(file, raw_rows(kind)) for kind, file in files], folder)
+    pairs = zip(files, about, done, strict=True)
+    found: dict[str, list[tuple[Any, Any]]] = {kind: [] for kind in SHIPPED}
+    for (kind, _), said, answer in pairs:
+        found[kind].append((said, answer))
+    return found
+
+
+@pytest.mark.parametrize("kind", SHIPPED)
+def test_an_export_needs_no_fedsim(runs: Any, answers: Any, kind: str) -> None:
     run, folder = runs[kind]
-    files = [tmp_path / f"model{suffix}" for suffix in (".pt", ".safetensors", ".pt2")]
-    about = [export_model(run.dir, run.params, file) for file in files]
     expected = own_prediction(folder, kind, run.params if run.params.dim() == 1 else run.params.mean(0))
-    for said, done in zip(about, applied(files, tmp_path, raw_rows(kind)), strict=True):
+    assert len(answers[kind]) == 3
+    for said, done in answers[kind]:
         found = torch.tensor(done["outputs"], dtype=expected.dtype)
         assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
         if kind == "regression":
@@ -177,13 +192,13 @@ def test_an_export_needs_no_fedsim(runs: Any, kind: str, tmp_path: Path) -> None
         assert [str(label) for label in done["labels"]] == [names[i] for i in numbers.tolist()]
 
 
-def applied(files: list[Path], folder: Path, rows: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
-    """What each of the exports says in a process that cannot import fedsim."""
-    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-    arguments = [str(folder / "rows.json"), *map(str, files)]
+def applied(given: list[tuple[Path, dict[str, Any]]], folder: Path, **environment: str) -> list[dict[str, Any]]:
+    """What each of the exports says of its rows in a process that cannot import fedsim."""
+    asked = folder / "asked.json"
+    asked.write_text(json.dumps([(str(file), rows) for file, rows in given]), encoding="utf-8")
     clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, *arguments], capture_output=True, text=True, cwd=folder, env=clean, check=False
+        [sys.executable, "-c", WITHOUT, str(asked)], capture_output=True, text=True, cwd=folder, env=clean, check=False
     )
     assert done.returncode == 0, done.stderr
     result: list[dict[str, Any]] = json.loads(done.stdout)
@@ -198,11 +213,11 @@ def test_somebodys_own_module_travels_as_a_program(runs: Any, tmp_path: Path) ->
     labels = [[4, 5, 6][i] for i in expected.argmax(1).tolist()]
     given = {"columns": None, "rows": rows, "type": "int64"}
     run.export(tmp_path / "model.pt2")
-    (done,) = applied([tmp_path / "model.pt2"], tmp_path, given)
+    (done,) = applied([(tmp_path / "model.pt2", given)], tmp_path)
     assert torch.allclose(torch.tensor(done["outputs"]), expected, atol=1e-6)
     assert done["labels"] == labels
     run.export(tmp_path / "model.pt")
-    (done,) = applied([tmp_path / "model.pt"], tmp_path, given, PYTHONPATH=str(folder))
+    (done,) = applied([(tmp_path / "model.pt", given)], tmp_path, PYTHONPATH=str(folder))
     assert torch.equal(torch.tensor(done["outputs"]), expected)
     with pytest.raises(ImportError, match=r"'nowhere:Net', which cannot be imported here .* to a .pt2 file"):
         exported.build({"name": "nowhere:Net", "layers": None, "dtype": "float32"})
