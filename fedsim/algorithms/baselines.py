@@ -28,7 +28,8 @@ from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.oracle import Plan, Task
 from fedsim.core.registry import register
-from fedsim.core.types import Affine, BatchSize
+from fedsim.core.rules import Affine
+from fedsim.core.types import BatchSize
 from fedsim.core.wrapped import WrappedTask
 
 _ALONE = "clients train alone and send nothing"

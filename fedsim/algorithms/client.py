@@ -20,7 +20,8 @@ from fedsim.core.errors import InputError
 from fedsim.core.oracle import Oracle
 from fedsim.core.registry import Part
 from fedsim.core.returned import like, same_form
-from fedsim.core.types import Affine, BatchSize, Decay, HeavyBall, Message, NonNegative, Positive, State, clip_norm
+from fedsim.core.rules import Affine, Rule
+from fedsim.core.types import BatchSize, Decay, Message, NonNegative, Positive, State, clip_norm
 
 _Message = TypeVar("_Message", bound=Callable[..., Report])
 _ONE_STEP = Work.model_validate(1)
@@ -218,7 +219,7 @@ class ClientHalf(Part, ABC):
         return self._follows_gradients and self.local_solver.in_place
 
     @cached_property
-    def rule(self) -> HeavyBall | None:
+    def rule(self) -> Rule | None:
         """By which rule local steps go along `affine_direction`, so that the engine may take several at once; None:
         they do something else."""
         known = all(self._place("affine_direction") <= self._place(name) for name in _STEPPING)

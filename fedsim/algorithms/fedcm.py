@@ -16,7 +16,8 @@ from fedsim.algorithms.base import Aggregate, Message, Oracle, Round, ServerAlgo
 from fedsim.algorithms.clipping import ClippedDirection
 from fedsim.algorithms.needs import Needs
 from fedsim.core.registry import register
-from fedsim.core.types import Affine, Fraction
+from fedsim.core.rules import Affine
+from fedsim.core.types import Fraction
 
 
 @register.algorithm("fedcm")

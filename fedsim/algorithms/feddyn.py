@@ -20,7 +20,8 @@ from torch import Tensor
 from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Positive, Report, Round, ServerAlgorithm, State
 from fedsim.algorithms.needs import Needs
 from fedsim.core.registry import register
-from fedsim.core.types import Affine, clip_norm
+from fedsim.core.rules import Affine
+from fedsim.core.types import clip_norm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from fedsim.algorithms.base import Message, NonNegative, Oracle, State
 from fedsim.algorithms.clipping import PulledDirection
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.core.registry import register
-from fedsim.core.types import Affine
+from fedsim.core.rules import Affine
 
 
 @register.algorithm("fedprox")

@@ -17,7 +17,7 @@ from fedsim.algorithms.base import Aggregate, Effort, Message, Oracle, Report, R
 from fedsim.algorithms.clipping import ClippedDirection
 from fedsim.algorithms.needs import Needs
 from fedsim.core.registry import register
-from fedsim.core.types import Affine
+from fedsim.core.rules import Affine
 
 _WHY = "the control variates are corrections for one common model; under a clock clients work from different ones"
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fedsim.core.fields import PartOf
 from fedsim.core.registry import Part, register
-from fedsim.core.types import Decay, HeavyBall, NonNegative, Positive, State
+from fedsim.core.rules import AdamRule, HeavyBall, Rule
+from fedsim.core.types import Decay, NonNegative, Positive, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +53,8 @@ class LocalSolver(Part, ABC):
         return False
 
     @property
-    def rule(self) -> HeavyBall | None:
-        """What a step is, where it is SGD's by this rule and b is all that is remembered, for a round."""
+    def rule(self) -> Rule | None:
+        """What a step is, where a rule says it and what is remembered lasts for a round."""
         return None
 
     def decayed(self, x: Tensor, v: Tensor) -> Tensor:
@@ -97,10 +98,10 @@ class SGD(LocalSolver):
         return self.momentum == 0 and self.weight_decay == 0
 
     @property
-    def rule(self) -> HeavyBall | None:
+    def rule(self) -> Rule | None:
         known = type(self) in (SGD, Nesterov) and (self.state == "round" or self.momentum == 0)
         nesterov = isinstance(self, Nesterov) and self.momentum > 0
-        return HeavyBall(self.momentum, self.weight_decay, nesterov=nesterov) if known else None
+        return HeavyBall(momentum=self.momentum, decay=self.weight_decay, nesterov=nesterov) if known else None
 
 
 @register.solver("nesterov")
@@ -141,6 +142,13 @@ class Adam(LocalSolver):
 
     def step(self, x: Tensor, v: Tensor, lr: Tensor, state: State) -> tuple[Tensor, State]:
         return self._step(x, self.decayed(x, v), lr, state)
+
+    @property
+    def rule(self) -> Rule | None:
+        known = type(self) in (Adam, AdamW) and self.state == "round" and not self.amsgrad
+        decay, shrink = (0.0, self.weight_decay) if isinstance(self, AdamW) else (self.weight_decay, 0.0)
+        rule = AdamRule(decay=decay, beta1=self.beta1, beta2=self.beta2, eps=self.eps, shrink=shrink)
+        return rule if known else None
 
     def _step(self, x: Tensor, v: Tensor, lr: Tensor, state: State) -> tuple[Tensor, State]:
         t = state["t"] + 1

@@ -24,7 +24,8 @@ from fedsim.core.arrays import Ints
 from fedsim.core.job import Job
 from fedsim.core.oracle import CARRIED, Plan, Task
 from fedsim.core.returned import by_row, same_form
-from fedsim.core.types import BatchSize, HeavyBall, Message, State, tensor_of
+from fedsim.core.rules import Rule
+from fedsim.core.types import BatchSize, Message, State, tensor_of
 from fedsim.messages.base import SEPARATOR, Pipeline, check_names, own_rows
 
 _CPU_ACTIVATIONS = 64 * 2**20  # of a chunk, where they are more than its parameters
@@ -216,12 +217,12 @@ class Worker:
         return tensor_of(values, self.initial.dtype, self.initial.device).unsqueeze(1)
 
 
-def _walked(algorithm: Algorithm, rule: HeavyBall, plan: Plan, local: State, lr: Tensor, steps: range) -> State:
+def _walked(algorithm: Algorithm, rule: Rule, plan: Plan, local: State, lr: Tensor, steps: range) -> State:
     """What `Algorithm.local_step` makes of `local` in all of these `steps`, where it follows gradients by this rule."""
     start = None if steps.start else local["x"]
     x = local["x"] if start is None else torch.empty_like(start, memory_format=torch.contiguous_format)
     remembered = {k: v.contiguous() for k, v in (of_solver(local) or algorithm.local_solver.start(x)).items()}
-    plan.walk(x, lr, steps, start, rule, remembered.get("b"))
+    plan.walk(x, lr, steps, start, rule, remembered)
     return {**local, "x": x, **for_solver(remembered)}
 
 

@@ -176,11 +176,11 @@ def affine_directions(bench: Bench) -> str:
         return "it has no affine directions, steps are taken one by one"
     lr = torch.full((CLIENTS, 1), a.lr, dtype=torch.float64)
     oracle, local, rule = ExactOracle(bench, slice(None), lr), a.start(received, keeps), a.rule.along(directions)
-    x = local["x"].clone()
-    ball, worst = torch.zeros_like(x), 0.0
+    x, worst = local["x"].clone(), 0.0
+    remembered = {k: v.contiguous() for k, v in a.local_solver.start(x).items()}
     for number in range(1, 4 if bench.any_steps else 2):
         local = a.local_step(oracle, local, received, keeps)
-        rule.step(x, oracle.grad(x), lr, ball if rule.momentum else None)
+        rule.step(x, oracle.grad(x), lr, remembered)
         hint = "scale, pull and shift are to be those of direction: scale g + pull x + shift"
         what = f"x after local step {number} and along affine_direction"
         worst = max(worst, compare(what, {"x": local["x"]}, {"x": x}, TOLERANCE, hint))

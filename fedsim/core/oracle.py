@@ -21,11 +21,12 @@ from torch import Tensor
 from fedsim.core.arrays import Array, Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.own_tests import OwnAnswers
+from fedsim.core.rules import Rule
 from fedsim.core.sharing import CARRIED as CARRIED
 from fedsim.core.sharing import PERSONAL as PERSONAL
 from fedsim.core.sharing import PERSONAL_CARRIED as PERSONAL_CARRIED
 from fedsim.core.sharing import Sharable
-from fedsim.core.types import BatchSize, HeavyBall, Message, clip_norm
+from fedsim.core.types import BatchSize, Message, State, clip_norm
 
 
 class Oracle(ABC):
@@ -91,14 +92,12 @@ class Plan(ABC):
         """Whether its `walk` of the first rows x ``[count, d]`` is faster than step after step."""
         return False
 
-    def walk(
-        self, x: Tensor, lr: Tensor, steps: range, start: Tensor | None, rule: HeavyBall, ball: Tensor | None
-    ) -> None:
-        """`descend` by another rule; with momentum `ball` ``[count, d]`` is b, which is changed in place."""
+    def walk(self, x: Tensor, lr: Tensor, steps: range, start: Tensor | None, rule: Rule, remembered: State) -> None:
+        """`descend` by another rule; what it has `remembered` of these rows changes in place."""
         if start is not None:
             x.copy_(start)
         for step in steps:
-            rule.step(x, self.oracle(step, len(x), lr).grad(x), lr, ball)
+            rule.step(x, self.oracle(step, len(x), lr).grad(x), lr, remembered)
 
     carried: Tensor | None = None
     """What the clients' models carry besides their parameters, ``[m, s]``, as it is now; None: they carry nothing."""

@@ -7,8 +7,7 @@ clients.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -50,48 +49,6 @@ _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 BatchSize = Count | Literal["full"]
 """Samples per local step; ``full`` is all the client has."""
-
-
-@dataclass(frozen=True)
-class Affine:
-    """Directions ``scale g + pull x + shift`` along gradients g at x, with the same three in all steps of a round.
-
-    `shift` is of each row ``[m, d]``, one for all ``[d]``, or None, which is 0.
-    """
-
-    scale: float = 1.0
-    pull: float = 0.0
-    shift: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class HeavyBall:
-    """SGD's rule along gradients g: ``v = scale g + decay x + shift;  b = momentum b + v;  x = x - lr b``, b being 0
-    before. With `clip` g is first shortened to that norm; with `nesterov` the step is ``v + momentum b``."""
-
-    momentum: float = 0.0
-    decay: float = 0.0
-    scale: float = 1.0
-    shift: Tensor | None = None
-    clip: float | None = None
-    nesterov: bool = False
-
-    def along(self, directions: Affine) -> Self:
-        """The rule along these directions in the place of gradients."""
-        return replace(self, decay=self.decay + directions.pull, scale=directions.scale, shift=directions.shift)
-
-    def step(self, x: Tensor, g: Tensor, lr: Tensor, ball: Tensor | None) -> None:
-        """One step of x ``[m, d]`` along g, lr ``[m, 1]``; x and, with momentum, b, the `ball`, change in place."""
-        v = g if self.clip is None else clip_norm(g, self.clip)
-        v = v if self.scale == 1 else v * self.scale
-        if self.decay:
-            v = torch.add(v, x, alpha=self.decay)
-        if self.shift is not None:
-            v = v + self.shift
-        if ball is not None:
-            b = ball.mul_(self.momentum).add_(v)
-            v = torch.add(v, b, alpha=self.momentum) if self.nesterov else b
-        x.addcmul_(v, lr, value=-1.0)
 
 
 def tensor_of(values: npt.NDArray[Any], dtype: torch.dtype, device: torch.device) -> Tensor:

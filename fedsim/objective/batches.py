@@ -16,7 +16,8 @@ from torch import Tensor
 from fedsim.core import rng
 from fedsim.core.arrays import Ints
 from fedsim.core.oracle import CARRIED, Oracle, Plan
-from fedsim.core.types import HeavyBall, Message
+from fedsim.core.rules import HeavyBall, Rule
+from fedsim.core.types import Message, State
 from fedsim.objective import minibatch
 from fedsim.objective.kernel import Kernel, Training, Walk
 from fedsim.objective.persample import budget, parts
@@ -89,7 +90,7 @@ class SupervisedPlan(Plan):
             super().descend(x, lr, steps, start)
             return
         if self.walks(x):
-            self.walk(x, lr, steps, start, HeavyBall(), None)
+            self.walk(x, lr, steps, start, HeavyBall(), {})
             return
         index, targets, weights = self._by_step
         descend = minibatch.descending(self.task.kernel, x, own.index.shape[-1], lr, start)
@@ -112,12 +113,10 @@ class SupervisedPlan(Plan):
         known = not self._other and own.moves is None
         return known and minibatch.walks(task.kernel, x, task.inputs, own.index.shape[-1])
 
-    def walk(
-        self, x: Tensor, lr: Tensor, steps: range, start: Tensor | None, rule: HeavyBall, ball: Tensor | None
-    ) -> None:
+    def walk(self, x: Tensor, lr: Tensor, steps: range, start: Tensor | None, rule: Rule, remembered: State) -> None:
         own, taken = self.batches, (slice(0, len(x)), slice(steps.start, steps.stop))
         weights = own.weights[taken] if isinstance(own.weights, Tensor) else own.weights
-        path = Walk(own.index[taken], own.targets[taken], weights, rule, ball)
+        path = Walk(own.index[taken], own.targets[taken], weights, rule, remembered)
         self.task.kernel.walk(x, self.task.inputs, path, lr, start)
 
     @cached_property

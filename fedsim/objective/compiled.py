@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.core import crew
+from fedsim.core.rules import AdamRule, HeavyBall, Rule
 from fedsim.models.losses import Loss, cross_entropy, logistic, mse
 from fedsim.objective.kernel import Walk
 
@@ -133,14 +134,14 @@ def _parts(
 def _walk(
     x: Tensor,
     start: Optional[Tensor],  # noqa: UP045
-    ball: Optional[Tensor],  # noqa: UP045
+    remembered: List[Tensor],  # noqa: UP006
     shift: Optional[Tensor],  # noqa: UP045
     lr: float,
-    momentum: float,
+    kind: int,
+    numbers: List[float],  # noqa: UP006
     decay: float,
     factor: float,
     clip: float,
-    nesterov: bool,
     sizes: List[int],  # noqa: UP006
     biased: List[bool],  # noqa: UP006
     pointwise: List[int],  # noqa: UP006
@@ -152,9 +153,11 @@ def _walk(
 ) -> None:
     """Steps of x ``[d]`` in place, one minibatch after the other: rows ``index[step]`` of the inputs ``[N, ...]``.
 
-    The rule is `HeavyBall`'s with a `ball` ``[d]`` and a `shift` ``[d]`` where there are some, `factor` in the place of
-    its `scale`, and a `clip` of 0 for none. Targets are ``[steps, ...]``, classes ``[steps, b]``, and so is `scale`:
-    what each sample counts in the gradient, or, where there is neither a `ball` nor a `clip`, in the step.
+    Of kind 0 is a step of plain SGD; of kind 1 `HeavyBall`'s with momentum, of kind 2 with Nesterov's, where b is
+    remembered and `numbers` are the momentum; of kind 3 `AdamRule`'s, where m and s are remembered and `numbers` are
+    beta1, beta2, eps, shrink and the steps before. `factor` is what the rule multiplies the gradient with, a `clip` of
+    0 is none. Targets are ``[steps, ...]``, classes ``[steps, b]``, and so is `scale`: what each sample counts in the
+    gradient, or in the step where a step of plain SGD is added to the parameters as it is.
     """
     own = x.clone() if start is None else start.clone()  # where rows lie, products may round otherwise
     weights, biases = _parts(own, sizes, biased)
@@ -163,7 +166,7 @@ def _walk(
         wanted = own.new_zeros([targets.size(0), sizes[-1], targets.size(1)])
         wanted.scatter_(1, targets.unsqueeze(1), 1.0)
     ones = own.new_ones([targets.size(-1), 1])
-    if clip > 0.0 or nesterov:
+    if clip > 0.0 or kind > 1:
         g = torch.empty_like(own)
         into, into_biases = _parts(g, sizes, biased)
         for step in range(targets.size(0)):
@@ -179,14 +182,23 @@ def _walk(
                 g.add_(own, alpha=decay)
             if shift is not None:
                 g.add_(shift)
-            if ball is not None:
-                ball.mul_(momentum).add_(g)
-                if nesterov:
-                    g.add_(ball, alpha=momentum)
+            if kind == 3:
+                if numbers[3] != 0.0:
+                    own.mul_(1.0 - lr * numbers[3])
+                m, s, t = remembered[0], remembered[1], numbers[4] + float(step + 1)
+                m.lerp_(g, 1.0 - numbers[0])
+                s.mul_(numbers[1]).addcmul_(g, g, value=1.0 - numbers[1])
+                below = torch.div(s, 1.0 - numbers[1] ** t, out=g).sqrt_().add_(numbers[2])
+                own.addcdiv_(m, below, value=-lr / (1.0 - numbers[0] ** t))
+            elif kind > 0:
+                ball = remembered[0].mul_(numbers[0]).add_(g)
+                if kind == 2:
+                    own.add_(g.add_(ball, alpha=numbers[0]), alpha=-lr)
                 else:
-                    g.copy_(ball)
-            own.add_(g, alpha=-lr)
-    elif ball is None:
+                    own.add_(ball, alpha=-lr)
+            else:
+                own.add_(g, alpha=-lr)
+    elif kind == 0:
         keep = 1.0 - lr * decay
         for step in range(targets.size(0)):
             seen = (inputs if index is None else inputs.index_select(0, index[step])).flatten(1)
@@ -194,19 +206,21 @@ def _walk(
             if shift is not None:
                 own.add_(shift, alpha=-lr)
     else:
-        rolling = ball.clone()
+        rolling, keep = remembered[0].clone(), numbers[0]
         into, into_biases = _parts(rolling, sizes, biased)
         for step in range(targets.size(0)):
             seen = (inputs if index is None else inputs.index_select(0, index[step])).flatten(1)
-            _pass(weights, biases, into, into_biases, momentum, pointwise, loss, seen, wanted[step], scale[step], ones)
+            _pass(weights, biases, into, into_biases, keep, pointwise, loss, seen, wanted[step], scale[step], ones)
             if decay != 0.0:
                 rolling.add_(own, alpha=decay)
             if shift is not None:
                 rolling.add_(shift)
             own.add_(rolling, alpha=-lr)
-        ball.copy_(rolling)
+        remembered[0].copy_(rolling)
     x.copy_(own)
 
+
+_BALL, _NESTEROV, _ADAM = 1, 2, 3  # kinds of rules
 
 _compiling = threading.Lock()
 _taken = 0  # steps, until there are enough of them
@@ -241,6 +255,16 @@ def _function(steps: int) -> Callable[..., None]:
     with _compiling:
         _taken += steps
         return _walk if _taken <= _EARLY else _compiled()
+
+
+def _numbers(rule: Rule) -> tuple[int, tuple[str, ...], list[float]]:
+    """The kind of a rule, the names of what it remembers ``[m, d]``, and its numbers, as `_walk` wants them."""
+    if isinstance(rule, AdamRule):
+        return _ADAM, ("m", "s"), [rule.beta1, rule.beta2, rule.eps, rule.shrink]
+    assert isinstance(rule, HeavyBall)
+    if rule.momentum == 0:
+        return 0, (), [0.0]
+    return _NESTEROV if rule.nesterov else _BALL, ("b",), [rule.momentum]
 
 
 @dataclass(frozen=True)
@@ -286,13 +310,17 @@ class CompiledChain:
 
     def walk(self, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor, start: Tensor | None) -> None:
         """As `Kernel.walk`."""
-        index, ball, rule = walk.index, walk.ball, walk.rule
+        index, rule = walk.index, walk.rule
+        kind, names, numbers = _numbers(rule)
+        kept = [walk.remembered[name] for name in names]
+        before = walk.remembered["t"][:, 0].tolist() if kind == _ADAM else None
         folded, factor = (rule.scale, 1.0) if rule.clip is None else (1.0, rule.scale)  # the gradient itself is clipped
-        how = (rule.momentum, rule.decay, factor, rule.clip or 0.0, rule.nesterov)
+        how = (rule.decay, factor, rule.clip or 0.0)
         count = walk.weights * folded
         count = count if isinstance(count, Tensor) else x.new_full((1, 1, 1), count)
-        alone = ball is not None or rule.clip is not None
-        scale = (count if alone else -lr.unsqueeze(-1) * count).expand(len(x), walk.targets.shape[1], -1)
+        scale = (count if kind or rule.clip is not None else -lr.unsqueeze(-1) * count).expand(
+            len(x), walk.targets.shape[1], -1
+        )
         shifts = None if rule.shift is None else rule.shift.expand_as(x)
         rates = lr[:, 0].tolist()
         steps, samples = walk.targets.shape[1:3]
@@ -302,13 +330,15 @@ class CompiledChain:
         ended: list[bool] = []
 
         def one(i: int) -> None:
-            begin, b, shift = (None if rows is None else rows[i] for rows in (start, ball, shifts))
+            begin, shift = (None if rows is None else rows[i] for rows in (start, shifts))
+            own = [rows[i] for rows in kept]
             try:
                 for first in range(0, steps, most):
                     part = slice(first, first + most)
+                    now = numbers if before is None else [*numbers, before[i] + first]
                     function(
-                        x[i], begin, b, shift, rates[i], *how, self.sizes, self.biased, self.pointwise, self.loss,
-                        inputs, None if index is None else index[i, part], wanted[i, part], scale[i, part],
+                        x[i], begin, own, shift, rates[i], kind, now, *how, self.sizes, self.biased, self.pointwise,
+                        self.loss, inputs, None if index is None else index[i, part], wanted[i, part], scale[i, part],
                     )  # fmt: skip
                     begin = None
                     if ended:  # another row's thread is interrupted, or fails
@@ -318,6 +348,8 @@ class CompiledChain:
                 raise
 
         self._each(one, len(x), steps * samples)
+        if before is not None:
+            walk.remembered["t"].add_(steps)
 
     def _wanted(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
         """Targets ``[m, steps, b, ...]`` as `_walk` wants them: classes, or columns of numbers."""

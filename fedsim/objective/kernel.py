@@ -7,7 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -17,7 +17,8 @@ from torch.func import vmap
 from fedsim.core.arrays import Ints
 from fedsim.core.crew import Own
 from fedsim.core.rng import Keys
-from fedsim.core.types import HeavyBall, clip_norm
+from fedsim.core.rules import HeavyBall, Rule
+from fedsim.core.types import State, clip_norm
 from fedsim.models.layout import Layout, call, layout, trained, views
 from fedsim.models.losses import Loss
 from fedsim.models.nature import PLAIN, Nature
@@ -35,14 +36,15 @@ class Walk:
     """Minibatches of m rows, one after the other: rows `index` ``[m, steps, b]`` of all inputs ``[N, *sample]``.
 
     Targets are ``[m, steps, b, ...]``, weights ``[m, steps, b]`` or one number for all. The `rule` may be another one
-    than plain SGD's; with momentum `ball` ``[m, d]`` is its b. Without an index all inputs are one row's one minibatch.
+    than plain SGD's; what it has `remembered` are rows ``[m, d]`` or ``[m, 1]``. Without an index all inputs are one
+    row's one minibatch.
     """
 
     index: Tensor | None
     targets: Tensor
     weights: Tensor | float
-    rule: HeavyBall = HeavyBall()  # noqa: RUF009 - frozen
-    ball: Tensor | None = None
+    rule: Rule = HeavyBall()  # noqa: RUF009 - frozen
+    remembered: State = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Kernel(ABC):
         for step in range(walk.targets.shape[1]):
             seen = inputs.unsqueeze(0) if walk.index is None else inputs[walk.index[:, step]]
             weights = walk.weights[:, step] if isinstance(walk.weights, Tensor) else walk.weights
-            walk.rule.step(x, self.grad(x, seen, walk.targets[:, step], weights), lr, walk.ball)
+            walk.rule.step(x, self.grad(x, seen, walk.targets[:, step], weights), lr, walk.remembered)
 
     def pieces(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Sequence[Tensor]:
         """`grad` of one row x ``[1, d]`` as tensors of any form that make it up one after the other."""

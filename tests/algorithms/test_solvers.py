@@ -17,13 +17,14 @@ from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.feddyn import FedDyn
 from fedsim.algorithms.fednova import FedNova
 from fedsim.algorithms.fedprox import FedProx
-from fedsim.algorithms.solvers import SGD, Adam, LocalSolver, Nesterov
+from fedsim.algorithms.solvers import SGD, Adagrad, Adam, AdamW, LocalSolver, Nesterov
 from fedsim.contract.laws import check_algorithm
 from fedsim.core.errors import InputError
 from fedsim.core.fields import dump_part, make_part
 from fedsim.core.oracle import Oracle
 from fedsim.core.registry import lookup, names
-from fedsim.core.types import Affine, HeavyBall, Message, State
+from fedsim.core.rules import AdamRule, Affine, HeavyBall
+from fedsim.core.types import Message, State
 from fedsim.scenario.load import parse
 
 Make = Callable[..., Any]
@@ -296,12 +297,21 @@ def test_the_solver_says_by_which_rule_steps_follow_gradients() -> None:
         """It may do anything."""
 
     assert FedAvg().rule == FedAvg(solver=SGD(state="kept")).rule == HeavyBall()
-    assert FedAvg(momentum=0.5, weight_decay=0.1).rule == HeavyBall(0.5, 0.1)
-    assert FedAvg(solver=SGD(momentum=0.5)).rule == HeavyBall(0.5)
-    assert FedAvg(solver=Nesterov(momentum=0.5)).rule == HeavyBall(0.5, nesterov=True)
+    assert FedAvg(momentum=0.5, weight_decay=0.1).rule == HeavyBall(momentum=0.5, decay=0.1)
+    assert FedAvg(solver=SGD(momentum=0.5)).rule == HeavyBall(momentum=0.5)
+    assert FedAvg(solver=Nesterov(momentum=0.5)).rule == HeavyBall(momentum=0.5, nesterov=True)
     assert FedAvg(solver=Nesterov(momentum=0.0)).rule == HeavyBall()
-    others: list[LocalSolver] = [Adam(), Own(), SGD(momentum=0.5, state="kept"), Nesterov(state="kept")]
-    assert [FedAvg(solver=other).rule for other in others] == [None] * 4
+    assert FedAvg(solver=Adam(weight_decay=0.1)).rule == AdamRule(beta1=0.9, beta2=0.999, eps=1e-8, decay=0.1)
+    assert FedAvg(solver=AdamW(weight_decay=0.1)).rule == AdamRule(beta1=0.9, beta2=0.999, eps=1e-8, shrink=0.1)
+    others: list[LocalSolver] = [
+        Adam(amsgrad=True),
+        Adam(state="kept"),
+        Adagrad(),
+        Own(),
+        SGD(momentum=0.5, state="kept"),
+        Nesterov(state="kept"),
+    ]
+    assert [FedAvg(solver=other).rule for other in others] == [None] * 6
     assert FedAvg(clip=1.0).rule == HeavyBall(clip=1.0)
     assert FedProx(mu=0.1).rule == HeavyBall()
     assert FedProx(mu=0.1, clip=1.0).rule == HeavyBall(clip=1.0)

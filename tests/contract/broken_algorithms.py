@@ -12,7 +12,8 @@ from fedsim.algorithms.client import change, reads_change
 from fedsim.algorithms.dspodfl import DSpodFL
 from fedsim.algorithms.fedprox import FedProx
 from fedsim.algorithms.needs import Needs
-from fedsim.core.types import Affine, clip_norm, norm
+from fedsim.core.rules import Affine
+from fedsim.core.types import clip_norm, norm
 
 CALLS = [0]
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import fedsim
 from fedsim.core import crew
-from fedsim.core.types import Affine, HeavyBall
+from fedsim.core.rules import AdamRule, Affine, HeavyBall, Rule
+from fedsim.core.types import State
 from fedsim.models.layout import layout, views
 from fedsim.models.losses import loss_function
 from fedsim.objective import compiled
@@ -78,13 +79,29 @@ def made(
     )
 
 
+def optimizer(x: Tensor, rule: Rule, lr: float) -> torch.optim.Optimizer | None:
+    """PyTorch's own for Adam's rule; weight decay that is added to gradients is added there."""
+    if not isinstance(rule, AdamRule):
+        return None
+    return torch.optim.AdamW([x], lr, (rule.beta1, rule.beta2), rule.eps, weight_decay=rule.shrink)
+
+
+def remembering(rule: Rule, x: Tensor) -> State:
+    """What a rule remembers before its first step."""
+    if isinstance(rule, AdamRule):
+        return {"m": torch.zeros_like(x), "s": torch.zeros_like(x), "t": torch.zeros_like(x[:, :1])}
+    return {"b": torch.zeros_like(x)} if isinstance(rule, HeavyBall) and rule.momentum else {}
+
+
 def by_autograd(kernel: ChainKernel, loss: str, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor) -> Tensor:
     """The same steps of one row after the other, as slowly as can be."""
     module, found = kernel.module, []
     for i, row in enumerate(x):
-        ball = torch.zeros_like(row)
+        ball, leaf = torch.zeros_like(row), row.clone()
+        adam = optimizer(leaf, walk.rule, float(lr[i]))
         for step in range(walk.index.shape[1]):
-            leaf = row.clone().requires_grad_()
+            leaf.data.copy_(row)
+            leaf.requires_grad_()
             out = torch.func.functional_call(module, views(leaf, layout(module)), inputs[walk.index[i, step]])
             losses = loss_function(loss)(out, walk.targets[i, step])
             scale = walk.weights[i, step] if isinstance(walk.weights, Tensor) else walk.weights
@@ -92,6 +109,12 @@ def by_autograd(kernel: ChainKernel, loss: str, x: Tensor, inputs: Tensor, walk:
             g = g if walk.rule.clip is None else g * min(1.0, walk.rule.clip / max(float(g.norm()), 1e-12))
             g = walk.rule.scale * g + walk.rule.decay * row
             g = g if walk.rule.shift is None else g + walk.rule.shift.expand_as(x)[i]
+            if adam is not None:
+                leaf.grad = g
+                adam.step()
+                row = leaf.detach().clone()
+                continue
+            assert isinstance(walk.rule, HeavyBall)
             ball = walk.rule.momentum * ball + g
             row = row - lr[i] * (g + walk.rule.momentum * ball if walk.rule.nesterov else ball)
         found.append(row)
@@ -128,73 +151,77 @@ def test_gradients_and_steps_are_autograds(name: str, loss: str, rows: int, b: i
 @pytest.mark.parametrize(
     "rule",
     [
-        HeavyBall(0.5),
-        HeavyBall(0.0, 0.1),
-        HeavyBall(0.5, 0.1),
-        HeavyBall(0.5, nesterov=True),
+        HeavyBall(momentum=0.5),
+        HeavyBall(decay=0.1),
+        HeavyBall(momentum=0.5, decay=0.1),
+        HeavyBall(momentum=0.5, nesterov=True),
         HeavyBall(clip=0.3),
         HeavyBall(clip=1e3),
-        HeavyBall(0.5, 0.1, clip=0.3),
-        HeavyBall(0.5, 0.1, clip=0.3, nesterov=True),
+        HeavyBall(momentum=0.5, decay=0.1, clip=0.3),
+        HeavyBall(momentum=0.5, decay=0.1, clip=0.3, nesterov=True),
+        AdamRule(beta1=0.9, beta2=0.99, eps=1e-8),
+        AdamRule(beta1=0.5, beta2=0.9, eps=1e-3, decay=0.1, shrink=0.2, clip=0.3),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("rows,b", [(1, 18), (3, 1), (2, 4)])
 @pytest.mark.parametrize("name", ["relu", "no bias"])
 @pytest.mark.usefixtures("way")
-def test_heavy_balls_are_autograds(name: str, rows: int, b: int, rule: HeavyBall) -> None:
-    """Also where the first steps are taken by themselves: the ball goes on."""
+def test_rules_are_autograds(name: str, rows: int, b: int, rule: Rule) -> None:
+    """Also where the first steps are taken by themselves: what is remembered goes on."""
     kernel, x, inputs, plain, lr = made(name, "cross_entropy", rows, b, True)
     expected = by_autograd(kernel, "cross_entropy", x, inputs, replace(plain, rule=rule), lr)
     for stops, walking in product(((0, STEPS), (0, 1, STEPS)), (ChainKernel.walk, Kernel.walk)):
-        moved, ball = x.clone(), torch.zeros_like(x) if rule.momentum else None
+        moved, remembered = x.clone(), remembering(rule, x)
         for first, last in pairwise(stops):
             assert isinstance(plain.weights, Tensor)
             part = (slice(None), slice(first, last))
-            own = Walk(plain.index[part], plain.targets[part], plain.weights[part], rule, ball)
+            own = Walk(plain.index[part], plain.targets[part], plain.weights[part], rule, remembered)
             walking(kernel, moved, inputs, own, lr)
         torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize("rule", [HeavyBall(), HeavyBall(momentum=0.5), AdamRule(beta1=0.9, beta2=0.99, eps=1e-3)])
 @pytest.mark.parametrize("clip", [None, 0.3])
 @pytest.mark.parametrize("one_for_all", [True, False])
 @pytest.mark.parametrize("name", ["relu", "no bias"])
 @pytest.mark.usefixtures("way")
-def test_affine_directions_are_those_of_autograd(
-    name: str, one_for_all: bool, clip: float | None, momentum: float
-) -> None:
+def test_affine_directions_are_those_of_autograd(name: str, one_for_all: bool, clip: float | None, rule: Rule) -> None:
     kernel, x, inputs, plain, lr = made(name, "cross_entropy", 3, 4, True)
     shift = torch.randn_like(x[0] if one_for_all else x)
-    rule = HeavyBall(momentum, 0.1, clip=clip).along(Affine(0.7, 0.2, shift))
-    walk = replace(plain, rule=rule)
+    walk = replace(plain, rule=replace(rule, decay=0.1, clip=clip).along(Affine(0.7, 0.2, shift)))
     expected = by_autograd(kernel, "cross_entropy", x, inputs, walk, lr)
     for walking in (ChainKernel.walk, Kernel.walk):
         moved = x.clone()
-        walking(kernel, moved, inputs, replace(walk, ball=torch.zeros_like(x) if momentum else None), lr)
+        walking(kernel, moved, inputs, replace(walk, remembered=remembering(rule, x)), lr)
         torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {},
-        {"momentum": 0.5},
-        {"momentum": 0.5, "weight_decay": 0.1, "clip": 0.2},
-        {"weight_decay": 0.1},
-        {"clip": 0.2},
-        {"solver": {"name": "nesterov", "momentum": 0.5}},
-    ],
-)
+SOLVERS: list[dict[str, Any]] = [
+    {},
+    {"momentum": 0.5},
+    {"momentum": 0.5, "weight_decay": 0.1, "clip": 0.2},
+    {"weight_decay": 0.1},
+    {"clip": 0.2},
+    {"solver": {"name": "nesterov", "momentum": 0.5}},
+    {"solver": {"name": "adamw", "eps": 0.01}},
+]
+RUNS = [
+    (name, keys)
+    for name, keys in product(("fedavg", "fedadam", "fedprox", "scaffold", "fedcm", "feddyn", "local"), SOLVERS)
+    if name not in ("scaffold", "fedcm") or keys is not SOLVERS[-1]  # which they refuse
+]
+
+
 @pytest.mark.parametrize("steps", [{"local_epochs": 2}, {"local_steps": [4, 1, 6]}])
-@pytest.mark.parametrize("name", ["fedavg", "fedadam", "fedprox", "scaffold", "fedcm", "feddyn", "local"])
+@pytest.mark.parametrize("name,keys", RUNS)
 def test_runs_are_those_of_all_clients_at_once(
     name: str, steps: dict[str, Any], keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clients with more and fewer steps, whose last minibatches are smaller."""
     random = np.random.default_rng(0)
     np.savez(tmp_path / "data.npz", x=random.normal(size=(90, IN)), y=random.integers(0, 3, 90))
-    walked: list[HeavyBall] = []
+    walked: list[Rule] = []
     walk = CompiledChain.walk
 
     def noted(self: CompiledChain, x: Tensor, inputs: Tensor, path: Walk, *rest: Any) -> None:
@@ -214,7 +241,7 @@ def test_runs_are_those_of_all_clients_at_once(
         found.append(fedsim.run(section, out=tmp_path / kernel).params)
         assert (len(walked) > before) == (kernel == "auto")
     pull = {"fedprox": 0.01, "feddyn": 0.01}.get(name, 0.0)
-    rules = {(rule.momentum, round(rule.decay, 9)) for rule in walked}
+    rules = {(getattr(rule, "momentum", 0.0), round(rule.decay, 9)) for rule in walked}
     momentum = keys.get("solver", keys).get("momentum", 0.0)
     assert rules == {(momentum, round(keys.get("weight_decay", 0.0) + pull, 9))}
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-13)

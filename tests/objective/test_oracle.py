@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 from fedsim.core.oracle import Plan
-from fedsim.core.types import HeavyBall
+from fedsim.core.rules import AdamRule, HeavyBall, Rule
 from fedsim.data.sets import Dataset, Quadratic
 from fedsim.models import losses
 from fedsim.models.build import flatten, views
@@ -345,19 +345,29 @@ def test_a_first_step_from_elsewhere_is_that_of_a_copy(reveal: SupervisedTask, b
 
 @pytest.mark.parametrize(
     "rule",
-    [HeavyBall(), HeavyBall(0.5), HeavyBall(0.5, 0.1), HeavyBall(0.0, 0.1), HeavyBall(0.5, clip=0.1, nesterov=True)],
+    [
+        HeavyBall(),
+        HeavyBall(momentum=0.5),
+        HeavyBall(momentum=0.5, decay=0.1),
+        HeavyBall(decay=0.1),
+        HeavyBall(momentum=0.5, clip=0.1, nesterov=True),
+        AdamRule(beta1=0.9, beta2=0.99, eps=1e-3),
+    ],
     ids=str,
 )
-def test_any_plans_walk_is_that_of_its_oracles(reveal: SupervisedTask, rule: HeavyBall) -> None:
-    """Compiled or step by step: the same to rounding, and the ball goes on."""
+def test_any_plans_walk_is_that_of_its_oracles(reveal: SupervisedTask, rule: Rule) -> None:
+    """Compiled or step by step: the same to rounding, and what is remembered goes on."""
     clients, lr = np.array([3, 2, 1]), torch.tensor([[0.1], [0.2], [0.3]], dtype=torch.float64)
     start = torch.randn(3, TOTAL, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     plan = reveal.plan(clients, np.full(3, 2), np.full(3, 4), 5, True)
     found = []
     for walk in (plan.walk, partial(Plan.walk, plan)):
-        x, ball = torch.empty_like(start), torch.zeros_like(start) if rule.momentum else None
-        walk(x, lr, range(1), start, rule, ball)
-        walk(x, lr, range(1, 4), None, rule, ball)
+        x, remembered = torch.empty_like(start), {k: torch.zeros_like(start) for k in "bms"}
+        remembered["t"] = torch.zeros_like(lr)
+        if not getattr(rule, "momentum", 1):
+            del remembered["b"]
+        walk(x, lr, range(1), start, rule, remembered)
+        walk(x, lr, range(1, 4), None, rule, remembered)
         found.append(x)
     assert plan.walks(start)
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
