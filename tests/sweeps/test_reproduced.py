@@ -104,7 +104,7 @@ def test_all_runs_of_every_reproduction_are_valid(name: str, on: str) -> None:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of the form of the real data sets, with images and numbers that are made: many enough for every file."""
-    found = {name: tmp_path_factory.mktemp(name) for name in ("mnist", "california")}
+    found = {name: tmp_path_factory.mktemp(name) for name in ("mnist", "california", "decoded")}
     for part, count in (("train", 13_000), ("test", 500)):
         labels = np.random.default_rng(count).integers(0, 10, count).tolist()
         same = [png(image) for image in pictures(10, (28, 28))]
@@ -118,8 +118,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "on"), CHOICES)
-def test_the_data_of_every_choice_can_be_divided(name: str, on: str, folders: dict[str, Path]) -> None:
+def test_the_data_of_every_choice_can_be_divided(
+    name: str, on: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As every case of it divides them; also those that come from a folder."""
+    monkeypatch.setenv("FEDSIM_CACHE", str(folders["decoded"]))  # so that 13,000 images are decoded once
     choice = read(known()[name])[0].data[on]
     folder = folders["california" if "California" in choice.title else "mnist"] if choice.path else None
     divided = set()
