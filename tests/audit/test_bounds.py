@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from dp_accounting import get_sigma_gaussian
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from fedsim.audit.bounds import (
     clopper_pearson,
@@ -115,3 +115,23 @@ def test_two_rates_use_the_better_direction() -> None:
     expected = math.log((1 - clopper_pearson(25, 50, 0.025)[1]) / (1 - clopper_pearson(50, 50, 0.025)[0]))
     assert two_rates_epsilon(50, 50, 25, 50, 0.0, 0.05) == pytest.approx(expected)
     assert two_rates_epsilon(1, 50, 25, 50, 0.0, 0.05) == 0
+
+
+@pytest.mark.parametrize(
+    "trials,guesses,correct,delta",
+    [(1000, 250, 200, 1e-5), (1000, 250, 250, 1e-5), (200, 20, 19, 1e-3), (5000, 3750, 2400, 1e-6)],
+)
+def test_the_gaussian_audit_refutes_what_is_below_it(trials: int, guesses: int, correct: int, delta: float) -> None:
+    """Against the paper's procedure, asked of one claimed epsilon at a time."""
+
+    def refuted(epsilon: float) -> bool:
+        mu = 1 / get_sigma_gaussian(epsilon, delta)
+        r, h = 0.05 * correct / trials, 0.05 * (guesses - correct) / trials
+        for i in range(correct - 1, -1, -1):
+            higher = max(h, norm.cdf(norm.ppf(r) - mu))
+            r, h = r + i / (guesses - i) * (higher - h), higher
+        return bool(r + h < guesses / trials)
+
+    found = gaussian_epsilon(trials, guesses, correct, delta, 0.05)
+    assert 0.1 < found < 20
+    assert refuted(found - 1e-4) != refuted(found + 1e-4)
