@@ -8,14 +8,15 @@ others, so that v is private, too. Mechanisms that protect messages leave v as i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Effort, Message, Oracle, Positive, Report, State
-from fedsim.algorithms.client import ClientHalf
+from fedsim.algorithms.client import ClientHalf, for_solver, of_solver
 from fedsim.core.errors import InputError
+from fedsim.core.rules import Rule
 
 _OWN = "v:"  # before the names of what the solver of v remembers
 
@@ -40,17 +41,24 @@ class OwnModel(Algorithm):
 
     def local_step(self, oracle: Oracle, local: State, received: Message, client: State) -> State:
         """A step of x alone, bit for bit the one that it takes where there is no v."""
-        if not self._common_is_plain:
+        rule, plain = self._common_rule, self.clip is None and self.local_solver.in_place
+        if rule is None or not (plain or oracle.walks(local["x"])):
             return super().local_step(oracle, local, received, client)
         x = local["x"].clone(memory_format=torch.contiguous_format)
-        oracle.descend(x)
-        return {**local, "x": x}
+        if plain:
+            oracle.descend(x)
+            return {**local, "x": x}
+        before = of_solver(local) or self.local_solver.start(x)
+        remembered = {k: v.clone(memory_format=torch.contiguous_format) for k, v in before.items()}
+        oracle.walk(x, rule, remembered)
+        return {**local, "x": x, **for_solver(remembered)}
 
     @property
-    def _common_is_plain(self) -> bool:
-        """Whether x steps along its minibatch gradient and does nothing else; see `ClientHalf.is_plain_sgd`."""
-        same = all(getattr(type(self), n) is getattr(ClientHalf, n) for n in ("step", "direction", "gradient"))
-        return same and self.local_solver.in_place and self.clip is None
+    def _common_rule(self) -> Rule | None:
+        """By which rule x steps along its minibatch gradients, if it does nothing else; see `ClientHalf.rule`."""
+        own = ("step", "direction", "gradient", "affine_direction")
+        rule = self.local_solver.rule if all(getattr(type(self), n) is getattr(ClientHalf, n) for n in own) else None
+        return None if rule is None else replace(rule, clip=self.clip)
 
     def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
         # It is the other parent's.

@@ -48,6 +48,14 @@ class Oracle(ABC):
         """``-lr * grad(x)``, ``[m, d] -> [m, d]``: how far a plain SGD step moves x, which stays as it is."""
         return self.grad(x) * -self.lr
 
+    def walks(self, x: Tensor) -> bool:
+        """Whether the plan of this step `walks` from x ``[m, d]``, so that bits are only the same if this step does."""
+        return False
+
+    def walk(self, x: Tensor, rule: Rule, remembered: State) -> None:
+        """A step of x by that rule, as `Plan.walk` takes it."""
+        rule.step(x, self.grad(x), self.lr, remembered)
+
     @abstractmethod
     def per_sample_grad(self, x: Tensor) -> Tensor:
         """Gradient of every sample, ``[m, d] -> [m, b, d]``; rows with fewer than `b` samples end in zeros."""

@@ -298,7 +298,8 @@ def _share(task: SupervisedTask, client: int) -> Held:
         tested = torch.as_tensor(task.tests.of(client), device=task.device)
         tx, ty = task.tests.inputs[tested].cpu(), task.tests.targets[tested].cpu()
     data = Dataset("share", x, y, tx, ty, task.num_classes, pixels=task.pixels, tokens=task.tokens)
-    return Held(data, client, task.sizes)
+    by_samples = np.array_equal(task.importance, task.sizes / task.sizes.sum())
+    return Held(data, client, task.sizes, None if by_samples else task.importance)
 
 
 def _write_held(file: Path, held: Held, agreed: str = "") -> None:
@@ -306,6 +307,8 @@ def _write_held(file: Path, held: Held, agreed: str = "") -> None:
     tensors = {"x": held.data.train_x, "y": held.data.train_y, "sizes": torch.as_tensor(held.sizes)}
     if len(held.data.test_x):
         tensors |= {"test_x": held.data.test_x, "test_y": held.data.test_y}
+    if held.importance is not None:
+        tensors["importance"] = torch.as_tensor(held.importance)
     if held.data.pixels is not None:
         tensors |= {"low": held.data.pixels.low, "high": held.data.pixels.high}
     _write(file, tensors, {"about": about})
@@ -320,10 +323,11 @@ def _read_held(file: Path, client: int) -> tuple[Held, str]:
         x, y, sizes = (opened.get_tensor(k) for k in ("x", "y", "sizes"))
         known = "low" in opened.keys()  # noqa: SIM118 - it is no mapping
         pixels = PixelRange(opened.get_tensor("low"), opened.get_tensor("high")) if known else None
+        weighed = opened.get_tensor("importance").numpy() if "importance" in opened.keys() else None  # noqa: SIM118
         tested = "test_x" in opened.keys()  # noqa: SIM118
         tx, ty = (opened.get_tensor(k) for k in ("test_x", "test_y")) if tested else (x[:0], y[:0])
     data = Dataset("share", x, y, tx, ty, about["classes"], pixels=pixels, tokens=tokens)
-    return Held(data, client, sizes.numpy()), about.get("agreed", "")
+    return Held(data, client, sizes.numpy(), weighed), about.get("agreed", "")
 
 
 def _write(file: Path, tensors: State, metadata: dict[str, str] | None = None) -> None:

@@ -323,7 +323,7 @@ def _supervised(
         task.seen.check(task.kernel, task.untrained(), task.inputs[:1], task.targets[:1])
     if held is not None:
         task.sizes = held.sizes
-        task.importance = task.importance if data.importance is not None else held.sizes / held.sizes.sum()
+        task.importance = held.sizes / held.sizes.sum() if held.importance is None else held.importance
     labels = data.num_classes if tokens.single else None
     if labels is not None:
         check_room(8 * len(rows) * labels, f"a table of {len(rows)} clients and {labels} classes")
@@ -333,9 +333,10 @@ def _supervised(
     vocabulary = {} if tokens.vocabulary is None else {"vocabulary": tokens.vocabulary}
     buffers = task.kernel.nature.buffers
     counted = {"buffers": json.dumps(list(buffers.names))} if buffers.total else {}
+    prescribed = {} if data.importance is None else {"importance": task.importance.tolist()}
     about = {
         **described(data), "input": {**described(data)["input"], "model_takes": takes_type, **vocabulary},
-        "clients": division.record(),
+        "clients": {**division.record(), **prescribed},
         "notes": [*data.notes, *division.notes, *(() if weights is None else weights.notes)],
     }  # fmt: skip
     return task, counts, {"layout": json.dumps(layout), "loss": loss_name, **counted}, about

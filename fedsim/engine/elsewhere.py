@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedsim.core.arrays import Ints
+from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.data.division import column_of
 from fedsim.data.form import well_formed
@@ -25,11 +25,13 @@ class Held:
     """What one machine of a deployment holds of the data: all rows of `data` are client `client`'s, to train and test.
 
     `sizes` ``[n]`` are the samples of all clients, its own among them; those of clients it knows nothing about are 0.
+    `importance` ``[n]`` is what clients count where that is not by their samples.
     """
 
     data: Dataset
     client: int
     sizes: Ints
+    importance: Floats | None = None
 
     @property
     def rows(self) -> list[Ints]:

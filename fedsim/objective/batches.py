@@ -175,6 +175,20 @@ class BatchOracle(Oracle):
         kernel, seen = self.kernel(writes=True), self.seen(x)
         minibatch.descend(kernel, x, seen, self.batch.targets, self.batch.weights, self.lr)
 
+    def walks(self, x: Tensor) -> bool:
+        own, task = self.batch, self.task
+        plain = own.keys is None and own.moves is None and type(self).seen is BatchOracle.seen
+        return plain and minibatch.walks(task.kernel, x, task.inputs, own.index.shape[-1])
+
+    def walk(self, x: Tensor, rule: Rule, remembered: State) -> None:
+        if not self.walks(x):
+            super().walk(x, rule, remembered)
+            return
+        own = self.batch
+        weights = own.weights.unsqueeze(1) if isinstance(own.weights, Tensor) else own.weights
+        path = Walk(own.index.unsqueeze(1), own.targets.unsqueeze(1), weights, rule, remembered)
+        self.task.kernel.walk(x, self.task.inputs, path, self.lr)
+
     def change(self, x: Tensor) -> Tensor:
         kernel, seen = self.kernel(writes=True), self.seen(x)
         return minibatch.change(kernel, x, seen, self.batch.targets, self.batch.weights, self.lr)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fedsim.algorithms.base import numbers_of
-from fedsim.core.arrays import Ints
+from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import FedsimError, InputError, RunError
 from fedsim.core.job import RunFacts
 from fedsim.core.oracle import Plan, Task
@@ -22,6 +22,7 @@ from fedsim.core.types import BatchSize
 from fedsim.data.partition_csv import FILE, read_partition
 from fedsim.devices.system import SystemSection
 from fedsim.engine.assembly import Assembly, assemble
+from fedsim.engine.inputs import importance_of
 from fedsim.engine.run_directory import read_jsonl
 from fedsim.figures.html import Markup, details, heading, image, notes, paragraph, table
 from fedsim.figures.schedule import staleness_figure
@@ -108,7 +109,8 @@ def _assembly(scenario: Scenario, folder: Path) -> Assembly:
     if not (folder / FILE).exists():
         return assemble(scenario)
     samples, _ = read_partition(folder / FILE)
-    task = _Population(samples, _dimension(folder / "params.safetensors"), getattr(torch, scenario.run.dtype))
+    dim, dtype = _dimension(folder / "params.safetensors"), getattr(torch, scenario.run.dtype)
+    task = _Population(samples, importance_of(folder), dim, dtype)
     numbers = numbers_of(scenario.algorithm, task, gossip=scenario.algorithm.setting == "gossip")
     facts = RunFacts(scenario.seed, task.num_clients, numbers=numbers)
     durations = durations_of(scenario.system, scenario.algorithm, task, Pipeline(scenario.transforms, facts))
@@ -126,13 +128,13 @@ def _dimension(path: Path) -> int:
 
 
 class _Population(Task):
-    """Clients of whom only their numbers of samples are known."""
+    """Clients of whom only their numbers of samples and what they count are known."""
 
     metrics = ()
 
-    def __init__(self, sizes: Ints, dim: int, dtype: torch.dtype) -> None:
+    def __init__(self, sizes: Ints, importance: Floats, dim: int, dtype: torch.dtype) -> None:
         self.sizes, self.num_clients, self.dim = sizes, len(sizes), dim
-        self.importance = sizes / sizes.sum()
+        self.importance = importance
         self.device, self.dtype = torch.device("cpu"), dtype
 
     def initial(self) -> torch.Tensor:

@@ -16,6 +16,12 @@ import fedsim
 from fedsim.core.errors import InputError
 from fedsim.data.form import well_formed
 from fedsim.data.sets import Dataset, DatasetPart
+from fedsim.deployment.work import _read_held, _share, _write_held
+from fedsim.engine.inputs import importance_of
+from fedsim.models.losses import loss_function
+from fedsim.objective.supervised import SupervisedTask
+from fedsim.reports.schedule import _assembly
+from fedsim.scenario.load import load
 
 ROWS, TESTS, CLASSES = 40, 10, 3
 Change = Callable[[dict[str, Any]], None]
@@ -169,6 +175,21 @@ def test_clients_that_do_not_divide_the_rows_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_deployments_machine_knows_what_clients_count(tmp_path: Path) -> None:
+    """It holds the rows of one client alone; where clients count by their samples, nothing more is kept."""
+    for importance, kept in (([3.0, 1.0], None), ([1.0, 3.0], [0.25, 0.75]), (None, None)):
+        given = None if importance is None else np.array(importance)
+        rows = [np.arange(30), np.arange(30, 40)]
+        data = Dataset(**made(), clients=rows, importance=given)
+        module = torch.nn.Linear(4, CLASSES)
+        task = SupervisedTask(data, rows, module, "cross_entropy", loss_function("cross_entropy"), 0,
+                              torch.device("cpu"), torch.float32)  # fmt: skip
+        _write_held(tmp_path / "data.safetensors", _share(task, 1))
+        held, _ = _read_held(tmp_path / "data.safetensors", 1)
+        assert held.sizes.tolist() == [30, 10]
+        assert (None if held.importance is None else held.importance.tolist()) == kept
+
+
 def test_no_set_at_all_is_refused() -> None:
     with pytest.raises(InputError, match=r"load gave tuple; allowed: a fedsim\.Dataset"):
         well_formed((1, 2))
@@ -186,6 +207,9 @@ def test_importance_weighs_clients(clients: Any, tmp_path: Path, monkeypatch: py
     other = run(lambda f: divided(f, 1.0, 3.0), tmp_path / "other", monkeypatch, partition=None)
     assert torch.equal(by_rows.params, as_rows.params)
     assert not torch.allclose(by_rows.params, other.params)
+    for of, expected in ((by_rows, [0.75, 0.25]), (as_rows, [0.75, 0.25]), (other, [0.25, 0.75])):
+        assert importance_of(of.dir).tolist() == expected  # which is where reports read it
+        assert _assembly(load(of.dir / "scenario.yaml"), of.dir).task.importance.tolist() == expected
     for wrong in ((1.0,), (1.0, -1.0), (1.0, float("nan")), (0.0, 0.0)):
         with pytest.raises(InputError, match="importance"):
             run(lambda f, w=wrong: divided(f, *w), tmp_path / "wrong", monkeypatch, partition=None)  # type: ignore[misc]
