@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from eval_clients import AT_A_TIME, CLASSES, evaluations
 from peer.works import network
-from tables import PAGE, load_words, markdown, wrapped, write
+from tables import PAGE, load_words, markdown, page_of, said_of, with_earlier, wrapped, write
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("case", nargs="*", choices=[*CASES, []], help="default: all")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--write", nargs="?", type=Path, const=PAGE, help="into this page (default: docs/speed.md)")
+    parser.add_argument("--write", nargs="?", type=page_of, const=PAGE, help="into this page (default: docs/speed.md)")
     options = parser.parse_args()
     began, machine_words = time.perf_counter(), load_words()
     torch.manual_seed(0)
@@ -248,14 +248,17 @@ def main() -> None:
             found.append(judged(case, seconds, gemm, triad))
             print(table(found[-1:]).splitlines()[-1], flush=True)
     rates = [statistics.median(f[key] for f in found) / 1e9 for key in ("gemm", "triad")]
-    head = wrapped(
+    head = (
         f"{options.threads} {'thread' if options.threads == 1 else 'threads'} on {machine_words}. Matrix products: "
         f"{rates[0]:.0f} GFLOP/s, memory: {rates[1]:.1f} GB/s (medians over the rows). PyTorch {torch.__version__}."
     )
-    result = f"{head}\n\n{table(found)}"
-    print(f"\n{result}\n\n{time.perf_counter() - began:.0f} s in all")
+    print(f"\n{wrapped(head)}\n\n{table(found)}\n\n{time.perf_counter() - began:.0f} s in all")
     if options.write:
-        write("limits", result, {"threads": options.threads, "machine": machine_words, "rows": found}, options.write)
+        by_name = {row["words"]: row for row in found}
+        every, kept = with_earlier("limits", options.write, by_name, lambda of: {r["words"]: r for r in of["rows"]})
+        rows = list(every.values())
+        facts = {"threads": options.threads, "machine": machine_words, "rows": rows}
+        write("limits", f"{wrapped(head + said_of(kept))}\n\n{table(rows)}", facts, options.write)
 
 
 if __name__ == "__main__":

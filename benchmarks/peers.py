@@ -29,7 +29,7 @@ import numpy as np
 from peer.environments import python_of
 from peer.prepare import prepare
 from peer.works import WORKS
-from tables import PAGE, load_words, markdown, wrapped, write
+from tables import PAGE, load_words, markdown, page_of, said_of, with_earlier, wrapped, write
 
 HERE = Path(__file__).parent
 CLOSE, SECONDS, PATIENCE = 1e-4, 0.5, 900.0
@@ -194,7 +194,7 @@ def told(found: dict[str, dict[str, Any]], facts: dict[str, Any]) -> str:
     head = (
         f"Medians of {facts['repeats']} turns, {facts['threads']} "
         f"{'thread' if facts['threads'] == 1 else 'threads'}, {facts['machine']}. After the same first round "
-        f"parameters differ from fedsim's by at most {far:.0e}. {listed}."
+        f"parameters differ from fedsim's by at most {far:.0e}. {listed}.{said_of(facts.get('earlier', []))}"
     )
     return f"{wrapped(head)}\n\n{table(found)}"
 
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--envs", type=Path, default=ENVS, help="where environments are made (default: %(default)s)")
     parser.add_argument("--cpu", action="store_true", help="seconds of each process's processor")
-    parser.add_argument("--write", nargs="?", type=Path, const=PAGE, help="into this page (default: docs/speed.md)")
+    parser.add_argument("--write", nargs="?", type=page_of, const=PAGE, help="into this page (default: docs/speed.md)")
     options = parser.parse_args()
     chosen = [p for p in PEERS if p == "fedsim" or p in (options.peer or PEERS)]
     chosen = [p for p in chosen if not (options.cpu and p == "flower")]
@@ -220,10 +220,11 @@ def main() -> None:
         print(table({name: found[name]}), flush=True)
     machine += ", seconds of the processor" if options.cpu else ""
     facts = {"repeats": options.repeats, "threads": options.threads, "machine": machine}
-    text = told(found, facts)
-    print(f"\n{text}\n\n{time.perf_counter() - began:.0f} s in all")
+    print(f"\n{told(found, facts)}\n\n{time.perf_counter() - began:.0f} s in all")
     if options.write:
-        write("peers", text, {**facts, "works": found}, options.write)
+        works, kept = with_earlier("peers", options.write, found, lambda of: of["works"])
+        facts["earlier"] = [WORKS[name].words for name in kept]
+        write("peers", told(works, facts), {**facts, "works": works}, options.write)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 BUSY = 1.2
 """Processes that wait for a core, per core, from which figures are said to be of a busy machine."""
@@ -35,11 +37,40 @@ def between(page: str, name: str, text: str) -> str:
     return f"{head}\n\n{text.strip()}\n\n{tail}"
 
 
+def page_of(text: str) -> Path:
+    """The page that ``--write`` names, as argparse wants it: before hours of measuring."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"{text} is no file; what is to be measured stands before --write")
+    return Path(text)
+
+
+def with_earlier(
+    name: str, page: Path, found: Mapping[str, Any], rows: Callable[[Any], Mapping[str, Any]]
+) -> tuple[dict[str, Any], list[str]]:
+    """What was `found`, and of the table that was written before the rows of all else, with the names of those.
+
+    `rows` are those of the JSON beside the page.
+    """
+    file = beside(name, page)
+    before = rows(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+    kept = [row for row in before if row not in found]
+    return {**{row: found.get(row, before[row]) for row in before}, **found}, kept
+
+
+def said_of(kept: Sequence[str]) -> str:
+    """A sentence about rows that were not measured now; nothing where there are none."""
+    return f" Of an earlier run: {'; '.join(kept)}." if kept else ""
+
+
+def beside(name: str, page: Path) -> Path:
+    """The file with a table's facts."""
+    return page.with_name(f"{page.stem}-{name}.json")
+
+
 def write(name: str, text: str, facts: object, page: Path = PAGE) -> None:
     """Put `text` between the marks `name` of `page`, and `facts` as JSON beside the page."""
     page.write_text(between(page.read_text(encoding="utf-8"), name, text), encoding="utf-8")
-    beside = page.with_name(f"{page.stem}-{name}.json")
-    beside.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    beside(name, page).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def wrapped(text: str) -> str:

@@ -67,6 +67,23 @@ def test_limits_are_shares_of_what_the_machine_does(page: Path, tmp_path: Path) 
         assert row["share"] == pytest.approx(bound / row["seconds"])
 
 
+def test_rows_that_were_not_measured_stay_and_are_named(page: Path) -> None:
+    with_earlier, write = TABLES["with_earlier"], TABLES["write"]
+    assert with_earlier("peers", page, {"b": 1}, lambda of: of["works"]) == ({"b": 1}, [])
+    write("peers", "table", {"works": {"a": 1, "b": 2, "c": 3}}, page)
+    rows, kept = with_earlier("peers", page, {"b": 5, "d": 6}, lambda of: of["works"])
+    assert list(rows.items()) == [("a", 1), ("b", 5), ("c", 3), ("d", 6)]
+    assert kept == ["a", "c"]
+    assert TABLES["said_of"](kept) == " Of an earlier run: a; c."
+
+
+@pytest.mark.parametrize("program", ["peers.py", "limits.py"])
+def test_a_page_that_is_no_file_is_refused_before_anything_is_measured(program: str) -> None:
+    done = run(program, "--write", "mlp-100")
+    assert done.returncode == 2
+    assert "mlp-100 is no file; what is to be measured stands before --write" in done.stderr
+
+
 @pytest.mark.parametrize("text", ["", "<!-- end of peers --> <!-- peers -->", "<!-- peers -->" * 2])
 def test_a_page_without_its_marks_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="once each"):
