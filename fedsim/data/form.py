@@ -108,7 +108,7 @@ def _targets(y: Tensor, classes: object, name: str) -> Tensor:
     if y.dim() > 2:
         raise _wrong(f"{name} has shape {list(y.shape)}", "[N], or [N, positions] with a class at every position")
     y = y.long()
-    counted = y if y.dim() == 1 else y[y != IGNORED]
+    counted = y[y != IGNORED]
     if counted.numel():
         least, most = (int(v) for v in torch.aminmax(counted))
         if least < 0 or most >= classes:
