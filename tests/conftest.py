@@ -180,10 +180,17 @@ def ray_session() -> Iterator[Any]:
     ray = pytest.importorskip("ray")
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     os.environ |= {"RAY_memory_monitor_refresh_ms": "0"}  # it counts the whole machine's memory, not the tests'
-    ray.init(
-        address="local", num_cpus=10, include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False,
-        logging_level="ERROR", _node_ip_address="127.0.0.1",
-    )  # fmt: skip
+    for left in (2, 1, 0):  # on a machine that stands still for half a minute Ray gives up
+        try:
+            ray.init(
+                address="local", num_cpus=10, include_dashboard=False, object_store_memory=300_000_000,
+                log_to_driver=False, logging_level="ERROR", _node_ip_address="127.0.0.1",
+            )  # fmt: skip
+            break
+        except Exception:
+            ray.shutdown()
+            if not left:
+                raise
     yield ray
     ray.shutdown()
 
