@@ -28,6 +28,7 @@ from fedsim.core.modules import Places
 log = logging.getLogger("fedsim")
 _START_SECONDS = 120.0
 _CONNECT_SECONDS = 10.0
+_STARTS = 2  # of a cluster of one's own: Ray gives up after half a minute, which a busy machine may stand still
 _SMALLEST_STORE = 2**28
 _LOOK_SECONDS = 0.5
 
@@ -65,18 +66,23 @@ class Cluster:
         if address == "local":
             free = _shared_memory()
             store = max(_SMALLEST_STORE, min(store_bytes, free // 2) if free else store_bytes)
-            try:
-                with _interrupts_wait(), undisturbed():
-                    ray.init(
-                        address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=store, **quiet,
-                        _node_ip_address="127.0.0.1",
-                    )  # fmt: skip
-            except KeyboardInterrupt:
-                ray.shutdown()
-                raise
-            except Exception as error:  # of a kind of its own for nothing that may go wrong
-                ray.shutdown()
-                raise RunError(f"Ray did not start on this machine: {str(error).strip().splitlines()[0]}") from error
+            for left in range(_STARTS - 1, -1, -1):
+                try:
+                    with _interrupts_wait(), undisturbed():
+                        ray.init(
+                            address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=store, **quiet,
+                            _node_ip_address="127.0.0.1",
+                        )  # fmt: skip
+                    break
+                except KeyboardInterrupt:
+                    ray.shutdown()
+                    raise
+                except Exception as error:  # of a kind of its own for nothing that may go wrong
+                    ray.shutdown()
+                    first = str(error).strip().splitlines()[0]
+                    if not left:
+                        raise RunError(f"Ray did not start on this machine: {first}") from error
+                    log.warning("Ray did not start on this machine and is started once more: %s", first)
             threading.Thread(target=self._watch, name="fedsim-ray", daemon=True).start()
             return
         _reachable(address)

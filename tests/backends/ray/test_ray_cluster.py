@@ -138,3 +138,39 @@ def test_an_actor_that_ray_kills_for_its_memory_changes_no_number(tmp_path: Path
     said = dict(line.split() for line in done.stdout.splitlines() if line.startswith(("killed", "difference")))
     assert int(said["killed"]) >= 1
     assert float(said["difference"]) < 1e-12
+
+
+GIVES_UP = """
+import sys
+import ray
+from fedsim.backends.ray.cluster import Cluster
+from fedsim.core.errors import RunError
+
+start, times = ray.init, [0]
+
+def init(**keys):
+    times[0] += 1
+    if times[0] <= int(sys.argv[1]):
+        raise Exception("The current node timed out during startup.")
+    return start(**keys)
+
+ray.init = init
+try:
+    cluster = Cluster("local", 1, 100_000_000)
+    print(times[0], cluster.resources()["CPU"])
+    cluster.close()
+except RunError as error:
+    print(times[0], error)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    "failures,told", [(1, "2 1.0"), (2, "2 Ray did not start on this machine: The current node timed out")]
+)
+def test_where_ray_gives_up_it_is_started_once_more(failures: int, told: str) -> None:
+    """On a machine that stands still for half a minute it does; the second start is a real one."""
+    done = subprocess.run([sys.executable, "-c", GIVES_UP, str(failures)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith(told)
+    assert "is started once more: The current node timed out" in done.stderr
