@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.core.arrays import Array, Floats
+from fedsim.core.arrays import Array, Floats, Ints
 from fedsim.core.disk import write_whole
 from fedsim.core.errors import InputError
-from fedsim.data.partition_csv import FILE as PARTITION
-from fedsim.data.partition_csv import read_partition, write_partition
+from fedsim.data.partition_csv import write_partition
 
 FILE = "data.json"
 
@@ -34,18 +33,17 @@ def write_inputs(folder: Path, about: Mapping[str, Any] | None, counts: Array | 
     write_whole(folder / FILE, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
-def importance_of(folder: Path) -> Floats:
-    """p_i of a run's clients ``[clients]``: as its data prescribe them, or by the samples in ``partition.csv``.
+def importance_of(folder: Path, samples: Ints) -> Floats:
+    """p_i of a run's clients ``[clients]``: as its data prescribe them, or by their `samples`.
 
     Raises
     ------
     InputError
-        A file is damaged, or there is no ``partition.csv``.
+        ``data.json`` is damaged.
     """
     prescribed = read_about(folder).get("clients", {}).get("importance") if (folder / FILE).exists() else None
     if prescribed is not None:
         return np.array(prescribed, dtype=np.float64)
-    samples, _ = read_partition(folder / PARTITION)
     return np.asarray(samples / samples.sum(), dtype=np.float64)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedsim.core.arrays import Floats
 from fedsim.core.errors import InputError
-from fedsim.data.partition_csv import FILE
+from fedsim.data.partition_csv import FILE, read_partition
 from fedsim.engine.inputs import importance_of
 from fedsim.engine.replies import is_work
 from fedsim.engine.run_directory import read_jsonl
@@ -123,4 +123,4 @@ def _importance(run: Record, n: int, gossip: bool) -> Floats:
     """p_i of every client ``[n]``."""
     if gossip or run.value("algorithm.weighting") == "uniform" or not (run.dir / FILE).exists():
         return np.full(n, 1.0 / n)
-    return importance_of(run.dir)
+    return importance_of(run.dir, read_partition(run.dir / FILE)[0])

@@ -110,7 +110,7 @@ def _assembly(scenario: Scenario, folder: Path) -> Assembly:
         return assemble(scenario)
     samples, _ = read_partition(folder / FILE)
     dim, dtype = _dimension(folder / "params.safetensors"), getattr(torch, scenario.run.dtype)
-    task = _Population(samples, importance_of(folder), dim, dtype)
+    task = _Population(samples, importance_of(folder, samples), dim, dtype)
     numbers = numbers_of(scenario.algorithm, task, gossip=scenario.algorithm.setting == "gossip")
     facts = RunFacts(scenario.seed, task.num_clients, numbers=numbers)
     durations = durations_of(scenario.system, scenario.algorithm, task, Pipeline(scenario.transforms, facts))

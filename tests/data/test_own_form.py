@@ -208,7 +208,7 @@ def test_importance_weighs_clients(clients: Any, tmp_path: Path, monkeypatch: py
     assert torch.equal(by_rows.params, as_rows.params)
     assert not torch.allclose(by_rows.params, other.params)
     for of, expected in ((by_rows, [0.75, 0.25]), (as_rows, [0.75, 0.25]), (other, [0.25, 0.75])):
-        assert importance_of(of.dir).tolist() == expected  # which is where reports read it
+        assert importance_of(of.dir, np.array([30, 10])).tolist() == expected  # which is where reports read it
         assert _assembly(load(of.dir / "scenario.yaml"), of.dir).task.importance.tolist() == expected
     for wrong in ((1.0,), (1.0, -1.0), (1.0, float("nan")), (0.0, 0.0)):
         with pytest.raises(InputError, match="importance"):
