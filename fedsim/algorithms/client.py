@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -26,7 +26,6 @@ from fedsim.core.types import BatchSize, Decay, Message, NonNegative, Positive, 
 _Message = TypeVar("_Message", bound=Callable[..., Report])
 _ONE_STEP = Work.model_validate(1)
 _CHANGE = "engine:change"  # in the place of x in `local`, for messages that ask for no more than how far it moved
-_STEPPING = ("start", "gradient", "direction", "step", "local_step")  # what `affine_direction` is about
 _SOLVER = "solver:"  # before the names of what a solver remembers, so that they are no name of an algorithm's own
 
 
@@ -100,6 +99,9 @@ class ClientHalf(Part, ABC):
     clip: Positive | None = None
     lr_decay: LrDecay = LrDecay.model_validate(1.0)  # noqa: RUF009 - frozen
 
+    stepping: ClassVar[tuple[str, ...]] = ("start", "clipped", "gradient", "direction", "step", "local_step")
+    """The methods that local steps are made of: whoever overrides one has steps of its own, see `affine_direction`."""
+
     # --- what an algorithm may define ---------------------------------------------------------------------------------
 
     def init_client(self, params: Tensor) -> State:
@@ -126,8 +128,8 @@ class ClientHalf(Part, ABC):
         """`direction` in numbers, where it is ``scale g + pull x + shift`` with the same three in all steps of a round.
 
         With them the engine may take all steps of SGD at once; g is the clipped gradient where `clip` bounds it. None:
-        it is not. A subclass that overrides `start`, `gradient`, `direction`, `step` or `local_step` is not asked,
-        unless it overrides this as well.
+        it is not. A subclass that overrides one of the methods named in `stepping` is not asked, unless it overrides
+        this as well.
         """
         return Affine()
 
@@ -222,14 +224,14 @@ class ClientHalf(Part, ABC):
     def rule(self) -> Rule | None:
         """By which rule local steps go along `affine_direction`, so that the engine may take several at once; None:
         they do something else."""
-        known = all(self._place("affine_direction") <= self._place(name) for name in _STEPPING)
+        known = all(self._place("affine_direction") <= self._place(name) for name in self.stepping)
         rule = self.local_solver.rule if known and (self.clip is None or self.clips_gradient) else None
         return None if rule is None else replace(rule, clip=self.clip)
 
     @property
     def _follows_gradients(self) -> bool:
-        own = (*_STEPPING, "affine_direction")
-        return self.clip is None and all(getattr(type(self), name) is getattr(ClientHalf, name) for name in own)
+        plain = (*ClientHalf.stepping, "affine_direction")
+        return self.clip is None and all(getattr(type(self), name) is getattr(ClientHalf, name) for name in plain)
 
     def _place(self, name: str) -> int:
         """How far from its class in the order of base classes that one is that has a method."""

@@ -7,7 +7,7 @@ here `clip` bounds the minibatch gradient.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -50,6 +50,8 @@ class PulledDirection(ClippedDirection):
 
     ``official`` clips ``g - a x`` and adds ``a y`` afterwards: while that binds, the pull is no longer towards x.
     """
+
+    stepping: ClassVar[tuple[str, ...]] = (*ClippedDirection.stepping, "pulled")
 
     @property
     def clips_whole(self) -> bool:

@@ -44,6 +44,7 @@ class DynamicRegularisation(ServerAlgorithm):
         through_aggregate=False,
         steps="round",
     )
+    stepping: ClassVar[tuple[str, ...]] = (*ServerAlgorithm.stepping, "corrected")
     clipping: Literal["gradient", "corrected", "official"] = "gradient"
 
     @property

@@ -56,8 +56,8 @@ class OwnModel(Algorithm):
     @property
     def _common_rule(self) -> Rule | None:
         """By which rule x steps along its minibatch gradients, if it does nothing else; see `ClientHalf.rule`."""
-        own = ("step", "direction", "gradient", "affine_direction")
-        rule = self.local_solver.rule if all(getattr(type(self), n) is getattr(ClientHalf, n) for n in own) else None
+        plain = {*ClientHalf.stepping, "affine_direction"} - {"start", "local_step"}  # which add what v needs
+        rule = self.local_solver.rule if all(getattr(type(self), n) is getattr(ClientHalf, n) for n in plain) else None
         return None if rule is None else replace(rule, clip=self.clip)
 
     def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:

@@ -326,10 +326,23 @@ def test_who_steps_in_a_way_of_its_own_has_no_rule_but_with_directions_of_its_ow
         def direction(self, oracle: Oracle, x: Tensor, received: Message, client: State) -> Tensor:
             return 2 * super().direction(oracle, x, received, client)
 
+    class Longer(FedProx):
+        def pulled(self, g: Tensor, y: Tensor, x: Tensor, a: float) -> Tensor:
+            return super().pulled(g, y, x, 2 * a)
+
+    class Other(FedDyn):
+        def corrected(self, g: Tensor, x: Tensor, received: Message, client: State) -> Tensor:
+            return 2 * g
+
+    class Signs(FedAvg):
+        def clipped(self, g: Tensor) -> Tensor:
+            return g.sign()
+
     class Told(Doubled):
         def affine_direction(self, received: Message, client: State) -> Affine:
             once = super().affine_direction(received, client)
             return Affine(2.0, 2 * once.pull, None if once.shift is None else 2 * once.shift)
 
-    assert Doubled(mu=0.1).rule is None
+    assert [part.rule for part in (Doubled(mu=0.1), Longer(), Other(), Signs(), Signs(clip=1.0))] == [None] * 5
+    assert not Signs().is_plain_sgd
     assert Told(mu=0.1).rule == HeavyBall()
