@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -180,20 +181,45 @@ def divide(whole: Split, fraction: float) -> tuple[Split, Split]:
     """
     order = generator(0, "test split").permutation(len(whole.y))
     held = np.zeros(len(order), dtype=bool)
+    alike = whole.classes is None or whole.y.ndim > 1
+    of = whole.ids if whole.ids is not None else np.zeros(len(order)) if alike else whole.y
+    _, place, counts = np.unique(of, return_inverse=True, return_counts=True)
     if whole.ids is not None:
-        _, place, counts = np.unique(whole.ids, return_inverse=True, return_counts=True)
         rows = order[np.argsort(place[order], kind="stable")]
         position = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         most = np.minimum(np.round(fraction * counts), counts - 1)
         held[rows[position < np.repeat(most, counts)]] = True
     else:
-        alike = whole.classes is None or whole.y.ndim > 1
-        groups = [order] if alike else [order[whole.y[order] == c] for c in np.unique(whole.y)]
-        for rows in groups:
+        for c in range(len(counts)):
+            rows = order[place[order] == c]
             held[rows[: round(fraction * len(rows))]] = True
     if held.all() or not held.any():
-        raise InputError(f"{len(order)} rows do not give {fraction:g} of them for testing and some for training")
+        kind = "ids" if whole.ids is not None else None if alike else "classes"
+        raise InputError(_undivided(fraction, held, counts, kind))
     return rows_of(whole, ~held), rows_of(whole, held)
+
+
+def _undivided(fraction: float, held: Array, counts: Array, kind: str | None) -> str:
+    """Why `fraction` holds out none or all of the rows, of whose `kind` there are `counts`, and what would do."""
+    most = int(counts.max(initial=0))
+    what = "leaves none for training" if held.any() else "is none of them"
+    found = f"found {fraction:g} of {len(held)} rows for testing, which {what}"
+    if kind is not None:
+        share = "its share, rounded" if kind == "classes" else "its share, rounded, but for one row"
+        rows = "row" if most == 1 else "rows"
+        found += f": each of the {len(counts)} {kind} gives {share}, and none has more than {most} {rows}"
+    allowed = []
+    if most > 1:
+        step = 10.0 ** (math.floor(math.log10(0.5 / most)) - 2)
+        low = math.ceil(0.5 / most / step) * step
+        high = 1.0 if kind == "ids" else math.floor((1 - 0.5 / most) * 1000) / 1000
+        allowed.append(f"more than {low:g} and less than {high:g}")
+    else:
+        allowed.append("more rows" if kind is None else f"more rows of one of the {kind}")
+    allowed.append("a test split of its own")
+    if kind == "classes":
+        allowed.append("task: regression, where the target is a number and not a class")
+    return f"{found}; allowed: {', or '.join(allowed)}"
 
 
 def rows_of(split: Split, rows: Any) -> Split:

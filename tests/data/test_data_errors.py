@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from data_makers import idx_bytes, idx_folder_in, image_folder_in, load, pictures, save_quadratic, write_images
 
 from fedsim.core.errors import InputError
+from fedsim.data.splits import Split, divide, rows_of
 
 
 @pytest.fixture(autouse=True)
@@ -115,13 +118,21 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     (CSV | {"target": "price", "features": ["a"], "num_classes": 3}, "num_classes", "regression"),
     (CSV | {"target": "label", "features": ["a"], "num_classes": 1}, None, "found label 1 with 1 classes"),
     (CSV | {"target": "label", "features": ["a"], "test_fraction": 1.0}, "test_fraction", "less than 1"),
-    (CSV | {"target": "label", "features": ["a"], "test_fraction": 0.01}, None, "10 rows do not give"),
+    (
+        CSV | {"target": "label", "features": ["a"], "test_fraction": 0.01},
+        None,
+        "found 0.01 of 10 rows for testing, which is none of them: each of the . classes gives its share",
+    ),
     ({"dataset": "csv", "path": "nan.csv", "target": "label"}, "missing", "'a' .* nan in row 1"),
     ({"dataset": "csv", "path": "nolabel.csv", "target": "label"}, None, "target of row 1 is nan"),
     ({"dataset": "csv", "path": "header.csv", "target": "label"}, None, "has no rows"),
     ({"dataset": "csv", "path": "nothing.csv", "target": "label"}, "path", "cannot read"),
     ({"dataset": "csv", "path": "images", "target": "label"}, "path", "cannot read"),
-    ({"dataset": "csv", "path": "huge.csv", "target": "label"}, None, "3 rows do not give 0.2 of them"),
+    (
+        {"dataset": "csv", "path": "huge.csv", "target": "label"},
+        None,
+        "0.2 of 3 rows .* 3 classes .* than 1 row;.* task: regression",
+    ),
     ({"dataset": "npz", "path": "lacking.npz"}, "path", "no array x_test"),
     ({"dataset": "npz", "path": "lengths.npz"}, "path", r"x has shape \[3, 2\] and y \[4\]"),
     ({"dataset": "npz", "path": "flat.npz"}, "path", r"x has shape \[3\]"),
@@ -180,3 +191,35 @@ def test_quadratic_with_other_clients(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"found 4, but q\.npz describes 3") as caught:
         load(save_quadratic(tmp_path), 4, dataset="quadratic", file="q.npz")
     assert caught.value.problems[0].key == "clients"
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.2, 0.9])
+@pytest.mark.parametrize("kind", ["rows", "classes", "ids"])
+def test_a_fraction_that_divides_nothing_says_why_and_what_would(kind: str, fraction: float) -> None:
+    """Whatever is said to be allowed is: both ends of it, and nothing below."""
+    for largest in (1, 2, 3, 7):
+        groups = np.repeat(np.arange(4), largest)
+        split = Split(np.zeros((len(groups), 2)), np.zeros(len(groups)))
+        if kind == "classes":
+            split = replace(split, y=groups, classes=4)
+        elif kind == "ids":
+            split = replace(split, ids=groups)
+        else:
+            split = rows_of(split, slice(largest))
+        try:
+            train, test = divide(split, fraction)
+        except InputError as error:
+            said = str(error)
+        else:
+            assert min(len(train.y), len(test.y)) > 0
+            continue
+        assert said.startswith(f"found {fraction:g} of {len(split.y)} rows for testing")
+        assert (f"each of the 4 {kind}" in said) == (kind != "rows")
+        assert ("task: regression" in said) == (kind == "classes")
+        allowed = re.search(r"more than (\S+) and less than ([\d.]+)", said)
+        assert (allowed is None) == (largest == 1)
+        if allowed is not None:
+            low, high = map(float, allowed.groups())
+            assert not low < fraction < high
+            for inside in (low + 1e-6, (low + high) / 2, high - 1e-6):
+                assert all(len(part.y) for part in divide(split, inside))
