@@ -10,14 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from fedsim.core.arrays import Floats
-from fedsim.core.errors import InputError
-from fedsim.data.partition_csv import FILE, read_partition
+from fedsim.core.errors import FedsimError, InputError
+from fedsim.data.partition_csv import FILE as PARTITION
+from fedsim.data.partition_csv import read_partition
+from fedsim.engine.assembly import assemble
+from fedsim.engine.inputs import FILE as DATA
 from fedsim.engine.inputs import importance_of
 from fedsim.engine.replies import is_work
 from fedsim.engine.run_directory import read_jsonl
 from fedsim.figures.schedule import Bar
 from fedsim.reports.groups import Record
 from fedsim.reports.timeline import Combine, Timeline
+from fedsim.scenario.load import load
 
 _SHOWN_COMBINES, _KEPT_BARS = 20, 20_000
 _IN_VAIN = ("error", "garbage", "gone", "timeout")
@@ -120,7 +124,18 @@ def _share(bars: Iterable[Bar], n: int, end: float) -> Floats:
 
 
 def _importance(run: Record, n: int, gossip: bool) -> Floats:
-    """p_i of every client ``[n]``."""
-    if gossip or run.value("algorithm.weighting") == "uniform" or not (run.dir / FILE).exists():
+    """p_i of every client ``[n]``; nan where neither the folder nor the scenario's own file tells it."""
+    if gossip or run.value("algorithm.weighting") == "uniform":
         return np.full(n, 1.0 / n)
-    return importance_of(run.dir, read_partition(run.dir / FILE)[0])
+    divided = (run.dir / PARTITION).exists()
+    if divided or (run.dir / DATA).exists():
+        samples = read_partition(run.dir / PARTITION)[0] if divided else np.ones(n, dtype=np.int64)
+        found = importance_of(run.dir, samples)
+    else:  # a problem that is no data, a quadratic one say: its own file has the weights
+        try:
+            found = np.asarray(assemble(load(run.dir / "scenario.yaml", notes=False)).task.importance, dtype=np.float64)
+        except (FedsimError, OSError):  # reports are read on other machines, too
+            return np.full(n, np.nan)
+    if len(found) != n:
+        raise ValueError(f"the weights of {len(found)} clients, but deployment.json says that there were {n}")
+    return found

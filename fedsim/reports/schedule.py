@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from fedsim.algorithms.base import numbers_of
@@ -90,6 +91,8 @@ def _schedule(run: Record, name: str, save: Save, label: str) -> list[object]:
     counts = _staleness(run.dir / "trace.jsonl")
     if len(counts) > 1:
         parts.append(image(save(f"{name}-staleness", staleness_figure(counts)), "results by staleness"))
+    if np.isnan(timeline.importance).all():
+        parts.append(paragraph("p_i is not known: the file of the scenario's problem cannot be read here.", soft=True))
     return [*parts, _explained(header, rows)]
 
 

@@ -51,7 +51,7 @@ class Timeline:
     combines : number of combines; `times` when, in seconds ``[combines]``; `first` the first of them in full.
     shortened : whether the schedule was followed for less than the scenario's rounds and seconds; `ended` why it ended
         before them by itself (empty: it did not).
-    importance : p_i ``[n]``, what a client's mean weight per combine is to be in an unbiased method.
+    importance : p_i ``[n]``, what a client's mean weight per combine is to be in an unbiased method; nan: not known.
     delivered : results of each client that were combined ``[n]``; on a graph, rounds in which the node computed.
     staleness, weight : mean staleness of these (nan: none), and mean weight per combine, ``[n]``.
     messages : on a graph, messages that each node sent ``[n]``.
