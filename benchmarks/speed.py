@@ -117,6 +117,7 @@ def sections(
     return {**common, "algorithm": {"name": "fedavg", "lr": lr, "batch_size": batch, "local_epochs": 1}}
 
 
+RESNET = {"name": "resnet18", "groups": 2, "stem": "imagenet"}
 CASES = {
     # name: clients, samples per client, input shape, model, gossip, batch, (engine rounds, loop rounds)
     "softmax-gossip-b1": (100, 600, (784,), {"name": "linear"}, True, 1, (100, 10)),
@@ -126,6 +127,8 @@ CASES = {
     "softmax-one-client": (1, 600, (784,), {"name": "linear"}, False, 32, (20, 20)),
     "mlp-one-client": (1, 600, (784,), {"name": "mlp", "hidden": [200]}, False, 32, (20, 20)),
     "cnn-one-client": (1, 600, (1, 28, 28), {"name": "cnn"}, False, 32, (1, 1)),
+    "resnet18-fedavg": (4, 50, (3, 32, 32), RESNET, False, 50, (1, 1)),
+    "resnet18-one-client": (1, 150, (3, 32, 32), RESNET, False, 50, (1, 1)),
 }  # fmt: skip
 
 
@@ -153,7 +156,7 @@ def main() -> None:
             steps = clients * (1 if gossip else -(-samples // batch))
             # Forward and weight gradients: 4 operations per parameter and sample; input gradients are not counted.
             share = 4 * engine.assembly.task.dim * (clients * batch if gossip else clients * samples) / ours / rate
-            gemm = f"{share:8.0%}" if "cnn" not in name else f"{'':8}"
+            gemm = f"{share:8.0%}" if "cnn" not in name and "resnet" not in name else f"{'':8}"
             print(
                 f"{name:22} {ours * 1e3:16.2f} {theirs * 1e3:14.2f} {ratio:6.1f}x {steps / ours:15,.0f} {gemm}",
                 flush=True,

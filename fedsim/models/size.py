@@ -13,25 +13,30 @@ from fedsim.models.norms import evaluating
 from fedsim.models.outputs import logits_of
 
 
-@torch.no_grad()
 def flops(module: nn.Module, input_shape: Sequence[int]) -> int:
     """Floating-point operations of one sample's forward pass: two per multiply-add of Linear and convolution layers.
 
     An estimate: activations, normalisation, biases and operations outside such layers are not counted.
     """
+    first = next(module.parameters())
+    return 2 * multiply_adds(module, torch.zeros(1, *input_shape, dtype=first.dtype, device=first.device))
+
+
+@torch.no_grad()
+def multiply_adds(module: nn.Module, sample: Tensor) -> int:
+    """Those of Linear and convolution layers in the forward pass of one `sample` ``[1, ...]``."""
     total = 0
 
     def count(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
         nonlocal total
         assert isinstance(layer.weight, Tensor)
-        total += 2 * output.numel() * math.prod(layer.weight.shape[1:])
+        total += output.numel() * math.prod(layer.weight.shape[1:])
 
     counted = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     hooks = [layer.register_forward_hook(count) for layer in module.modules() if isinstance(layer, counted)]
-    first = next(module.parameters())
     try:
         with evaluating(module):
-            module(torch.zeros(1, *input_shape, dtype=first.dtype, device=first.device))
+            module(sample)
     finally:
         for hook in hooks:
             hook.remove()

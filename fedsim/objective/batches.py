@@ -93,7 +93,7 @@ class SupervisedPlan(Plan):
             self.walk(x, lr, steps, start, HeavyBall(), {})
             return
         index, targets, weights = self._by_step
-        descend = minibatch.descending(self.task.kernel, x, own.index.shape[-1], lr, start)
+        descend = minibatch.descending(self.task.kernel, x, self.task.inputs, own.index.shape[-1], lr, start)
         several = count < len(own.index)
         for step in steps:
             rows, wanted, counted = index[step], targets[step], weights[step]

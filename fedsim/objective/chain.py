@@ -67,7 +67,7 @@ class ChainKernel(Kernel):
             if h.shape[-2] == 1:  # one sample: an outer product, 4 times as fast by broadcasting
                 _rows(torch.mul, grads[own.at], dy.mT, h)
             elif one:
-                torch.mm(dy.mT, h, out=grads[own.at])
+                _outputs(torch.mm, grads[own.at], dy.mT, h)
             else:
                 _rows(torch.bmm, grads[own.at], dy.mT, h)
             if own.bias is not None:
@@ -78,6 +78,13 @@ class ChainKernel(Kernel):
 
     def descend(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float, lr: Tensor) -> None:
         self.descending(x, lr)(inputs, targets, weights)
+
+    def products(self, sample: Tensor) -> int:
+        return self.layout.total
+
+    def shares(self, x: Tensor) -> bool:
+        largest = max(layer.weight.numel() for layer in self.chain if isinstance(layer, nn.Linear))
+        return len(x) == 1 and x.device.type == "cpu" and largest * x.element_size() >= 2 * crew.PORTION and crew.free()
 
     def walks(self, x: Tensor, inputs: Tensor, samples: int) -> bool:
         compiled = self.compiled
@@ -98,7 +105,7 @@ class ChainKernel(Kernel):
             if h.shape[-2] == 1:
                 _rows(_add_outer, weight, dy.mT, h)
             elif one:
-                weight.addmm_(dy.mT, h)
+                _outputs(_add_matrix, weight, dy.mT, h)
             else:
                 _rows(_add_product, weight, dy.mT, h)
             if own.bias is not None:
@@ -114,7 +121,8 @@ class ChainKernel(Kernel):
         def descend(inputs: Tensor, targets: Tensor, weights: Tensor | float) -> None:
             nonlocal start, layers
             first, start = start, None
-            if self.compiled is not None and self.walks(x, inputs, inputs.shape[1]):  # the bits of a step in a walk
+            if not self.shares(x) and self.compiled is not None and self.walks(x, inputs, inputs.shape[1]):
+                # the bits of a step in a walk
                 each = weights.unsqueeze(1) if isinstance(weights, Tensor) else weights
                 index = None if one else torch.arange(inputs.shape[1] * len(x)).view(len(x), 1, -1)
                 self.compiled.walk(x, inputs.flatten(0, 1), Walk(index, targets.unsqueeze(1), each), lr, first)
@@ -220,8 +228,8 @@ class ChainKernel(Kernel):
         `scale` is what each sample's loss counts: a number, or ``[m, b, 1]`` or of that form (of `one` row ``[b, 1]``).
         Without `take` it goes down to the gradient of the inputs, which is what comes back.
         """
-        linear: Callable[..., Tensor] = torch.addmm if one else _baddbmm
-        product: Callable[..., Tensor] = torch.mm if one else _bmm
+        linear: Callable[..., Tensor] = _addmm if one else _baddbmm
+        product: Callable[..., Tensor] = _mm if one else _bmm
         h, targets = (inputs[0].flatten(1), targets[0]) if one else (inputs.flatten(2), targets)
         tape = []
         for own in layers:
@@ -337,6 +345,40 @@ def _baddbmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
         out = a.new_empty((len(a), b.shape[2], a.shape[1]))
         return _rows(torch.baddbmm, out, bias.mT, b.mT, a.mT).mT.contiguous()
     return _rows(torch.baddbmm, a.new_empty((len(a), a.shape[1], b.shape[2])), bias, a, b)
+
+
+def _wide(weight: Tensor) -> list[slice]:
+    """Portions of the rows of one model's weight ``[k, n]``; a single one unless it is large."""
+    return crew.portions(len(weight), weight.nbytes) if weight.device.type == "cpu" else [slice(0, len(weight))]
+
+
+def _outputs(operation: Callable[..., object], out: Tensor, turned: Tensor, h: Tensor) -> None:
+    """An operation of ``[k, b]`` and ``[b, n]`` into one model's weight ``[k, n]``; threads share large ones."""
+    crew.apart(lambda part: operation(turned[part], h, out=out[part]), _wide(out))
+
+
+def _mm(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` with b ``[n, k]`` of one model; threads share large ones."""
+    parts = _wide(b.mT)
+    if len(parts) == 1:
+        return torch.mm(a, b)
+    out = a.new_empty((len(a), b.shape[1]))
+    crew.apart(lambda part: torch.mm(a, b[:, part], out=out[:, part]), parts)
+    return out
+
+
+def _addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``bias + a @ b`` with b ``[n, k]`` of one model; threads share large ones."""
+    parts = _wide(b.mT)
+    if len(parts) == 1:
+        return torch.addmm(bias, a, b)
+    out = a.new_empty((len(a), b.shape[1]))
+    crew.apart(lambda part: torch.addmm(bias[:, part], a, b[:, part], out=out[:, part]), parts)
+    return out
+
+
+def _add_matrix(a: Tensor, b: Tensor, out: Tensor) -> None:
+    out.addmm_(a, b)
 
 
 def _add_product(a: Tensor, b: Tensor, out: Tensor) -> None:

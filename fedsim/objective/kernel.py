@@ -22,6 +22,7 @@ from fedsim.core.types import State, clip_norm
 from fedsim.models.layout import Layout, call, layout, trained, views
 from fedsim.models.losses import Loss
 from fedsim.models.nature import PLAIN, Nature
+from fedsim.models.size import multiply_adds
 
 Precision = Literal["full", "bf16"]
 """``bf16``: training runs the model under bfloat16 autocast; parameters, losses and gradients stay as they are."""
@@ -66,7 +67,7 @@ class Training:
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ROWS_ON_CPU = (*CONVOLUTIONS, nn.RNNBase)
 """Layers of which a CPU computes one client after the other: stacked they are slower."""
-_AT_MANY_PLACES = 8
+_POSITIONS = 8
 
 
 class NoSampleGradientError(Exception):
@@ -86,9 +87,8 @@ class Kernel(ABC):
         self.own = Own(module, _blank(module), _blank)  # its parameters are replaced while it computes
         self.loss = loss
         self.precision = precision
-        self.uses = _AT_MANY_PLACES if any(isinstance(layer, ROWS_ON_CPU) for layer in module.modules()) else 1
-        """How often one sample uses each parameter, about."""
         self.layout: Layout = layout(module)
+        self._products: dict[tuple[int, ...], int] = {}
 
     def during(self, how: Training) -> Self:
         """The kernel in a training step of which this is known; itself where it makes no difference."""
@@ -98,6 +98,19 @@ class Kernel(ABC):
     def state(self) -> Tensor:
         """The buffers that training changes, as they are at first, ``[s]``."""
         return torch.zeros(0)
+
+    def products(self, sample: Tensor) -> int:
+        """Multiply-adds of the forward pass of one `sample` ``[1, ...]``, about; at least one of each parameter."""
+        form = tuple(sample.shape)
+        if form not in self._products:
+            recurrent = any(isinstance(layer, nn.RNNBase) for layer in self.module.modules())
+            least = self.layout.total * (_POSITIONS if recurrent else 1)
+            self._products[form] = max(least, multiply_adds(self.module, sample))
+        return self._products[form]
+
+    def shares(self, x: Tensor) -> bool:
+        """Whether threads share each operator of a step of x, which is one row: then they do not share its samples."""
+        return False
 
     @abstractmethod
     def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:

@@ -235,5 +235,6 @@ def test_threads_share_a_lone_client_s_attack(monkeypatch: pytest.MonkeyPatch) -
 
     whole = minibatch.changed(kernel, x, inputs, change)
     monkeypatch.setattr(minibatch, "_PRODUCTS", 1)
+    monkeypatch.setattr(minibatch, "_USES", 1)
     with crew.working(2):
         torch.testing.assert_close(minibatch.changed(kernel, x, inputs, change), whole, rtol=0, atol=1e-12)
