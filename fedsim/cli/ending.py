@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 
 from fedsim.core.blame import blamed
 from fedsim.core.errors import RunError
-from fedsim.engine.signals import ASKED
+from fedsim.engine.signals import ASKED, InterruptedAtEndError
 
 INTERRUPTED = 130
 _AGAIN = 0.02
@@ -41,11 +41,9 @@ def resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        saved = (
-            f"{error}, --resume continues"
-            if str(error)
-            else "--resume continues from the last checkpoint, if there is one"
-        )
+        saved = "--resume continues from the last checkpoint, if there is one"
+        if str(error):
+            saved = f"{error}" if isinstance(error, InterruptedAtEndError) else f"{error}, --resume continues"
         say_interrupted(saved)
         raise typer.Exit(INTERRUPTED) from None
 

@@ -121,11 +121,11 @@ class Simulation:
         if self.evaluation.clients is not None:
             kept.append(ClientRows(names_of(self.assembly.about)))
         self.watch = All([Recorder(self.scenario.run.trace), *kept, *self.loggers, *listening(told)])
-        with self.watch:
+        with stop_requested(f"the run in {self.folder} is finished") as stop, self.watch:
             columns, layout = self.evaluation.columns, self.assembly.layout
             watched = Watched(self.folder, self.scenario, columns, self._moment, self.round, layout)
             self.watch.began(watched)
-            ended = self._to_the_end()
+            ended = self._to_the_end(stop)
             if self.scenario.participation.merges_at_end:
                 self._merge_at_end()
             save_params(self.folder, self.home.params, self.assembly.layout, self.home.carried)
@@ -144,15 +144,14 @@ class Simulation:
             self.watch.ended(watched)
         return Run(self.folder, watched.resumed_at, remarks)
 
-    def _to_the_end(self) -> Ended | None:
+    def _to_the_end(self, stop: Callable[[], bool]) -> Ended | None:
         """All rounds that are left, their evaluations, and the last checkpoint."""
         clock = WallClock(self.totals.wall)
-        with stop_requested() as stop:
-            if self.fresh:
-                self._evaluate()
-            ended = self._rounds(clock, stop)
-            if not self.scenario.run.evaluates(self.round):  # `run.seconds` or the last client ended the run
-                self._evaluate()
+        if self.fresh:
+            self._evaluate()
+        ended = self._rounds(clock, stop)
+        if not self.scenario.run.evaluates(self.round):  # `run.seconds` or the last client ended the run
+            self._evaluate()
         self._checkpoint()
         return ended
 

@@ -16,6 +16,7 @@ from fedsim.engine.assembly import assemble
 from fedsim.engine.loop import Simulation
 from fedsim.engine.run_directory import Run
 from fedsim.engine.shown import bar
+from fedsim.engine.signals import terminable
 from fedsim.engine.watch import Progress, Watcher
 from fedsim.scenario.load import given
 from fedsim.scenario.sections import Scenario
@@ -47,14 +48,15 @@ def run(
     RunError
         The run failed, e.g. diverged; what was recorded stays readable.
     KeyboardInterrupt
-        Interrupted (Ctrl-C or SIGTERM); a checkpoint was written.
+        Interrupted (Ctrl-C, or SIGTERM unless the program answers it itself). In a round a checkpoint was written at
+        its end; before the first one, `resume` begins anew. What was recorded stays.
     """
     scenario = given(scenario)
     folder = _folder(out, scenario)
     if not (progress is None or progress is False or callable(progress)):
         raise InputError(f"progress: found {progress!r}, allowed: a function of a round and its row, None or False")
     try:
-        with owned(folder), working(scenario.run.threads), _shown(scenario, progress) as told:
+        with terminable(), owned(folder), working(scenario.run.threads), _shown(scenario, progress) as told:
             return _run(scenario, folder, resume, [told, *watchers])
     except InputError as error:  # what only a recorded run or the backend shows
         raise scenario.document.locate(error) from None

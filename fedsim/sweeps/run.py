@@ -10,6 +10,7 @@ from fedsim.core.errors import FedsimError
 from fedsim.core.lock import owned
 from fedsim.engine.continued import say_replaced
 from fedsim.engine.run_directory import clear
+from fedsim.engine.signals import InterruptedAtEndError, terminable
 from fedsim.engine.watch import Progress, listening
 from fedsim.sweeps.book import Book, Outcome
 from fedsim.sweeps.files import Plan, Point, read_sweep
@@ -75,25 +76,31 @@ def sweep_plan(
         if ended is not None:
             ended(outcome)
 
-    if together is None:
-        for number, point in todo:
-            progress = started(point, number, len(plan.points)) if started else None
-            try:
-                attempt(point.scenario, book.place(point), resume, listening([progress]))
-                note(point, None)
-            except FedsimError as error:
-                note(point, error)
-    elif todo:
-        work = [point for _, point in todo]
-        for point in work:  # runs continue what they find
-            with owned(book.place(point)):
-                if not resume:
-                    say_replaced(book.place(point), point.scenario)
-                    clear(book.place(point))
-        run_together(
-            [(point.scenario, book.place(point)) for point in work], book.folder, together, plan.stop,
-            lambda number, row: told(work[number], row) if told is not None else None,
-            lambda number, error: note(work[number], error),
-        )  # fmt: skip
+    with terminable():
+        if together is None:
+            for number, point in todo:
+                progress = started(point, number, len(plan.points)) if started else None
+                try:
+                    attempt(point.scenario, book.place(point), resume, listening([progress]))
+                    note(point, None)
+                except FedsimError as error:
+                    note(point, error)
+                except InterruptedAtEndError as error:
+                    cause = error.__cause__
+                    if cause is None or isinstance(cause, FedsimError):
+                        note(point, cause)
+                    raise KeyboardInterrupt(str(error)) from None
+        elif todo:
+            work = [point for _, point in todo]
+            for point in work:  # runs continue what they find
+                with owned(book.place(point)):
+                    if not resume:
+                        say_replaced(book.place(point), point.scenario)
+                        clear(book.place(point))
+            run_together(
+                [(point.scenario, book.place(point)) for point in work], book.folder, together, plan.stop,
+                lambda number, row: told(work[number], row) if told is not None else None,
+                lambda number, error: note(work[number], error),
+            )  # fmt: skip
     book.write()
     return [book.outcomes[p.label] for p in plan.points]

@@ -6,8 +6,6 @@ import math
 import os
 import pickle
 import shutil
-import signal
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -87,28 +85,11 @@ def run_together(
         scratch.mkdir(parents=True, exist_ok=True)
         metric = stop.metric if stop is not None else None
         away = together.address != "local"
-        with _terminable(), _shared(cluster, work, scratch, away, metric) as shared:
+        with _shared(cluster, work, scratch, away, metric) as shared:
             _tune(work, needs, scratch, together.parallel, stop, shared, told, ended)
     finally:
         cluster.close()
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM is as Ctrl-C: what was started is stopped."""
-
-    def interrupt(number: int, frame: Any) -> None:  # noqa: ARG001
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _check(cluster: Cluster, need: list[dict[str, float]]) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from fedsim.core import crew
 from fedsim.core.about import install
 from fedsim.core.errors import InputError, RunError
 from fedsim.core.global_draws import undisturbed
+from fedsim.core.interrupts import interrupts_wait
 from fedsim.core.modules import Places
 
 log = logging.getLogger("fedsim")
@@ -68,15 +67,11 @@ class Cluster:
             store = max(_SMALLEST_STORE, min(store_bytes, free // 2) if free else store_bytes)
             for left in range(_STARTS - 1, -1, -1):
                 try:
-                    with _interrupts_wait(), undisturbed():
-                        ray.init(
-                            address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=store, **quiet,
-                            _node_ip_address="127.0.0.1",
-                        )  # fmt: skip
+                    _connect(
+                        ray, address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=store,
+                        _node_ip_address="127.0.0.1", **quiet,
+                    )  # fmt: skip
                     break
-                except KeyboardInterrupt:
-                    ray.shutdown()
-                    raise
                 except Exception as error:  # of a kind of its own for nothing that may go wrong
                     ray.shutdown()
                     first = str(error).strip().splitlines()[0]
@@ -88,8 +83,7 @@ class Cluster:
         _reachable(address)
         check_token(address)
         try:
-            with undisturbed():
-                ray.init(address=address, **quiet)
+            _connect(ray, address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             first = str(error).strip().splitlines()[0]
             raise InputError(f"found {address}, where no Ray cluster answers: {first}", key="address") from None
@@ -266,20 +260,29 @@ def _fits(amount: float, each: float) -> int:
     return int(amount) * int(1 / each + 1e-9) if each < 1 else int(amount / each + 1e-9)
 
 
-@contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Ctrl-C comes at the end: a Ray that is interrupted while it starts leaves processes behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+def _connect(ray: Any, **settings: Any) -> None:
+    """``ray.init``, after which Ctrl-C and SIGTERM are answered as before: Ray itself would leave by ``sys.exit``.
+
+    Both wait until it is over, since a Ray that is interrupted while it starts leaves processes behind; then nothing of
+    it stays.
+    """
+    utils: Any = ray._private.utils
+    own = getattr(utils, "set_sigterm_handler", None)
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if asked:
-        raise KeyboardInterrupt
+        with interrupts_wait():
+            try:
+                utils.set_sigterm_handler = lambda handler: None  # noqa: ARG005
+                with undisturbed():
+                    ray.init(**settings)
+            finally:
+                if own is not None:
+                    utils.set_sigterm_handler = own
+    except KeyboardInterrupt:
+        ray.shutdown()
+        raise
+    except SystemExit:  # of a Ray that answers it by other means
+        ray.shutdown()
+        raise KeyboardInterrupt from None
 
 
 def _shared_memory() -> int:

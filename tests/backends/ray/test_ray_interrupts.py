@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from struck import recorded, struck
 
 import fedsim
 from fedsim.engine.checkpoint import load_checkpoint
@@ -116,6 +117,37 @@ def test_while_it_starts(tmp_path: Path) -> None:
         assert process.returncode in (130, -signal.SIGINT), said
         assert "Traceback" not in said
         assert gone_within(mark, 180) == []
+
+
+PHASES = [  # whoever answers a signal there, the command ends as ever
+    ("ray._private.node:Node.__init__", signal.SIGTERM, "--resume continues from the last checkpoint"),
+    ("ray._private.node:Node.start_ray_processes", signal.SIGINT, "--resume continues from the last checkpoint"),
+    ("ray._private.worker:connect", signal.SIGTERM, "--resume continues from the last checkpoint"),
+    ("fedsim.backends.ray.cluster:Cluster.start", signal.SIGTERM, "--resume continues from the last checkpoint"),
+    ("fedsim.backends.ray.calls:Shards._adopt", signal.SIGTERM, "--resume continues from the last checkpoint"),
+    ("fedsim.engine.loop:open_directory", signal.SIGTERM, "--resume continues from the last checkpoint"),
+    ("fedsim.engine.evaluate:Evaluation.row", signal.SIGTERM, "a checkpoint of round 1 is in "),
+    ("fedsim.engine.loop:save_params", signal.SIGTERM, " is finished"),
+    ("fedsim.backends.ray.cluster:Cluster.close", signal.SIGTERM, "--resume continues from the last checkpoint"),
+]
+
+
+@pytest.mark.parametrize(("place", "number", "sentence"), PHASES)
+def test_in_every_phase(place: str, number: signal.Signals, sentence: str, tmp_path: Path) -> None:
+    scenario = {**SCENARIO, "run": {**SCENARIO["run"], "rounds": 3, "eval_every": 1}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(scenario))
+    mark, out = uuid.uuid4().hex, tmp_path / "run"
+    code, said, err = struck(place, number, "run", str(tmp_path / "s.yaml"), "--out", str(out), **{MARK: mark})
+    assert (code, said) == (130, ""), err
+    assert err[-1].startswith("interrupted: ")
+    assert sentence in err[-1]
+    assert "Traceback" not in "".join(err)
+    assert gone_within(mark, 180) == []
+    before = recorded(out)
+    here = {**scenario, "backend": {"name": "vectorized"}}
+    resumed, whole = fedsim.run(here, out, resume=True), fedsim.run(here, tmp_path / "whole")
+    assert recorded(out)[: len(before)] == before
+    assert float((whole.params - resumed.params).abs().max()) < 1e-9 * float(whole.params.abs().max())
 
 
 def test_a_killed_run_takes_its_cluster_along(tmp_path: Path) -> None:
