@@ -47,7 +47,7 @@ class FedCM(ClippedDirection, ServerAlgorithm):
     def direction(self, oracle: Oracle, x: Tensor, received: Message, client: State) -> Tensor:
         return self.alpha * self.gradient(oracle, x) + (1 - self.alpha) * received["d"]
 
-    def affine_direction(self, received: Message, client: State) -> Affine:
+    def affine_direction(self, received: Message, client: State) -> Affine | None:
         return Affine(scale=self.alpha, shift=(1 - self.alpha) * received["d"])
 
     def combine(self, state: State, messages: Message, round: Round, aggregate: Aggregate) -> State:

@@ -65,7 +65,7 @@ class DynamicRegularisation(ServerAlgorithm):
     def clips_gradient(self) -> bool:
         return self.clipping == "gradient"
 
-    def affine_direction(self, received: Message, client: State) -> Affine:
+    def affine_direction(self, received: Message, client: State) -> Affine | None:
         return Affine(pull=self.penalty, shift=-(client["g"] + self.penalty * received["x"]))
 
     def corrected(self, g: Tensor, x: Tensor, received: Message, client: State) -> Tensor:

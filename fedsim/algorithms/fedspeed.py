@@ -32,8 +32,9 @@ from fedsim.algorithms.base import (
 )  # fmt: skip
 from fedsim.algorithms.feddyn import DynamicRegularisation
 from fedsim.algorithms.needs import Needs
-from fedsim.algorithms.sam import SharpnessAware, unit
+from fedsim.algorithms.sam import SharpnessAware
 from fedsim.core.registry import register
+from fedsim.core.rules import unit
 from fedsim.core.types import Probability
 
 

@@ -7,9 +7,8 @@ gradients at the perturbed point.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Message, NonNegative, Oracle, State
@@ -17,43 +16,26 @@ from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.fedcm import FedCM
 from fedsim.algorithms.scaffold import Scaffold
 from fedsim.core.registry import register
-from fedsim.core.types import norm
-
-_SMALL = 1e-7  # keeps the normalised ascent finite where the gradient vanishes, as in FL-Simulator's code
-
-
-def unit(g: Tensor) -> Tensor:
-    """``g / (||g|| + 1e-7)``, ``[..., d] -> [..., d]``."""
-    return g / (norm(g) + _SMALL)
+from fedsim.core.rules import Affine, Climb
 
 
 class Ascent(Oracle):
-    """``(1 - alpha) g(x) + alpha g(x + e)``,  ``e = rho g(x) / (||g(x)|| + 1e-7)``
+    """The gradients of a `Climb`. Both gradients are of the same minibatch, so that one of these costs two."""
 
-    (without `normalize` ``e = rho g(x)``). Both gradients are of the same minibatch, so that one of these costs two.
-    """
-
-    def __init__(self, oracle: Oracle, rho: float, normalize: bool = True, alpha: float = 1.0) -> None:
+    def __init__(self, oracle: Oracle, climb: Climb) -> None:
         super().__init__(oracle.lr)
-        self.oracle, self.rho, self.normalize, self.alpha = oracle, rho, normalize, alpha
+        self.oracle, self.climb = oracle, climb
 
     @property
     def samples(self) -> Tensor:
         return self.oracle.samples
 
     def grad(self, x: Tensor) -> Tensor:
-        g = self.oracle.grad(x)
-        return self._merged(g, self.oracle.grad(self._climb(x, g)))
+        return self.climb.gradient(self.oracle.grad, x)
 
     def per_sample_grad(self, x: Tensor) -> Tensor:
-        climbed = self._climb(x, self.oracle.grad(x))
-        return self._merged(self.oracle.per_sample_grad(x), self.oracle.per_sample_grad(climbed))
-
-    def _climb(self, x: Tensor, g: Tensor) -> Tensor:
-        return torch.add(x, unit(g) if self.normalize else g, alpha=self.rho)
-
-    def _merged(self, here: Tensor, above: Tensor) -> Tensor:
-        return above if self.alpha == 1 else (1 - self.alpha) * here + self.alpha * above
+        climbed = self.climb.above(x, self.oracle.grad(x))
+        return self.climb.merged(self.oracle.per_sample_grad(x), self.oracle.per_sample_grad(climbed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +60,18 @@ class SharpnessAware(Algorithm):
     def calls_per_step(self) -> int:
         return 2 if self.rho > 0 and self.ascent_share > 0 else 1
 
+    @property
+    def climb(self) -> Climb | None:
+        """How a step's gradient is made of two; None: it is one."""
+        return Climb(self.rho, self.normalize, self.ascent_share) if self.calls_per_step == 2 else None
+
     def local_step(self, oracle: Oracle, local: State, received: Message, client: State) -> State:
-        if self.calls_per_step == 2:
-            oracle = Ascent(oracle, self.rho, self.normalize, self.ascent_share)
+        oracle = oracle if self.climb is None else Ascent(oracle, self.climb)
         return super().local_step(oracle, local, received, client)
+
+    def affine_direction(self, received: Message, client: State) -> Affine | None:
+        plain = super().affine_direction(received, client)
+        return None if plain is None else replace(plain, climb=self.climb)
 
 
 @register.algorithm("fedsam")

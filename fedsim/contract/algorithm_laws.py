@@ -180,7 +180,7 @@ def affine_directions(bench: Bench) -> str:
     remembered = {k: v.contiguous() for k, v in a.local_solver.start(x).items()}
     for number in range(1, 4 if bench.any_steps else 2):
         local = a.local_step(oracle, local, received, keeps)
-        rule.step(x, oracle.grad(x), lr, remembered)
+        rule.step(x, rule.gradient(oracle.grad, x), lr, remembered)
         hint = "scale, pull and shift are to be those of direction: scale g + pull x + shift"
         what = f"x after local step {number} and along affine_direction"
         worst = max(worst, compare(what, {"x": local["x"]}, {"x": x}, TOLERANCE, hint))

@@ -54,7 +54,7 @@ class Oracle(ABC):
 
     def walk(self, x: Tensor, rule: Rule, remembered: State) -> None:
         """A step of x by that rule, as `Plan.walk` takes it."""
-        rule.step(x, self.grad(x), self.lr, remembered)
+        rule.step(x, rule.gradient(self.grad, x), self.lr, remembered)
 
     @abstractmethod
     def per_sample_grad(self, x: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class Plan(ABC):
         if start is not None:
             x.copy_(start)
         for step in steps:
-            rule.step(x, self.oracle(step, len(x), lr).grad(x), lr, remembered)
+            rule.step(x, rule.gradient(self.oracle(step, len(x), lr).grad, x), lr, remembered)
 
     carried: Tensor | None = None
     """What the clients' models carry besides their parameters, ``[m, s]``, as it is now; None: they carry nothing."""

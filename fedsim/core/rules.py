@@ -6,25 +6,60 @@ A rule says no more than a solver's own formulas do (`fedsim.algorithms.solvers`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from fedsim.core.types import State, clip_norm
+from fedsim.core.types import State, clip_norm, norm
+
+SMALL = 1e-7  # keeps a normalised ascent finite where the gradient vanishes, as in FL-Simulator's code
+
+
+def unit(g: Tensor) -> Tensor:
+    """``g / (||g|| + 1e-7)``, ``[..., d] -> [..., d]``."""
+    return g / (norm(g) + SMALL)
+
+
+@dataclass(frozen=True)
+class Climb:
+    """Gradients ``(1 - share) g(x) + share g(x + e)``,  ``e = rho g(x) / (||g(x)|| + 1e-7)``, of one minibatch both.
+
+    Without `normalize` ``e = rho g(x)``.
+    """
+
+    rho: float
+    normalize: bool = True
+    share: float = 1.0
+
+    def gradient(self, grad: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """It at x ``[m, d]``, by gradients that `grad` takes."""
+        g = grad(x)
+        return self.merged(g, grad(self.above(x, g)))
+
+    def above(self, x: Tensor, g: Tensor) -> Tensor:
+        """``x + e``"""
+        return torch.add(x, unit(g) if self.normalize else g, alpha=self.rho)
+
+    def merged(self, here: Tensor, above: Tensor) -> Tensor:
+        """Of what was taken at x and at x + e."""
+        return above if self.share == 1 else (1 - self.share) * here + self.share * above
 
 
 @dataclass(frozen=True)
 class Affine:
     """Directions ``scale g + pull x + shift`` along gradients g at x, with the same three in all steps of a round.
 
-    `shift` is of each row ``[m, d]``, one for all ``[d]``, or None, which is 0.
+    `shift` is of each row ``[m, d]``, one for all ``[d]``, or None, which is 0. With a `climb` g is the gradient that
+    it makes of two.
     """
 
     scale: float = 1.0
     pull: float = 0.0
     shift: Tensor | None = None
+    climb: Climb | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +70,16 @@ class Rule(ABC):
     scale: float = 1.0
     shift: Tensor | None = None
     clip: float | None = None
+    climb: Climb | None = None
 
     def along(self, directions: Affine) -> Self:
         """The rule along these directions in the place of gradients."""
-        return replace(self, decay=self.decay + directions.pull, scale=directions.scale, shift=directions.shift)
+        decay = self.decay + directions.pull
+        return replace(self, decay=decay, scale=directions.scale, shift=directions.shift, climb=directions.climb)
+
+    def gradient(self, grad: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """What `step` wants as g: the gradient at x ``[m, d]`` by `grad`, or what `climb` makes of two."""
+        return grad(x) if self.climb is None else self.climb.gradient(grad, x)
 
     def direction(self, x: Tensor, g: Tensor) -> Tensor:
         """v at x ``[m, d]``."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.core import crew
-from fedsim.core.rules import AdamRule, HeavyBall, Rule
+from fedsim.core.rules import AdamRule, Climb, HeavyBall, Rule
 from fedsim.models.losses import Loss, cross_entropy, logistic, mse
 from fedsim.objective.kernel import Walk
 
@@ -142,6 +142,9 @@ def _walk(
     decay: float,
     factor: float,
     clip: float,
+    rho: float,
+    unit: bool,
+    share: float,
     sizes: List[int],  # noqa: UP006
     biased: List[bool],  # noqa: UP006
     pointwise: List[int],  # noqa: UP006
@@ -156,8 +159,9 @@ def _walk(
     Of kind 0 is a step of plain SGD; of kind 1 `HeavyBall`'s with momentum, of kind 2 with Nesterov's, where b is
     remembered and `numbers` are the momentum; of kind 3 `AdamRule`'s, where m and s are remembered and `numbers` are
     beta1, beta2, eps, shrink and the steps before. `factor` is what the rule multiplies the gradient with, a `clip` of
-    0 is none. Targets are ``[steps, ...]``, classes ``[steps, b]``, and so is `scale`: what each sample counts in the
-    gradient, or in the step where a step of plain SGD is added to the parameters as it is.
+    0 is none, and a `rho` of 0 no `Climb`, whose other numbers are `unit` and `share`. Targets are ``[steps, ...]``,
+    classes ``[steps, b]``, and so is `scale`: what each sample counts in the gradient, or in the step where a step of
+    plain SGD is added to the parameters as it is.
     """
     own = x.clone() if start is None else start.clone()  # where rows lie, products may round otherwise
     weights, biases = _parts(own, sizes, biased)
@@ -166,12 +170,28 @@ def _walk(
         wanted = own.new_zeros([targets.size(0), sizes[-1], targets.size(1)])
         wanted.scatter_(1, targets.unsqueeze(1), 1.0)
     ones = own.new_ones([targets.size(-1), 1])
-    if clip > 0.0 or kind > 1:
+    if clip > 0.0 or kind > 1 or rho > 0.0:
         g = torch.empty_like(own)
         into, into_biases = _parts(g, sizes, biased)
+        above = own if rho == 0.0 else torch.empty_like(own)
+        weights_above, biases_above = _parts(above, sizes, biased)
         for step in range(targets.size(0)):
             seen = (inputs if index is None else inputs.index_select(0, index[step])).flatten(1)
-            _pass(weights, biases, into, into_biases, 0.0, pointwise, loss, seen, wanted[step], scale[step], ones)
+            to, each = wanted[step], scale[step]
+            _pass(weights, biases, into, into_biases, 0.0, pointwise, loss, seen, to, each, ones)
+            if rho > 0.0:
+                torch.add(own, g, alpha=rho / (float(torch.linalg.vector_norm(g)) + 1e-7) if unit else rho, out=above)
+                each = each if share == 1.0 else each * share
+                if kind == 0 and clip == 0.0:  # added to the parameters as it is
+                    keep, each = 1.0 - lr * decay, each * (-lr * factor)
+                    _pass(weights_above, biases_above, weights, biases, keep, pointwise, loss, seen, to, each, ones)
+                    if share != 1.0:
+                        own.add_(g, alpha=-lr * factor * (1.0 - share))
+                    if shift is not None:
+                        own.add_(shift, alpha=-lr)
+                    continue
+                keep = 1.0 - share
+                _pass(weights_above, biases_above, into, into_biases, keep, pointwise, loss, seen, to, each, ones)
             if clip > 0.0:
                 shorter = clip / max(float(torch.linalg.vector_norm(g)), 1e-12)
                 if not (shorter >= 1.0):  # nan as well
@@ -314,19 +334,19 @@ class CompiledChain:
         kind, names, numbers = _numbers(rule)
         kept = [walk.remembered[name] for name in names]
         before = walk.remembered["t"][:, 0].tolist() if kind == _ADAM else None
-        folded, factor = (rule.scale, 1.0) if rule.clip is None else (1.0, rule.scale)  # the gradient itself is clipped
-        how = (rule.decay, factor, rule.clip or 0.0)
+        climb = rule.climb or Climb(0.0)
+        at_once = rule.clip is None and climb.rho == 0  # a gradient may be scaled before anything is made of it
+        folded, factor = (rule.scale, 1.0) if at_once else (1.0, rule.scale)
+        how = (rule.decay, factor, rule.clip or 0.0, climb.rho, climb.normalize, climb.share)
         count = walk.weights * folded
         count = count if isinstance(count, Tensor) else x.new_full((1, 1, 1), count)
-        scale = (count if kind or rule.clip is not None else -lr.unsqueeze(-1) * count).expand(
-            len(x), walk.targets.shape[1], -1
-        )
+        scale = (-lr.unsqueeze(-1) * count if at_once and not kind else count).expand(len(x), walk.targets.shape[1], -1)
         shifts = None if rule.shift is None else rule.shift.expand_as(x)
         rates = lr[:, 0].tolist()
         steps, samples = walk.targets.shape[1:3]
         function, wanted = _function(len(x) * steps), self._wanted(walk.targets, x.dtype)
         each = self.total * (samples + _READ) + _STEP + samples * self.sizes[-1] * _TARGETS
-        most = max(1, _CALL // each)
+        most = max(1, _CALL // (each if climb.rho == 0 else 2 * each))
         ended: list[bool] = []
 
         def one(i: int) -> None:

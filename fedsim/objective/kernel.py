@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -132,7 +133,8 @@ class Kernel(ABC):
         for step in range(walk.targets.shape[1]):
             seen = inputs.unsqueeze(0) if walk.index is None else inputs[walk.index[:, step]]
             weights = walk.weights[:, step] if isinstance(walk.weights, Tensor) else walk.weights
-            walk.rule.step(x, self.grad(x, seen, walk.targets[:, step], weights), lr, walk.remembered)
+            grad = partial(self.grad, inputs=seen, targets=walk.targets[:, step], weights=weights)
+            walk.rule.step(x, walk.rule.gradient(grad, x), lr, walk.remembered)
 
     def pieces(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | float) -> Sequence[Tensor]:
         """`grad` of one row x ``[1, d]`` as tensors of any form that make it up one after the other."""

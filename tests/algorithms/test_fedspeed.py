@@ -14,6 +14,7 @@ from fedsim.algorithms.sam import Ascent
 from fedsim.core.errors import InputError
 from fedsim.core.fields import dump_part
 from fedsim.core.oracle import Oracle
+from fedsim.core.rules import Climb
 from fedsim.engine.assembly import assemble
 from fedsim.engine.loop import Simulation
 from fedsim.scenario.load import parse
@@ -202,14 +203,14 @@ class Squares(Oracle):
 @pytest.mark.parametrize("normalize", [True, False])
 def test_per_sample_gradients_average_to_the_gradient(normalize: bool) -> None:
     x = torch.tensor([[3.0, -1.0], [0.5, 2.0]], dtype=torch.float64)
-    ascent = Ascent(Squares(torch.ones(2, 1)), 0.4, normalize, 0.7)
+    ascent = Ascent(Squares(torch.ones(2, 1)), Climb(0.4, normalize, 0.7))
     assert torch.allclose(ascent.per_sample_grad(x).mean(-2), ascent.grad(x), rtol=1e-14)
     assert not torch.allclose(ascent.grad(x), Squares(torch.ones(2, 1)).grad(x))
 
 
 def test_where_the_gradient_vanishes_the_ascent_is_finite() -> None:
     x = torch.tensor([[2 / 3, 2 / 3]], dtype=torch.float64)
-    assert Ascent(Squares(torch.ones(1, 1)), 0.4).grad(x).abs().max() < 1e-6
+    assert Ascent(Squares(torch.ones(1, 1)), Climb(0.4)).grad(x).abs().max() < 1e-6
 
 
 # --- what is counted ------------------------------------------------------------------------------

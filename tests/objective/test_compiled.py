@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fedsim
 from fedsim.core import crew
-from fedsim.core.rules import AdamRule, Affine, HeavyBall, Rule
+from fedsim.core.rules import AdamRule, Affine, Climb, HeavyBall, Rule
 from fedsim.core.types import State
 from fedsim.models.layout import layout, views
 from fedsim.models.losses import loss_function
@@ -96,16 +96,23 @@ def remembering(rule: Rule, x: Tensor) -> State:
 def by_autograd(kernel: ChainKernel, loss: str, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor) -> Tensor:
     """The same steps of one row after the other, as slowly as can be."""
     module, found = kernel.module, []
+
+    def gradient(row: Tensor, i: int, step: int) -> Tensor:
+        leaf = row.clone().requires_grad_()
+        out = torch.func.functional_call(module, views(leaf, layout(module)), inputs[walk.index[i, step]])
+        losses = loss_function(loss)(out, walk.targets[i, step])
+        scale = walk.weights[i, step] if isinstance(walk.weights, Tensor) else walk.weights
+        return torch.autograd.grad((losses * scale).sum(), leaf)[0]
+
     for i, row in enumerate(x):
         ball, leaf = torch.zeros_like(row), row.clone()
         adam = optimizer(leaf, walk.rule, float(lr[i]))
         for step in range(walk.index.shape[1]):
+            g = gradient(row, i, step)
+            if (climb := walk.rule.climb) is not None:
+                e = climb.rho * (g / (g.norm() + 1e-7) if climb.normalize else g)
+                g = (1 - climb.share) * g + climb.share * gradient(row + e, i, step)
             leaf.data.copy_(row)
-            leaf.requires_grad_()
-            out = torch.func.functional_call(module, views(leaf, layout(module)), inputs[walk.index[i, step]])
-            losses = loss_function(loss)(out, walk.targets[i, step])
-            scale = walk.weights[i, step] if isinstance(walk.weights, Tensor) else walk.weights
-            g = torch.autograd.grad((losses * scale).sum(), leaf)[0]
             g = g if walk.rule.clip is None else g * min(1.0, walk.rule.clip / max(float(g.norm()), 1e-12))
             g = walk.rule.scale * g + walk.rule.decay * row
             g = g if walk.rule.shift is None else g + walk.rule.shift.expand_as(x)[i]
@@ -161,6 +168,11 @@ def test_gradients_and_steps_are_autograds(name: str, loss: str, rows: int, b: i
         HeavyBall(momentum=0.5, decay=0.1, clip=0.3, nesterov=True),
         AdamRule(beta1=0.9, beta2=0.99, eps=1e-8),
         AdamRule(beta1=0.5, beta2=0.9, eps=1e-3, decay=0.1, shrink=0.2, clip=0.3),
+        HeavyBall(climb=Climb(0.4)),
+        HeavyBall(climb=Climb(0.4, normalize=False), scale=0.5),
+        HeavyBall(climb=Climb(0.4, share=0.3), clip=0.3, decay=0.1),
+        HeavyBall(climb=Climb(0.4, share=0.3), momentum=0.5),
+        AdamRule(beta1=0.9, beta2=0.99, eps=1e-3, climb=Climb(0.4)),
     ],
     ids=str,
 )
@@ -183,13 +195,16 @@ def test_rules_are_autograds(name: str, rows: int, b: int, rule: Rule) -> None:
 
 @pytest.mark.parametrize("rule", [HeavyBall(), HeavyBall(momentum=0.5), AdamRule(beta1=0.9, beta2=0.99, eps=1e-3)])
 @pytest.mark.parametrize("clip", [None, 0.3])
+@pytest.mark.parametrize("climb", [None, Climb(0.4, share=0.6)], ids=str)
 @pytest.mark.parametrize("one_for_all", [True, False])
 @pytest.mark.parametrize("name", ["relu", "no bias"])
 @pytest.mark.usefixtures("way")
-def test_affine_directions_are_those_of_autograd(name: str, one_for_all: bool, clip: float | None, rule: Rule) -> None:
+def test_affine_directions_are_those_of_autograd(
+    name: str, one_for_all: bool, climb: Climb | None, clip: float | None, rule: Rule
+) -> None:
     kernel, x, inputs, plain, lr = made(name, "cross_entropy", 3, 4, True)
     shift = torch.randn_like(x[0] if one_for_all else x)
-    walk = replace(plain, rule=replace(rule, decay=0.1, clip=clip).along(Affine(0.7, 0.2, shift)))
+    walk = replace(plain, rule=replace(rule, decay=0.1, clip=clip).along(Affine(0.7, 0.2, shift, climb)))
     expected = by_autograd(kernel, "cross_entropy", x, inputs, walk, lr)
     for walking in (ChainKernel.walk, Kernel.walk):
         moved = x.clone()
@@ -206,10 +221,13 @@ SOLVERS: list[dict[str, Any]] = [
     {"solver": {"name": "nesterov", "momentum": 0.5}},
     {"solver": {"name": "adamw", "eps": 0.01}},
 ]
+SHARP_ONES = ("fedspeed", "fedsam", "mofedsam", "fedgamma")
 RUNS = [
     (name, keys)
-    for name, keys in product(("fedavg", "fedadam", "fedprox", "scaffold", "fedcm", "feddyn", "local"), SOLVERS)
-    if name not in ("scaffold", "fedcm") or keys is not SOLVERS[-1]  # which they refuse
+    for name, keys in product(
+        ("fedavg", "fedadam", "fedprox", "scaffold", "fedcm", "feddyn", "local", *SHARP_ONES), SOLVERS
+    )
+    if name not in ("scaffold", "fedcm", "mofedsam", "fedgamma") or keys is not SOLVERS[-1]  # which they refuse
 ]
 
 
@@ -240,7 +258,8 @@ def test_runs_are_those_of_all_clients_at_once(
         before = len(walked)
         found.append(fedsim.run(section, out=tmp_path / kernel).params)
         assert (len(walked) > before) == (kernel == "auto")
-    pull = {"fedprox": 0.01, "feddyn": 0.01}.get(name, 0.0)
+    pull = {"fedprox": 0.01, "feddyn": 0.01, "fedspeed": 0.1}.get(name, 0.0)
+    assert {rule.climb for rule in walked} == {Climb(0.1) if name in SHARP_ONES else None}
     rules = {(getattr(rule, "momentum", 0.0), round(rule.decay, 9)) for rule in walked}
     momentum = keys.get("solver", keys).get("momentum", 0.0)
     assert rules == {(momentum, round(keys.get("weight_decay", 0.0) + pull, 9))}
@@ -309,7 +328,7 @@ def test_no_call_is_of_many_steps_however_small_they_are(monkeypatch: pytest.Mon
     own, steps = compiled._compiled(), []
 
     def noted(*arguments: Any) -> None:
-        steps.append(len(arguments[15]))
+        steps.append(len(arguments[-2]))
         own(*arguments)
 
     monkeypatch.setattr(compiled, "_function", lambda _: noted)
