@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
-import os
 import runpy
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,25 @@ BENCHMARKS = ROOT / "benchmarks"
 TABLES: dict[str, Any] = runpy.run_path(str(BENCHMARKS / "tables.py"))
 
 
-def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return subprocess.run(
-        [sys.executable, str(BENCHMARKS / name), *arguments],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False,
-    )  # fmt: skip
+@pytest.fixture
+def beside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What lies beside the programs can be imported, as where Python runs one of them."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr("fedsim.clients.malloc.keep_freed_memory", lambda: None)  # it is for good, for the process
+    yield
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(BENCHMARKS):
+            del sys.modules[name]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str, **constants: float) -> None:
+    """Run a program's `main` here, with some of its constants changed: a start of PyTorch takes seconds."""
+    program = importlib.import_module(name)
+    for constant, value in constants.items():
+        monkeypatch.setattr(program, constant, value)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    program.main()
 
 
 @pytest.fixture
@@ -36,9 +49,12 @@ def page(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_peers_compute_the_same_and_are_written_down(page: Path, tmp_path: Path) -> None:
-    done = run("peers.py", "trial", "--peer", "loop", "--repeats", "1", "--threads", "1", "--write", str(page))
-    assert done.returncode == 0, done.stderr
+@pytest.mark.usefixtures("beside")
+def test_peers_compute_the_same_and_are_written_down(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("trial", "--peer", "loop", "--repeats", "1", "--threads", "1", "--write", str(page))
+    run(monkeypatch, "peers", *words, SECONDS=0.05)
     text = page.read_text()
     assert "| ms a round (times fedsim's) | fedsim | lean PyTorch loop |" in text
     assert text.startswith("before")
@@ -51,10 +67,12 @@ def test_peers_compute_the_same_and_are_written_down(page: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_limits_are_shares_of_what_the_machine_does(page: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("beside")
+def test_limits_are_shares_of_what_the_machine_does(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cases = ("softmax-b16", "mlp-one", "lstm", "eval-common", "eval-own")  # the last two have one folder
-    done = run("limits.py", *cases, "--repeats", "1", "--write", str(page))
-    assert done.returncode == 0, done.stderr
+    run(monkeypatch, "limits", *cases, "--repeats", "1", "--write", str(page), SECONDS=0.0, STREAM=2**20, SIDE=256)
     assert "| MLP 784-200-10, one client, batch 32 |" in page.read_text()
     rows = json.loads((tmp_path / "page-limits.json").read_text())["rows"]
     softmax, mlp, lstm, common, own = rows
@@ -77,11 +95,16 @@ def test_rows_that_were_not_measured_stay_and_are_named(page: Path) -> None:
     assert TABLES["said_of"](kept) == " Of an earlier run: a; c."
 
 
+@pytest.mark.usefixtures("beside")
 @pytest.mark.parametrize("program", ["peers.py", "limits.py"])
-def test_a_page_that_is_no_file_is_refused_before_anything_is_measured(program: str) -> None:
-    done = run(program, "--write", "mlp-100")
-    assert done.returncode == 2
-    assert "mlp-100 is no file; what is to be measured stands before --write" in done.stderr
+def test_a_page_that_is_no_file_is_refused_before_anything_is_measured(
+    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "--write", "mlp-100"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(BENCHMARKS / program), run_name="__main__")
+    assert ended.value.code == 2
+    assert "mlp-100 is no file; what is to be measured stands before --write" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "<!-- end of peers --> <!-- peers -->", "<!-- peers -->" * 2])
