@@ -35,17 +35,17 @@ def go(run_scenario: Make) -> Make:
 
 
 @pytest.mark.parametrize(
-    "cohort,keys",
+    "cohort,rounds,keys",
     [
-        (2, {"anchor_probability": 0.5}),
-        (5, {"anchor_probability": 0.3}),
-        (2, {"anchor_every": 2}),
-        (2, {"anchor_probability": 0.5, "local_steps": [1, 2, 3, 4, 5]}),
+        (2, 800, {"anchor_probability": 0.5}),
+        (5, 450, {"anchor_probability": 0.3}),
+        (2, 400, {"anchor_every": 2}),
+        (2, 600, {"anchor_probability": 0.5, "local_steps": [1, 2, 3, 4, 5]}),
     ],
 )
-def test_it_reaches_the_optimum(quadratic: Make, go: Make, cohort: int, keys: dict[str, Any]) -> None:
+def test_it_reaches_the_optimum(quadratic: Make, go: Make, cohort: int, rounds: int, keys: dict[str, Any]) -> None:
     problem = quadratic(n=5, d=3, importance=True)
-    found = go(problem, 1000, cohort, **keys).params.numpy()
+    found = go(problem, rounds, cohort, **keys).params.numpy()
     assert np.abs(found - problem.optimum()).max() < 1e-12
 
 

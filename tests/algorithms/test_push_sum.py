@@ -71,13 +71,13 @@ def test_push_diging_is_its_loop(go: Make, participation: Any) -> None:
 
 @pytest.mark.parametrize("participation", [None, LOSSY], ids=["always", "lossy"])
 def test_push_diging_reaches_the_optimum_of_all(go: Make, participation: Any) -> None:
-    problem, run = go("push_diging", 1500, participation)
+    problem, run = go("push_diging", 600, participation)
     optimum = problem.optimum(np.full(N, 1 / N))
     assert np.abs(run.params.numpy() - optimum).max() < 1e-10
-    problem, one = go("sgp", 1500, participation)
+    problem, one = go("sgp", 400, participation)
     gap = np.abs(one.params.numpy() - optimum).max()
     assert gap > 1e-3
-    problem, less = go("sgp", 6000, participation, lr=0.005)
+    problem, less = go("sgp", 2000, participation, lr=0.005)
     assert np.abs(less.params.numpy() - optimum).max() < gap / 4
 
 

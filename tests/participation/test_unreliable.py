@@ -201,16 +201,16 @@ def test_nobody_ever(go: Make) -> None:
 @pytest.mark.parametrize("mode", ["asynchronous", "fixed_interval", "fedbuff"])
 def test_estimated_weights_count_what_arrives(go: Make, mode: str) -> None:
     """With losses, pauses and speeds that differ, the mean weight per combine is p_i = 1/4."""
-    participation = MODES[mode] | {"weights": "estimated", "staleness": "constant", "pilot": 4000}
+    participation = MODES[mode] | {"weights": "estimated", "staleness": "constant", "pilot": 1000}
     system = {
         "compute": {"model": "linear", "slowest": 1.0, "fastest": 0.2}, "network": {"loss": 0.2},
         "availability": {"model": "on_off", "on": {"model": "exponential", "mean": 5.0}, "off": 2.0},
     }  # fmt: skip
-    run = go(4, participation, system, 4000, eval_every=4000)
+    run = go(4, participation, system, 1000, eval_every=1000)
     total = np.zeros(4)
     for row in run.trace:
         np.add.at(total, row["clients"], row["weights"])
-    assert total / 4000 == pytest.approx([0.25] * 4, abs=1e-12)
+    assert total / 1000 == pytest.approx([0.25] * 4, abs=1e-12)
 
 
 def test_estimated_weights_of_who_left(go: Make) -> None:
