@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
+from fedsim.backends.guard import Failed
 from fedsim.core.arrays import Bools, Floats, Ints
 from fedsim.core.errors import RunError
 from fedsim.core.job import Job
@@ -41,6 +42,9 @@ class Backend(Protocol):
 
     lost: Ints
     """Which of the jobs collected last were left out (positions in `jobs`): their clients' work raised."""
+
+    def failures(self) -> Sequence[Failed]:
+        """Clients that were left out since this was last asked, and why: their work raised."""
 
     def placed(self) -> str:
         """Called before what clients receive is made: who is computed with whom from here on, as far as the last bits
@@ -104,6 +108,10 @@ class BackendDefaults:
     shows_kept = False
     wants_checkpoint = False
     asks_clients = False
+
+    def failures(self) -> Sequence[Failed]:
+        """Nobody: who raises ends the run."""
+        return ()
 
     def placed(self) -> str:
         """Clients stay where they are."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,12 +24,21 @@ class ClientError(FedsimError):
         self.clients = dict(clients)
 
 
+class Failed(NamedTuple):
+    """The work of a client raised: in its own round `work` (0: not known), in round `round` of the run (None: this)."""
+
+    client: int
+    why: str
+    work: int = 0
+    round: int | None = None
+
+
 class Guard:
     """A worker whose clients cannot take the others down: who raises is found, and named or left out."""
 
     def __init__(self, worker: Worker, drop: bool) -> None:
         self.worker, self.drop = worker, drop
-        self.dropped: dict[int, str] = {}
+        self.dropped: dict[int, Failed] = {}
         """Jobs left out since they were last asked for, and why; their rows are zeros."""
 
     def __getattr__(self, name: str) -> Any:
@@ -55,7 +64,9 @@ class Guard:
             if not self.drop:
                 raise ClientError({int(job.clients[i]): why for i, why in guilty.items()}) from None
             numbers = job.numbers
-            self.dropped |= {int(numbers[i]): f"client {job.clients[i]}: {why}" for i, why in guilty.items()}
+            self.dropped |= {
+                int(numbers[i]): Failed(int(job.clients[i]), why, int(job.rounds[i])) for i, why in guilty.items()
+            }
             idle = job.steps.copy()
             idle[list(guilty)] = 0
             return self.worker.run(replace(job, steps=idle))

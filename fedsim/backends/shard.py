@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedsim.backends.balance import Spent, Stopwatch, seconds_since
-from fedsim.backends.guard import Guard
+from fedsim.backends.guard import Failed, Guard
 from fedsim.backends.in_process import Vectorized
 from fedsim.backends.placement import Exchange
 from fedsim.backends.ray.transport import as_array, as_arrays, as_tensor, as_tensors
@@ -42,7 +42,7 @@ TABLE = "table."
 """Names of tables of clients' rows in a checkpoint begin so."""
 WHOLE = "whole."
 """So begin the names of what nodes' own models are made of, with what stays with them: ``x``, and what they carry."""
-_DROPPED = "done.dropped"  # of jobs that are done in a checkpoint: whether they are left out
+_DROPPED = "done.dropped"  # of jobs that are done in a checkpoint: 0, or, where they are left out, the client and 2
 _PART_BYTES = 2**25  # that are made ready to be written at a time
 
 
@@ -55,7 +55,7 @@ class Collected:
 
     widths: Mapping[str, int]
     scalars: Mapping[str, Array]
-    dropped: Mapping[int, str] = field(default_factory=dict)
+    dropped: Mapping[int, Failed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -136,12 +136,13 @@ class Shard:
             loaded = {k: _read(v, torch.device("cpu")) for k, v in saved.items()}
             self.backend.load(loaded)
             if _DROPPED in loaded:
-                lost = loaded["done.numbers"][loaded[_DROPPED] > 0].tolist()
-                self.guard.dropped |= dict.fromkeys(lost, "a client whose work raised before the last checkpoint")
+                for number, lost in zip(loaded["done.numbers"].tolist(), loaded[_DROPPED].tolist(), strict=True):
+                    if lost:  # 1: of a checkpoint that does not say whose job it was
+                        self.guard.dropped[number] = Failed(lost - 2, "its work raised before the last checkpoint")
         self.state = {k: _read(v, self.device) for k, v in (nodes or {}).items()}
         self._aggregations: int | None = None
         self._parts: deque[Part] = deque()
-        self._why: list[str] = []
+        self._why: list[Failed] = []
         self._broken: Exception | None = None
         self._busy = 0.0
 
@@ -154,7 +155,8 @@ class Shard:
         """What has to survive but for tables of clients' rows, and those tables' widths; see `kept`."""
         saved = self.backend.save()
         if self._drop and "done.numbers" in saved:
-            lost = [number in self.guard.dropped for number in saved["done.numbers"].tolist()]
+            known = self.guard.dropped
+            lost = [known[n].client + 2 if n in known else 0 for n in saved["done.numbers"].tolist()]
             saved[_DROPPED] = torch.as_tensor(lost, dtype=torch.int64)
         tables = {k: v.shape[-1] for k, v in saved.items() if k.startswith(TABLE)}
         return as_arrays({k: v for k, v in saved.items() if k not in tables}), tables
@@ -291,7 +293,7 @@ class Shard:
         self.guard.dropped.clear()
         if dropped:
             steps = np.where(np.isin(clients, list(dropped)), 0, steps)
-        self._why += dropped.values()
+        self._why += [failed._replace(round=number) for failed in dropped.values()]
         event = Contribution(number, clients, rounds, steps)
         pipeline = self.guard.worker.pipeline
         self._messages = messages

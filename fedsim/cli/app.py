@@ -140,7 +140,7 @@ def sweep(
 ) -> None:
     """Run the variations of a scenario, one after another or side by side, and compare them."""
     with imported_together():
-        from fedsim.cli.sweep_view import follow_runs, follow_sweep, print_summary
+        from fedsim.cli.sweep_view import follow_runs, follow_sweep, print_summary, say_warned
         from fedsim.core.cores import available
         from fedsim.core.metrics import TABLE, merged
         from fedsim.sweeps.book import summary
@@ -160,6 +160,7 @@ def sweep(
     else:
         columns, _ = merged({**TABLE, **o.point.scenario.columns} for o in outcomes)
         print_summary(console(), str(outcomes[0].dir.parent), rows, columns)
+        say_warned(outcomes)
     failed = {o.point.label: o.error for o in outcomes if o.error is not None}
     for label, error in failed.items():
         print(f"{label}: {error}", file=sys.stderr)

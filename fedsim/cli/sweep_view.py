@@ -10,6 +10,7 @@ from typing import Any
 from fedsim.cli.progress import logged, reminding
 from fedsim.cli.terminal import cell, console, metrics_line, say, table
 from fedsim.core.metrics import TABLE, Metric
+from fedsim.engine.log_file import FILE as LOG_FILE
 from fedsim.engine.run_directory import LAST
 from fedsim.engine.watch import Progress
 from fedsim.sweeps.book import Outcome
@@ -17,6 +18,7 @@ from fedsim.sweeps.files import Point
 
 _PADDING = 3  # characters between columns
 _SHOWN = 20  # runs at work
+_NAMED = 5  # runs with warnings
 
 
 def print_summary(
@@ -39,6 +41,16 @@ def print_summary(
     table(title, cells, [titles.get(key, key) for key in shown], right=True, out=out)
     if len(shown) <= len(known):
         say("more columns are in summary.csv there", out=out)
+
+
+def say_warned(outcomes: Sequence[Outcome]) -> None:
+    """Which runs have warnings in their directories: on Ray nobody has seen them yet."""
+    found = [outcome.dir for outcome in outcomes if (outcome.dir / LOG_FILE).exists()]
+    if found:
+        names = [place.name for place in found[:_NAMED]]
+        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        where = f"in {LOG_FILE} of their folders: {', '.join(names)}{more}"
+        say(f"{len(found)} of {len(outcomes)} runs have warnings, {where}")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from fedsim.engine.assembly import Assembly
 from fedsim.engine.checkpoint import Checkpoint
 from fedsim.engine.client_rows import ClientRows, names_of
 from fedsim.engine.evaluate import Evaluation, Moment, check_finite
+from fedsim.engine.failures import Failures
 from fedsim.engine.outcomes import merge_bytes
 from fedsim.engine.place import make_backend
 from fedsim.engine.recorder import Recorder
@@ -74,6 +75,7 @@ class Simulation:
         self.assembly.task.prepare()
         self.exchanges = self.assembly.mixing(self.scenario).exchanges
         self.backend: Backend = self.remote or make_backend(self.scenario, self.assembly, self.folder)
+        self.failures = Failures(self.folder, self.backend, self.assembly.network is not None)
         try:
             self._begin(saved)
         except BaseException:
@@ -117,7 +119,7 @@ class Simulation:
 
     def run(self, *told: Watcher | Progress | None) -> Run:
         """Run to the last round; what is recorded is told to the scenario's loggers and to `told`."""
-        kept: list[Watcher] = [] if self.samples is None else [self.samples]
+        kept: list[Watcher] = [self.failures, *([] if self.samples is None else [self.samples])]
         if self.evaluation.clients is not None:
             kept.append(ClientRows(names_of(self.assembly.about)))
         self.watch = All([Recorder(self.scenario.run.trace), *kept, *self.loggers, *listening(told)])
@@ -140,7 +142,9 @@ class Simulation:
             remark = self.totals.remark(self.round)
             if remark is not None:
                 LOG.warning("%s", remark)
-            remarks = [said for said in (remark, self.draws.look()) if said is not None]
+            if (failed := self.failures.summary()) is not None:
+                LOG.warning("%s", failed)
+            remarks = [said for said in (remark, failed, self.draws.look()) if said is not None]
             self.watch.ended(watched)
         return Run(self.folder, watched.resumed_at, remarks)
 
@@ -269,4 +273,4 @@ class Simulation:
 
     def _checkpoint(self) -> None:
         self.watch.saving()
-        self.records.checkpoint(self.round, self.totals, self.home, self.backend)
+        self.records.checkpoint(self.round, self.totals, self.home, self.backend, self.failures)

@@ -16,6 +16,7 @@ from fedsim.backends.base import Backend
 from fedsim.engine.assembly import Assembly
 from fedsim.engine.attackers import record, write_record
 from fedsim.engine.checkpoint import save_checkpoint
+from fedsim.engine.failures import Failures
 from fedsim.engine.inputs import write_inputs
 from fedsim.engine.run_directory import save_report, save_topology
 from fedsim.engine.run_state import RunState
@@ -65,11 +66,13 @@ class Records:
             save_report(self.folder, self.assembly.privacy.report())
             self._next_report = now + 100 * (time.monotonic() - now)
 
-    def checkpoint(self, number: int, totals: Totals, home: RunState, backend: Backend) -> None:
+    def checkpoint(self, number: int, totals: Totals, home: RunState, backend: Backend, failures: Failures) -> None:
         """All that an exact resume needs."""
         progress = {"round": number, "totals": asdict(totals), "privacy": self.assembly.privacy.save()}
         self.report()
-        backend.checkpointed(save_checkpoint(self.folder, progress, home.kept(), backend.save()))
+        state, clients = home.kept(), backend.save()
+        failures.take(durable=True)  # now all that was begun is done
+        backend.checkpointed(save_checkpoint(self.folder, progress, state, clients))
 
 
 def note_empty(totals: Totals, parts: Sequence[Arrival], number: int) -> None:

@@ -13,6 +13,7 @@ from fedsim.core.errors import InputError, RunError
 from fedsim.core.lock import owned
 from fedsim.core.metrics import TABLE
 from fedsim.engine.assembly import assemble
+from fedsim.engine.log_file import kept_log
 from fedsim.engine.loop import Simulation
 from fedsim.engine.run_directory import Run
 from fedsim.engine.shown import bar
@@ -56,8 +57,11 @@ def run(
     if not (progress is None or progress is False or callable(progress)):
         raise InputError(f"progress: found {progress!r}, allowed: a function of a round and its row, None or False")
     try:
-        with terminable(), owned(folder), working(scenario.run.threads), _shown(scenario, progress) as told:
-            return _run(scenario, folder, resume, [told, *watchers])
+        with (
+            terminable(), owned(folder), working(scenario.run.threads), kept_log() as log,
+            _shown(scenario, progress) as told,
+        ):  # fmt: skip
+            return _run(scenario, folder, resume, [log, told, *watchers])
     except InputError as error:  # what only a recorded run or the backend shows
         raise scenario.document.locate(error) from None
 

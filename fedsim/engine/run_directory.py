@@ -33,6 +33,9 @@ from fedsim.engine.client_rows import FILE as CLIENT_ROWS
 from fedsim.engine.client_rows import check_rows, evaluated_rounds, keep_rows, read_clients
 from fedsim.engine.continued import check_fixed, check_rounds, check_same, say_replaced
 from fedsim.engine.export import export_model, run_model
+from fedsim.engine.failures import FILE as FAILURES
+from fedsim.engine.failures import kept_failures
+from fedsim.engine.log_file import FILE as LOG_FILE
 from fedsim.engine.rows import kept, rows
 from fedsim.engine.samples import FILE as SAMPLES
 from fedsim.engine.samples import ROWS as SAMPLE_ROWS
@@ -237,6 +240,8 @@ def open_directory(folder: Path, scenario: Scenario, checkpoint: Checkpoint | No
                 write_whole(folder / name, "".join(line + "\n" for line in lines))
             if scenario.tests_clients:
                 keep_rows(folder, evaluated_rounds(scenario, done))
+            if (failed := kept_failures(folder, done)) is not None:
+                write_whole(folder / FAILURES, "".join(line + "\n" for line in failed))
             (folder / STOP).unlink(missing_ok=True)
             if done < scenario.run.rounds:
                 (folder / "params.safetensors").unlink(missing_ok=True)
@@ -311,7 +316,7 @@ def clear(folder: Path, releases: bool = True) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (
         "metrics.jsonl", "trace.jsonl", "params.safetensors", "topology.graphml", "report.html", "privacy.json",
-        ATTACK, BEST, CLIENTS, CLIENT_ROWS, SAMPLES, SAMPLE_ROWS, STOP,
+        ATTACK, BEST, CLIENTS, CLIENT_ROWS, FAILURES, LOG_FILE, SAMPLES, SAMPLE_ROWS, STOP,
     ):  # fmt: skip
         (folder / name).unlink(missing_ok=True)
 

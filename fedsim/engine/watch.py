@@ -227,7 +227,7 @@ OF_THE_RUN = (
     "topology.graphml", "columns.json", "clients.parquet", "environment.json", "attack.json", "privacy.json",
     "releases.jsonl",
     "checkpoint", "checkpoint.new", "checkpoint.old", "clients.bin", "samples.safetensors", "samples.bin",
-    "report.html", "figures", "error.txt", "stop.json",
+    "report.html", "figures", "error.txt", "stop.json", "failures.jsonl", "log.txt",
 )  # fmt: skip
 
 

@@ -49,4 +49,5 @@ def test_dropped_jobs_stay_dropped(quadratic: Make, poisoned: list[int]) -> None
     (holder,) = [shard for shard in again if shard.save()[0].get("done.numbers") is not None]
     holder.collect(10 + np.arange(6), {})
     assert sorted(holder.collected().dropped) == [10 + i for i in poisoned]
-    assert all("raised" in why for why in holder.collected().dropped.values())
+    assert {n - 10: lost.client for n, lost in holder.collected().dropped.items()} == {i: i for i in poisoned}
+    assert all("raised" in lost.why for lost in holder.collected().dropped.values())

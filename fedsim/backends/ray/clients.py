@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedsim.backends.balance import Balance, divided
 from fedsim.backends.base import NodeBackend, Saved
+from fedsim.backends.guard import Failed
 from fedsim.backends.placement import merge_saved, place
 from fedsim.backends.ray.calls import Pool, Shards
 from fedsim.backends.ray.cluster import Cluster, log
@@ -66,6 +67,7 @@ class RayBackend(Shards):
         self._broadcast: tuple[list[Tensor], Any] | None = None
         self._stateful = not build(task).store.empty
         self._moved_to = ""
+        self._failed: dict[Failed, None] = {}  # not told yet, each once
         self._save_begun = self._save_seconds = 0.0  # of the last checkpoint: when it was begun, and what it took
 
     # --- the backend's side of the loop -------------------------------------------------------------------------------
@@ -75,6 +77,10 @@ class RayBackend(Shards):
             self._forget(None)  # the past is of no use
         self._rebalance()
         return self._moved_to
+
+    def failures(self) -> list[Failed]:
+        found, self._failed = list(self._failed), {}
+        return found
 
     def dispatch(self, job: Job) -> None:
         if not self._has_something:
@@ -230,10 +236,9 @@ class RayBackend(Shards):
         if not self._widths or self.pool.drop or 1 in self._widths.values():
             answers = self._answers("collected", dict.fromkeys(places, ()))
             self._widths = dict(next(iter(answers.values())).widths)
-        dropped = {n: why for answer in answers.values() for n, why in answer.dropped.items()}
+        dropped = {n: failed for answer in answers.values() for n, failed in answer.dropped.items()}
         self.lost = np.flatnonzero(np.isin(jobs, list(dropped) if self._cohort else []))
-        for why in dropped.values():
-            log.warning("left out of the cohort: %s" if self._cohort else "did not compute in its round: %s", why)
+        self._failed.update(dict.fromkeys(dropped.values()))
         keep = np.setdiff1d(np.arange(len(jobs)), self.lost)
         messages: dict[str, Any] = {}
         for name, width in self._widths.items():

@@ -23,7 +23,7 @@ from fedsim.backends.levels import Level, regrouped
 from fedsim.backends.placement import place_graph, split
 from fedsim.backends.ray.calls import LostError, Pool
 from fedsim.backends.ray.clients import RayBackend
-from fedsim.backends.ray.cluster import Cluster, log
+from fedsim.backends.ray.cluster import Cluster
 from fedsim.backends.ray.transport import as_array
 from fedsim.backends.shard import WHOLE, NodeSums, Part
 from fedsim.clients.worker import Worker
@@ -82,6 +82,7 @@ class RayNodes(RayBackend):
         self._aggregations: int | None = None
         self._levels: list[Level] = []
         self._number = 0
+        self._told: set[tuple[int, int, int | None]] = set()  # who failed since the last checkpoint, and in which work
         self._job: Job | None = None
         run = build(task).pipeline.run
         self._attackers = list(run.attackers or ())
@@ -219,8 +220,11 @@ class RayNodes(RayBackend):
         """Whether each shard's work is over, and the seconds that it took so far."""
         ends = []
         for over, dropped, seconds in self._get(references):
-            for why in dropped:
-                log.warning("did not compute in its round: %s", why)
+            for failed in dropped:
+                whose = failed.client, failed.work, failed.round
+                if whose not in self._told:  # work that is done again after a loss fails again
+                    self._told.add(whose)
+                    self._failed[failed] = None
             ends.append((over, seconds))
         return ends
 
@@ -231,6 +235,10 @@ class RayNodes(RayBackend):
         if len(some) == 1 and some[0] is None:
             return None
         return np.concatenate([self.members[k] if s is None else self.members[k][s] for s in some])
+
+    def _forget(self, snapshot: Mapping[str, Any] | None) -> None:
+        super()._forget(snapshot)
+        self._told.clear()
 
     def _affected(self, lost: list[int]) -> list[int]:
         return self.shards  # neighbours have gone on with rows that the lost nodes will never send again

@@ -17,6 +17,7 @@ from fedsim.core.errors import RunError
 from fedsim.core.row_files import TensorFile
 from fedsim.engine.assembly import assemble
 from fedsim.engine.loop import Simulation
+from fedsim.engine.run_directory import read_jsonl
 from fedsim.scenario.load import parse
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -149,7 +150,7 @@ def test_a_poisoned_node(quadratic: Make, tmp_path: Path, caplog: pytest.LogCapt
         return
     run = fedsim.run(settings, tmp_path)
     assert float(run.params.abs().max()) < 100
-    said = [record.message for record in caplog.records if "did not compute in its round" in record.message]
-    computed = sum(4 in row["compute"] for row in run.trace)
-    assert len(said) >= computed > 0
-    assert all("client 4" in line for line in said)
+    failed = [row["round"] for row in read_jsonl(tmp_path / "failures.jsonl") if row["client"] == 4]
+    assert len(failed) > 3
+    assert failed == [row["round"] for row in run.trace for node in row["compute"] if node == 4]
+    assert sum("node 4 did not compute: " in record.message for record in caplog.records) == 3

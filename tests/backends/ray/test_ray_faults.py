@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from fedsim.backends.ray.cluster import Cluster
 from fedsim.core.errors import InputError, RunError
 from fedsim.engine.assembly import assemble
 from fedsim.engine.loop import Simulation
+from fedsim.engine.run_directory import read_jsonl
 from fedsim.scenario.load import parse
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -161,15 +163,33 @@ def poisoned(quadratic: Make) -> Any:
     return problem
 
 
+def failed(folder: Path) -> list[tuple[int, int]]:
+    """Round and client of every failure that a run recorded."""
+    return [(row["round"], row["client"]) for row in read_jsonl(folder / "failures.jsonl")]
+
+
+def left_out_in_every_round(run: Any, caplog: pytest.LogCaptureFixture, what: str) -> None:
+    """Client 4 was: every time is in the file, few are told, and the sum is."""
+    assert failed(run.dir) == [(number, 4) for number in range(1, ROUNDS + 1)]
+    told = [m for m in caplog.messages if what in m]
+    assert len(told) == 3
+    assert all("ValueError: these data are poison" in m for m in told)
+    (said,) = (m for m in run.warnings if "raised" in m)
+    assert said.startswith("the local work of 1 ")
+    assert f"raised {ROUNDS} times and was left out; each is in {run.dir / 'failures.jsonl'}" in said
+    assert said in caplog.messages
+
+
 def test_a_poisoned_client_is_named(quadratic: Make, tmp_path: Path) -> None:
     sections = scenario(poisoned(quadratic), "ray_parts:Picky")
     with pytest.raises(RunError, match=r"client 4: .*ValueError: these data are poison.*client_errors: drop"):
         fedsim.run(sections, tmp_path)
 
 
-def test_or_left_out_of_the_cohort(quadratic: Make, tmp_path: Path) -> None:
+def test_or_left_out_of_the_cohort(quadratic: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sections = scenario(poisoned(quadratic), "ray_parts:Picky", client_errors="drop")
     run = fedsim.run(sections, tmp_path)
+    left_out_in_every_round(run, caplog, "left out of the cohort")
     assert run.metrics["round"].iloc[-1] == ROUNDS
     for row in run.trace:
         assert row["clients"] == [0, 1, 2, 3, 5]
@@ -177,12 +197,34 @@ def test_or_left_out_of_the_cohort(quadratic: Make, tmp_path: Path) -> None:
     assert float(run.params.abs().max()) < 100
 
 
-def test_a_poisoned_node_does_not_compute(quadratic: Make, tmp_path: Path) -> None:
+def test_a_poisoned_node_does_not_compute(quadratic: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sections = scenario(poisoned(quadratic), "ray_parts:PickyNode", client_errors="drop")
     sections["topology"] = {"graph": "ring"}
     run = fedsim.run(sections, tmp_path)
+    left_out_in_every_round(run, caplog, "did not compute")
     assert torch.isfinite(run.params).all()
     assert float(run.params.abs().max()) < 100
+
+
+def test_work_that_is_done_again_fails_once(quadratic: Make, tmp_path: Path, ray_cluster: Any) -> None:
+    """An actor that is lost takes back what it did since the last checkpoint, failures included."""
+    for kind, more in (("ray_parts:Picky", {}), ("ray_parts:PickyNode", {"topology": {"graph": "ring"}})):
+        sections = {**scenario(poisoned(quadratic), kind, client_errors="drop"), **more}
+        run_and_kill(ray_cluster, sections, tmp_path / kind, (3, 10))
+        assert failed(tmp_path / kind) == [(number, 4) for number in range(1, ROUNDS + 1)]
+
+
+def test_a_resumed_run_has_every_failure_once(quadratic: Make, tmp_path: Path) -> None:
+    sections = scenario(poisoned(quadratic), "ray_parts:Picky", client_errors="drop")
+    shorter = {**sections, "run": {**sections["run"], "rounds": ROUNDS // 2}}
+    fedsim.run(shorter, tmp_path)
+    with (tmp_path / "failures.jsonl").open("a") as file:  # of a round after the checkpoint, which is done again
+        file.write(json.dumps({"round": ROUNDS, "client": 4, "why": "as before"}) + "\n")
+    run = fedsim.run(sections, tmp_path, resume=True)
+    assert failed(tmp_path) == [(number, 4) for number in range(1, ROUNDS + 1)]
+    assert f"raised {ROUNDS} times" in "".join(run.warnings)
+    fedsim.run(shorter, tmp_path)  # and a new one has its own alone
+    assert failed(tmp_path) == [(number, 4) for number in range(1, ROUNDS // 2 + 1)]
 
 
 @pytest.mark.parametrize(
