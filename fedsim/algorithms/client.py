@@ -24,6 +24,7 @@ from fedsim.core.rules import Affine, Rule
 from fedsim.core.types import BatchSize, Decay, Message, NonNegative, Positive, State, clip_norm
 
 _Message = TypeVar("_Message", bound=Callable[..., Report])
+_Directions = TypeVar("_Directions", bound=Callable[..., Affine | None])
 _ONE_STEP = Work.model_validate(1)
 _CHANGE = "engine:change"  # in the place of x in `local`, for messages that ask for no more than how far it moved
 _SOLVER = "solver:"  # before the names of what a solver remembers, so that they are no name of an algorithm's own
@@ -52,8 +53,15 @@ def sends_received(message: _Message) -> _Message:
     return message
 
 
-def _has(message: Callable[..., Report], mark: str) -> bool:
-    return getattr(message, mark, None) is message
+def adds_to_next(affine_direction: _Directions) -> _Directions:
+    """Mark an `affine_direction` of a mixin, which says what its own class makes of those of whatever comes after it:
+    the one that it calls, if any, has to know of the classes beside it."""
+    affine_direction.adds_to_next = affine_direction  # type: ignore[attr-defined]
+    return affine_direction
+
+
+def _has(method: Callable[..., object], mark: str) -> bool:
+    return getattr(method, mark, None) is method
 
 
 def of_solver(rows: State) -> State:
@@ -99,8 +107,10 @@ class ClientHalf(Part, ABC):
     clip: Positive | None = None
     lr_decay: LrDecay = LrDecay.model_validate(1.0)  # noqa: RUF009 - frozen
 
-    stepping: ClassVar[tuple[str, ...]] = ("start", "clipped", "gradient", "direction", "step", "local_step")
-    """The methods that local steps are made of: whoever overrides one has steps of its own, see `affine_direction`."""
+    stepping: ClassVar[tuple[str, ...]] = (
+        "start", "clips_gradient", "clipped", "gradient", "direction", "step", "local_step",
+    )  # fmt: skip
+    """What local steps are made of: whoever overrides one has steps of its own, see `affine_direction`."""
 
     # --- what an algorithm may define ---------------------------------------------------------------------------------
 
@@ -128,8 +138,8 @@ class ClientHalf(Part, ABC):
         """`direction` in numbers, where it is ``scale g + pull x + shift`` with the same three in all steps of a round.
 
         With them the engine may take all steps of SGD at once; g is the clipped gradient where `clip` bounds it. None:
-        it is not. A subclass that overrides one of the methods named in `stepping` is not asked, unless it overrides
-        this as well.
+        it is not. It is not asked where a class that it does not derive from has a hand in steps, by one of the methods
+        named in `stepping`: a subclass that does not override this as well, or a mixin; see `adds_to_next`.
         """
         return Affine()
 
@@ -224,8 +234,8 @@ class ClientHalf(Part, ABC):
     def rule(self) -> Rule | None:
         """By which rule local steps go along `affine_direction`, so that the engine may take several at once; None:
         they do something else."""
-        known = all(self._place("affine_direction") <= self._place(name) for name in self.stepping)
-        rule = self.local_solver.rule if known and (self.clip is None or self.clips_gradient) else None
+        clipped = self.clip is None or self.clips_gradient
+        rule = self.local_solver.rule if clipped and self._directions_are_whole() else None
         return None if rule is None else replace(rule, clip=self.clip)
 
     @property
@@ -233,9 +243,19 @@ class ClientHalf(Part, ABC):
         plain = (*ClientHalf.stepping, "affine_direction")
         return self.clip is None and all(getattr(type(self), name) is getattr(ClientHalf, name) for name in plain)
 
-    def _place(self, name: str) -> int:
-        """How far from its class in the order of base classes that one is that has a method."""
-        return next(i for i, base in enumerate(type(self).__mro__) if name in vars(base))
+    @classmethod
+    def _directions_are_whole(cls) -> bool:
+        """Whether all classes that have a hand in steps are known to those that say `affine_direction`: to the first of
+        them, and to the next one where it adds to that."""
+        saying = []
+        for base in cls.__mro__:
+            if "affine_direction" in vars(base):
+                saying.append(base)
+                if not _has(vars(base)["affine_direction"], "adds_to_next"):
+                    break
+        parts = {name for base in cls.__mro__ for name in vars(base).get("stepping", ())}
+        stepping = [base for base in cls.__mro__ if not parts.isdisjoint(vars(base))]
+        return all(any(issubclass(one, base) for one in saying) for base in stepping)
 
     @cached_property
     def sends_change(self) -> bool:

@@ -26,6 +26,7 @@ class ClippedDirection(Algorithm):
         weight decay; ``official``, what FL-Simulator's code clips, here the same.
     """
 
+    stepping: ClassVar[tuple[str, ...]] = (*Algorithm.stepping, "clips_whole")
     clipping: Literal["gradient", "corrected", "official"] = "gradient"
 
     @property

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Message, NonNegative, Oracle, State
+from fedsim.algorithms.client import adds_to_next
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.fedcm import FedCM
 from fedsim.algorithms.scaffold import Scaffold
@@ -58,17 +59,18 @@ class SharpnessAware(Algorithm):
 
     @property
     def calls_per_step(self) -> int:
-        return 2 if self.rho > 0 and self.ascent_share > 0 else 1
+        return 1 if self.climb is None else 2
 
     @property
     def climb(self) -> Climb | None:
         """How a step's gradient is made of two; None: it is one."""
-        return Climb(self.rho, self.normalize, self.ascent_share) if self.calls_per_step == 2 else None
+        return Climb(self.rho, self.normalize, self.ascent_share) if self.rho > 0 and self.ascent_share != 0 else None
 
     def local_step(self, oracle: Oracle, local: State, received: Message, client: State) -> State:
         oracle = oracle if self.climb is None else Ascent(oracle, self.climb)
         return super().local_step(oracle, local, received, client)
 
+    @adds_to_next
     def affine_direction(self, received: Message, client: State) -> Affine | None:
         plain = super().affine_direction(received, client)
         return None if plain is None else replace(plain, climb=self.climb)

@@ -91,8 +91,10 @@ class ChainKernel(Kernel):
         return compiled is not None and compiled.takes(x, inputs) and compiled.walks(len(x), samples)
 
     def walk(self, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor, start: Tensor | None = None) -> None:
-        assert self.compiled is not None
-        self.compiled.walk(x, inputs, walk, lr, start)
+        if self.compiled is not None and self.compiled.follows(walk.rule):
+            self.compiled.walk(x, inputs, walk, lr, start)
+        else:
+            super().walk(x, inputs, walk, lr, start)
 
     def descending(self, x: Tensor, lr: Tensor, start: Tensor | None = None) -> Descent:
         one, params, minus = len(x) == 1, self._params(x), -lr

@@ -170,7 +170,7 @@ def _walk(
         wanted = own.new_zeros([targets.size(0), sizes[-1], targets.size(1)])
         wanted.scatter_(1, targets.unsqueeze(1), 1.0)
     ones = own.new_ones([targets.size(-1), 1])
-    if clip > 0.0 or kind > 1 or rho > 0.0:
+    if clip > 0.0 or kind > 1 or rho != 0.0:
         g = torch.empty_like(own)
         into, into_biases = _parts(g, sizes, biased)
         above = own if rho == 0.0 else torch.empty_like(own)
@@ -179,7 +179,7 @@ def _walk(
             seen = (inputs if index is None else inputs.index_select(0, index[step])).flatten(1)
             to, each = wanted[step], scale[step]
             _pass(weights, biases, into, into_biases, 0.0, pointwise, loss, seen, to, each, ones)
-            if rho > 0.0:
+            if rho != 0.0:
                 torch.add(own, g, alpha=rho / (float(torch.linalg.vector_norm(g)) + 1e-7) if unit else rho, out=above)
                 each = each if share == 1.0 else each * share
                 if kind == 0 and clip == 0.0:  # added to the parameters as it is
@@ -328,8 +328,12 @@ class CompiledChain:
         work = self.total * (samples + _READ)
         return rows <= _FEW or work >= _WORK * len(self.biased) ** 2
 
+    def follows(self, rule: Rule) -> bool:
+        """Whether it can take steps by that rule: one of the known kinds in all that it does."""
+        return type(rule) in (HeavyBall, AdamRule) and type(rule.climb) in (type(None), Climb)
+
     def walk(self, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor, start: Tensor | None) -> None:
-        """As `Kernel.walk`."""
+        """As `Kernel.walk`, by a rule that it `follows`."""
         index, rule = walk.index, walk.rule
         kind, names, numbers = _numbers(rule)
         kept = [walk.remembered[name] for name in names]

@@ -12,11 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import ServerAlgorithm
+from fedsim.algorithms.apfl import APFL
+from fedsim.algorithms.base import Algorithm, ServerAlgorithm
 from fedsim.algorithms.fedavg import FedAvg
+from fedsim.algorithms.fedcm import FedCM
 from fedsim.algorithms.feddyn import FedDyn
 from fedsim.algorithms.fednova import FedNova
 from fedsim.algorithms.fedprox import FedProx
+from fedsim.algorithms.sam import SharpnessAware
+from fedsim.algorithms.scaffold import Scaffold
 from fedsim.algorithms.solvers import SGD, Adagrad, Adam, AdamW, LocalSolver, Nesterov
 from fedsim.contract.laws import check_algorithm
 from fedsim.core.errors import InputError
@@ -346,3 +350,18 @@ def test_who_steps_in_a_way_of_its_own_has_no_rule_but_with_directions_of_its_ow
     assert [part.rule for part in (Doubled(mu=0.1), Longer(), Other(), Signs(), Signs(clip=1.0))] == [None] * 5
     assert not Signs().is_plain_sgd
     assert Told(mu=0.1).rule == HeavyBall()
+
+
+@pytest.mark.parametrize("name", ServerAlgorithm.stepping)
+@pytest.mark.parametrize("base", [FedAvg, FedProx, FedCM, FedDyn, Scaffold])
+def test_directions_say_nothing_of_mixins_that_they_do_not_know(base: type[ServerAlgorithm], name: str) -> None:
+    """Wherever one stands that has a hand in steps: before, between or behind the classes that have directions."""
+    assert base().rule == HeavyBall()
+    assert type("Sharp", (SharpnessAware, base), {})().rule == HeavyBall()
+    own = type("Own", (Algorithm,), {name: vars(next(b for b in base.__mro__ if name in vars(b)))[name]})
+    for bases in ((own, base), (base, own), (own, SharpnessAware, base), (SharpnessAware, own, base)):
+        assert type("Mixed", bases, {})().rule is None
+
+
+def test_a_model_of_one_s_own_has_no_rule_with_ascents_either() -> None:
+    assert type("Sharp", (SharpnessAware, APFL), {})().rule is None

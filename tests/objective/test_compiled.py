@@ -170,6 +170,9 @@ def test_gradients_and_steps_are_autograds(name: str, loss: str, rows: int, b: i
         AdamRule(beta1=0.5, beta2=0.9, eps=1e-3, decay=0.1, shrink=0.2, clip=0.3),
         HeavyBall(climb=Climb(0.4)),
         HeavyBall(climb=Climb(0.4, normalize=False), scale=0.5),
+        HeavyBall(climb=Climb(-0.4)),
+        HeavyBall(climb=Climb(-0.4, share=1.5), momentum=0.5),
+        AdamRule(beta1=0.9, beta2=0.99, eps=1e-3, climb=Climb(-0.4, normalize=False, share=0.3)),
         HeavyBall(climb=Climb(0.4, share=0.3), clip=0.3, decay=0.1),
         HeavyBall(climb=Climb(0.4, share=0.3), momentum=0.5),
         AdamRule(beta1=0.9, beta2=0.99, eps=1e-3, climb=Climb(0.4)),
@@ -191,6 +194,33 @@ def test_rules_are_autograds(name: str, rows: int, b: int, rule: Rule) -> None:
             own = Walk(plain.index[part], plain.targets[part], plain.weights[part], rule, remembered)
             walking(kernel, moved, inputs, own, lr)
         torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-14)
+
+
+class Signs(HeavyBall):
+    """A rule of one's own."""
+
+    def step(self, x: Tensor, g: Tensor, lr: Tensor, remembered: State) -> None:
+        x.addcmul_(g.sign(), lr, value=-1.0)
+
+
+class Aside(Climb):
+    """An ascent of one's own."""
+
+    def above(self, x: Tensor, g: Tensor) -> Tensor:
+        return x + self.rho * g.sign()
+
+
+@pytest.mark.parametrize("rule", [Signs(), HeavyBall(climb=Aside(0.4))], ids=str)
+@pytest.mark.parametrize("rows,b", [(1, 1), (1, 5), (3, 4)])
+def test_rules_of_one_s_own_are_followed(rows: int, b: int, rule: Rule) -> None:
+    kernel, x, inputs, plain, lr = made("relu", "cross_entropy", rows, b, True)
+    assert kernel.walks(x, inputs, b)
+    found, walk = [x.clone() for _ in range(3)], replace(plain, rule=rule)
+    kernel.walk(found[0], inputs, walk, lr)
+    Kernel.walk(kernel, found[1], inputs, walk, lr)
+    kernel.walk(found[2], inputs, replace(plain, rule=HeavyBall(climb=rule.climb and Climb(0.4))), lr)
+    torch.testing.assert_close(*found[:2], rtol=1e-12, atol=1e-13)
+    assert not torch.allclose(found[0], found[2])
 
 
 @pytest.mark.parametrize("rule", [HeavyBall(), HeavyBall(momentum=0.5), AdamRule(beta1=0.9, beta2=0.99, eps=1e-3)])
