@@ -93,6 +93,16 @@ def test_a_sweep_side_by_side_while_it_starts(place: str, tmp_path: Path) -> Non
     assert err[-1].startswith("interrupted: ")
 
 
+@pytest.mark.parametrize(("place", "number"), [("find_runs", signal.SIGTERM), ("make_page", signal.SIGINT)])
+def test_a_report(place: str, number: signal.Signals, tmp_path: Path) -> None:
+    fedsim.run(SCENARIO, tmp_path / "run")
+    (tmp_path / "page.html").write_text("as it was")
+    arguments = "report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")
+    code, said, err = struck(f"fedsim.reports.report:{place}", number, *arguments)
+    assert (code, said, err) == (130, "", ["interrupted: nothing more is written"])
+    assert (tmp_path / "page.html").read_text() == "as it was"
+
+
 def test_from_python_sigterm_is_as_ctrl_c_in_every_phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless the program answers it by itself; afterwards it ends a process as ever."""
     import fedsim.engine.run
