@@ -64,9 +64,10 @@ def _has(method: Callable[..., object], mark: str) -> bool:
     return getattr(method, mark, None) is method
 
 
-def of_solver(rows: State) -> State:
-    """What the solver remembers, by its own names."""
-    return {k.removeprefix(_SOLVER): v for k, v in rows.items() if k.startswith(_SOLVER)}
+def of_solver(rows: State, model: str = "x") -> State:
+    """What the solver remembers of x, or of another `model` that it moves, by its own names."""
+    before = _before(model)
+    return {k.removeprefix(before): v for k, v in rows.items() if k.startswith(before)}
 
 
 def of_algorithm(rows: State) -> State:
@@ -74,9 +75,13 @@ def of_algorithm(rows: State) -> State:
     return {k: v for k, v in rows.items() if not k.startswith(_SOLVER)}
 
 
-def for_solver(rows: State) -> State:
+def for_solver(rows: State, model: str = "x") -> State:
     """What the solver remembers, under the names that keep it apart."""
-    return {_SOLVER + k: v for k, v in rows.items()}
+    return {_before(model) + k: v for k, v in rows.items()}
+
+
+def _before(model: str) -> str:
+    return _SOLVER if model == "x" else f"{model}:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +147,14 @@ class ClientHalf(Part, ABC):
         named in `stepping`: a subclass that does not override this as well, or a mixin; see `adds_to_next`.
         """
         return Affine()
+
+    def affine_beside(self, received: Message, client: State) -> dict[str, tuple[Affine, float]]:
+        """Models in `local` that steps move besides x, by name: along which directions, at which rate in times of x's.
+
+        It is asked where there is an `affine_direction`. What the solver remembers of them lies in `local` under the
+        names of `for_solver`.
+        """
+        return {}
 
     def local_step(self, oracle: Oracle, local: State, received: Message, client: State) -> State:
         """One step of the solver along `direction`: ``x = x - lr b,  b = momentum b + direction + weight_decay x``."""

@@ -18,6 +18,7 @@ from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.needs import Needs
 from fedsim.algorithms.own_model import OwnModel, pulled
 from fedsim.core.registry import register
+from fedsim.core.rules import Affine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,13 @@ class DittoClient(OwnModel):
         after, v = super().local_step(oracle, local, received, client), local["v"]
         direction = pulled(self.gradient(oracle, v), v, received["x"], self.lambda_)
         return {**after, **self.step_own(oracle, local, direction)}
+
+    def affine_direction(self, received: Message, client: State) -> Affine | None:
+        return super().affine_direction(received, client)  # x goes its way as if there were no v
+
+    def affine_beside(self, received: Message, client: State) -> dict[str, tuple[Affine, float]]:
+        pull = Affine(pull=self.lambda_, shift=-self.lambda_ * received["x"]) if self.lambda_ else Affine()
+        return {"v": (pull, 1.0 if self.personal_lr is None else self.personal_lr / self.lr)}
 
 
 @register.algorithm("ditto")

@@ -9,6 +9,7 @@ others, so that v is private, too. Mechanisms that protect messages leave v as i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,8 +18,6 @@ from fedsim.algorithms.base import Algorithm, Effort, Message, Oracle, Positive,
 from fedsim.algorithms.client import ClientHalf, for_solver, of_solver
 from fedsim.core.errors import InputError
 from fedsim.core.rules import Rule
-
-_OWN = "v:"  # before the names of what the solver of v remembers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +29,14 @@ class OwnModel(Algorithm):
     personal_lr : learning rate of v (default: `lr`). `lr_decay` and the clocks of `lr` apply to it, too.
     """
 
+    stepping: ClassVar[tuple[str, ...]] = (*Algorithm.stepping, "step_own", "own_rate")
     personal_lr: Positive | None = None
 
     def init_client(self, params: Tensor) -> State:
         return {**super().init_client(params), "v": params, **self._remembered(self.local_solver.start(params))}
 
     def start(self, received: Message, client: State) -> State:
-        own = {k: v for k, v in client.items() if k == "v" or k.startswith(_OWN)}
-        return {**super().start(received, client), **own}
+        return {**super().start(received, client), "v": client["v"], **for_solver(of_solver(client, "v"), "v")}
 
     def local_step(self, oracle: Oracle, local: State, received: Message, client: State) -> State:
         """A step of x alone, bit for bit the one that it takes where there is no v."""
@@ -56,15 +55,14 @@ class OwnModel(Algorithm):
     @property
     def _common_rule(self) -> Rule | None:
         """By which rule x steps along its minibatch gradients, if it does nothing else; see `ClientHalf.rule`."""
-        plain = {*ClientHalf.stepping, "affine_direction"} - {"start", "local_step"}  # which add what v needs
+        plain = {*ClientHalf.stepping} - {"start", "local_step"}  # which add what v needs
         rule = self.local_solver.rule if all(getattr(type(self), n) is getattr(ClientHalf, n) for n in plain) else None
         return None if rule is None else replace(rule, clip=self.clip)
 
     def message(self, local: State, received: Message, client: State, effort: Effort) -> Report:
         # It is the other parent's.
         travels, stays, kept = super().message(local, received, client, effort)  # type: ignore[safe-super]
-        solver = {k.removeprefix(_OWN): v for k, v in local.items() if k.startswith(_OWN)}
-        return travels, stays, {**kept, "v": local["v"], **self._remembered(solver)}
+        return travels, stays, {**kept, "v": local["v"], **self._remembered(of_solver(local, "v"))}
 
     def check_train(self) -> None:
         super().check_train()
@@ -78,9 +76,9 @@ class OwnModel(Algorithm):
     def step_own(self, oracle: Oracle, local: State, direction: Tensor) -> State:
         """v after a step of the solver along `direction`, and what the solver remembers of it."""
         v, solver = local["v"], self.local_solver
-        before = {k.removeprefix(_OWN): s for k, s in local.items() if k.startswith(_OWN)} or solver.start(v)
+        before = of_solver(local, "v") or solver.start(v)
         after, state = solver.step(v, direction, self.own_rate(oracle), before)
-        return {"v": after, **{_OWN + k: s for k, s in state.items()}}
+        return {"v": after, **for_solver(state, "v")}
 
     def own_rate(self, oracle: Oracle) -> Tensor:
         """The learning rate of v, ``[m, 1]``."""
@@ -91,7 +89,7 @@ class OwnModel(Algorithm):
         return oracle.lr if rate is None else oracle.lr * (rate / self.lr)
 
     def _remembered(self, state: State) -> State:
-        return {_OWN + k: s for k, s in state.items()} if self.local_solver.state == "kept" else {}
+        return for_solver(state, "v") if self.local_solver.state == "kept" else {}
 
 
 def pulled(g: Tensor, v: Tensor, x: Tensor, factor: float) -> Tensor:

@@ -24,7 +24,7 @@ from fedsim.core.arrays import Ints
 from fedsim.core.job import Job
 from fedsim.core.oracle import CARRIED, Plan, Task
 from fedsim.core.returned import by_row, same_form
-from fedsim.core.rules import Rule
+from fedsim.core.rules import Affine
 from fedsim.core.types import BatchSize, Message, State, tensor_of
 from fedsim.messages.base import SEPARATOR, Pipeline, check_names, own_rows
 
@@ -130,8 +130,8 @@ class Worker:
                     directions = algorithm.affine_direction(received, kept)
                     if directions is not None:
                         taken = step + working[step:].count(count)
-                        along = rule.along(directions)
-                        local = _walked(algorithm, along, plan, local, rates, range(step, taken))
+                        moved = {"x": (directions, 1.0), **algorithm.affine_beside(received, kept)}
+                        local = _walked(algorithm, moved, plan, local, rates, range(step, taken))
                         continue
                 start = local["x"] if plain and step == 0 else None
                 if start is not None:
@@ -217,13 +217,20 @@ class Worker:
         return tensor_of(values, self.initial.dtype, self.initial.device).unsqueeze(1)
 
 
-def _walked(algorithm: Algorithm, rule: Rule, plan: Plan, local: State, lr: Tensor, steps: range) -> State:
-    """What `Algorithm.local_step` makes of `local` in all of these `steps`, where it follows gradients by this rule."""
-    start = None if steps.start else local["x"]
-    x = local["x"] if start is None else torch.empty_like(start, memory_format=torch.contiguous_format)
-    remembered = {k: v.contiguous() for k, v in (of_solver(local) or algorithm.local_solver.start(x)).items()}
-    plan.walk(x, lr, steps, start, rule, remembered)
-    return {**local, "x": x, **for_solver(remembered)}
+def _walked(
+    algorithm: Algorithm, moved: dict[str, tuple[Affine, float]], plan: Plan, local: State, lr: Tensor, steps: range
+) -> State:
+    """What `Algorithm.local_step` makes of `local` in all of these `steps`, where it goes along affine directions."""
+    rule, after = algorithm.rule, dict(local)
+    assert rule is not None
+    for name, (directions, times) in moved.items():
+        start = None if steps.start else local[name]
+        x = local[name] if start is None else torch.empty_like(start, memory_format=torch.contiguous_format)
+        before = of_solver(local, name) or algorithm.local_solver.start(x)
+        remembered = {k: v.contiguous() for k, v in before.items()}
+        plan.walk(x, lr if times == 1 else lr * times, steps, start, rule.along(directions), remembered)
+        after |= {name: x, **for_solver(remembered, name)}
+    return after
 
 
 def fresh_rows(algorithm: Algorithm, task: Task, pipeline: Pipeline) -> State:

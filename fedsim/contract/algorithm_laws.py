@@ -175,15 +175,19 @@ def affine_directions(bench: Bench) -> str:
     if a.rule is None or directions is None:
         return "it has no affine directions, steps are taken one by one"
     lr = torch.full((CLIENTS, 1), a.lr, dtype=torch.float64)
-    oracle, local, rule = ExactOracle(bench, slice(None), lr), a.start(received, keeps), a.rule.along(directions)
-    x, worst = local["x"].clone(), 0.0
-    remembered = {k: v.contiguous() for k, v in a.local_solver.start(x).items()}
+    oracle, local = ExactOracle(bench, slice(None), lr), a.start(received, keeps)
+    moved = {"x": (directions, 1.0), **a.affine_beside(received, keeps)}
+    rows = {name: local[name].clone() for name in moved}
+    remembered = {name: {k: v.contiguous() for k, v in a.local_solver.start(x).items()} for name, x in rows.items()}
+    worst = 0.0
     for number in range(1, 4 if bench.any_steps else 2):
         local = a.local_step(oracle, local, received, keeps)
-        rule.step(x, rule.gradient(oracle.grad, x), lr, remembered)
-        hint = "scale, pull and shift are to be those of direction: scale g + pull x + shift"
-        what = f"x after local step {number} and along affine_direction"
-        worst = max(worst, compare(what, {"x": local["x"]}, {"x": x}, TOLERANCE, hint))
+        for name, (along, times) in moved.items():
+            x, rule = rows[name], a.rule.along(along)
+            rule.step(x, rule.gradient(oracle.grad, x), lr * times, remembered[name])
+            hint = "scale, pull and shift are to be those of direction: scale g + pull x + shift"
+            what = f"{name} after local step {number} and along affine_{'direction' if name == 'x' else 'beside'}"
+            worst = max(worst, compare(what, {name: local[name]}, {name: x}, TOLERANCE, hint))
     return f"largest difference {worst:.1e}"
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from kept_models import KEEP, kept, own_models
-from torch import nn
+from torch import Tensor, nn
 
 import fedsim
 from fedsim.core.errors import InputError
 from fedsim.core.registry import lookup
+from fedsim.objective.compiled import CompiledChain
+from fedsim.objective.kernel import Walk
 from fedsim.scenario.load import parse
 
 Make = Callable[..., Any]
@@ -84,6 +86,42 @@ def test_without_a_pull_the_own_model_is_trained_alone(
     _, alone = go(prefix + "local", sections, **SOLVERS[solver])
     assert np.abs(own - alone).max() <= 1e-12  # plain steps may be taken in place
     assert np.abs(own - own.mean(0)).max() > 1e-3
+
+
+@pytest.mark.parametrize("around", ["server", "graph"])
+@pytest.mark.parametrize("solver", [*SOLVERS, "nesterov"])
+@pytest.mark.parametrize("keys", [{"lambda": 0.5}, {"lambda": 0.0}, {"lambda": 2.0, "personal_lr": 0.03}], ids=str)
+def test_ditto_walks_both_models_as_steps_do(
+    run_scenario: Make, around: str, solver: str, keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All steps of a client in one call against all clients step by step."""
+    walked: list[int] = []
+    walk = CompiledChain.walk
+
+    def noted(self: CompiledChain, x: Tensor, inputs: Tensor, path: Walk, *rest: Any) -> None:
+        walked.append(path.targets.shape[1])
+        walk(self, x, inputs, path, *rest)
+
+    monkeypatch.setattr(CompiledChain, "walk", noted)
+    prefix, _, sections = AROUND[around]
+    own = SOLVERS.get(solver, {"solver": {"name": "nesterov", "momentum": 0.5}})
+    found = []
+    for kernel in ("auto", "stacked"):
+        made = run_scenario(
+            data={**DIGITS, "clients": 3},
+            model={"name": "linear"},
+            algorithm={
+                "name": prefix + "ditto", "lr": 0.1, "batch_size": 8, "local_steps": [3, 5, 2], **keys, **own
+            },
+            run={"rounds": 3, "metrics": [KEEP], "kernel": kernel, "dtype": "float64"},
+            **{**sections, "participation": {"mode": sections["participation"]["mode"]}},
+        )  # fmt: skip
+        found.append(np.concatenate([np.atleast_2d(made.params.numpy()), own_models()]))
+        if kernel == "auto":  # with Adam's kept state steps are taken one by one
+            assert (max(walked, default=0) > 1) == (solver != "adam")
+            walked.clear()
+    assert not walked
+    np.testing.assert_allclose(*found, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("around", AROUND)
