@@ -259,7 +259,7 @@ class ClientHalf(Part, ABC):
     @classmethod
     def _directions_are_whole(cls) -> bool:
         """Whether all classes that have a hand in steps are known to those that say `affine_direction`: to the first of
-        them, and to the next one where it adds to that."""
+        them, and to the next one where it adds to that. Those before an `affine_beside` have to have one as well."""
         saying = []
         for base in cls.__mro__:
             if "affine_direction" in vars(base):
@@ -268,7 +268,10 @@ class ClientHalf(Part, ABC):
                     break
         parts = {name for base in cls.__mro__ for name in vars(base).get("stepping", ())}
         stepping = [base for base in cls.__mro__ if not parts.isdisjoint(vars(base))]
-        return all(any(issubclass(one, base) for one in saying) for base in stepping)
+        beside = [base for base in cls.__mro__ if "affine_beside" in vars(base) and base is not ClientHalf]
+        before = cls.__mro__[: cls.__mro__.index(beside[-1])] if beside else ()
+        alike = all(base in beside for base in saying if base in before)
+        return alike and all(any(issubclass(one, base) for one in saying) for base in stepping)
 
     @cached_property
     def sends_change(self) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedsim.algorithms.base import Message, NonNegative, Oracle, State
+from fedsim.algorithms.client import adds_to_next
 from fedsim.algorithms.dspodfl import DFedAvg
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.needs import Needs
@@ -42,6 +43,7 @@ class DittoClient(OwnModel):
         direction = pulled(self.gradient(oracle, v), v, received["x"], self.lambda_)
         return {**after, **self.step_own(oracle, local, direction)}
 
+    @adds_to_next
     def affine_direction(self, received: Message, client: State) -> Affine | None:
         return super().affine_direction(received, client)  # x goes its way as if there were no v
 

@@ -75,6 +75,10 @@ class SharpnessAware(Algorithm):
         plain = super().affine_direction(received, client)
         return None if plain is None else replace(plain, climb=self.climb)
 
+    def affine_beside(self, received: Message, client: State) -> dict[str, tuple[Affine, float]]:
+        beside = super().affine_beside(received, client)
+        return {name: (replace(plain, climb=self.climb), times) for name, (plain, times) in beside.items()}
+
 
 @register.algorithm("fedsam")
 @dataclass(frozen=True, kw_only=True)

@@ -85,6 +85,8 @@ class SGD(LocalSolver):
 
     def weight_sum(self, steps: Tensor) -> Tensor | None:
         """The number of steps; with momentum r ``sum_{j=1..K} (1 - r^j) / (1 - r)`` (FedNova, arXiv 2007.07481)."""
+        if not self._known:
+            return None
         if self.momentum == 0:
             return steps
         return None if self.state == "kept" else self._ball(steps)
@@ -95,7 +97,13 @@ class SGD(LocalSolver):
 
     @property
     def in_place(self) -> bool:
-        return self.momentum == 0 and self.weight_decay == 0
+        return self.momentum == 0 and self.weight_decay == 0 and self._known
+
+    @property
+    def _known(self) -> bool:
+        """Whether steps are the ones of this module: whoever derives from it may take others."""
+        ours = [[getattr(kind, name) for kind in (SGD, Nesterov)] for name in ("start", "step", "decayed")]
+        return all(getattr(type(self), own[0].__name__) in own for own in ours)
 
     @property
     def rule(self) -> Rule | None:

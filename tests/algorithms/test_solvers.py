@@ -10,25 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from fedsim.algorithms.apfl import APFL
-from fedsim.algorithms.base import Algorithm, ServerAlgorithm
+from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.algorithms.fedavg import FedAvg
-from fedsim.algorithms.fedcm import FedCM
 from fedsim.algorithms.feddyn import FedDyn
 from fedsim.algorithms.fednova import FedNova
 from fedsim.algorithms.fedprox import FedProx
-from fedsim.algorithms.sam import SharpnessAware
-from fedsim.algorithms.scaffold import Scaffold
 from fedsim.algorithms.solvers import SGD, Adagrad, Adam, AdamW, LocalSolver, Nesterov
 from fedsim.contract.laws import check_algorithm
 from fedsim.core.errors import InputError
 from fedsim.core.fields import dump_part, make_part
-from fedsim.core.oracle import Oracle
 from fedsim.core.registry import lookup, names
-from fedsim.core.rules import AdamRule, Affine, HeavyBall
-from fedsim.core.types import Message, State
+from fedsim.core.rules import AdamRule, HeavyBall
 from fedsim.scenario.load import parse
 
 Make = Callable[..., Any]
@@ -256,7 +249,7 @@ from dataclasses import dataclass
 import torch
 from fedsim.algorithms.fednova import FedNova
 from fedsim.algorithms.fedprox import FedProx
-from fedsim.algorithms.solvers import LocalSolver
+from fedsim.algorithms.solvers import SGD, LocalSolver
 
 @dataclass(frozen=True, kw_only=True)
 class Sign(LocalSolver):
@@ -264,6 +257,12 @@ class Sign(LocalSolver):
     scale: float = 1.0
     def step(self, x, v, lr, state):
         return x - self.scale * lr * torch.sign(v), state
+
+@dataclass(frozen=True, kw_only=True)
+class Half(SGD):
+    "x = x - lr v / 2"
+    def step(self, x, v, lr, state):
+        return super().step(x, v, lr / 2, state)
 """
 
 
@@ -296,6 +295,40 @@ def test_the_solver_says_whether_steps_may_be_taken_in_place() -> None:
         assert not FedAvg(**keys).is_plain_sgd  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["start", "step", "decayed"])
+@pytest.mark.parametrize("kind", [SGD, Nesterov])
+def test_a_solver_that_derives_from_another_takes_its_own_steps(kind: type[SGD], name: str) -> None:
+    """What its parent says of plain steps is not said of them: neither in place nor as a sum of directions."""
+    plain, steps = kind(momentum=0.0), torch.ones(2, 1)
+    assert plain.in_place
+    assert plain.weight_sum(steps) is not None
+
+    def own(self: SGD, *inputs: Any) -> Any:
+        return getattr(kind, name)(self, *inputs)
+
+    mine = type("Mine", (kind,), {name: own})(momentum=0.0)
+    assert not mine.in_place
+    assert mine.weight_sum(steps) is None
+    assert mine.rule is None
+    assert not FedAvg(solver=mine).is_plain_sgd
+    assert type("Renamed", (kind,), {})(momentum=0.0).in_place
+
+
+def test_half_steps_of_a_solver_of_ones_own_are_half_as_long(
+    quadratic: Make, run_scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_half_solver.py").write_text(OWN_SOLVER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    problem = quadratic(n=4, d=3)
+    found = [
+        run_scenario(
+            data=problem.section(), algorithm={"name": "fedavg", "local_steps": 3, **keys}, run={"rounds": 5}
+        ).params.numpy()
+        for keys in ({"lr": 0.1, "solver": {"name": "own_half_solver:Half"}}, {"lr": 0.05})
+    ]
+    np.testing.assert_allclose(*found, rtol=1e-12, atol=1e-15)
+
+
 def test_the_solver_says_by_which_rule_steps_follow_gradients() -> None:
     class Own(SGD):
         """It may do anything."""
@@ -321,47 +354,3 @@ def test_the_solver_says_by_which_rule_steps_follow_gradients() -> None:
     assert FedProx(mu=0.1, clip=1.0).rule == HeavyBall(clip=1.0)
     assert FedProx(mu=0.1, clip=1.0, clipping="corrected").rule is None
     assert FedDyn(clip=1.0, clipping="official").rule is None
-
-
-def test_who_steps_in_a_way_of_its_own_has_no_rule_but_with_directions_of_its_own() -> None:
-    """What an algorithm says of its directions is nothing that its subclasses say of theirs."""
-
-    class Doubled(FedProx):
-        def direction(self, oracle: Oracle, x: Tensor, received: Message, client: State) -> Tensor:
-            return 2 * super().direction(oracle, x, received, client)
-
-    class Longer(FedProx):
-        def pulled(self, g: Tensor, y: Tensor, x: Tensor, a: float) -> Tensor:
-            return super().pulled(g, y, x, 2 * a)
-
-    class Other(FedDyn):
-        def corrected(self, g: Tensor, x: Tensor, received: Message, client: State) -> Tensor:
-            return 2 * g
-
-    class Signs(FedAvg):
-        def clipped(self, g: Tensor) -> Tensor:
-            return g.sign()
-
-    class Told(Doubled):
-        def affine_direction(self, received: Message, client: State) -> Affine:
-            once = super().affine_direction(received, client)
-            return Affine(2.0, 2 * once.pull, None if once.shift is None else 2 * once.shift)
-
-    assert [part.rule for part in (Doubled(mu=0.1), Longer(), Other(), Signs(), Signs(clip=1.0))] == [None] * 5
-    assert not Signs().is_plain_sgd
-    assert Told(mu=0.1).rule == HeavyBall()
-
-
-@pytest.mark.parametrize("name", ServerAlgorithm.stepping)
-@pytest.mark.parametrize("base", [FedAvg, FedProx, FedCM, FedDyn, Scaffold])
-def test_directions_say_nothing_of_mixins_that_they_do_not_know(base: type[ServerAlgorithm], name: str) -> None:
-    """Wherever one stands that has a hand in steps: before, between or behind the classes that have directions."""
-    assert base().rule == HeavyBall()
-    assert type("Sharp", (SharpnessAware, base), {})().rule == HeavyBall()
-    own = type("Own", (Algorithm,), {name: vars(next(b for b in base.__mro__ if name in vars(b)))[name]})
-    for bases in ((own, base), (base, own), (own, SharpnessAware, base), (SharpnessAware, own, base)):
-        assert type("Mixed", bases, {})().rule is None
-
-
-def test_a_model_of_one_s_own_has_no_rule_with_ascents_either() -> None:
-    assert type("Sharp", (SharpnessAware, APFL), {})().rule is None

@@ -1,0 +1,93 @@
+"""By which rule steps are taken together, and who has steps of its own: subclasses, mixins, models beside x."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.apfl import APFL
+from fedsim.algorithms.base import Algorithm, ServerAlgorithm
+from fedsim.algorithms.client import adds_to_next
+from fedsim.algorithms.ditto import Ditto, DittoClient
+from fedsim.algorithms.fedavg import FedAvg
+from fedsim.algorithms.fedcm import FedCM
+from fedsim.algorithms.feddyn import FedDyn
+from fedsim.algorithms.fedprox import FedProx
+from fedsim.algorithms.sam import FedSAM, SharpnessAware
+from fedsim.algorithms.scaffold import Scaffold
+from fedsim.core.oracle import Oracle
+from fedsim.core.rules import Affine, Climb, HeavyBall
+from fedsim.core.types import Message, State
+
+
+def test_who_steps_in_a_way_of_its_own_has_no_rule_but_with_directions_of_its_own() -> None:
+    """What an algorithm says of its directions is nothing that its subclasses say of theirs."""
+
+    class Doubled(FedProx):
+        def direction(self, oracle: Oracle, x: Tensor, received: Message, client: State) -> Tensor:
+            return 2 * super().direction(oracle, x, received, client)
+
+    class Longer(FedProx):
+        def pulled(self, g: Tensor, y: Tensor, x: Tensor, a: float) -> Tensor:
+            return super().pulled(g, y, x, 2 * a)
+
+    class Other(FedDyn):
+        def corrected(self, g: Tensor, x: Tensor, received: Message, client: State) -> Tensor:
+            return 2 * g
+
+    class Signs(FedAvg):
+        def clipped(self, g: Tensor) -> Tensor:
+            return g.sign()
+
+    class Told(Doubled):
+        def affine_direction(self, received: Message, client: State) -> Affine:
+            once = super().affine_direction(received, client)
+            return Affine(2.0, 2 * once.pull, None if once.shift is None else 2 * once.shift)
+
+    assert [part.rule for part in (Doubled(mu=0.1), Longer(), Other(), Signs(), Signs(clip=1.0))] == [None] * 5
+    assert not Signs().is_plain_sgd
+    assert Told(mu=0.1).rule == HeavyBall()
+
+
+@pytest.mark.parametrize("name", ServerAlgorithm.stepping)
+@pytest.mark.parametrize("base", [FedAvg, FedProx, FedCM, FedDyn, Scaffold])
+def test_directions_say_nothing_of_mixins_that_they_do_not_know(base: type[ServerAlgorithm], name: str) -> None:
+    """Wherever one stands that has a hand in steps: before, between or behind the classes that have directions."""
+    assert base().rule == HeavyBall()
+    assert type("Sharp", (SharpnessAware, base), {})().rule == HeavyBall()
+    own = type("Own", (Algorithm,), {name: vars(next(b for b in base.__mro__ if name in vars(b)))[name]})
+    for bases in ((own, base), (base, own), (own, SharpnessAware, base), (SharpnessAware, own, base)):
+        assert type("Mixed", bases, {})().rule is None
+
+
+def test_a_model_of_one_s_own_has_no_rule_with_ascents_either() -> None:
+    assert type("Sharp", (SharpnessAware, APFL), {})().rule is None
+
+
+def test_what_adds_to_directions_adds_to_those_of_models_beside_as_well() -> None:
+    """A climb is one of both models; a mixin that says nothing of the second one takes steps."""
+    sharp = type("Sharp", (SharpnessAware, Ditto), {})()
+    assert sharp.rule == HeavyBall()
+    x = torch.ones(2, 3)
+    (along, times), plain = sharp.affine_beside({"x": x}, {"v": x})["v"], sharp.affine_direction({"x": x}, {"v": x})
+    assert (along.climb, along.pull, times) == (Climb(0.1), 0.1, 1.0)
+    assert plain.climb == Climb(0.1)
+
+    class Silent(Algorithm):
+        @adds_to_next
+        def affine_direction(self, received: Message, client: State) -> Affine | None:
+            return super().affine_direction(received, client)
+
+    assert type("Mixed", (Silent, FedAvg), {})().rule == HeavyBall()
+    assert type("Mixed", (Silent, Ditto), {})().rule is None
+    assert type("Mixed", (DittoClient, FedProx), {})().rule == HeavyBall()
+
+
+def test_an_ascent_is_taken_whatever_number_of_gradients_a_subclass_claims() -> None:
+    class Modest(FedSAM):
+        @property
+        def calls_per_step(self) -> int:
+            return 1
+
+    assert Modest().climb == Climb(0.1)
