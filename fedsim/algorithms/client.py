@@ -19,7 +19,7 @@ from fedsim.core.arrays import Floats, Ints
 from fedsim.core.errors import InputError
 from fedsim.core.oracle import Oracle
 from fedsim.core.registry import Part
-from fedsim.core.returned import like, same_form
+from fedsim.core.returned import affine, affine_beside, like, same_form
 from fedsim.core.rules import Affine, Rule
 from fedsim.core.types import BatchSize, Decay, Message, NonNegative, Positive, State, clip_norm
 
@@ -82,6 +82,25 @@ def for_solver(rows: State, model: str = "x") -> State:
 
 def _before(model: str) -> str:
     return _SOLVER if model == "x" else f"{model}:"
+
+
+def directions_of(
+    algorithm: ClientHalf, local: State, received: Message, client: State
+) -> dict[str, tuple[Affine, float]] | None:
+    """The affine directions of all models in `local` that steps move, and their rates in times of x's; None: there are
+    none for x.
+
+    Raises
+    ------
+    WrongFormError
+        What the algorithm says of them has another form.
+    """
+    found = algorithm.affine_direction(received, client)
+    directions = affine(found, local["x"], algorithm, "affine_direction")
+    if directions is None:
+        return None
+    beside = algorithm.affine_beside(received, client)
+    return {"x": (directions, 1.0), **affine_beside(beside, local, algorithm, "affine_beside")}
 
 
 @dataclass(frozen=True, kw_only=True)

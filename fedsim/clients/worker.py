@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Effort, one_message
-from fedsim.algorithms.client import changed, for_solver, of_solver
+from fedsim.algorithms.client import changed, directions_of, for_solver, of_solver
 from fedsim.clients.parallel import InTurn, Kept, Rows, divided, share
 from fedsim.clients.personal import composed, fresh_personal, kept_of, parted
 from fedsim.clients.phases import Masked, Now, Schedule
@@ -127,10 +127,9 @@ class Worker:
                     local = changed(plan.oracle(step, count, rates).change(local["x"].contiguous()))
                     continue
                 if rule is not None and not plain and schedule is None and plan.walks(local["x"]):
-                    directions = algorithm.affine_direction(received, kept)
-                    if directions is not None:
+                    moved = directions_of(algorithm, local, received, kept)
+                    if moved is not None:
                         taken = step + working[step:].count(count)
-                        moved = {"x": (directions, 1.0), **algorithm.affine_beside(received, kept)}
                         local = _walked(algorithm, moved, plan, local, rates, range(step, taken))
                         continue
                 start = local["x"] if plain and step == 0 else None

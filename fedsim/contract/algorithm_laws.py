@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.client import change, changed
+from fedsim.algorithms.base import Algorithm
+from fedsim.algorithms.client import change, changed, directions_of
 from fedsim.algorithms.round import Effort, Report
 from fedsim.contract.bench import CLIENTS, DIMENSION, EVERYBODY, Bench, ExactOracle
 from fedsim.contract.tools import (
@@ -22,6 +24,7 @@ from fedsim.contract.tools import (
     same_from_yaml,
     unchanged,
 )
+from fedsim.core.errors import InputError
 from fedsim.core.fields import keys_of
 from fedsim.core.types import Message, State, norm
 from fedsim.messages.robust import Median
@@ -101,6 +104,8 @@ def inputs_untouched(bench: Bench) -> str:
         oracle = ExactOracle(bench, slice(None), info.lr)
         for _ in range(int(steps[0])):
             call("direction", oracle, local["x"], received, keeps)
+            call("affine_direction", received, keeps)
+            call("affine_beside", received, keeps)
             local = call("local_step", oracle, local, received, keeps)
         travels, stays, keeps = call(
             "message", local, received, keeps, Effort(info.steps, info.lr, bench.loss(received))
@@ -169,26 +174,53 @@ def follows_lr(bench: Bench) -> str:
 
 
 def affine_directions(bench: Bench) -> str:
-    """Where an algorithm has `affine_direction`, SGD along it is what its local steps do."""
-    a, (received, keeps) = bench.algorithm, _somewhere(bench)
-    directions = None if a.rule is None else a.affine_direction(received, keeps)
-    if a.rule is None or directions is None:
-        return "it has no affine directions, steps are taken one by one"
+    """Where an algorithm has `affine_direction`, SGD along it is what its local steps do, also with a `clip`."""
+    a = bench.algorithm
+    worst = [_affine(bench, one) for one in (a, *_clipped(a))]
+    known = [far for far in worst if far is not None]
+    return (
+        f"largest difference {max(known):.1e}" if known else "it has no affine directions, steps are taken one by one"
+    )
+
+
+def _clipped(a: Algorithm) -> list[Algorithm]:
+    """The algorithm with short gradients, where it has none and takes that key."""
+    if "clip" not in keys_of(type(a)) or a.clip is not None:
+        return []
+    short = replace(a, clip=0.1)
+    try:
+        short.check(CLIENTS)
+    except InputError:
+        return []
+    return [short]
+
+
+def _affine(bench: Bench, a: Algorithm) -> float | None:
+    """How far steps along affine directions get from local steps; None: there are no such directions."""
+    received, keeps = _somewhere(bench)
+    local = a.start(received, keeps)
+    moved = None if a.rule is None else directions_of(a, local, received, keeps)
+    if a.rule is None or moved is None:
+        return None
     lr = torch.full((CLIENTS, 1), a.lr, dtype=torch.float64)
-    oracle, local = ExactOracle(bench, slice(None), lr), a.start(received, keeps)
-    moved = {"x": (directions, 1.0), **a.affine_beside(received, keeps)}
+    oracle, worst = ExactOracle(bench, slice(None), lr), 0.0
     rows = {name: local[name].clone() for name in moved}
     remembered = {name: {k: v.contiguous() for k, v in a.local_solver.start(x).items()} for name, x in rows.items()}
-    worst = 0.0
+    calls = sum(1 if along.climb is None else 2 for along, _ in moved.values())
+    if a.calls_per_step != calls:
+        raise LawBrokenError(f"calls_per_step is {a.calls_per_step}, affine directions take {calls} gradients per step")
+    under = "" if a.clip is None else f" with clip {a.clip:g}"
     for number in range(1, 4 if bench.any_steps else 2):
         local = a.local_step(oracle, local, received, keeps)
         for name, (along, times) in moved.items():
             x, rule = rows[name], a.rule.along(along)
             rule.step(x, rule.gradient(oracle.grad, x), lr * times, remembered[name])
             hint = "scale, pull and shift are to be those of direction: scale g + pull x + shift"
-            what = f"{name} after local step {number} and along affine_{'direction' if name == 'x' else 'beside'}"
+            what = (
+                f"{name} after local step {number} and along affine_{'direction' if name == 'x' else 'beside'}{under}"
+            )
             worst = max(worst, compare(what, {name: local[name]}, {name: x}, TOLERANCE, hint))
-    return f"largest difference {worst:.1e}"
+    return worst
 
 
 def flows_on(bench: Bench) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from fedsim.algorithms.base import Algorithm
 from fedsim.contract.algorithm_laws import LAWS
 from fedsim.contract.bench import CLIENTS, Bench
+from fedsim.contract.solver_laws import solver_laws
 from fedsim.contract.tools import CheckResult, LawBrokenError, checked, part_of
 from fedsim.core.errors import InputError
 
@@ -20,7 +21,7 @@ def check_algorithm(name: str, settings: list[str]) -> list[CheckResult]:
 
     Parameters
     ----------
-    settings : ``key=value`` for the algorithm's keys, values in YAML.
+    settings : ``key=value`` for the algorithm's keys, values in YAML. A `solver` among them has to keep its own laws.
 
     Raises
     ------
@@ -32,7 +33,10 @@ def check_algorithm(name: str, settings: list[str]) -> list[CheckResult]:
     if not results[0].passed:
         return results
     bench = Bench(algorithm)
-    return results + [checked(law, lambda test=test: test(bench)) for law, test in LAWS.items()]  # type: ignore[misc]
+    results += [checked(law, lambda test=test: test(bench)) for law, test in LAWS.items()]  # type: ignore[misc]
+    if algorithm.solver is not None:
+        results += [checked(f"solver: {law}", test) for law, test in solver_laws(algorithm.solver).items()]
+    return results
 
 
 def _keys(algorithm: Algorithm) -> str:

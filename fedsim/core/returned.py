@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedsim.core.errors import RunError
 from fedsim.core.modules import plain_name
+from fedsim.core.rules import Affine, Climb
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -88,6 +89,56 @@ def same_form(found: Any, given: Mapping[str, Tensor], part: object, *methods: s
     return found  # type: ignore[no-any-return]
 
 
+def affine(found: Any, x: Tensor, part: object, method: str) -> Affine | None:
+    """`found`, directions of rows x ``[m, d]`` in numbers; None: there are none.
+
+    Raises
+    ------
+    WrongFormError
+        It is something else.
+    """
+    if found is None:
+        return None
+    whose = made_by(part, method)
+    if not isinstance(found, Affine):
+        kind = type(found).__name__
+        raise WrongFormError(f"{whose} made {kind}, allowed: an Affine of fedsim.core.rules, or None")
+    for name in ("scale", "pull"):
+        if not isinstance(value := getattr(found, name), int | float):
+            raise WrongFormError(f"{whose} made {name} {kind_of(value)}, allowed: a number")
+    if not isinstance(found.climb, Climb | None):
+        raise WrongFormError(
+            f"{whose} made climb {kind_of(found.climb)}, allowed: a Climb of fedsim.core.rules, or None"
+        )
+    v, shapes = found.shift, [list(x.shape), list(x.shape[-1:])]
+    if v is None or (isinstance(v, Tensor) and list(v.shape) in shapes and v.dtype == x.dtype):
+        return found
+    raise WrongFormError(f"{whose} made shift {said(v)}, allowed: {_allowed(shapes, x.dtype)}, or None")
+
+
+def affine_beside(
+    found: Any, local: Mapping[str, Tensor], part: object, method: str
+) -> dict[str, tuple[Affine, float]]:
+    """`found`, directions and rates of models in `local` besides x.
+
+    Raises
+    ------
+    WrongFormError
+        It is something else.
+    """
+    _mapping(found, part, method)
+    for name, value in found.items():
+        if name not in local or name == "x":
+            others = ", ".join(k for k in local if k != "x") or "nothing"
+            raise WrongFormError(f"{made_by(part, method)} made '{name}', allowed: {others}")
+        pair = value if isinstance(value, tuple) and len(value) == 2 else (None, None)
+        if pair[0] is None or not isinstance(pair[1], int | float):
+            kind = kind_of(value)
+            raise WrongFormError(f"{made_by(part, method)} made '{name}' {kind}, allowed: a pair (Affine, rate)")
+        affine(pair[0], local[name], part, method)
+    return dict(found)
+
+
 def aggregating(
     aggregate: Callable[..., Tensor], columns: int | None, part: object, *methods: str
 ) -> Callable[..., Tensor]:
@@ -106,6 +157,11 @@ def said(found: Any) -> str:
     if isinstance(found, Tensor):
         return f"{found.dtype} {list(found.shape)}"
     return f"{type(found).__name__}, no tensor"
+
+
+def kind_of(found: Any) -> str:
+    """The form of a tensor, the type of anything else."""
+    return said(found) if isinstance(found, Tensor) else type(found).__name__
 
 
 def made_by(part: object, *methods: str) -> str:

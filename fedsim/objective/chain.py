@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,7 @@ class ChainKernel(Kernel):
     def __init__(self, module: nn.Sequential, loss: Loss, alone: bool = True) -> None:
         super().__init__(module, loss)
         self.chain = [layer for layer in module if not isinstance(layer, nn.Flatten)]
+        self.largest = max(layer.weight.numel() for layer in self.chain if isinstance(layer, nn.Linear))
         self.closed = CLOSED_GRADIENTS.get(loss)
         self.compiled = CompiledChain.of(self.chain, loss) if alone else None
 
@@ -83,12 +85,15 @@ class ChainKernel(Kernel):
         return self.layout.total
 
     def shares(self, x: Tensor) -> bool:
-        largest = max(layer.weight.numel() for layer in self.chain if isinstance(layer, nn.Linear))
-        return len(x) == 1 and x.device.type == "cpu" and largest * x.element_size() >= 2 * crew.PORTION and crew.free()
+        if len(x) > 1 or x.device.type != "cpu" or not crew.free():
+            return False
+        return self.largest * x.element_size() >= 2 * crew.PORTION
 
     def walks(self, x: Tensor, inputs: Tensor, samples: int) -> bool:
         compiled = self.compiled
-        return compiled is not None and compiled.takes(x, inputs) and compiled.walks(len(x), samples)
+        if compiled is None or self.shares(x):
+            return False
+        return compiled.takes(x, inputs) and compiled.walks(len(x), samples)
 
     def walk(self, x: Tensor, inputs: Tensor, walk: Walk, lr: Tensor, start: Tensor | None = None) -> None:
         if self.compiled is not None and self.compiled.follows(walk.rule):
@@ -107,7 +112,7 @@ class ChainKernel(Kernel):
             if h.shape[-2] == 1:
                 _rows(_add_outer, weight, dy.mT, h)
             elif one:
-                _outputs(_add_matrix, weight, dy.mT, h)
+                _outputs(_add_product, weight, dy.mT, h)
             else:
                 _rows(_add_product, weight, dy.mT, h)
             if own.bias is not None:
@@ -123,8 +128,7 @@ class ChainKernel(Kernel):
         def descend(inputs: Tensor, targets: Tensor, weights: Tensor | float) -> None:
             nonlocal start, layers
             first, start = start, None
-            if not self.shares(x) and self.compiled is not None and self.walks(x, inputs, inputs.shape[1]):
-                # the bits of a step in a walk
+            if self.compiled is not None and self.walks(x, inputs, inputs.shape[1]):  # the bits of a step in a walk
                 each = weights.unsqueeze(1) if isinstance(weights, Tensor) else weights
                 index = None if one else torch.arange(inputs.shape[1] * len(x)).view(len(x), 1, -1)
                 self.compiled.walk(x, inputs.flatten(0, 1), Walk(index, targets.unsqueeze(1), each), lr, first)
@@ -359,32 +363,26 @@ def _outputs(operation: Callable[..., object], out: Tensor, turned: Tensor, h: T
     crew.apart(lambda part: operation(turned[part], h, out=out[part]), _wide(out))
 
 
-def _mm(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` with b ``[n, k]`` of one model; threads share large ones."""
-    parts = _wide(b.mT)
-    if len(parts) == 1:
-        return torch.mm(a, b)
-    out = a.new_empty((len(a), b.shape[1]))
-    crew.apart(lambda part: torch.mm(a, b[:, part], out=out[:, part]), parts)
-    return out
-
-
-def _addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def _addmm(bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
     """``bias + a @ b`` with b ``[n, k]`` of one model; threads share large ones."""
+
+    def product(part: slice, out: Tensor | None = None) -> Tensor:
+        columns = b[:, part]
+        return torch.mm(a, columns, out=out) if bias is None else torch.addmm(bias[:, part], a, columns, out=out)
+
     parts = _wide(b.mT)
     if len(parts) == 1:
-        return torch.addmm(bias, a, b)
-    out = a.new_empty((len(a), b.shape[1]))
-    crew.apart(lambda part: torch.addmm(bias[:, part], a, b[:, part], out=out[:, part]), parts)
-    return out
+        return product(parts[0])
+    made = a.new_empty((len(a), b.shape[1]))
+    crew.apart(lambda part: product(part, made[:, part]), parts)
+    return made
 
 
-def _add_matrix(a: Tensor, b: Tensor, out: Tensor) -> None:
-    out.addmm_(a, b)
+_mm = partial(_addmm, None)
 
 
 def _add_product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    out.baddbmm_(a, b)
+    (out.addmm_ if out.dim() == 2 else out.baddbmm_)(a, b)
 
 
 def _add_outer(a: Tensor, b: Tensor, out: Tensor) -> None:

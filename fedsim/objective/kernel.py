@@ -106,6 +106,7 @@ class Kernel(ABC):
         if form not in self._products:
             recurrent = any(isinstance(layer, nn.RNNBase) for layer in self.module.modules())
             least = self.layout.total * (_POSITIONS if recurrent else 1)
+            sample = sample.to(next(self.module.parameters()).dtype) if sample.is_floating_point() else sample
             self._products[form] = max(least, multiply_adds(self.module, sample))
         return self._products[form]
 

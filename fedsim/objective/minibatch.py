@@ -52,8 +52,8 @@ def descend(kernel: Kernel, x: Tensor, inputs: Tensor, targets: Tensor, weights:
 
 
 def walks(kernel: Kernel, x: Tensor, inputs: Tensor, b: int) -> bool:
-    """`Kernel.walks`; not where x is one row whose minibatches of b samples, or whose operators, all threads share."""
-    return not kernel.shares(x) and len(_portions(kernel, x, inputs, b)) == 1 and kernel.walks(x, inputs, b)
+    """`Kernel.walks`; not where x is one row whose minibatches of b samples all threads share."""
+    return len(_portions(kernel, x, inputs, b)) == 1 and kernel.walks(x, inputs, b)
 
 
 def descending(kernel: Kernel, x: Tensor, samples: Tensor, b: int, lr: Tensor, start: Tensor | None = None) -> Descent:

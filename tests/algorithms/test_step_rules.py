@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from fedsim.algorithms.apfl import APFL
 from fedsim.algorithms.base import Algorithm, ServerAlgorithm
-from fedsim.algorithms.client import adds_to_next
+from fedsim.algorithms.client import adds_to_next, directions_of
 from fedsim.algorithms.ditto import Ditto, DittoClient
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.fedcm import FedCM
@@ -17,6 +19,7 @@ from fedsim.algorithms.fedprox import FedProx
 from fedsim.algorithms.sam import FedSAM, SharpnessAware
 from fedsim.algorithms.scaffold import Scaffold
 from fedsim.core.oracle import Oracle
+from fedsim.core.returned import WrongFormError
 from fedsim.core.rules import Affine, Climb, HeavyBall
 from fedsim.core.types import Message, State
 
@@ -91,3 +94,60 @@ def test_an_ascent_is_taken_whatever_number_of_gradients_a_subclass_claims() -> 
             return 1
 
     assert Modest().climb == Climb(0.1)
+
+
+ROWS = torch.ones(2, 3, dtype=torch.float64)
+WRONG: dict[str, tuple[Any, str]] = {
+    "a pair": ((1.0, ROWS), "made tuple, allowed: an Affine of fedsim.core.rules, or None"),
+    "text": (Affine(pull="0.1"), "made pull str, allowed: a number"),  # type: ignore[arg-type]
+    "a number in a tensor": (Affine(scale=ROWS[0, :1]), r"made scale torch.float64 \[1\], allowed: a number"),  # type: ignore[arg-type]
+    "a number": (Affine(shift=0.1), r"made shift float, no tensor, allowed: torch.float64 \[2, 3\] or \[3\]"),  # type: ignore[arg-type]
+    "an array": (Affine(shift=ROWS.numpy()), "made shift ndarray, no tensor"),  # type: ignore[arg-type]
+    "columns": (
+        Affine(shift=ROWS[:, :1]),
+        r"made shift torch.float64 \[2, 1\], allowed: .* \[2, 3\] or \[3\], or None",
+    ),
+    "another width": (Affine(shift=ROWS[:, :2]), r"made shift torch.float64 \[2, 2\]"),
+    "another type": (Affine(shift=ROWS.float()), r"made shift torch.float32 \[2, 3\], allowed: torch.float64"),
+    "a climb": (Affine(climb=0.1), "made climb float, allowed: a Climb of fedsim.core.rules, or None"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_directions_of_another_form_are_named(case: str) -> None:
+    """Where they are of x, and where they are of a model beside it."""
+    found, words = WRONG[case]
+
+    class Own(FedAvg):
+        def affine_direction(self, received: Message, client: State) -> Affine | None:
+            return found  # type: ignore[no-any-return]
+
+    class Beside(Ditto):
+        def affine_beside(self, received: Message, client: State) -> dict[str, tuple[Affine, float]]:
+            return {"v": (found, 1.0)}
+
+    local = {"x": ROWS, "v": ROWS}
+    for one, method in ((Own(), "affine_direction"), (Beside(), "affine_beside")):
+        with pytest.raises(WrongFormError, match=rf"{type(one).__name__}\.{method} \(.*{words}"):
+            directions_of(one, local, local, local)
+
+
+@pytest.mark.parametrize(
+    "found,words",
+    [
+        ([], "made list, allowed: a dict of tensors"),
+        ({"w": (Affine(), 1.0)}, "made 'w', allowed: v"),
+        ({"x": (Affine(), 1.0)}, "made 'x', allowed: v"),
+        ({"v": Affine()}, r"made 'v' Affine, allowed: a pair \(Affine, rate\)"),
+        ({"v": (Affine(), ROWS)}, r"made 'v' tuple, allowed: a pair \(Affine, rate\)"),
+        ({"v": (None, 1.0)}, r"made 'v' tuple, allowed: a pair \(Affine, rate\)"),
+    ],
+)
+def test_models_beside_are_ones_that_steps_have(found: Any, words: str) -> None:
+    class Beside(Ditto):
+        def affine_beside(self, received: Message, client: State) -> dict[str, tuple[Affine, float]]:
+            return found  # type: ignore[no-any-return]
+
+    local = {"x": ROWS, "v": ROWS}
+    with pytest.raises(WrongFormError, match=words):
+        directions_of(Beside(), local, local, local)

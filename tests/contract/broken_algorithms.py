@@ -12,6 +12,7 @@ from fedsim.algorithms.client import change, reads_change
 from fedsim.algorithms.dspodfl import DSpodFL
 from fedsim.algorithms.fedprox import FedProx
 from fedsim.algorithms.needs import Needs
+from fedsim.algorithms.sam import FedSAM
 from fedsim.core.rules import Affine
 from fedsim.core.types import clip_norm, norm
 
@@ -295,3 +296,29 @@ class ReadsTheChangeOtherwise(ServerAlgorithm):
 class SaysOtherDirections(FedProx):
     def affine_direction(self, received: Any, client: Any) -> Any:
         return Affine(pull=self.mu, shift=self.mu * received["x"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetsTheClip(ServerAlgorithm):
+    def direction(self, oracle: Any, x: Any, received: Any, client: Any) -> Any:
+        return oracle.grad(x)
+
+    def affine_direction(self, received: Any, client: Any) -> Any:
+        return Affine()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountsOneGradient(FedSAM):
+    calls_per_step = 1  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaysItInPlace(FedProx):
+    def affine_direction(self, received: Any, client: Any) -> Any:
+        return Affine(pull=self.mu, shift=received["x"].mul_(-self.mu))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaysItInAPair(FedProx):
+    def affine_direction(self, received: Any, client: Any) -> Any:
+        return self.mu, -self.mu * received["x"]

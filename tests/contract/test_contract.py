@@ -110,6 +110,10 @@ def test_somebodys_own_algorithm_keeps_every_law() -> None:
             AFFINE,
             ["x after local step 1 and along affine_direction", "scale g + pull x"],
         ),
+        ("ForgetsTheClip", AFFINE, ["x after local step 1 and along affine_direction with clip 0.1"]),
+        ("CountsOneGradient", AFFINE, ["calls_per_step is 1, affine directions take 2 gradients per step"]),
+        ("SaysItInPlace", UNTOUCHED, ["affine_direction", "x"]),
+        ("SaysItInAPair", AFFINE, ["SaysItInAPair.affine_direction", "made tuple, allowed: an Affine"]),
         ("SumsPastTheAggregator", THROUGH, ["round 1, state", "'x' differs by", "past aggregate"]),
         ("CallsItW", FORM, ["keys ['w']", "'x' of shape [5]"]),
         ("DoublesItsKey", ROUND_TRIP, ["mu changes", "mu=1.0", "mu=2.0"]),
@@ -135,6 +139,8 @@ def test_every_law_catches_who_breaks_it(broken: str, law: str, says: list[str])
         ("ScalarMeanAtTheServer", {DESCENT, THROUGH}),
         ("NeverDecays", {DECAY}),
         ("SaysOtherDirections", {AFFINE}),
+        ("ForgetsTheClip", {AFFINE}),
+        ("CountsOneGradient", {AFFINE}),
         ("SumsPastTheAggregator", {THROUGH}),
         ("SaysThatItSums", set()),
         ("RemembersBetweenRuns", {SEED, DESCENT, SHARDS, THROUGH}),
@@ -145,6 +151,12 @@ def test_every_law_catches_who_breaks_it(broken: str, law: str, says: list[str])
 )
 def test_and_only_that_law(broken: str, laws: set[str]) -> None:
     assert set(failed_by(broken)) <= laws
+
+
+def test_an_algorithm_s_solver_keeps_its_own_laws() -> None:
+    found = check_algorithm("fedavg", ["solver={name: 'broken_parts:SaysInPlace'}"])
+    assert "solver: a step in place is x - lr v" in failed(found)
+    assert not failed(check_algorithm("fedavg", ["solver={name: nesterov, state: kept}"]))
 
 
 def test_the_global_generators_are_left_alone() -> None:
