@@ -84,12 +84,12 @@ def step(words: str, module: nn.Module, inputs: Tensor, targets: Tensor) -> Case
     m, b = inputs.shape[:2]
     x, lr = flatten(module).repeat(m, 1), torch.full((m, 1), LR)
     kernel = build_kernel(module, cross_entropy, torch.device("cpu"), inputs[0, 0], others=inputs[0])
-    descend = minibatch.descending(kernel, x, b, lr)
+    descend = minibatch.descending(kernel, x, inputs[0], b, lr)
     index = torch.arange(m * b).view(m, 1, b).expand(m, STEPS, b)
     walk = Walk(index, targets.unsqueeze(1).expand(m, STEPS, *targets.shape[1:]), 1 / b)
 
     def steps() -> None:
-        if minibatch.walks(kernel, x, inputs, b):
+        if minibatch.walks(kernel, x, inputs[0], b):
             kernel.walk(x, inputs.flatten(0, 1), walk, lr)
             return
         for _ in range(STEPS):
