@@ -1,6 +1,6 @@
 """How fast rounds run, as a ratio against a per-client PyTorch loop measured in the same run.
 
-    python benchmarks/speed.py [--threads 2] [--repeats 7] [case ...]
+    python benchmarks/speed.py [--threads 2] [--repeats 7] [--operators] [case ...]
 
 Whole rounds of the engine are timed: drawing minibatches, local steps, combining, counting (no evaluation). The two
 sides take turns, so that a machine whose speed drifts slows both. Data are random numbers of MNIST's shape: only speed
@@ -40,7 +40,8 @@ def made_data(folder: Path, samples: int, shape: tuple[int, ...]) -> Path:
 class Engine:
     """fedsim's rounds, without evaluation."""
 
-    def __init__(self, sections: dict[str, object], folder: Path) -> None:
+    def __init__(self, sections: dict[str, object], folder: Path, operators: bool = False) -> None:
+        self.operators = operators
         scenario = parse({"run": {"rounds": 10**9, "eval_every": 10**9}, **sections})
         self.assembly = assemble(scenario)
         self.simulation = Simulation(scenario, self.assembly, folder / "run")
@@ -48,7 +49,7 @@ class Engine:
 
     def round(self) -> None:
         """A round as `fedsim.run` does it, with as many threads as PyTorch has."""
-        with crew.working(torch.get_num_threads()):
+        with crew.working(torch.get_num_threads(), self.operators):
             self.step()
 
     def step(self) -> None:
@@ -137,6 +138,7 @@ def main() -> None:
     arguments.add_argument("case", nargs="*", choices=[*CASES, []], help="default: all")
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--repeats", type=int, default=7)
+    arguments.add_argument("--operators", action="store_true", help="fedsim with run.operator_threads")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads, {options.repeats} repeats, medians")
@@ -147,9 +149,8 @@ def main() -> None:
         clients, samples, shape, model, gossip, batch, rounds = CASES[name]
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
-            engine = Engine(
-                sections(clients, model, made_data(folder, clients * samples, shape), gossip, batch, 0.01), folder
-            )
+            given = sections(clients, model, made_data(folder, clients * samples, shape), gossip, batch, 0.01)
+            engine = Engine(given, folder, options.operators)
             loop = engine.loop(0.01, batch)
             rate = gemm_rate()
             ours, theirs, ratio = alternate(engine.round, loop.round, rounds, options.repeats)

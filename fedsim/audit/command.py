@@ -77,7 +77,7 @@ def audit(scenario: Scenario, attacks: Sequence[str] = (), progress: Progress | 
     """
     try:
         chosen = choose(scenario, attacks)
-        with working(scenario.run.threads):
+        with working(*scenario.run.crew):
             subject = Subject(scenario, progress)
             claim = subject.claim
             for part in chosen.values():

@@ -4,6 +4,8 @@ PyTorch splits every operator among its threads, which meet at its end. Where an
 wait for the one that lost it, spinning, at every operator. Here threads share work in larger portions and whoever is
 free takes the next one. How work falls into portions depends on sizes alone, and an operator runs in one thread, so
 numbers are the same bit for bit with any number of threads.
+
+Who asks for it has PyTorch's threads within operators instead: then there are no portions.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ class _Crew:
 
     def __init__(self) -> None:
         self.size, self.asked = 1, False
+        self.within = False  # threads are PyTorch's own, within operators
         self.here = threading.local()  # `at_work` is set in a thread while it works on a portion
         self.batches: SimpleQueue[_Batch[Any]] = SimpleQueue()
         self.helpers = 0
@@ -105,24 +108,30 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def settle(threads: int) -> None:
-    """Compute with that many threads from now on, for a process that has nothing else to do."""
-    _crew.size, _crew.asked = threads, True
+def settle(threads: int, within: bool = False) -> None:
+    """Compute with that many threads from now on, for a process that has nothing else to do.
+
+    `within`: PyTorch divides each operator among them, and the calling thread does all work.
+    """
+    _crew.size, _crew.asked, _crew.within = threads, True, within
     one_thread()
+    if within:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
-def working(threads: int | None = None) -> Iterator[None]:
-    """Compute with that many threads for a while; PyTorch's own number is as before afterwards.
+def working(threads: int | None = None, within: bool = False) -> Iterator[None]:
+    """Compute with that many threads for a while, `within` operators or not; PyTorch's own number is as before
+    afterwards.
 
     None: as many as were settled on before, else PyTorch's number, but no more than there are cores for this process.
     """
-    before, size, asked = torch.get_num_threads(), _crew.size, _crew.asked
-    settle(threads or (size if asked else cores.threads(before)))
+    before, size, asked, inner = torch.get_num_threads(), _crew.size, _crew.asked, _crew.within
+    settle(threads or (size if asked else cores.threads(before)), within)
     try:
         yield
     finally:
-        _crew.size, _crew.asked = size, asked
+        _crew.size, _crew.asked, _crew.within = size, asked, inner
         torch.set_num_threads(before)
 
 
@@ -169,8 +178,9 @@ def beside(job: Callable[[], T]) -> Callable[[], T]:
 
 
 def free() -> bool:
-    """Whether the calling thread is not within one of several jobs, so that others could help it."""
-    return not getattr(_crew.here, "at_work", False)
+    """Whether others could help the calling thread: it is not within one of several jobs, nor do threads share each
+    operator already."""
+    return not (_crew.within or getattr(_crew.here, "at_work", False))
 
 
 class Own(Generic[T]):

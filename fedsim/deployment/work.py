@@ -82,7 +82,7 @@ class Client:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.held: Held | None = None
         self.secret, self.agreed = 0, ""
-        with working(scenario.run.threads):
+        with working(*scenario.run.crew):
             self.assembly = self._assemble()
         if self.assembly.network is None:
             self.assembly = dataclasses.replace(self.assembly, pipeline=wired(self.assembly.pipeline))
@@ -106,7 +106,7 @@ class Client:
         """Do `order` on what was received: the message ``[1, d]``, with the state after it on the disk."""
         self._check(order, first=1)
         started, fresh = time.perf_counter(), self._begins_anew(order)
-        with working(self.scenario.run.threads):
+        with working(*self.scenario.run.crew):
             message = self._released(order, arrays)
         seconds = time.perf_counter() - started
         if self.node.delay:
@@ -128,7 +128,7 @@ class Client:
         started, fresh = time.perf_counter(), self._begins_anew(order)
         self._restore(order)
         who, received = np.array([order.client], dtype=np.int64), to_tensors(arrays, self.worker.initial.device)
-        with working(self.scenario.run.threads):
+        with working(*self.scenario.run.crew):
             asked = self.examination.asked(self.worker.algorithm, order.round)
             answers = evaluate(self.worker, who, received, asked)
             found = {**self.examination.values(who, answers), **answers.choices}

@@ -89,7 +89,8 @@ def _ray(scenario: Scenario, assembly: Assembly) -> RayBackend:
         cpus = section.cpus_per_actor or float(max(1, int(total) // actors))
         gpus = section.gpus_per_actor or 0.0
         cluster.check(actors, cpus, gpus)
-        threads = scenario.run.threads or max(1, int(cpus))
+        number, within = scenario.run.crew
+        threads = (number or max(1, int(cpus)), within)
         drop = section.client_errors == "drop"
         timeout = section.timeout or Pool.timeout
         mixing, moves = assembly.mixing(scenario), section.rebalance is not False

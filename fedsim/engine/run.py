@@ -58,7 +58,7 @@ def run(
         raise InputError(f"progress: found {progress!r}, allowed: a function of a round and its row, None or False")
     try:
         with (
-            terminable(), owned(folder), working(scenario.run.threads), kept_log() as log,
+            terminable(), owned(folder), working(*scenario.run.crew), kept_log() as log,
             _shown(scenario, progress) as told,
         ):  # fmt: skip
             return _run(scenario, folder, resume, [log, told, *watchers])

@@ -215,6 +215,11 @@ def _backend(s: Scenario) -> Iterator[Problem]:
         yield Problem(f"found {gpus}, allowed: a fraction up to 1, or whole GPUs", "backend.gpus_per_actor")
 
 
+def _threads(s: Scenario) -> Iterator[Problem]:
+    if s.run.threads is not None and s.run.operator_threads is not None:
+        yield Problem("found together with run.threads, allowed: one of the two", "run.operator_threads")
+
+
 def _model(s: Scenario) -> Iterator[Problem]:
     if isinstance(s.dataset, QuadraticFile):
         yield from _model_of_quadratic(s)
@@ -298,8 +303,8 @@ _LARGEST = (2 - 2**-23) * 2.0**127  # of float32
 _NO_MODEL = Problem("missing; e.g. model: {name: linear}", "model")
 _RULES: tuple[Callable[[Scenario], Iterable[Problem]], ...] = (
     _work, _float32, _server_or_graph, rule_problems, _rule_of_graph, _merges, _mode_of_server, _continuous_time,
-    _system_of_graph, _backend, _model, _adversary, _clients, _columns, _stop, message_problems, chain_problems,
-    personal_problems,
+    _system_of_graph, _backend, _threads, _model, _adversary, _clients, _columns, _stop, message_problems,
+    chain_problems, personal_problems,
 )  # fmt: skip
 
 

@@ -100,8 +100,17 @@ class RunSection(BaseModel):
     threads: Annotated[int, Field(gt=0, le=1024)] | None = Field(
         None, description="CPU threads (default: OMP_NUM_THREADS, or the cores that the process may use)"
     )
+    operator_threads: Annotated[int, Field(gt=0, le=1024)] | None = Field(
+        None,
+        description="instead of threads: PyTorch's threads within every operator; numbers' last bits depend on it",
+    )
     client_state: Choice = Field("auto", description="where clients' state is kept; auto: on disk above 1 GiB")
     checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="write a checkpoint that often")
+
+    @property
+    def crew(self) -> tuple[int | None, bool]:
+        """How many threads compute, and whether within operators: what `fedsim.core.crew.working` takes."""
+        return self.operator_threads or self.threads, self.operator_threads is not None
 
     def passed(self, time: float) -> bool:
         """Whether virtual second `time` is past the end that `seconds` sets."""

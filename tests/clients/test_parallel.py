@@ -156,6 +156,18 @@ def test_numbers_do_not_depend_on_the_number_of_threads(
     assert len(shared) > 1
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_threads_within_operators_give_the_same_numbers_to_rounding(name: str, images: Path, tmp_path: Path) -> None:
+    one = fedsim.run(settings(images, CASES[name], 1), out=tmp_path / "one")
+    given = settings(images, CASES[name], 1)
+    given["run"].pop("threads")
+    before = torch.get_num_threads()
+    two = fedsim.run({**given, "run": {**given["run"], "operator_threads": 2}}, out=tmp_path / "two")
+    assert torch.get_num_threads() == before
+    torch.testing.assert_close(two.params, one.params, rtol=1e-4, atol=1e-5)
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["threads"] == 2
+
+
 def _meeting(job: Callable[[], Any], meet: threading.Barrier) -> Callable[[], Any]:
     """The job, begun when another thread has begun one, too."""
 

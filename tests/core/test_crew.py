@@ -179,3 +179,18 @@ def test_a_job_that_waits_for_one_beside_still_has_no_crew() -> None:
     with crew.working(2):
         assert crew.each([job] * 4) == [(False, False)] * 4
         assert crew.free()
+
+
+def test_within_operators_the_caller_does_everything_with_all_threads() -> None:
+    def job() -> tuple[int, int]:
+        return threading.get_ident(), torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    with crew.working(2):
+        with crew.working(3, within=True):
+            assert (crew.size(), crew.free()) == (3, False)
+            assert crew.each([job] * 4) == [(threading.get_ident(), 3)] * 4
+            assert crew.beside(job)() == (threading.get_ident(), 3)
+            assert crew.shares(1000, 2**30) == [slice(0, 1000)]
+        assert (torch.get_num_threads(), crew.size(), crew.free()) == (1, 2, True)
+    assert torch.get_num_threads() == before

@@ -65,6 +65,9 @@ def test_portions_add_up_to_the_whole(
         shared = crew.each([lambda: minibatch.grad(kernel, x, inputs, targets, weights)] * 2)
         assert len(calls) == before  # clients are shared already
         assert torch.equal(shared[0], whole)
+    with crew.working(2, within=True):  # PyTorch's threads share each operator
+        assert torch.allclose(minibatch.grad(kernel, x, inputs, targets, weights), whole)
+        assert len(calls) == before
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -124,6 +127,8 @@ def test_threads_share_the_operators_of_a_lone_client_s_large_layers(
     assert kernel.shares(x)
     assert not kernel.shares(x.expand(2, -1))
     assert not any(crew.each([lambda: kernel.shares(x)] * 2))
+    with crew.working(2, within=True):
+        assert not kernel.shares(x)
     assert not minibatch.walks(kernel, x, inputs[0], samples)
     found = []
     for threads in (1, 2, 3):

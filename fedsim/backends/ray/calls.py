@@ -53,7 +53,8 @@ class Pool:
     actors: int = 2
     cpus: float = 1.0
     gpus: float = 0.0
-    threads: int = 1
+    threads: tuple[int, bool] = (1, False)
+    """How many an actor computes with, and whether within operators."""
     drop: bool = False
     timeout: float = 60.0
     """Seconds without a sign of life after which an actor counts as lost."""

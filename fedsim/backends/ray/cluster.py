@@ -151,8 +151,10 @@ class Cluster:
                 key="cpus_per_actor",
             )
 
-    def start(self, count: int, cpus: float, gpus: float, threads: int, seconds: float = _START_SECONDS) -> list[Any]:
-        """New actors, ready to be used.
+    def start(
+        self, count: int, cpus: float, gpus: float, threads: tuple[int, bool], seconds: float = _START_SECONDS
+    ) -> list[Any]:
+        """New actors, ready to be used; `threads` says how many each has, and whether within operators.
 
         Raises
         ------
@@ -192,9 +194,9 @@ class DiedAtStartError(RunError):
 class Host:
     """The actor: a process with some shards (one, unless it took over those of a process that is gone)."""
 
-    def __init__(self, places: Places, threads: int, gpu: bool) -> None:
+    def __init__(self, places: Places, threads: tuple[int, bool], gpu: bool) -> None:
         places.adopt()  # where the driver finds modules, somebody's own too
-        crew.settle(threads)
+        crew.settle(*threads)
         self.device = torch.device("cuda" if gpu else "cpu")
         if not gpu:
             keep_freed_memory()

@@ -46,3 +46,15 @@ def test_any_number_of_actors(run_scenario: Make, case: str) -> None:
         assert other.clients[first].equals(alone.clients[first]) or "finetune" in run  # of equal models bit for bit
         for column in alone.clients.columns:
             np.testing.assert_allclose(alone.clients[column], other.clients[column], rtol=1e-10, atol=1e-12)
+
+
+def test_actors_have_their_threads_where_the_scenario_says(run_scenario: Make) -> None:
+    """Within operators with `operator_threads`, each with one of PyTorch's with `threads`."""
+    scenario = {**BASE, "model": {"name": "own_counting:Counting"}, "algorithm": {"name": "fedavg", "lr": 0.1}}
+    found = []
+    for threads in ({"threads": 3}, {"operator_threads": 3}):
+        alone = run_scenario(**scenario, run={**RUN, **threads})
+        other = run_scenario(**scenario, run={**RUN, **threads}, backend={"name": "ray", "actors": 2})
+        np.testing.assert_allclose(other.params, alone.params, rtol=1e-10, atol=1e-12)
+        found.append(alone.params.numpy())
+    assert not np.allclose(found[0], found[1])

@@ -133,7 +133,7 @@ def test_all_actors_lost_and_new_ones_too(
         if fate == "stillborn":
             with monkeypatch.context() as patch:
                 patch.setattr("fedsim.backends.ray.cluster.Host", _Stillborn)
-                return Cluster.start(self, 1, 0, 0, 1)
+                return Cluster.start(self, 1, 0, 0, (1, False))
         hosts = start(self, count, *arguments, **keywords)
         if fate == "killed":
             os.kill(ray_cluster.get(hosts[0].ready.remote(), timeout=240), signal.SIGKILL)
