@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, TypeVar
@@ -88,7 +88,7 @@ def directions_of(
     algorithm: ClientHalf, local: State, received: Message, client: State
 ) -> dict[str, tuple[Affine, float]] | None:
     """The affine directions of all models in `local` that steps move, and their rates in times of x's; None: there are
-    none for x.
+    none for x, or `local` has something else, of which nobody says what steps make of it.
 
     Raises
     ------
@@ -99,8 +99,15 @@ def directions_of(
     directions = affine(found, local["x"], algorithm, "affine_direction")
     if directions is None:
         return None
-    beside = algorithm.affine_beside(received, client)
-    return {"x": (directions, 1.0), **affine_beside(beside, local, algorithm, "affine_beside")}
+    beside = affine_beside(algorithm.affine_beside(received, client), local, algorithm, "affine_beside")
+    return None if standing(local, ("x", *beside)) else {"x": (directions, 1.0), **beside}
+
+
+def standing(local: State, models: Sequence[str]) -> list[str]:
+    """What is in `local` besides these models and what the solver remembers of them: steps of the solver alone leave it
+    as it was."""
+    solvers = tuple(_before(name) for name in models)
+    return [name for name in local if name not in models and not name.startswith(solvers)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +178,7 @@ class ClientHalf(Part, ABC):
         """Models in `local` that steps move besides x, by name: along which directions, at which rate in times of x's.
 
         It is asked where there is an `affine_direction`. What the solver remembers of them lies in `local` under the
-        names of `for_solver`.
+        names of `for_solver`. Where `local` has anything else, steps are taken one by one.
         """
         return {}
 

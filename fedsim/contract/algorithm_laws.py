@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import Algorithm
-from fedsim.algorithms.client import change, changed, directions_of
+from fedsim.algorithms.client import change, changed
 from fedsim.algorithms.round import Effort, Report
+from fedsim.contract.affine_law import affine_directions
 from fedsim.contract.bench import CLIENTS, DIMENSION, EVERYBODY, Bench, ExactOracle
 from fedsim.contract.tools import (
     UNSEEDED,
@@ -24,7 +23,6 @@ from fedsim.contract.tools import (
     same_from_yaml,
     unchanged,
 )
-from fedsim.core.errors import InputError
 from fedsim.core.fields import keys_of
 from fedsim.core.types import Message, State, norm
 from fedsim.messages.robust import Median
@@ -117,7 +115,7 @@ def inputs_untouched(bench: Bench) -> str:
 def last_axis_only(bench: Bench) -> str:
     """The client's half gives for rows ``[m, d]`` what it gives for each row ``[d]`` alone."""
     a = bench.algorithm
-    received, keeps = _somewhere(bench)
+    received, keeps = bench.somewhere()
     steps = 2 if bench.any_steps else 1
     lr, loss = torch.full((CLIENTS, 1), a.lr, dtype=torch.float64), bench.loss(received)
 
@@ -138,22 +136,9 @@ def last_axis_only(bench: Bench) -> str:
     return f"largest difference {worst:.1e}"
 
 
-def _somewhere(bench: Bench) -> tuple[Message, State]:
-    """What clients received and keep in the middle of some run, all rows different, ``[m, d]``."""
-    a, rows = bench.algorithm, bench.task(0.0).initial().expand(CLIENTS, -1)
-    generator = torch.Generator().manual_seed(0)
-
-    def some(v: Tensor) -> Tensor:
-        return v + torch.randn(v.shape, generator=generator, dtype=v.dtype)
-
-    state = {k: some(v) for k, v in a.init(rows.clone()).items()}
-    received = {k: v.expand(CLIENTS, -1).clone() for k, v in a.broadcast(state).items()}
-    return received, {k: some(v) for k, v in a.init_client(rows.clone()).items()}
-
-
 def follows_lr(bench: Bench) -> str:
     """A quarter of the learning rate makes local steps shorter: `oracle.lr` has the rate of the round."""
-    a, (received, keeps) = bench.algorithm, _somewhere(bench)
+    a, (received, keeps) = bench.algorithm, bench.somewhere()
     if "lr" not in keys_of(type(a)):
         return "it has no learning rate"
 
@@ -171,56 +156,6 @@ def follows_lr(bench: Bench) -> str:
             f"{float(whole.max()):.3g} at the whole, so that lr_decay does not reach them; use oracle.lr, not self.lr"
         )
     return f"{float(quarter.max()):.3g} at a quarter of the rate, {float(whole.max()):.3g} at the whole"
-
-
-def affine_directions(bench: Bench) -> str:
-    """Where an algorithm has `affine_direction`, SGD along it is what its local steps do, also with a `clip`."""
-    a = bench.algorithm
-    worst = [_affine(bench, one) for one in (a, *_clipped(a))]
-    known = [far for far in worst if far is not None]
-    return (
-        f"largest difference {max(known):.1e}" if known else "it has no affine directions, steps are taken one by one"
-    )
-
-
-def _clipped(a: Algorithm) -> list[Algorithm]:
-    """The algorithm with short gradients, where it has none and takes that key."""
-    if "clip" not in keys_of(type(a)) or a.clip is not None:
-        return []
-    short = replace(a, clip=0.1)
-    try:
-        short.check(CLIENTS)
-    except InputError:
-        return []
-    return [short]
-
-
-def _affine(bench: Bench, a: Algorithm) -> float | None:
-    """How far steps along affine directions get from local steps; None: there are no such directions."""
-    received, keeps = _somewhere(bench)
-    local = a.start(received, keeps)
-    moved = None if a.rule is None else directions_of(a, local, received, keeps)
-    if a.rule is None or moved is None:
-        return None
-    lr = torch.full((CLIENTS, 1), a.lr, dtype=torch.float64)
-    oracle, worst = ExactOracle(bench, slice(None), lr), 0.0
-    rows = {name: local[name].clone() for name in moved}
-    remembered = {name: {k: v.contiguous() for k, v in a.local_solver.start(x).items()} for name, x in rows.items()}
-    calls = sum(1 if along.climb is None else 2 for along, _ in moved.values())
-    if a.calls_per_step != calls:
-        raise LawBrokenError(f"calls_per_step is {a.calls_per_step}, affine directions take {calls} gradients per step")
-    under = "" if a.clip is None else f" with clip {a.clip:g}"
-    for number in range(1, 4 if bench.any_steps else 2):
-        local = a.local_step(oracle, local, received, keeps)
-        for name, (along, times) in moved.items():
-            x, rule = rows[name], a.rule.along(along)
-            rule.step(x, rule.gradient(oracle.grad, x), lr * times, remembered[name])
-            hint = "scale, pull and shift are to be those of direction: scale g + pull x + shift"
-            what = (
-                f"{name} after local step {number} and along affine_{'direction' if name == 'x' else 'beside'}{under}"
-            )
-            worst = max(worst, compare(what, {name: local[name]}, {name: x}, TOLERANCE, hint))
-    return worst
 
 
 def flows_on(bench: Bench) -> str:
@@ -242,7 +177,7 @@ def flows_on(bench: Bench) -> str:
 
 def message_without_a_step(bench: Bench) -> str:
     """`message` works on what `start` gives, in the form that it has after a step."""
-    a, (received, keeps) = bench.algorithm, _somewhere(bench)
+    a, (received, keeps) = bench.algorithm, bench.somewhere()
     none = torch.zeros((CLIENTS, 1), dtype=torch.float64)
     lr, start, loss = none + a.lr, a.start(received, keeps), bench.loss(received)
     try:

@@ -101,6 +101,18 @@ class Bench:
         """``[d]`` for a server, ``[n, d]`` for a graph."""
         return task.initial().expand(CLIENTS, -1).clone() if self.gossip else task.initial()
 
+    def somewhere(self) -> tuple[Message, State]:
+        """What clients received and keep in the middle of some run, all rows different, ``[m, d]``."""
+        a, rows = self.algorithm, self.task(0.0).initial().expand(CLIENTS, -1)
+        generator = torch.Generator().manual_seed(0)
+
+        def some(v: Tensor) -> Tensor:
+            return v + torch.randn(v.shape, generator=generator, dtype=v.dtype)
+
+        state = {k: some(v) for k, v in a.init(rows.clone()).items()}
+        received = {k: v.expand(CLIENTS, -1).clone() for k, v in a.broadcast(state).items()}
+        return received, {k: some(v) for k, v in a.init_client(rows.clone()).items()}
+
     def loss(self, received: Message) -> Tensor | None:
         """What every client loses with the model that it received, ``[m, 1]``, where the algorithm asks for it."""
         if self.algorithm.evaluates_on is None:

@@ -106,10 +106,12 @@ def affine(found: Any, x: Tensor, part: object, method: str) -> Affine | None:
     for name in ("scale", "pull"):
         if not isinstance(value := getattr(found, name), int | float):
             raise WrongFormError(f"{whose} made {name} {kind_of(value)}, allowed: a number")
-    if not isinstance(found.climb, Climb | None):
-        raise WrongFormError(
-            f"{whose} made climb {kind_of(found.climb)}, allowed: a Climb of fedsim.core.rules, or None"
-        )
+    climb = found.climb
+    if not isinstance(climb, Climb | None):
+        raise WrongFormError(f"{whose} made climb {kind_of(climb)}, allowed: a Climb of fedsim.core.rules, or None")
+    for name in () if climb is None else ("rho", "share"):
+        if not isinstance(value := getattr(climb, name), int | float):
+            raise WrongFormError(f"{whose} made a climb with {name} {kind_of(value)}, allowed: a number")
     v, shapes = found.shift, [list(x.shape), list(x.shape[-1:])]
     if v is None or (isinstance(v, Tensor) and list(v.shape) in shapes and v.dtype == x.dtype):
         return found

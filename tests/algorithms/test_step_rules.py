@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsim.algorithms.apfl import APFL
 from fedsim.algorithms.base import Algorithm, ServerAlgorithm
-from fedsim.algorithms.client import adds_to_next, directions_of
+from fedsim.algorithms.client import adds_to_next, directions_of, for_solver
 from fedsim.algorithms.ditto import Ditto, DittoClient
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.fedcm import FedCM
@@ -109,6 +109,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "another width": (Affine(shift=ROWS[:, :2]), r"made shift torch.float64 \[2, 2\]"),
     "another type": (Affine(shift=ROWS.float()), r"made shift torch.float32 \[2, 3\], allowed: torch.float64"),
+    "a climb's length": (
+        Affine(climb=Climb(ROWS[0, 0])),  # type: ignore[arg-type]
+        r"made a climb with rho torch.float64 \[\], allowed: a number",
+    ),
     "a climb": (Affine(climb=0.1), "made climb float, allowed: a Climb of fedsim.core.rules, or None"),  # type: ignore[arg-type]
 }
 
@@ -151,3 +155,38 @@ def test_models_beside_are_ones_that_steps_have(found: Any, words: str) -> None:
     local = {"x": ROWS, "v": ROWS}
     with pytest.raises(WrongFormError, match=words):
         directions_of(Beside(), local, local, local)
+
+
+def test_steps_are_taken_one_by_one_where_they_may_change_something_else() -> None:
+    """Nobody says of a count beside the models what becomes of it; what solvers remember of a model is known."""
+
+    class Counting(Ditto):
+        def start(self, received: Message, client: State) -> State:
+            return {**super().start(received, client), "steps": torch.zeros(2, 1)}
+
+        def local_step(self, oracle: Oracle, local: State, received: Message, client: State) -> State:
+            return {**super().local_step(oracle, local, received, client), "steps": local["steps"] + 1}
+
+        def affine_direction(self, received: Message, client: State) -> Affine | None:
+            return super().affine_direction(received, client)
+
+        def affine_beside(self, received: Message, client: State) -> dict[str, tuple[Affine, float]]:
+            return super().affine_beside(received, client)
+
+    class Forgetful(Counting):
+        def start(self, received: Message, client: State) -> State:
+            return Ditto.start(self, received, client)
+
+        def affine_direction(self, received: Message, client: State) -> Affine | None:
+            return super().affine_direction(received, client)
+
+        def affine_beside(self, received: Message, client: State) -> dict[str, tuple[Affine, float]]:
+            return {}
+
+    x = torch.ones(2, 3)
+    received, client = {"x": x}, {"v": x}
+    for kind, known in ((Ditto, True), (Counting, False), (Forgetful, False)):
+        algorithm = kind(momentum=0.5)
+        assert algorithm.rule == HeavyBall(momentum=0.5)
+        local = {**algorithm.begin(received, client), **for_solver({"b": x}), **for_solver({"b": x}, "v")}
+        assert (directions_of(algorithm, local, received, client) is not None) == known

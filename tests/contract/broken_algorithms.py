@@ -308,6 +308,24 @@ class ForgetsTheClip(ServerAlgorithm):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepsWithoutTheSolver(ServerAlgorithm):
+    def local_step(self, oracle: Any, local: Any, received: Any, client: Any) -> Any:
+        return {**local, "x": local["x"] - oracle.lr * self.gradient(oracle, local["x"])}
+
+    def affine_direction(self, received: Any, client: Any) -> Any:
+        return Affine()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullsByItsRate(ServerAlgorithm):
+    def direction(self, oracle: Any, x: Any, received: Any, client: Any) -> Any:
+        return self.gradient(oracle, x) + 0.01 / oracle.lr * (x - received["x"])
+
+    def affine_direction(self, received: Any, client: Any) -> Any:
+        return Affine(pull=0.01 / self.lr, shift=-0.01 / self.lr * received["x"])
+
+
+@dataclass(frozen=True, kw_only=True)
 class CountsOneGradient(FedSAM):
     calls_per_step = 1  # type: ignore[assignment]
 
