@@ -152,7 +152,7 @@ def lanczos(apply: Callable[[Array], Array], n: int, settled: Callable[[Extremes
 
     start = np.random.Generator(np.random.Philox(0)).standard_normal(n)  # same graph, same digits
     v = start - start.mean()
-    v /= np.linalg.norm(v)
+    v /= _norm(v)
     before, beta = np.zeros(n), 0.0
     diagonal: list[float] = []
     beside: list[float] = []
@@ -160,9 +160,9 @@ def lanczos(apply: Callable[[Array], Array], n: int, settled: Callable[[Extremes
     for step in range(1, _STEPS + 1):
         w = apply(v)
         w = w - w.mean()
-        alpha = float(v @ w)
+        alpha = float((v * w).sum())
         w -= alpha * v + beta * before
-        beta = float(np.linalg.norm(w))
+        beta = _norm(w)
         diagonal.append(alpha)
         exhausted = beta <= 1e-12 * max(map(abs, diagonal))
         if step % 20 == 0 or step == _STEPS or exhausted or step == n - 1:
@@ -182,6 +182,12 @@ def lanczos(apply: Callable[[Array], Array], n: int, settled: Callable[[Extremes
         before, v = v, w / beta
         v -= v.mean()  # again: of a small difference, what was subtracted above is not all
     return found
+
+
+def _norm(v: Array) -> float:
+    """Summed up here: BLAS divides it among threads, which give other digits for every number of cores, and wait for
+    each other for milliseconds where others have one of these."""
+    return math.sqrt(float((v * v).sum()))
 
 
 def _gap_is_settled(e: Extremes) -> bool:
