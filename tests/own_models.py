@@ -190,6 +190,14 @@ class Counting(Whole):
         return super().forward(x - self.mean)
 
 
+class Threaded(Whole):
+    """Outputs are scaled by the number of PyTorch's threads within operators."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.get_num_threads() * super().forward(x)
+        return out
+
+
 class WithInit(Whole):
     """An argument of its own that is called as a key of every model."""
 

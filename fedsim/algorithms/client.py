@@ -121,7 +121,8 @@ class ClientHalf(Part, ABC):
         client), or ``{model: uniform, low: 1, high: 5}``.
     train : local work in phases that train different parameters, in the place of `local_steps` and `local_epochs`.
     batch_size : samples per local step, or ``full`` for the client's whole data.
-    momentum, weight_decay : heavy-ball momentum, reset every round, and the L2 coefficient of the solver ``sgd``.
+    momentum : heavy-ball momentum of the solver ``sgd``, reset every round.
+    weight_decay : L2 coefficient of the solver ``sgd``.
     solver : another local solver, with keys of its own.
     clip : bound on the norm of each minibatch gradient.
     lr_decay : factor per round, or a schedule (see `LrDecay`).

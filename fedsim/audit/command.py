@@ -15,6 +15,7 @@ from fedsim.audit.reconstruction import HEADINGS as RECONSTRUCTED
 from fedsim.audit.reconstruction import compared
 from fedsim.audit.verdict import HEADINGS, outcomes, verdict
 from fedsim.core.crew import working
+from fedsim.core.disk import write_whole
 from fedsim.core.errors import InputError
 from fedsim.core.fields import dump_part, part_from
 from fedsim.figures.html import Markup, details, found, heading, image, lead, mark, notes, page, paragraph, pre, table
@@ -121,10 +122,10 @@ def write(report: Report, folder: Path) -> Path:
     """
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
-        (folder / "audit.json").write_text(json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n", "utf-8")
-        (folder / "scenario.yaml").write_text(report.scenario.to_yaml(), "utf-8")
+        write_whole(folder / "audit.json", json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
+        write_whole(folder / "scenario.yaml", report.scenario.to_yaml())
         place = folder / "audit.html"
-        place.write_text(_page(report, folder / "figures"), "utf-8")
+        write_whole(place, _page(report, folder / "figures"))
     except OSError as error:
         raise InputError(f"--out: cannot be written to: {error.strerror}", file=str(folder)) from None
     return place

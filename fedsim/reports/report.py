@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsim.core.disk import write_whole
 from fedsim.core.errors import InputError
 from fedsim.core.metrics import TABLE, Metric
 from fedsim.engine.run_directory import LAST
@@ -98,7 +99,7 @@ def write_report(
         raise InputError(f"--out: found the folder {place}, allowed: a file")
     try:
         (place.parent / "figures").mkdir(parents=True, exist_ok=True)
-        place.write_text(make_page(runs, place.parent / "figures", _title(runs), own), encoding="utf-8")
+        write_whole(place, make_page(runs, place.parent / "figures", _title(runs), own))
     except OSError as error:
         raise InputError(f"--out: the page cannot be written to {place}: {error}") from None
     return place

@@ -104,6 +104,18 @@ def test_the_numbers_are_those_of_the_simulation(model: str, algorithm: str, tmp
     assert (CARRIED in sent) == (model in buffers)
 
 
+def test_clients_have_their_threads_where_the_scenario_says(tmp_path: Path) -> None:
+    found = []
+    for key in ("threads", "operator_threads"):
+        scenario = {**sections(tmp_path, "dropout", "fedavg"), "model": {"name": "own_models:Threaded"}}
+        scenario["run"][key] = 3
+        simulated = fedsim.run(scenario, out=tmp_path / f"simulated-{key}")
+        deployed = Deployment(tmp_path / f"app-{key}", scenario, N).run()
+        torch.testing.assert_close(deployed.params, simulated.params, rtol=1e-10, atol=1e-12)
+        found.append(deployed.params)
+    assert not torch.allclose(found[0], found[1])
+
+
 def test_a_run_is_continued_with_its_buffers(tmp_path: Path) -> None:
     scenario = sections(tmp_path, "batch norm and dropout", "scaffold")
     simulated = fedsim.run(scenario, out=tmp_path / "simulated")

@@ -50,7 +50,7 @@ def test_any_number_of_actors(run_scenario: Make, case: str) -> None:
 
 def test_actors_have_their_threads_where_the_scenario_says(run_scenario: Make) -> None:
     """Within operators with `operator_threads`, each with one of PyTorch's with `threads`."""
-    scenario = {**BASE, "model": {"name": "own_counting:Counting"}, "algorithm": {"name": "fedavg", "lr": 0.1}}
+    scenario = {**BASE, "model": {"name": "own_models:Threaded"}, "algorithm": {"name": "fedavg", "lr": 0.1}}
     found = []
     for threads in ({"threads": 3}, {"operator_threads": 3}):
         alone = run_scenario(**scenario, run={**RUN, **threads})
