@@ -5,6 +5,7 @@ A row of ``metrics.jsonl`` is made by standing measures, in the order of the col
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from fedsim.engine.totals import Totals
 from fedsim.messages.poison import Backdoor
 from fedsim.scenario.sections import Scenario
 
+LOG = logging.getLogger("fedsim")
 Columns = dict[str, Any]
 
 
@@ -101,12 +103,27 @@ class Evaluation:
             except InputError as error:
                 raise error.under(f"run.metrics.{i}") from None
         self.clients = client_evaluation(scenario, assembly)
+        self._warned = False
         self._privacy = assembly.privacy
         self._privacy.publishes(scenario.columns.values())
 
     def table(self, moment: Moment) -> ClientTable | None:
         """What is measured of clients one by one; None where nothing is."""
         return None if self.clients is None else self.clients.table(moment.home, moment.round)
+
+    def warn(self, table: ClientTable) -> None:
+        """Say, once, that clients' own models have diverged: the common one may be well, and the run goes on."""
+        lost = ~np.isfinite(table.values["loss"])
+        lost &= True if table.answered is None else table.answered
+        if self._warned or not lost.any():
+            return
+        self._warned, who = True, table.clients[lost]
+        LOG.warning(
+            "after round %d the loss of %d of %d clients on their own test rows is not finite (client %d is the first):"
+            " their models have diverged. Columns of all clients have no number then; lower algorithm.personal_lr, "
+            "algorithm.lr or run.finetune.lr, whichever they are trained with",
+            table.round, len(who), len(lost), who[0],
+        )  # fmt: skip
 
     def row(self, moment: Moment, table: ClientTable | None = None) -> Columns:
         """A row of ``metrics.jsonl``; with the columns that sum up the `table` of clients.
@@ -158,11 +175,15 @@ def check_finite(moment: Moment, row: Columns, folder: object) -> None:
             f"the model's loss is not a number before the first round (train_loss is nan): its outputs are not finite "
             f"on the training data; look at the model and at the data. What was recorded is in {folder}"
         )
+    remedy = f"lower algorithm.lr or set algorithm.clip. What was recorded up to here is in {folder}"
     if not bool(torch.isfinite(moment.centre).all()):
-        raise RunError(
-            f"the run diverged: parameters are not finite at round {moment.round}; lower algorithm.lr or set "
-            f"algorithm.clip. What was recorded up to here is in {folder}"
-        )
+        raise RunError(f"the run diverged: parameters are not finite at round {moment.round}; {remedy}")
+    if moment.assembly.network is not None:  # nodes that attack have what they like
+        return
+    for name, v in moment.home.values.items():
+        if not bool(torch.isfinite(v).all()):
+            found = f"'{name}' of the server's state is not finite at round {moment.round}"
+            raise RunError(f"the run diverged: {found}; {remedy}")
 
 
 def _clock(moment: Moment) -> Columns:

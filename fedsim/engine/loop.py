@@ -270,6 +270,8 @@ class Simulation:
             self.early.see(row)
         self.records.report(always=self.round == 0)
         check_finite(moment, row, self.folder)
+        if table is not None:
+            self.evaluation.warn(table)
 
     def _checkpoint(self) -> None:
         self.watch.saving()

@@ -312,7 +312,7 @@ class Natural(Compressor):
     """Each number becomes one of the two powers of two around it, drawn so that the mean is the number. omega = 1/8.
 
     Horvath et al., arXiv 1905.10988: sign and exponent travel, 9 bits of a float32, 12 of a float64. What is too small
-    for such an exponent (subnormal) becomes 0.
+    for such an exponent (subnormal) becomes 0, and what is not finite infinite: no message hides that a run diverged.
     """
 
     draws: ClassVar[bool] = True
@@ -323,7 +323,8 @@ class Natural(Compressor):
         low = torch.ldexp(torch.full_like(mantissa, 0.5), exponent)
         up = u < 2 * mantissa - 1
         power = torch.where(up, 2 * low, low)
-        return torch.where(power < torch.finfo(v.dtype).tiny, torch.zeros_like(v), torch.sign(v) * power)
+        power = torch.where(power < torch.finfo(v.dtype).tiny, torch.zeros_like(v), torch.sign(v) * power)
+        return torch.where(v.isfinite(), power, torch.where(v < 0, -torch.inf, torch.inf))
 
     def bits(self, d: int, number: int) -> int:
         return d * (1 + _exponent(number))

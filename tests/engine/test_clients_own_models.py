@@ -241,6 +241,9 @@ def test_a_model_that_has_diverged_is_right_about_nothing(sections: dict[str, An
     row = run.metrics.iloc[-1]
     assert row[["client_accuracy_mean", "client_accuracy_worst", "client_loss_mean"]].isna().all()
     fedsim.report([run.dir], tmp_path / "report.html")
+    lost, said = last.client[last.loss.isna()].tolist(), (run.dir / "log.txt").read_text()
+    assert said.count("their models have diverged") == 1
+    assert f"of 8 clients on their own test rows is not finite (client {lost[0]} is the first)" in said
 
 
 def test_attackers_are_left_out(tmp_path: Path) -> None:

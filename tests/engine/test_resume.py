@@ -266,6 +266,18 @@ def test_resuming_a_finished_run_does_nothing_and_says_so(
     assert torch.equal(Run(out).params, params)
 
 
+def test_a_server_s_state_that_is_not_finite_ends_the_run_too(tmp_path: Path) -> None:
+    """The squares of FedAdagrad's deltas are infinite, so that its model would stay where it is for ever."""
+    np.savez(tmp_path / "q.npz", A=np.ones((2, 3)), b=np.ones((2, 3)))
+    scenario = {
+        "data": {"dataset": "quadratic", "file": str(tmp_path / "q.npz")},
+        "algorithm": {"name": "fedadagrad", "lr": 1e30},
+        "run": {"rounds": 3, "eval_every": 1, "device": "cpu"},
+    }
+    with pytest.raises(RunError, match="the run diverged: 'v' of the server's state is not finite at round 1"):
+        fedsim.run(scenario, out=tmp_path / "out")
+
+
 def test_a_diverging_run_exits_with_1_and_leaves_what_it_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

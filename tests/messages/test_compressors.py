@@ -47,6 +47,22 @@ def test_ties_and_powers() -> None:
     assert Sign()(torch.tensor([[0.0, -0.0, -2.0]]), V[:, :0])[0].tolist() == pytest.approx([2 / 3, 2 / 3, -2 / 3])
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "compressor", [TopK(k=2), RandK(k=5), Sign(), QSGD(levels=4), Natural()], ids=lambda c: type(c).__name__
+)
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+def test_what_is_not_finite_arrives_as_such(compressor: Compressor, dtype: torch.dtype, bad: float) -> None:
+    """A client that diverged does not look like one that has nothing to say, and the others stay as they are."""
+    v, u = V.to(dtype).repeat(2, 1), U.to(dtype).repeat(2, 1)
+    v[0, 1] = bad
+    sent = compressor(v, u)
+    assert not sent[0].isfinite().all()
+    assert torch.equal(sent[1:], compressor(v[1:], u[1:]))
+    torch.testing.assert_close(compressor.unpack(compressor.pack(v, u), v, u), sent, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize(
     "compressor,size",
     [
