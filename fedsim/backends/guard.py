@@ -10,7 +10,7 @@ import numpy as np
 
 from fedsim.clients.worker import Worker
 from fedsim.core.blame import blamed
-from fedsim.core.errors import FedsimError
+from fedsim.core.errors import FedsimError, RunError
 from fedsim.core.job import Job
 from fedsim.core.returned import WrongFormError
 from fedsim.core.types import Message, State
@@ -56,11 +56,15 @@ class Guard:
         before = self.worker.store.gather(job.clients)
         try:
             return self.worker.run(job)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a library's sys.exit as well, which would end the actor
             self.worker.store.scatter(job.clients, before)
             guilty = {} if isinstance(error, WrongFormError) else self._guilty(job, before)  # that is no client's fault
-            if not guilty:
+            if not guilty and isinstance(error, Exception):
                 raise  # only all together: out of memory, say
+            if not guilty:
+                raise RunError(f"local work raised {type(error).__name__}: {error}") from error
             if not self.drop:
                 raise ClientError({int(job.clients[i]): why for i, why in guilty.items()}) from None
             numbers = job.numbers
@@ -78,7 +82,9 @@ class Guard:
             one = slice(i, i + 1)
             try:
                 self.worker.run(job.of(np.array([i])))
-            except Exception as error:  # somebody's data may raise anything
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # somebody's data may raise anything
                 found[i] = blamed(error) or f"{type(error).__name__}: {error}"
             self.worker.store.scatter(job.clients[one], {k: v[one] for k, v in before.items()})
         return found
