@@ -247,6 +247,7 @@ def open_directory(folder: Path, scenario: Scenario, checkpoint: Checkpoint | No
                 (folder / "params.safetensors").unlink(missing_ok=True)
         if not scenario.run.trace:
             (folder / "trace.jsonl").unlink(missing_ok=True)
+        (folder / "error.txt").unlink(missing_ok=True)  # of an attempt of a sweep that is made again
         write_whole(folder / "scenario.yaml", scenario.to_yaml())
         write_whole(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
     except OSError as error:
@@ -309,9 +310,13 @@ def _version(name: str) -> str | None:
 
 
 def clear(folder: Path, releases: bool = True) -> None:
-    """Remove what an earlier run left; what it released only where nothing is continued."""
+    """Remove what an earlier run left; what it released, and which scenario it was of, only where nothing is continued.
+
+    A trial of a sweep continues what it finds, and a scenario that is still there would be that of the run before.
+    """
     if releases:
-        (folder / RELEASES).unlink(missing_ok=True)
+        for name in (RELEASES, "scenario.yaml"):
+            (folder / name).unlink(missing_ok=True)
     for name in ("checkpoint", "checkpoint.new", "checkpoint.old"):  # before the rows that they refer to
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (

@@ -200,6 +200,10 @@ def test_what_somebodys_own_part_raises_fails_its_run_only(
     assert "your own sulky:Sulky.combine" in str(broken.error)
     assert str(broken.error).endswith("raised KeyError: 'no such thing' (traceback in error.txt of its directory)")
     assert "in combine" in (broken.dir / "error.txt").read_text()
+    file = write(tmp_path, set={"algorithm": {"name": "fedavg"}}, grid={"algorithm.server_lr": [1.0, 2.0]})
+    for mended in fedsim.sweep(file, out=tmp_path / "out", together=together):
+        assert mended.status == "finished", mended.error
+        assert not (mended.dir / "error.txt").exists()
 
 
 @pytest.mark.ray

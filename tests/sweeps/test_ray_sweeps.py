@@ -114,6 +114,21 @@ def test_side_by_side_is_one_after_another(tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "ray").glob("*/params.safetensors")} == times
 
 
+@pytest.mark.parametrize("together", [None, pytest.param(Together(parallel=2), marks=pytest.mark.ray)])
+def test_a_changed_sweep_takes_the_place_of_the_one_before(
+    tmp_path: Path, together: Together | None, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    if together is not None:
+        request.getfixturevalue("ray_session")
+    fedsim.sweep(write(tmp_path, grid={"seed": [0, 1]}), out=tmp_path / "out", together=together)
+    changed = write(tmp_path, grid={"seed": [0, 1]}, set={"data.clients": 5})
+    for outcome in fedsim.sweep(changed, out=tmp_path / "out", together=together):
+        assert outcome.run is not None, outcome.error
+        assert yaml.safe_load((outcome.dir / "scenario.yaml").read_text())["data"]["clients"] == 5
+        assert outcome.run.metrics["round"].iloc[-1] == 4
+    assert caplog.text.count("of another scenario: this run takes its place") == 2
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_bad_runs_are_stopped_early(tmp_path: Path) -> None:
