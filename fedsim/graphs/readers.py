@@ -20,6 +20,7 @@ from typing import Any
 
 from fedsim.core.errors import InputError, Problem, unknown
 from fedsim.core.libraries import nx
+from fedsim.graphs.declared import all_declared, in_json, in_pajek, in_xml
 
 MOST_NODES = 1_000_000
 MOST_EDGES = 10_000_000
@@ -140,11 +141,11 @@ def _xml(data: bytes) -> io.BytesIO:
 
 
 def _graphml(_path: Path, data: bytes) -> RawGraph:
-    return _from_networkx(nx.read_graphml(_xml(data)))
+    return _from_networkx(all_declared(nx.read_graphml(_xml(data)), in_xml(data)))
 
 
 def _gexf(_path: Path, data: bytes) -> RawGraph:
-    return _from_networkx(nx.read_gexf(_xml(data)))
+    return _from_networkx(all_declared(nx.read_gexf(_xml(data)), in_xml(data)))
 
 
 def _gml(_path: Path, data: bytes) -> RawGraph:
@@ -158,17 +159,18 @@ def _gml(_path: Path, data: bytes) -> RawGraph:
 
 
 def _pajek(_path: Path, data: bytes) -> RawGraph:
-    return _from_networkx(nx.parse_pajek(_text(data)))
+    text = _text(data)
+    return _from_networkx(all_declared(nx.parse_pajek(text), in_pajek(text.splitlines())))
 
 
 def _json(_path: Path, data: bytes) -> RawGraph:
     found = json.loads(data)
     if isinstance(found, dict) and isinstance(found.get("nodes"), list):
         if "adjacency" in found:
-            return _from_networkx(nx.adjacency_graph(found))
+            return _from_networkx(all_declared(nx.adjacency_graph(found), in_json(found, "adjacency")))
         for key in ("links", "edges"):  # networkx wrote the one until 3.4 and the other since
             if isinstance(found.get(key), list):
-                return _from_networkx(nx.node_link_graph(found, edges=key))
+                return _from_networkx(all_declared(nx.node_link_graph(found, edges=key), in_json(found, key)))
     raise InputError("found other JSON, allowed: node-link data (nodes, and links or edges) or adjacency data")
 
 
