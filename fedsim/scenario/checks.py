@@ -17,6 +17,7 @@ from typing import Any
 from fedsim.algorithms.base import GossipAlgorithm, ServerAlgorithm
 from fedsim.core.errors import InputError, Problem
 from fedsim.core.metrics import TABLE, columns
+from fedsim.core.registry import lookup, names
 from fedsim.data.division import column_of
 from fedsim.data.sets import Dataset, Quadratic, QuadraticFile
 from fedsim.messages.aggregators import Aggregator
@@ -28,7 +29,7 @@ from fedsim.scenario.chain_checks import chain_clients, chain_problems
 from fedsim.scenario.message_checks import cohort_problems, message_problems
 from fedsim.scenario.personal_checks import personal_problems
 from fedsim.scenario.rule_checks import rule_clients, rule_problems
-from fedsim.scenario.sections import MODES, Scenario
+from fedsim.scenario.sections import Scenario
 
 
 def check_sections(s: Scenario) -> list[Problem]:
@@ -102,7 +103,9 @@ def _server_or_graph(s: Scenario) -> Iterator[Problem]:
     """An algorithm, a mode, an aggregator and a topology that belong to the same setting."""
     name, setting = s.names["algorithm"], s.algorithm.setting
     if setting != s.participation.setting:
-        yield Problem(f"'{name}' is a {setting} algorithm, allowed: mode {MODES[setting]}", "participation.mode")
+        modes = [m for m in names("participation") if lookup("participation", m).setting == setting]
+        allowed = ", ".join(s.algorithm.needs.modes or modes)
+        yield Problem(f"'{name}' is a {setting} algorithm, allowed: mode {allowed}", "participation.mode")
     if setting == "gossip" and s.topology is None:
         yield Problem(f"missing; '{name}' runs on a graph, e.g. topology: {{graph: ring}}", "topology")
     if setting == "server" and s.topology is not None:
@@ -163,7 +166,7 @@ def _merges(s: Scenario) -> Iterator[Problem]:
 
 def _mode_of_server(s: Scenario) -> Iterator[Problem]:
     """A mode under which a server algorithm's arithmetic means something."""
-    if not isinstance(s.algorithm, ServerAlgorithm):
+    if not isinstance(s.algorithm, ServerAlgorithm) or s.participation.setting != "server":
         return
     name, mode, needs = s.names["algorithm"], s.names["participation"], s.algorithm.needs
     if needs.modes is not None and mode not in needs.modes:

@@ -149,7 +149,7 @@ TOGETHER = [
     server("lr: 0.1", "local_steps: 1\n  local_epochs: 1", at(14, "algorithm.local_epochs"), "found both",
         "one of the two"),
     server("fraction: 0.5", "mode: gossip", at(16, "participation.mode"),
-        "'fedavg' is a server algorithm, allowed: mode"),
+        "'fedavg' is a server algorithm, allowed: mode asynchronous, fedbuff, fixed_interval, synchronous"),
     server("fraction: 0.5", "clients_per_round: 9", at(16, "participation.clients_per_round"),
         "at most data.clients = 4"),
     server("run:", "topology: {graph: ring}\nrun:", at(17, "topology"), "'fedavg' has a server and uses no graph"),
