@@ -29,6 +29,7 @@ _CHOSEN = "chosen here"
 _LOOKED_AT = 1000  # rows of a CSV file, to see which of its columns are words
 _EMPTY = {"", "#N/A", "<NA>", "N/A", "NA", "NULL", "None", "n/a", "null"}
 """Cells that count as missing values when a CSV file is read, and no words."""
+_WIDE = 50  # texts, from which on one-hot columns are told of
 _MANY = 20  # cells, from which on a column of words that never repeats is taken for names of rows
 _FILL = {"data.missing": "mean"}
 _WORK = {"lr": 0.1, "local_epochs": 1, "batch_size": 32}
@@ -57,7 +58,8 @@ def new(
         raise InputError("is there already; allowed: another NAME, or --out with a new file", file=str(place))
     ask = _Asks(not yes and _at_terminal())
     source = data or ask("data set, or a file of yours (.csv, .parquet, .npz)", "digits", _check_data)
-    section, left_out = _data(source, target, place, ask)
+    section, left_out, texts = _data(source, target, place, ask)
+    section, divided = _beside(section, settings or [])
     values: Values = {"name": name, "seed": 0, "data": section}
     kind = algorithm or ask("algorithm (fedsim list algorithms)", "dfedavg" if graph else "fedavg", _known("algorithm"))
     part = lookup("algorithm", kind)
@@ -67,7 +69,8 @@ def new(
             f"--graph: found {graph!r} with '{kind}', which has a server; allowed: an algorithm on a graph"
         )
     usual = "nodes" if on_graph else "clients"
-    values["data"]["clients"] = ask(f"number of {usual}", 10, int) if clients is None else clients
+    if clients is not None or not divided:
+        values["data"]["clients"] = ask(f"number of {usual}", 10, int) if clients is None else clients
     if on_graph:
         values["topology"] = {"graph": graph or ask("graph (fedsim list graphs)", "ring", _known("graph"))}
     shape = model or ask("model (fedsim list models)", "mlp", _known("model"))
@@ -90,6 +93,13 @@ def new(
     say(" is written", bold=str(place))
     if left_out and values["data"].get("features") == kept:
         say(f"left out of data.features, since no two of its rows have the same text: {', '.join(left_out)}")
+    chosen = section.get("categorical", [])
+    for column in chosen if values["data"].get("categorical") == chosen else []:
+        if texts[column] > _WIDE:
+            say(
+                f"have a look: column {column} becomes {texts[column]} one-hot columns or more; a date, say, is better "
+                "made a number, or left out of data.features"
+            )
     for key in guessed:
         section_of, _, inner = key.rpartition(".")
         say(f"chosen, so have a look: {key}: {values[section_of][inner]}")
@@ -139,8 +149,9 @@ def _is_file(source: str) -> bool:
     return Path(source).suffix in _READERS or os.sep in source
 
 
-def _data(source: str, target: str | None, place: Path, ask: _Asks) -> tuple[Values, list[str]]:
-    """The section ``data`` without its clients, and the columns that are left out of its features."""
+def _data(source: str, target: str | None, place: Path, ask: _Asks) -> tuple[Values, list[str], dict[str, int]]:
+    """The section ``data`` without its clients, the columns that are left out of its features, and how many texts those
+    of words have."""
     if not _is_file(source):
         if target is not None:
             raise InputError(f"--target: found with the data set '{source}'; allowed: with a CSV or parquet file")
@@ -149,7 +160,7 @@ def _data(source: str, target: str | None, place: Path, ask: _Asks) -> tuple[Val
         except InputError:
             message = unknown("data set", source, names("dataset"))
             raise InputError(f"--data: {message}, or a file that ends in {', '.join(_READERS)}") from None
-        return {"dataset": source}, []
+        return {"dataset": source}, [], {}
     file = Path(source)
     reader = _READERS.get(file.suffix)
     if reader is None:
@@ -158,8 +169,8 @@ def _data(source: str, target: str | None, place: Path, ask: _Asks) -> tuple[Val
         raise InputError("no such file", file=source)
     found: Values = {"dataset": reader, "path": os.path.relpath(file, place.parent)}
     if reader == "npz":
-        return found, []
-    numeric, unlike = _columns(file, found) if reader == "csv" else ({}, set())
+        return found, [], {}
+    numeric, unlike, texts = _columns(file, found) if reader == "csv" else ({}, set(), {})
     columns = list(numeric)
     if target is None:
         if not ask.there:
@@ -176,11 +187,32 @@ def _data(source: str, target: str | None, place: Path, ask: _Asks) -> tuple[Val
         left_out, features = [], left_out
     words = [name for name in features if not numeric[name]]
     named: Values = {"features": features} if left_out else {}
-    return {**found, "target": target, **named, **({"categorical": words} if words else {})}, left_out
+    return {**found, "target": target, **named, **({"categorical": words} if words else {})}, left_out, texts
 
 
-def _columns(file: Path, found: Values) -> tuple[dict[str, bool], set[str]]:
-    """The columns of a CSV file and whether its first rows have numbers there alone, and those of words never repeated.
+def _beside(section: Values, settings: list[str]) -> tuple[Values, bool]:
+    """The section with columns of words that fit the features and the division that settings name, and whether they
+    divide by a column: then it says how many clients there are, and is no feature itself."""
+    given = override(Document({"data": {}}), settings).values["data"]
+    if not isinstance(given, dict):
+        return section, False
+    partition = given.get("partition")
+    whose = partition.get("partition_by") if isinstance(partition, dict) else None
+    wanted, fitted = given.get("features"), dict(section)
+    for key in ("features", "categorical"):
+        kept = [c for c in section.get(key, []) if c != whose]
+        if key == "categorical" and isinstance(wanted, list):
+            kept = [c for c in section.get(key, []) if c in wanted]
+        if key in section:
+            fitted[key] = kept
+    if not fitted.get("categorical", True):
+        del fitted["categorical"]
+    return fitted, whose is not None
+
+
+def _columns(file: Path, found: Values) -> tuple[dict[str, bool], set[str], dict[str, int]]:
+    """The columns of a CSV file and whether its first rows have numbers there alone, those of words never repeated, and
+    how many texts the first rows have in each column of words.
 
     One-hot columns of such words, a customer's number say, would tell the model nothing of rows that it has not seen.
     A separator that is no comma goes to `found`.
@@ -189,7 +221,8 @@ def _columns(file: Path, found: Values) -> tuple[dict[str, bool], set[str]]:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             head = list(islice(lines, _LOOKED_AT))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read as UTF-8 text: {error}", file=str(file)) from None
+        message = f"cannot be read as UTF-8 text: {error}; a scenario that you write yourself may have data.encoding"
+        raise InputError(message, file=str(file)) from None
     separator = max(",;\t|", key=head[0].count) if head else ","
     if separator != "," and head[0].count(separator):
         found["separator"] = separator
@@ -197,7 +230,7 @@ def _columns(file: Path, found: Values) -> tuple[dict[str, bool], set[str]]:
         names, *rows = list(csv.reader(head, delimiter=separator)) or [[]]
     except csv.Error as error:
         raise InputError(f"cannot be read as CSV: {error}", file=str(file)) from None
-    numeric, unlike = {}, set()
+    numeric, unlike, texts = {}, set(), {}
     for i, name in enumerate(names):
         cells = [row[i] for row in rows if i < len(row)]
         numeric[name] = all(map(_is_number, cells))
@@ -206,9 +239,11 @@ def _columns(file: Path, found: Values) -> tuple[dict[str, bool], set[str]]:
             raise InputError(
                 f"column {name!r} has numbers with commas, e.g. {first!r}; allowed: decimal points", file=str(file)
             )
-        if not numeric[name] and len(cells) >= _MANY and len(set(cells)) == len(cells):
-            unlike.add(name)
-    return numeric, unlike
+        if not numeric[name]:
+            texts[name] = len(set(cells))
+            if len(cells) >= _MANY and texts[name] == len(cells):
+                unlike.add(name)
+    return numeric, unlike, texts
 
 
 def _is_number(text: str) -> bool:

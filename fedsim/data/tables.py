@@ -363,5 +363,9 @@ def _ids(values: pandas.Series[Any], column: str, where: _Where) -> Array:
     lack = values.isna().to_numpy()
     if lack.any():
         row = int(np.argmax(lack))
-        raise InputError(f"column {column!r} of {where.name} has no value in {where(row)}", "partition.partition_by")
+        message = f"column {column!r} of {where.name} has no value in {where(row)}; allowed: a value in every row"
+        raise InputError(
+            f"{message}, since it says whose row it is ('missing' is about features and the target)",
+            "partition.partition_by",
+        )
     return plain(values.to_numpy())

@@ -183,9 +183,41 @@ def test_columns_that_name_rows_are_left_out_and_said(call: Call) -> None:
     code, out, _ = call("wanted", *flags, *wanted)
     assert code == 0
     assert "left out" not in out
+    dates = "".join(f"2024-{1 + i % 12}-{1 + i % 7},{i % 50},{'ill' if i % 3 else 'well'}\n" for i in range(120))
+    Path("dated.csv").write_text("day,age,state\n" + dates)
+    flags = ["--data", "dated.csv", "--target", "state"]
+    said = "have a look: column day becomes 84 one-hot columns or more; a date, say, is better made a number"
+    assert said in call("dated", *flags)[1]
+    assert "one-hot columns or more" not in call("undated", *flags, "--set", "data={features: [age]}")[1]
     Path("only.csv").write_text("patient,state\n" + "".join(f"P{i},{'ill' if i % 3 else 'well'}\n" for i in range(120)))
     assert call("only", "--data", "only.csv", "--target", "state")[0] == 0  # it is all there is
     assert yaml.safe_load(Path("only.yaml").read_text())["data"]["categorical"] == ["patient"]
+
+
+def test_columns_fit_the_features_and_the_division_that_settings_name(call: Call) -> None:
+    rows = "".join(f"P{i},{i % 50},{'abc'[i % 3]},{'no' if i % 4 else 'yes'},{i % 2}\n" for i in range(120))
+    Path("v.csv").write_text("patient,age,ward,smoker,state\n" + rows)
+    flags = ["--data", "v.csv", "--target", "state"]
+
+    def data(name: str, *settings: str) -> dict[str, Any]:
+        code, _, err = call(name, *flags, *settings)
+        assert code == 0, err
+        found: dict[str, Any] = yaml.safe_load(Path(f"{name}.yaml").read_text())["data"]
+        return found
+
+    named = data("named", "--set", "data.features=[age, smoker]")
+    assert (named["features"], named["categorical"]) == (["age", "smoker"], ["smoker"])
+    assert "categorical" not in data("numbers", "--set", "data.features=[age]")
+    by = data("by", "--set", "data.partition={scheme: natural_id, partition_by: ward}")
+    assert (by["features"], by["categorical"]) == (["age", "smoker"], ["smoker"])
+    assert "clients" not in by
+    by = data("by-flag", "--partition", "natural_id", "--set", "data.partition.partition_by=ward", "--clients", "3")
+    assert by["clients"] == 3
+    both = data(
+        "both", "--set", "data.partition={scheme: natural_id, partition_by: ward}",
+        "--set", "data.features=[age, ward]",
+    )  # fmt: skip
+    assert both["categorical"] == ["ward"]  # it was asked for
 
 
 @pytest.mark.parametrize(
