@@ -40,7 +40,7 @@ from fedsim.scenario.sections import Scenario
 Rows = dict[str, Any]
 _NAMED = 20  # nodes whose names are shown
 _LOOKED_AT = 10_000  # rounds among which there is one in which somebody delivers
-_TYPICAL = 20  # rounds that stand for all where the first is unlike the others
+_TYPICAL = 20  # rounds that stand for all
 _MOST = 2_000_000  # nodes and links in all the rounds that are looked at where they differ
 
 
@@ -211,7 +211,7 @@ def _rounds(s: Scenario, a: Assembly) -> list[Arrival]:
         over = isinstance(event, Arrival) and event.closes and event.number >= last
         if len(found) == wanted or (over and found):
             break
-        if found and isinstance(event, Arrival) and event.closes and 1 < looked <= event.number:
+        if found and isinstance(event, Arrival) and event.closes and 1 < wanted <= event.number:
             break
         if over:
             keys = "deadline, sampling, dropout, window, timeout"
@@ -220,13 +220,13 @@ def _rounds(s: Scenario, a: Assembly) -> list[Arrival]:
 
 
 def _differing(s: Scenario, a: Assembly) -> int:
-    """How many rounds to look at where one does not stand for others, since links come and go or have windows."""
-    if a.network is None:
-        return 1
-    if a.network.topology.presence is None and not getattr(s.participation, "schedule", None):
-        return 1
-    each = a.task.num_clients + len(a.network.mixings[0].links)
-    return max(min(s.run.rounds, _LOOKED_AT, _MOST // each), 1)
+    """How many rounds to look at: cohorts are drawn and arrivals follow a clock, so that one does not stand for others;
+    where links come and go, or have windows, no few do."""
+    each = a.task.num_clients + (0 if a.network is None else len(a.network.mixings[0].links))
+    most = max(min(s.run.rounds, _LOOKED_AT, _MOST // each), 1)
+    if a.network is None or (a.network.topology.presence is None and not getattr(s.participation, "schedule", None)):
+        return min(most, _TYPICAL)
+    return most
 
 
 def _begins_apart(s: Scenario) -> bool:
@@ -251,7 +251,7 @@ def _work(s: Scenario, a: Assembly, rounds: list[Arrival]) -> Rows:
             f"{s.participation.cohort_size(a.task.num_clients)} of {a.task.num_clients}, {s.participation.sampling}"
         )
     rows["local steps in the first round"] = f"{steps.min()} to {steps.max()}"
-    if len(rounds) > 1:
+    if len(set(gradients)) > 1:
         rows["sample gradients in the first round"] = f"{gradients[0]:,}"
     rows["sample gradients per round"] = f"about {np.mean(gradients[1:] or gradients):,.0f}"
     rows["sample gradients in all"] = f"about {s.algorithm.before(a.task).gradients + _in_all(s, gradients):,.0f}"
