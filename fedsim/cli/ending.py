@@ -26,6 +26,9 @@ from fedsim.engine.signals import ASKED, InterruptedAtEndError
 INTERRUPTED = 130
 _AGAIN = 0.02
 """Seconds after which an interrupt is sent again that was lost in code whose exceptions Python ignores."""
+_NOTHING = ""
+"""Text to execute: where an interrupt came in such text, as dataclasses execute it, Python otherwise remembers that to
+its end, and ``python -m fedsim`` would kill itself with SIGINT instead of exiting with a code."""
 _told: list[str] = []
 
 
@@ -91,6 +94,7 @@ def interruptible() -> Iterator[None]:
             again.cancel()
         sys.unraisablehook = others
         ASKED.clear()
+        exec(_NOTHING)
         for number, handler in before.items():
             signal.signal(number, handler)
 

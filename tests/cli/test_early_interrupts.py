@@ -89,3 +89,21 @@ def test_an_interrupt_that_python_ignores_is_sent_again(capsys: pytest.CaptureFi
     assert ended.value.code == 130
     assert time.monotonic() - began < 300
     assert capsys.readouterr().err == "interrupted: nothing more is written\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_in_executed_text_ends_a_module_with_the_exit_code(number: signal.Signals, tmp_path: Path) -> None:
+    """Classes are made by such text while modules are imported; Python remembers an interrupt there to its end."""
+    (tmp_path / "struck_in_text.py").write_text(
+        f"""
+import os
+from fedsim.cli.ending import interruptible
+
+with interruptible():
+    exec("os.kill(os.getpid(), {int(number)})\\nfor _ in range(10**8): pass")
+"""
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "struck_in_text"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr) == (130, "interrupted: nothing more is written\n")
