@@ -126,7 +126,7 @@ def targets(
         for key, found in (("num_classes", classes), ("classes", order)):
             if found is not None:
                 raise InputError(f"found {found} for regression; allowed: only with classification", key=key)
-        done = [replace(s, y=s.y.astype(np.float32), classes=None, labels=None) for s in splits]
+        done = [replace(s, y=_float32(s.y), classes=None, labels=None) for s in splits]
     else:
         known = train.labels or (None if train.classes is None else Classes.given(train.classes))
         numbers, made = number_labels(ys, classes, known, order, train.target)
@@ -378,3 +378,14 @@ def _finite(y: Array) -> None:
     if bad.any():
         row = int(np.argwhere(bad)[0][0])
         raise InputError(f"the target of row {row} is {y[row]}; allowed: no missing or infinite values")
+
+
+def _float32(y: Array) -> Array:
+    """Targets that are numbers, none too large for that."""
+    with np.errstate(over="ignore"):
+        found: Array = y.astype(np.float32)
+    bad = ~np.isfinite(found)
+    if bad.any():
+        row, most = int(np.argwhere(bad)[0][0]), np.finfo(np.float32).max
+        raise InputError(f"the target of row {row} is {y[row]}; allowed: at most {most:.2g} either way, as in float32")
+    return found

@@ -46,6 +46,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (tmp_path / "t.csv").write_text("a,b,name,label,price\n" + "".join(f"{i},{i},x,{i % 2},{i}.5\n" for i in range(10)))
     (tmp_path / "nan.csv").write_text("a,label\n1,0\n,1\n3,1\n4,0\n")
     (tmp_path / "nolabel.csv").write_text("a,label\n1,0\n2,\n3,1\n4,0\n")
+    (tmp_path / "vast.csv").write_text("a,price\n" + "".join(f"{i},{'1e39' if i == 2 else i / 4}\n" for i in range(9)))
     (tmp_path / "header.csv").write_text("a,label\n")
     (tmp_path / "nothing.csv").write_text("")
     (tmp_path / "huge.csv").write_text("a,label\n1,0\n2,1000000\n3,1\n")
@@ -125,6 +126,7 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ),
     ({"dataset": "csv", "path": "nan.csv", "target": "label"}, "missing", "'a' .* nan in row 1"),
     ({"dataset": "csv", "path": "nolabel.csv", "target": "label"}, None, "target of row 1 is nan"),
+    ({"dataset": "csv", "path": "vast.csv", "target": "price"}, None, r"target of row 2 is 1e\+39; .* 3.4e\+38"),
     ({"dataset": "csv", "path": "header.csv", "target": "label"}, None, "has no rows"),
     ({"dataset": "csv", "path": "nothing.csv", "target": "label"}, "path", "cannot read"),
     ({"dataset": "csv", "path": "images", "target": "label"}, "path", "cannot read"),
