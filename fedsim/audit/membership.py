@@ -117,7 +117,8 @@ class InverseHessianAttack(Audit):
             subject.say(f"iha: model {i + 1} of {self.targets}")
             game = Game(subject, i)
             outcome = game.train()
-            task, algorithm = supervised(outcome.assembly), subject.scenario.algorithm
+            task = supervised(outcome.assembly)
+            algorithm = outcome.assembly.algorithm_of(subject.scenario)
             if task.dim > MOST_PARAMETERS:
                 found = f"found a model of {task.dim} parameters; IHA computes its whole Hessian, allowed: at most"
                 raise InputError(f"{found} {MOST_PARAMETERS}", key="model")

@@ -139,7 +139,7 @@ def observe(scenario: Scenario, assembly: Any, client: int, classes: int | None)
     InputError
         The server does not see single messages, or they hold no update of the model.
     """
-    task, algorithm = supervised(assembly), scenario.algorithm
+    task, algorithm = supervised(assembly), assembly.algorithm_of(scenario)
     if assembly.privacy.claims and assembly.privacy.ledger.claim.trust == "secagg":
         raise InputError(
             "found secagg: the server sees sums over clients only; allowed here: central or local", "privacy.trust"

@@ -98,8 +98,11 @@ class Assembly:
 
     def worker(self, scenario: Scenario, store: ClientStore | None = None) -> Worker:
         """The local work of any of the run's clients, in whatever process; what leaves it has passed `pipeline`."""
-        algorithm = self.algorithm or self.settled(scenario).algorithm
-        return Worker(self.task, algorithm, scenario.run.chunk_rows, store, self.pipeline)
+        return Worker(self.task, self.algorithm_of(scenario), scenario.run.chunk_rows, store, self.pipeline)
+
+    def algorithm_of(self, scenario: Scenario) -> Algorithm:
+        """The algorithm that server and clients compute with: the scenario's, with all that it took from the run."""
+        return self.algorithm or self.settled(scenario).algorithm
 
     def one_message(self, scenario: Scenario) -> tuple[Message, Message]:
         """What one client receives and what leaves it, before compression, with what privacy adds: rows."""

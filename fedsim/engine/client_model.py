@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from fedsim.algorithms.base import Algorithm
 from fedsim.backends.in_process import Vectorized
 from fedsim.backends.under_way import of_clients
 from fedsim.clients.evaluating import asked_about, models_of
@@ -71,7 +70,7 @@ def client_model(folder: Path, client: str | int) -> ClientModel:
     if saved is None:
         raise RunError(f"{folder} has no checkpoint, in which clients' models are")
     clients, round = np.array([number], dtype=np.int64), int(saved.progress["round"])
-    algorithm: Algorithm = assembly.algorithm or scenario.algorithm
+    algorithm = assembly.algorithm_of(scenario)
     asked = Asked(round, owns_models(algorithm, assembly.task), tuning_of(scenario, algorithm, round), whole=False)
     kept_there = is_deployment(folder)
     if kept_there and (asked.personal or asked.tuning is not None):
@@ -106,7 +105,7 @@ def _alone(
 ) -> ClientStore:
     """What these clients keep, in memory: a file of the run is read, and never written."""
     task = assembly.task
-    fresh = fresh_rows(assembly.algorithm or scenario.algorithm, task, assembly.pipeline)
+    fresh = fresh_rows(assembly.algorithm_of(scenario), task, assembly.pipeline)
     alone, whole = (ClientStore(fresh, task.device, task.num_clients, "memory", f) for f in (None, folder))
     if not empty and not alone.empty:
         whole.load(dict(saved.clients))

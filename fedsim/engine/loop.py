@@ -214,7 +214,7 @@ class Simulation:
             self.totals.ask(self.home.inquiry.close(event.number))
         if combined.message_bytes is not None:
             size = combined.message_bytes * self.exchanges
-            self.totals.count(combined.event, size, self.scenario.algorithm, a.task)
+            self.totals.count(combined.event, size, a.algorithm_of(self.scenario), a.task)
         if event.merge:
             self._merge()
         self.parts.append(combined.event)
@@ -243,7 +243,7 @@ class Simulation:
     def _merge(self) -> None:
         """Every node of a graph sends every other one all that it mixes, and takes the mean."""
         self.home.merge()
-        self.totals.bytes_sent += merge_bytes(self.scenario.algorithm, self.assembly.task)
+        self.totals.bytes_sent += merge_bytes(self.assembly.algorithm_of(self.scenario), self.assembly.task)
 
     def _merge_at_end(self) -> None:
         """What is reported and saved is the nodes' mean; the last checkpoint, of which a run goes on, is not."""

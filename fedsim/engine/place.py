@@ -44,14 +44,14 @@ def make_backend(scenario: Scenario, assembly: Assembly, folder: Path) -> Backen
         except InputError as error:
             raise scenario.document.locate(error.under("backend")) from None
     task, choice = assembly.task, scenario.run.client_state
-    kept = fresh_rows(scenario.algorithm, task, assembly.pipeline)
+    kept = fresh_rows(assembly.algorithm_of(scenario), task, assembly.pipeline)
     store = ClientStore(kept, task.device, task.num_clients, choice, folder)
     return Vectorized(assembly.worker(scenario, store))
 
 
 def client_load(scenario: Scenario, assembly: Assembly) -> Floats:
     """Sample gradients of every client's work in the first round, ``[n]``: what clients are placed by."""
-    task, algorithm = assembly.task, scenario.algorithm
+    task, algorithm = assembly.task, assembly.algorithm_of(scenario)
     clients = np.arange(task.num_clients, dtype=np.int64)
     rounds, load = np.ones_like(clients), np.empty(task.num_clients)
     steps = algorithm.steps(task, clients, rounds, scenario.seed)
@@ -96,8 +96,9 @@ def _ray(scenario: Scenario, assembly: Assembly) -> RayBackend:
         mixing, moves = assembly.mixing(scenario), section.rebalance is not False
         pool = Pool(section.address or "local", actors, cpus, gpus, threads, drop, timeout, mixing, moves)
         build = partial(
-            Worker, algorithm=scenario.algorithm, chunk_rows=scenario.run.chunk_rows, pipeline=assembly.pipeline
-        )
+            Worker, algorithm=assembly.algorithm_of(scenario), chunk_rows=scenario.run.chunk_rows,
+            pipeline=assembly.pipeline,
+        )  # fmt: skip
         load = client_load(scenario, assembly)
         if assembly.network is not None and shards_mix(scenario, assembly):
             return RayNodes(pool, cluster, task, build, load, assembly.network)

@@ -33,7 +33,7 @@ class RunState(ABC):
 
     def __init__(self, scenario: Scenario, assembly: Assembly, backend: Backend) -> None:
         self.task, self.assembly, self.backend = assembly.task, assembly, backend
-        self.algorithm = scenario.algorithm if assembly.algorithm is None else assembly.algorithm
+        self.algorithm = assembly.algorithm_of(scenario)
         self.renormalises = scenario.participation.renormalises and assembly.privacy.renormalises
         self.form = one_message(self.algorithm, self.task, gossip=assembly.network is not None)[1]
         self.honest = assembly.pipeline.run.honest

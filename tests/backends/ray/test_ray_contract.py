@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fedsim
+from fedsim.algorithms.base import Algorithm
 from fedsim.core.errors import InputError
 from fedsim.core.fields import keys_of
 from fedsim.core.registry import lookup, names
@@ -375,3 +376,25 @@ def test_what_stays_with_clients_lies_with_actors(tmp_path: Path, name: str) -> 
     fedsim.run({**half, "backend": ray_backend(2)}, out=tmp_path / "parts")
     same(alone, fedsim.run({**scenario, "backend": ray_backend(3)}, tmp_path / "parts", resume=True))
     assert len({round(v, 9) for v in alone.clients.query("round == 4")["loss"]}) > 1
+
+
+TAKES: dict[str, dict[str, Any]] = {
+    "powersgd": {"model": {"name": "mlp", "hidden": [8]}},
+    "ef21": {"compression": {"name": "top_k", "k": 9}, "algorithm": {"step_size": "theory_new"}},
+    "ef21_w": {"compression": {"name": "top_k", "k": 9}, "algorithm": {"step_size": "theory_new"}},
+    "fsgld": {"participation": {"mode": "synchronous", "clients_per_round": 1}, "algorithm": {"lr": 1e-4}},
+}
+"""Algorithms that take something from the data, with what has them do it."""
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in names("algorithm") if lookup("algorithm", n).settled is not Algorithm.settled]
+)
+def test_what_an_algorithm_takes_from_the_data_reaches_the_actors(run_scenario: Make, name: str) -> None:
+    case = {**TAKES[name]}
+    scenario = {
+        "data": {"dataset": "digits", "clients": 5, "limit": 100}, "model": {"name": "linear"}, **case,
+        "algorithm": {"name": name, **({"lr": 0.05} if name == "powersgd" else {}), **case.get("algorithm", {})},
+    }  # fmt: skip
+    alone = run_scenario(**scenario, run={"rounds": 4, "eval_every": 2})
+    same(alone, run_scenario(**scenario, run={"rounds": 4, "eval_every": 2}, backend=ray_backend(2)))
