@@ -13,6 +13,7 @@ from fedsim.algorithms.client import change, changed
 from fedsim.algorithms.round import Effort, Report
 from fedsim.contract.affine_law import affine_directions
 from fedsim.contract.bench import CLIENTS, DIMENSION, EVERYBODY, Bench, ExactOracle
+from fedsim.contract.keys_law import keys_of_steps
 from fedsim.contract.tools import (
     UNSEEDED,
     LawBrokenError,
@@ -317,6 +318,7 @@ LAWS: Mapping[str, Callable[[Bench], str]] = {
     "same seed, same numbers": same_seed,
     "lr_decay reaches local steps": follows_lr,
     "affine_direction is what steps do": affine_directions,
+    "keys of steps count": keys_of_steps,
     "message needs no local step": message_without_a_step,
     "states flow on between events": flows_on,
     "the state moves through aggregate": through_aggregate,

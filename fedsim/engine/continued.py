@@ -21,6 +21,7 @@ log = logging.getLogger("fedsim")
 
 _MAY_DIFFER = (
     "run.rounds",
+    "run.threads",
     "run.checkpoint_seconds",
     "run.loggers",
     "run.stop",

@@ -50,6 +50,11 @@ class Failures(Watcher):
         if durable and self._file is not None:
             self._file.write(durable=True)
 
+    @property
+    def any(self) -> bool:
+        """Whether somebody's work raised."""
+        return bool(self._times)
+
     def summary(self) -> str | None:
         """How many failed how often; None where nobody did."""
         if not self._times:

@@ -139,11 +139,10 @@ class Simulation:
             if self.stopped:
                 assert self.early is not None
                 LOG.info("%s", write_stop(self.folder, self.early, self.round, self.scenario.run.rounds))
-            remark = self.totals.remark(self.round)
-            if remark is not None:
-                LOG.warning("%s", remark)
-            if (failed := self.failures.summary()) is not None:
-                LOG.warning("%s", failed)
+            remark, failed = self.totals.remark(self.round, self.failures.any), self.failures.summary()
+            for said in (remark, failed):
+                if said is not None:
+                    LOG.warning("%s", said)
             remarks = [said for said in (remark, failed, self.draws.look()) if said is not None]
             self.watch.ended(watched)
         return Run(self.folder, watched.resumed_at, remarks)
@@ -227,7 +226,7 @@ class Simulation:
         self.watch.combined(self.round)
         if run.trace:
             self.watch.scheduled(self.records.schedule(self.parts, self.round))
-        note_empty(self.totals, self.parts, self.round)
+        note_empty(self.totals, self.parts, self.round, self.failures.any)
         self.parts.clear()
         if run.evaluates(self.round):
             self._evaluate()

@@ -75,9 +75,9 @@ class Records:
         backend.checkpointed(save_checkpoint(self.folder, progress, state, clients))
 
 
-def note_empty(totals: Totals, parts: Sequence[Arrival], number: int) -> None:
+def note_empty(totals: Totals, parts: Sequence[Arrival], number: int, failed: bool) -> None:
     """Count a round in which nobody took part; say so where there has been no other by an early round."""
     totals.empty += is_empty(parts)
     totals.skipped += any(part.skipped is not None for part in parts)
     if number == _EARLY and totals.empty == number:
-        LOG.warning("round %d: %s", number, totals.remark(number))
+        LOG.warning("round %d: %s", number, totals.remark(number, failed))

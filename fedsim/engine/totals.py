@@ -36,8 +36,11 @@ class Totals:
         self.bytes_sent += cost.bytes
         self.loss_evaluations += cost.evaluations
 
-    def remark(self, rounds: int) -> str | None:
-        """What to say after `rounds` of which more than half changed nothing: the model hardly moves, or not at all."""
+    def remark(self, rounds: int, failed: bool = False) -> str | None:
+        """What to say after `rounds` of which more than half changed nothing: the model hardly moves, or not at all.
+
+        `failed`: the work of clients raised, and they were left out.
+        """
         if 2 * self.skipped > rounds:
             return (
                 f"{self.skipped} of the {rounds} rounds had too few messages for the aggregator and were skipped: "
@@ -46,6 +49,8 @@ class Totals:
         if 2 * self.empty <= rounds:
             return None
         which = f"any of the {rounds} rounds" if self.empty == rounds else f"{self.empty} of the {rounds} rounds"
+        if failed:
+            return f"nobody took part in {which}: look first at why clients' local work raised, in failures.jsonl"
         return (
             f"nobody took part in {which}: look at participation (deadline, sampling, dropout, window, timeout) and "
             "system, or on a graph at participation.compute and topology.spells; "

@@ -10,7 +10,7 @@ from typing import Any
 
 _FIRST = ("algorithm.name", "participation.mode", "topology.graph", "data.dataset", "model.name")
 _SPEAKS_FOR_ITSELF = ("name", "mode", "graph", "dataset", "scheme")
-_SILENT = ("backend", "run.loggers", "run.trace", "run.checkpoint_seconds", "run.client_state")
+_SILENT = ("backend", "run.loggers", "run.trace", "run.checkpoint_seconds", "run.client_state", "run.threads")
 """Where and how a run is computed and who is told: they change no number, so no group is called after them."""
 
 

@@ -317,6 +317,13 @@ class StepsWithoutTheSolver(ServerAlgorithm):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ForgetsTheMomentum(ServerAlgorithm):
+    def local_step(self, oracle: Any, local: Any, received: Any, client: Any) -> Any:
+        g = self.gradient(oracle, local["x"]) + self.weight_decay * local["x"]
+        return {**local, "x": local["x"] - oracle.lr * g}
+
+
+@dataclass(frozen=True, kw_only=True)
 class PullsByItsRate(ServerAlgorithm):
     def direction(self, oracle: Any, x: Any, received: Any, client: Any) -> Any:
         return self.gradient(oracle, x) + 0.01 / oracle.lr * (x - received["x"])

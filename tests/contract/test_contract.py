@@ -17,7 +17,7 @@ from fedsim.contract.laws import LAWS, CheckResult, check_algorithm
 from fedsim.core.errors import InputError
 from fedsim.core.registry import lookup, names
 
-FORM, UNTOUCHED, SHARDS, AXIS, SEED, DECAY, AFFINE, NO_STEP, FLOW, THROUGH, DESCENT, ROUND_TRIP = LAWS
+FORM, UNTOUCHED, SHARDS, AXIS, SEED, DECAY, AFFINE, KEYS, NO_STEP, FLOW, THROUGH, DESCENT, ROUND_TRIP = LAWS
 VARIANTS = [
     ("fedavg", ["momentum=0.9", "weight_decay=0.01", "clip=2.0", "server_momentum=0.5", "lr_decay=0.99"]),
     ("fedavg", ["local_epochs=2", "batch_size=full", "weighting=uniform", "server_lr=0.5", "lr=1e-5"]),
@@ -112,6 +112,8 @@ def test_somebodys_own_algorithm_keeps_every_law() -> None:
         ),
         ("ForgetsTheClip", AFFINE, ["x after local step 1 and along affine_direction with clip 0.1"]),
         ("StepsWithoutTheSolver", AFFINE, ["along affine_direction with momentum 0.5 and weight_decay 0.1"]),
+        ("StepsWithoutTheSolver", KEYS, ["weight_decay 0.3 is accepted and changes nothing", "self.step"]),
+        ("ForgetsTheMomentum", KEYS, ["momentum 0.5 is accepted and changes nothing"]),
         ("PullsByItsRate", AFFINE, ["at a lower rate, as lr_decay has it", "the same at every rate"]),
         ("CountsOneGradient", AFFINE, ["calls_per_step is 1, affine directions take 2 gradients per step"]),
         ("SaysItInPlace", UNTOUCHED, ["affine_direction", "x"]),
@@ -139,10 +141,11 @@ def test_every_law_catches_who_breaks_it(broken: str, law: str, says: list[str])
         ("CentresOverClients", {SHARDS, AXIS}),
         ("NeedsAClientAxis", {AXIS}),
         ("ScalarMeanAtTheServer", {DESCENT, THROUGH}),
-        ("NeverDecays", {DECAY}),
+        ("NeverDecays", {DECAY, KEYS}),
         ("SaysOtherDirections", {AFFINE}),
         ("ForgetsTheClip", {AFFINE}),
-        ("StepsWithoutTheSolver", {AFFINE}),
+        ("StepsWithoutTheSolver", {AFFINE, KEYS}),
+        ("ForgetsTheMomentum", {KEYS}),
         ("PullsByItsRate", {AFFINE}),
         ("CountsOneGradient", {AFFINE}),
         ("SumsPastTheAggregator", {THROUGH}),

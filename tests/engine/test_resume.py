@@ -245,7 +245,7 @@ def test_a_process_that_is_stopped_can_be_resumed(
     if code == 130:
         assert f"interrupted: a checkpoint of round {done} is in {out}, --resume continues" in err
         assert "Traceback" not in err
-    rest = ["run.checkpoint_seconds=60", f"run.rounds={done + 20}"]
+    rest = ["run.checkpoint_seconds=60", "run.threads=2", f"run.rounds={done + 20}"]
     settings = [word for setting in rest for word in ("--set", setting)]
     assert call(monkeypatch, "run", str(file), *settings, "--out", str(out), "--resume") == 0
     assert f"resumed at round {done}" in capsys.readouterr().out

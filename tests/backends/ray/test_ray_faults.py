@@ -197,6 +197,19 @@ def test_or_left_out_of_the_cohort(quadratic: Make, tmp_path: Path, caplog: pyte
     assert float(run.params.abs().max()) < 100
 
 
+def test_where_all_are_poisoned_the_run_says_where_their_errors_are(quadratic: Make, tmp_path: Path) -> None:
+    """Nobody took part, but not for its participation."""
+    problem = poisoned(quadratic)
+    problem.b[:] = 1e6
+    np.savez(problem.file, A=problem.A, b=problem.b, x0=problem.x0)
+    run = fedsim.run(scenario(problem, "ray_parts:Picky", client_errors="drop"), tmp_path)
+    first, second = run.warnings
+    assert first.endswith(
+        f"in any of the {ROUNDS} rounds: look first at why clients' local work raised, in failures.jsonl"
+    )
+    assert second.startswith("the local work of 6 clients raised")
+
+
 def test_a_poisoned_node_does_not_compute(quadratic: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sections = scenario(poisoned(quadratic), "ray_parts:PickyNode", client_errors="drop")
     sections["topology"] = {"graph": "ring"}
