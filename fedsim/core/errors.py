@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from fedsim.core.elsewhere import called_here, underscored
+
 
 class FedsimError(Exception):
     """Base class of every error this package raises on purpose."""
@@ -78,24 +80,14 @@ def reason(error: BaseException, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-_ELSEWHERE = {
-    **dict.fromkeys(("learning_rate", "step_size", "eta"), ("lr",)),
-    **dict.fromkeys(("epochs", "num_epochs", "local_ep"), ("local_epochs",)),
-    **dict.fromkeys(("batch", "batchsize", "bs"), ("batch_size",)),
-    **dict.fromkeys(("num_clients", "n_clients", "num_users", "num_nodes"), ("clients", "nodes")),
-    **dict.fromkeys(("num_rounds", "comm_rounds", "global_rounds", "n_rounds"), ("rounds",)),
-    **dict.fromkeys(("fraction_fit", "frac", "client_fraction"), ("fraction",)),
-    **dict.fromkeys(("strategy", "method"), ("algorithm",)),
-    **dict.fromkeys(("r", "lora_r"), ("rank",)),
-}
-"""Words of other projects, which no spelling leads to ours, and what they are called here."""
-
-
 def nearest(name: object, allowed: Sequence[str]) -> str:
-    """`` (did you mean 'x'?)`` for the nearest allowed name, or nothing."""
-    close = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.6)
-    meant = [word for word in _ELSEWHERE.get(str(name), ()) if word in allowed] or close
-    return f" (did you mean '{meant[0]}'?)" if meant else ""
+    """`` (did you mean 'x'?)`` for the nearest allowed name, how a scenario says what the field calls so, or ""."""
+    known = called_here(str(name), allowed)
+    if known is not None:
+        return known
+    spelled = {underscored(word): word for word in reversed(allowed)}
+    close = difflib.get_close_matches(underscored(str(name)), spelled, n=1, cutoff=0.6)
+    return f" (did you mean '{spelled[close[0]]}'?)" if close else ""
 
 
 def unknown(what: str, name: object, allowed: Sequence[str]) -> str:

@@ -135,10 +135,9 @@ def _inputs(x: Array) -> Array:
 
 def _no_array(name: str, headers: dict[str, Header], file: Path, wanted: Sequence[str] = ()) -> str:
     names = list(headers)
-    alike = next((f" (did you mean '{n}'?)" for n in names if n.lower() == name.lower()), nearest(name, names))
     found = ", ".join(f"{n} {list(shape)}" for n, (shape, _) in headers.items()) or "none"
     allowed = ", ".join(wanted) if wanted else "x_train, y_train, x_test, y_test, or x, y"
-    return f"no array {name}{alike} in {file}; found: {found}; allowed: {allowed}"
+    return f"no array {name}{nearest(name, names)} in {file}; found: {found}; allowed: {allowed}"
 
 
 def _npy_header(stream: IO[bytes]) -> Header:

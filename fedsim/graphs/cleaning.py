@@ -210,7 +210,7 @@ def _check_named(edges: list[Edge], how: Cleaning) -> None:
         if source is None or source.attribute is None or any(source.attribute in data for _, _, data, _ in edges):
             continue
         there = sorted({str(name) for _, _, data, _ in edges for name in data})
-        near = nearest(source.attribute, there) or nearest(source.attribute.lower(), [n.lower() for n in there])
+        near = nearest(source.attribute, there)
         message = f"no edge has the attribute '{source.attribute}'{near}; found: {', '.join(there) or 'none'}"
         raise InputError(message, key=f"{key}.attribute")
 
