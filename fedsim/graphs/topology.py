@@ -91,7 +91,7 @@ def topology_of(
     kind = kind.located(base)
     graphs = (_weighing(kind) if of_file(weights) else kind).build(n, seed)
     presence = kind.presence(graphs)
-    _check_connected(graphs, isinstance(kind, GraphFile))
+    _check_connected(graphs, kind)
     default = ("push" if columns else "uniform") if graphs[0].is_directed() else "metropolis"
     name = Path(kind.path).stem if isinstance(kind, GraphFile) else name
     mixing = kind.mixing(graphs[0].number_of_nodes())
@@ -205,7 +205,7 @@ def _names(kind: Graph, graphs: list[nx.Graph[Any]]) -> tuple[str, ...] | None:
     return None if found == tuple(map(str, range(len(found)))) else found
 
 
-def _check_connected(graphs: list[nx.Graph[Any]], from_file: bool) -> None:
+def _check_connected(graphs: list[nx.Graph[Any]], kind: Graph) -> None:
     n, directed = graphs[0].number_of_nodes(), graphs[0].is_directed()
     ends = np.concatenate([np.array(list(g.edges()), dtype=np.int64).reshape(-1, 2) for g in graphs])
     count, member = components(n, ends, directed)
@@ -218,9 +218,11 @@ def _check_connected(graphs: list[nx.Graph[Any]], from_file: bool) -> None:
     shown = [", ".join(names[i] for i in c[:5]) + (f", ... ({len(c)} nodes)" if len(c) > 5 else "") for c in parts[:5]]
     more = f" and {len(parts) - 5} more" if len(parts) > 5 else ""
     what = "the graph" if len(graphs) == 1 else "the union of the sequence"
+    files = [one.path for one in getattr(kind, "kinds", (kind,)) if isinstance(one, GraphFile)]
+    what += f" of {', '.join(dict.fromkeys(files))}" if files else ""
     strongly = "strongly " if directed else ""
     message = f"{what} is not {strongly}connected; its {count} components: {'; '.join(f'{{{s}}}' for s in shown)}{more}"
-    if from_file:
+    if isinstance(kind, GraphFile):
         ways = ["directed: false lets its edges work both ways"] if directed else []
         message += f"; {', '.join([*ways, 'component: largest keeps the largest'])}"
     raise InputError(message, key="graph")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -131,6 +132,17 @@ def test_sequence_needs_only_a_connected_union(tmp_path: Path) -> None:
     assert topology.at(5) == 1
     with pytest.raises(InputError, match=r"not connected; its 2 components: \{0, 1\}; \{2, 3\}"):
         build({"graph": "file", "path": "a.edges"}, 4, base=tmp_path)
+
+
+def test_a_graph_that_is_not_connected_is_named_by_its_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.edges").write_text("4\n0 1\n2 3\n")
+    files: list[dict[str, Any]] = [{"graph": "file", "path": f"{name}.edges"} for name in "ab"]
+    a, b = (re.escape(str(tmp_path / f"{name}.edges")) for name in "ab")
+    with pytest.raises(InputError, match=f"graph: the graph of {a} is not connected; .*; component: largest keeps"):
+        build(files[0], 4, base=tmp_path)
+    with pytest.raises(InputError, match=f"graph: the union of the sequence of {a}, {b} is not connected"):
+        build({"graph": "sequence", "graphs": files}, 4, base=tmp_path)
 
 
 def test_equal_random_entries_of_a_sequence_differ() -> None:
