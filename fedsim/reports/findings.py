@@ -10,15 +10,15 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from fedsim.core.metrics import TABLE, Metric
 from fedsim.reports.groups import Group, mean_std
 from fedsim.reports.numbers import number, spread
+from fedsim.reports.pace import Pace, pace_of, when
 
 _LEVELS = (*(k / 20 for k in range(1, 20)), 0.98, 0.99)
 """Shares whose first round is compared."""
 _MOST_NAMED = 4
+_SPREAD = "mean \N{PLUS-MINUS SIGN} standard deviation"
 _ONE_SEED = "one seed each, so that this may be chance"
 
 
@@ -60,7 +60,7 @@ def findings(groups: Sequence[Group], shown: Sequence[Metric]) -> str:
     finished = [group for group in groups if all(run.finished for run in group.counted)]
     sound = [_Measured(g, [run.final(chosen.name) for run in g.counted]) for g in finished]
     compared = [one for one in sound if all(map(math.isfinite, one.values))]
-    said = [*_first(compared, chosen), *_best(compared, chosen)]
+    said = [*_first(compared, chosen), *_best(compared, chosen), *_ended(compared)]
     left = (
         [f"{len(groups) - len(finished)} of {len(groups)} groups are unfinished"] if len(finished) < len(groups) else []
     )
@@ -115,6 +115,25 @@ def _ends(values: Sequence[float], of: Metric) -> str:
 # --- who was first ----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Arrived:
+    """When the seeds of a group reached a level: in rounds, and in the seconds of their clock."""
+
+    rounds: _Measured
+    seconds: _Measured
+
+    @property
+    def label(self) -> str:
+        return self.rounds.group.label
+
+    def on(self, pace: Pace) -> _Measured:
+        return self.seconds if pace.column == "time" else self.rounds
+
+    def said(self, pace: Pace) -> str:
+        rounds = f"round {_counted(self.rounds)}"
+        return f"{_counted(self.seconds, 2)} virtual seconds ({rounds})" if pace.column == "time" else rounds
+
+
 def _first(compared: Sequence[_Measured], of: Metric) -> Iterator[str]:
     """Who reached a share first; nothing for other metrics, or where no two groups reached one."""
     if of.unit != "share" or not of.larger_is_better:
@@ -123,45 +142,47 @@ def _first(compared: Sequence[_Measured], of: Metric) -> Iterator[str]:
     if found is None:
         return
     level, reached = found
-    order = sorted(reached, key=lambda one: one.mean)
+    pace = pace_of([one.group for one in compared])
+    order = sorted(reached, key=lambda one: one.on(pace).mean) if pace.column else reached
     first, others = order[0], order[1:]
-    tied = [one for one in others if one.overlaps(first)]
+    tied = [one for one in others if one.on(pace).overlaps(first.on(pace))] if pace.column else others
     later = [one for one in others if one not in tied]
-    missing = [one.group.label for one in compared if one.group not in [r.group for r in reached]]
+    there = [one.rounds.group for one in reached]
+    missing = [one.group.label for one in compared if one.group not in there]
     words = f"{level:g} {of.words}"
-    if tied:
-        named = _listed([f"{one.group.label} by round {_rounds(one)}" for one in (first, *tied)])
-        text = f"No group was clearly the first to reach {words}: {named}{_seeds((first, *tied), 'overlap')}"
+    by = {one.label: f"{one.label} by {one.said(pace)}" for one in order}
+    named = _listed([by[one.label] for one in (first, *tied)])
+    measured = [one.on(pace) for one in order]
+    if not pace.column:
+        text = f"{words} was reached by these: {named}{_seeds(measured, _SPREAD)}"
+    elif tied:
+        text = f"No group was clearly the first to reach {words}: {named}{_seeds(measured[: 1 + len(tied)], 'overlap')}"
     else:
-        text = f"{first.group.label} reached {words} first, by round {_rounds(first)}"
+        text = f"{first.label} reached {words} first, by {first.said(pace)}"
     if later:
-        text += f"; {_listed([f'{one.group.label} by round {_rounds(one)}' for one in later])}"
-    text += "" if tied else _seeds((first, *later), "mean \N{PLUS-MINUS SIGN} standard deviation")
-    yield text + (f"; not reached by {_listed(missing)}." if missing else ".")
+        text += f"; {_listed([by[one.label] for one in later])}"
+    text += "" if tied else _seeds(measured, _SPREAD)
+    yield text + (f"; not reached by {_listed(missing)}." if missing else ".") + pace.said
 
 
-def _level(groups: Sequence[Group], of: Metric) -> tuple[float, list[_Measured]] | None:
-    """The highest level that two groups reached with every seed and none began with; when they did, in rounds."""
+def _level(groups: Sequence[Group], of: Metric) -> tuple[float, list[_Arrived]] | None:
+    """The highest level that two groups reached with every seed and none began with, and when they did."""
     begun = [run.series("round", of.name)[1][:1] for group in groups for run in group.counted]
     highest = max((float(values[0]) for values in begun if len(values)), default=math.nan)
     for level in reversed(_LEVELS):
         reached = []
         for group in groups:
-            rounds = [_reached(*run.series("round", of.name), level) for run in group.counted]
+            rounds, seconds = zip(*(when(run, of.name, level) for run in group.counted), strict=True)
             if all(map(math.isfinite, rounds)):
-                reached.append(_Measured(group, rounds))
+                reached.append(_Arrived(_Measured(group, rounds), _Measured(group, seconds)))
         if len(reached) >= 2:
             return (level, reached) if level > highest else None
     return None
 
 
-def _reached(rounds: np.ndarray, values: np.ndarray, level: float) -> float:
-    there = np.flatnonzero(values >= level)
-    return float(rounds[there[0]]) if len(there) else math.nan
-
-
-def _rounds(one: _Measured) -> str:
-    mean = f"{one.mean:,.0f}" if one.mean.is_integer() else f"{one.mean:,.1f}"
+def _counted(one: _Measured, places: int = 1) -> str:
+    """Mean and standard deviation; whole numbers as such, others with so many places."""
+    mean = f"{one.mean:,.0f}" if one.mean.is_integer() else f"{one.mean:,.{places}f}"
     return mean if math.isnan(one.std) or one.std == 0 else f"{mean} \N{PLUS-MINUS SIGN} {one.std:.2g}"
 
 
@@ -182,6 +203,15 @@ def _best(compared: Sequence[_Measured], of: Metric) -> Iterator[str]:
     else:
         text = f"At the end {first.group.label} has the {best}, {spread(first.mean, first.std, of)}"
         yield f"{text}; next is {_value(others[0], of)}{_seeds((first, others[0]), '')}."
+
+
+def _ended(compared: Sequence[_Measured]) -> Iterator[str]:
+    """How long the groups went on, where virtual time is compared and one had clearly more of it than another."""
+    if len(compared) < 2 or pace_of([one.group for one in compared]).column != "time":
+        return
+    ends = [mean_std([run.final("time") for run in one.group.counted])[0] for one in compared]
+    if min(ends) < 0.95 * max(ends):
+        yield f"They ended after {number(min(ends))} to {number(max(ends))} virtual seconds."
 
 
 def _value(one: _Measured, of: Metric) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,56 @@ def test_what_cannot_be_compared(groups: list[Group], said: str) -> None:
     assert text.endswith(said)
     assert "first" not in text
     assert "highest" not in text
+
+
+def clocked(label: str, seconds: float | None, values: Sequence[float], **participation: Any) -> Group:
+    """A group whose rounds take so many virtual seconds each (None: nobody recorded any)."""
+    rows = [{"round": 5 * k, "test_accuracy": v} for k, v in enumerate(values)]
+    rows = rows if seconds is None else [{**row, "time": seconds * row["round"]} for row in rows]
+    scenario = {"participation": participation, "run": {"rounds": 15}}
+    return Group(label, [Record(Path(label), scenario, "", rows, True)])
+
+
+@pytest.mark.parametrize(
+    ("slow", "quick", "key"),
+    [
+        ({"mode": "fixed_interval", "window": 0.5}, {"mode": "asynchronous"}, "participation.mode"),
+        ({}, {"mode": "asynchronous"}, "participation.mode"),  # nothing said: synchronous
+        ({"mode": "fixed_interval", "window": 0.5}, {"mode": "fixed_interval", "window": 0.1}, "participation.window"),
+        ({"mode": "fedbuff", "buffer": 10}, {"mode": "fedbuff", "buffer": 2}, "participation.buffer"),
+    ],
+)
+def test_rounds_of_different_kinds_are_compared_by_virtual_time(
+    slow: dict[str, Any], quick: dict[str, Any], key: str
+) -> None:
+    text = findings([clocked("a", 0.5, FAST, **slow), clocked("b", 0.1, SLOW, **quick)], SHOWN)
+    assert text.startswith(
+        "b reached 0.9 test accuracy first, by 1.50 virtual seconds (round 15); a by 5 virtual seconds (round 10) (one"
+    )
+    assert f". Virtual time is compared here, since their rounds are of different kinds ({key}). At the end a " in text
+    assert text.endswith(" They ended after 1.5 to 7.5 virtual seconds.")
+
+
+def test_rounds_of_one_kind_are_compared_as_rounds() -> None:
+    text = findings([clocked("a", 0.5, FAST, mode="asynchronous"), clocked("b", 0.1, SLOW, mode="asynchronous")], SHOWN)
+    assert text.startswith("a reached 0.9 test accuracy first, by round 10; b by round 15 (")
+    assert "virtual" not in text
+
+
+@pytest.mark.parametrize("other", [{"seconds": None}, {"seconds": 1.0, "mode": "gossip"}])
+def test_without_a_clock_nobody_is_first_in_rounds_of_different_kinds(other: dict[str, Any]) -> None:
+    """A gossip round is a second where nothing says how long it takes, which is no clock."""
+    text = findings([clocked("a", 0.5, FAST, mode="asynchronous"), clocked("b", values=SLOW, **other)], SHOWN)
+    assert text.startswith("0.9 test accuracy was reached by these: a by round 10 and b by round 15 (one seed each")
+    assert "Which was first is not said: their rounds are of different kinds (participation.mode), and not all" in text
+    assert " first, " not in text
+
+
+def test_real_and_virtual_seconds_are_not_compared(tmp_path: Path) -> None:
+    a, b = clocked("a", 0.5, FAST, mode="asynchronous"), clocked("b", 0.1, SLOW)
+    (tmp_path / "deployment.json").write_text("{}")
+    deployed = Group("b", [replace(b.runs[0], dir=tmp_path)])
+    assert "and the seconds of deployments are those of real machines" in findings([a, deployed], SHOWN)
 
 
 def test_smaller_losses_are_better() -> None:
