@@ -21,7 +21,7 @@ _ROWS = {  # key of privacy.json: how it is called
     "unit": "protects one",
     "adjacency": "adjacency",
     "trust": "trust",
-    "against": "",
+    "against": "epsilon holds",
     "sampling": "sampling",
 }
 
