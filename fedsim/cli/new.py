@@ -153,13 +153,13 @@ def _data(source: str, target: str | None, place: Path, ask: _Asks) -> tuple[Val
     """The section ``data`` without its clients, the columns that are left out of its features, and how many texts those
     of words have."""
     if not _is_file(source):
-        if target is not None:
-            raise InputError(f"--target: found with the data set '{source}'; allowed: with a CSV or parquet file")
         try:
             lookup("dataset", source)
         except InputError:
             message = unknown("data set", source, names("dataset"))
             raise InputError(f"--data: {message}, or a file that ends in {', '.join(_READERS)}") from None
+        if target is not None:
+            raise InputError(f"--target: found with the data set '{source}'; allowed: with a CSV or parquet file")
         return {"dataset": source}, [], {}
     file = Path(source)
     reader = _READERS.get(file.suffix)
