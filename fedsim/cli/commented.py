@@ -35,6 +35,7 @@ def _section(path: str, values: Mapping[str, Any], indent: str = "") -> Iterator
     row = next((r for r in SECTIONS.values() if r.path == path), None)
     inner = {r.path.rpartition(".")[2]: r for r in SECTIONS.values() if r.path.startswith(f"{path}.")}
     known: list[Key] = []
+    said = ""
     yield f"{indent}{path.rpartition('.')[2]}:"
     indent += "  "
     if isinstance(row, PartSection) and row.key in values:
@@ -53,11 +54,12 @@ def _section(path: str, values: Mapping[str, Any], indent: str = "") -> Iterator
         if key in inner and isinstance(value, Mapping):
             yield from _section(f"{path}.{key}", value, indent)
             continue
-        yield from _remark(meanings.get(key, ""), indent)
+        if (meaning := meanings.get(key, "")) not in said:  # a sentence about the part need not come twice
+            yield from _remark(meaning, indent)
         yield f"{indent}{key}: {flow(value)}"
     for other in known:
         if other.name not in values and other.name not in inner and not other.required:
-            yield _cut(f"{indent}# {other.name}: {flow(other.default)}", other.says)
+            yield _cut(f"{indent}# {other.name}: {flow(other.default)}", "" if other.says in said else other.says)
 
 
 def _remark(text: str, indent: str) -> list[str]:

@@ -103,7 +103,9 @@ class OwnTable(Own):
 class Hub(OwnTable):
     """Any set of the hub (`hub`: owner/name) with images or numeric features.
 
-    `path`: a local folder of its parquet files instead.
+    `hub`: its name there, owner/name. `path`: a local folder of its parquet files instead. `subset`: which of its
+    configurations. `train_split`, `test_split`: what its splits are called.
+    `y_column`: the column to predict, or the list of its one-hot columns or of a regression's targets.
     `x_column`: the image column (default: the only one), or a list of feature columns (default: all but `y_column`).
     """
 
@@ -136,6 +138,8 @@ class Parquet(OwnTable):
     """Local parquet files with an `image` column or `features` (default: the image, else all but `target`).
 
     `path`: a folder with train*.parquet (and test*.parquet), or one file.
+    `target`: the column to predict, or the list of its one-hot columns or of a regression's targets.
+    `image`: the column of images. `features`: the columns it is predicted from.
     """
 
     path: str
@@ -159,6 +163,9 @@ class Parquet(OwnTable):
 class Csv(OwnTable):
     """A CSV file: the `target` column (or one-hot columns) and `features` (default: all other columns).
 
+    `path`: the file with the training rows.
+    `target`: the column to predict, or the list of its one-hot columns or of a regression's targets.
+    `features`: the columns it is predicted from (default: all others).
     `names`: the columns of a file without a header line. `separator`: one character, or ``whitespace``. `encoding`: the
     text's. `test_path`: a second file with the test rows.
     """

@@ -232,3 +232,27 @@ def test_what_was_given_is_never_replaced(call: Call, flags: list[str], said: st
     assert (code, out) == (2, "")
     assert said in err
     assert not Path("given.yaml").exists()
+
+
+def test_the_ending_of_a_file_comes_before_its_target(call: Call) -> None:
+    code, _, said = call("x.yaml", "--data", "table.xlsx", "--target", "y")
+    assert (code, "--target" in said) == (2, False)
+    assert "--data: unknown data set 'table.xlsx'" in said
+    assert ", or a file that ends in " in said
+    assert "--target: found with the data set 'digits'" in call("x.yaml", "--data", "digits", "--target", "y")[2]
+
+
+def test_no_comment_of_a_section_comes_twice(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b,c,y\n" + "".join(f"{i},{i % 7},{i % 3}x,{i % 2}\n" for i in range(40)))
+    assert call("x.yaml", "--data", "t.csv", "--target", "y")[0] == 0
+    text = Path("x.yaml").read_text(encoding="utf-8")
+    of_data = text[text.index("\ndata:") : text.index("\nmodel:")]
+    said = [line.rpartition("# ")[2].partition(" (")[0] for line in of_data.splitlines() if "# " in line]
+    assert len(said) > 15
+    assert sorted(set(said)) == sorted(said)
+    assert (
+        "  # the column to predict, or the list of its one-hot columns or of a regression's targets.\n  target: y"
+        in text
+    )
+    assert "# features: null  # the columns it is predicted from" in text
+    assert text.count("are the widths of its hidden layers") == 1
