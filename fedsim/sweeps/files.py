@@ -18,11 +18,18 @@ from fedsim.core.documents import Document, Source, change, override, read_yaml
 from fedsim.core.errors import InputError, Problem
 from fedsim.core.fields import make_part
 from fedsim.core.metrics import TABLE, merged
+from fedsim.core.modules import beside
 from fedsim.core.one_of import older_spellings
+from fedsim.data.division import column_of
+from fedsim.graphs.files import GraphFile
+from fedsim.graphs.generators import Fixed
+from fedsim.graphs.topology import topology_of
 from fedsim.scenario.load import note, noting, parse
 from fedsim.scenario.sections import NAME, Scenario
 from fedsim.sweeps.axes import Axis, Stop
 
+_MOST_NODES = 1000
+"""Nodes of graphs that are built before the first run to see whether they fit its clients."""
 _LONGEST = 90
 """Characters of a label: with the sweep's name before it, it is the run's name and fits a file name."""
 
@@ -111,6 +118,7 @@ def _read(path: str | Path | Document, settings: list[str] | None) -> Plan:
     base = override(_with(_base(document, sweep_file.scenario), document, "set", sweep_file.set), settings or [])
     found: list[Point] = []
     wrong: dict[Problem, list[str]] = {}
+    graphs = _Graphs()
     axes = sweep_file.random
     if sweep_file.samples > 1 and not axes:
         raise document.locate(InputError("found without random axes, whose samples they are", key="samples"))
@@ -130,6 +138,8 @@ def _read(path: str | Path | Document, settings: list[str] | None) -> Plan:
                 for problem in error.problems:
                     wrong.setdefault(problem, []).append(label)
                 continue
+            for problem in graphs.problems(scenario):
+                wrong.setdefault(problem, []).append(label)
             found.append(Point(label, {**({"case": case} if case else {}), **chosen}, scenario))
     for label in sorted(label for label, times in Counter(p.label for p in found).items() if times > 1):
         message = f"two runs are called '{label}': make the cases' or values' names differ"
@@ -138,6 +148,32 @@ def _read(path: str | Path | Document, settings: list[str] | None) -> Plan:
     if wrong:
         raise InputError(replace(p, message=p.message + _where(labels)) for p, labels in wrong.items())
     return Plan(sweep_file.name, found, _directed(document, sweep_file.stop, found))
+
+
+class _Graphs:
+    """The graphs of a sweep's runs, each built once, to see whether they fit their numbers of clients.
+
+    Left to the runs: where the data say how many clients there are, and large graphs.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[str, list[Problem]] = {}
+
+    def problems(self, scenario: Scenario) -> list[Problem]:
+        """What is wrong with the scenario's graph for its number of clients, where it is said."""
+        kind, n = scenario.topology, scenario.clients
+        if kind is None or n is None or n > _MOST_NODES or column_of(scenario.partition) is not None:
+            return []
+        seed = None if isinstance(kind, (Fixed, GraphFile)) else scenario.seed
+        key = repr((scenario.document.values.get("topology"), n, seed, scenario.base))
+        if key not in self.known:
+            self.known[key] = []
+            try:
+                with beside(scenario.base):
+                    topology_of(kind, scenario.mixing, n, scenario.seed, scenario.base, scenario.names["topology"])
+            except InputError as error:
+                self.known[key] = scenario.document.locate(error.under("topology")).problems
+        return self.known[key]
 
 
 def _directed(document: Document, stop: Stop | None, points: Sequence[Point]) -> Stop | None:

@@ -89,6 +89,21 @@ def test_a_rung_that_no_run_reaches_is_refused(tmp_path: Path) -> None:
     points(write(tmp_path, stop={"grace": 3}))
 
 
+def test_graphs_that_do_not_fit_the_clients_are_found_before_the_first_run(tmp_path: Path) -> None:
+    (tmp_path / "g.csv").write_text("a,b\nb,c\nc,d\n")
+    cases = {"cube": {"topology": {"graph": "hypercube"}}, "file": {"topology": {"graph": "file", "path": "g.csv"}},
+             "tree": {"topology": {"graph": "random_tree"}}}  # fmt: skip
+    grid = {"data.clients": [4, 6], "seed": [0, 1]}
+    with pytest.raises(InputError) as error:
+        points(write(tmp_path, cases=cases, grid=grid, set={"algorithm.name": "dgd"}))
+    cube, file = (str(problem) for problem in error.value.problems)
+    assert "w.yaml:" in cube
+    assert "needs a power of two; found 6 nodes" in cube
+    assert cube.endswith("(in 'cube_clients=6_seed=0', 'cube_clients=6_seed=1')")
+    assert "g.csv has 4 nodes, but there are 6 clients" in file
+    assert file.endswith("(in 'file_clients=6_seed=0', 'file_clients=6_seed=1')")
+
+
 def test_a_sweep_without_cases_or_grid(tmp_path: Path) -> None:
     assert points(write(tmp_path, cases={}))[1][0].label == "lr=0.1_seed=0"
     assert [p.label for p in points(write(tmp_path, grid={}))[1]] == ["plain", "proximal", "ring"]
