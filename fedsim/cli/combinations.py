@@ -17,6 +17,7 @@ from fedsim.core.registry import lookup, names
 from fedsim.deployment.noise import check_trust
 from fedsim.engine.assembly import assemble
 from fedsim.messages.graph_rules import GraphRule
+from fedsim.privacy.others import NO_OTHERS, OTHERS
 from fedsim.scenario.load import parse
 from fedsim.scenario.sections import Scenario
 
@@ -212,8 +213,8 @@ def _brief(names: Sequence[str], room: int, letters: dict[str, str]) -> str:
 
 
 def _words(problem: Problem, values: Values) -> str:
-    """The problem, said of whatever algorithm, mechanism or mode it was found with."""
-    text = re.sub(r"^found '[^']*'(: |, but )", "", problem.message)
+    """The problem, said of whatever algorithm, mechanism or mode it was found with; tables say what goes with those."""
+    text = re.sub(r"^found '[^']*'(: |, but )", "", problem.message).partition(NO_OTHERS)[0].partition(OTHERS)[0]
     for section, key, word in (("algorithm", "name", "it"), ("privacy", "mechanism", "the mechanism")):
         if section in values:
             text = re.sub(rf"'{re.escape(values[section][key])}'", word, text)

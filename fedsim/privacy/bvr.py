@@ -31,6 +31,7 @@ from fedsim.privacy.clipping import max_coefficient, sensitivity
 from fedsim.privacy.gaussian import counts
 from fedsim.privacy.ledger import Claim, PrivacyLedger
 from fedsim.privacy.noise import gaussian
+from fedsim.privacy.others import not_for
 
 _RELATION = "add-remove"
 
@@ -54,7 +55,7 @@ class GaussianBvr(Mechanism):
     def bind(self, setting: Setting) -> Bound:
         algorithm = setting.algorithm
         if not isinstance(algorithm, Diff2Bvr):
-            raise InputError("this mechanism is for algorithm diff2_bvr", "privacy.mechanism")
+            raise not_for(setting, "diff2_bvr")
         self._check(setting, algorithm)
         task = setting.task
         rates = np.minimum(algorithm.inner_batch / task.sizes, 1.0)

@@ -31,6 +31,7 @@ from fedsim.privacy.base import Bound, Mechanism
 from fedsim.privacy.clipping import max_coefficient, sensitivity
 from fedsim.privacy.ledger import Claim, PrivacyLedger
 from fedsim.privacy.noise import gaussian
+from fedsim.privacy.others import not_for
 
 _PAPER_SPLIT = 1.25  # u of the authors' code: 1 / u of the Renyi budget goes to the restarts
 _AGAINST = {
@@ -62,9 +63,7 @@ class Gaussian(Mechanism):
     def bind(self, setting: Setting) -> Bound:
         algorithm = setting.algorithm
         if type(algorithm) is not Diff2:
-            raise InputError(
-                "this mechanism is for algorithm diff2 (with restart_every: 1, DP-GD)", "privacy.mechanism"
-            )
+            raise not_for(setting, "diff2 (with restart_every: 1, DP-GD)")
         self._check(setting, algorithm)
         restarts, differences = counts(setting.rounds, algorithm.restart_every)
         z1, z2 = self.multipliers(setting.rounds, algorithm.restart_every)

@@ -51,7 +51,7 @@ class LocalDP(Mechanism):
         if not isinstance(setting.algorithm, ServerAlgorithm):
             message = "local_dp protects messages to a server; allowed on a graph: decor (correlation: 0 is local DP)"
             raise InputError(message, key="privacy.mechanism")
-        _check_messages(setting.algorithm, setting.task.dim)
+        check_messages(setting.algorithm, setting.task.dim)
         unit = {Release("message", 1.0): int(messages_per_client(setting).max())}
         z = self.noise_multiplier
         if z is None:
@@ -62,7 +62,7 @@ class LocalDP(Mechanism):
         return _BoundLocal(self, setting, ledger, z)
 
 
-def _check_messages(algorithm: ServerAlgorithm, d: int) -> None:
+def check_messages(algorithm: ServerAlgorithm, d: int) -> None:
     """Raise InputError unless messages are changes: zero when nothing was done, vectors of d numbers."""
     params = torch.linspace(-1.0, 1.0, max(3, d), dtype=torch.float64)  # of one or two a number looks like a vector
     client, one = algorithm.fresh_client(params.unsqueeze(0)), params.new_ones((1, 1))

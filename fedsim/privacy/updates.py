@@ -34,6 +34,11 @@ def check_server(setting: Setting, mechanism: str) -> None:
         raise InputError("the noise is made for a weighted mean, allowed: mean", key="aggregator.name")
     if not isinstance(setting.participation, Synchronous):
         raise InputError("the noise is made for one sum per round, allowed: synchronous", key="participation.mode")
+    check_sent(algorithm)
+
+
+def check_sent(algorithm: ServerAlgorithm) -> None:
+    """Raise InputError unless clients send ``delta`` alone, and all that is done with it is the weighted mean."""
     name = type(algorithm).__name__
     params = torch.linspace(-1.0, 1.0, 3, dtype=torch.float64)
     sent = _message(algorithm, params, params + 0.1)
