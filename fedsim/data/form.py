@@ -20,7 +20,8 @@ _SMALL = (torch.float16, torch.bfloat16)  # whose numbers float32 has all; NumPy
 
 
 def well_formed(data: object) -> Dataset | Quadratic:
-    """The data set with tensors as runs have them: no graph of gradients behind them, no laziness, no own class.
+    """The data set with tensors as runs have them: no graph of gradients behind them, no laziness, no own class,
+    numbers row after row.
 
     Numbers do not change. A quadratic problem is as it is.
 
@@ -79,7 +80,8 @@ def _plain(value: object, name: str) -> Tensor:
         raise _wrong(f"{name} is {what}", "a dense tensor of numbers")
     if value.is_complex() or (value.dtype == torch.bool and name.endswith("_x")):
         raise _wrong(f"{name} is {_type(value)}", "real numbers, or integers that are token ids")
-    plain = value.detach().cpu().resolve_conj().resolve_neg().as_subclass(Tensor)
+    # Rows one after the other: some processors multiply others to other last digits.
+    plain = value.detach().cpu().resolve_conj().resolve_neg().as_subclass(Tensor).contiguous()
     if plain.is_inference():
         plain = plain.clone()
     plain = plain.float() if plain.dtype in _SMALL else plain
