@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 
 from fedsim.algorithms.base import Algorithm
 from fedsim.algorithms.client import directions_of, standing
-from fedsim.contract.bench import CLIENTS, Bench, ExactOracle
+from fedsim.contract.bench import CLIENTS, Bench, ExactOracle, with_keys
 from fedsim.contract.tools import LawBrokenError, compare
-from fedsim.core.errors import InputError
 from fedsim.core.fields import keys_of
 
 _TOLERANCE = 1e-12
@@ -42,14 +40,9 @@ def _others(a: Algorithm) -> Iterator[tuple[Algorithm, str]]:
     allowed = keys_of(type(a))
     for some in _SETTINGS:
         keys = {key: value for key, value in some.items() if key in allowed and not getattr(a, key)}
-        if not keys:
-            continue
-        other = replace(a, **keys)  # type: ignore[arg-type]
-        try:
-            other.check(CLIENTS)
-        except InputError:
-            continue
-        yield other, " and ".join(f"{key} {value:g}" for key, value in keys.items())
+        other = with_keys(a, **keys) if keys else None
+        if other is not None:
+            yield other, " and ".join(f"{key} {value:g}" for key, value in keys.items())
 
 
 def _standing(bench: Bench) -> list[str]:

@@ -193,11 +193,18 @@ class ExactOracle(Oracle):
 
 def _accepts(algorithm: Algorithm, work: Work) -> bool:
     """Whether the algorithm can do this local work (gradient tracking, for one, takes one step per round)."""
+    return with_keys(algorithm, local_steps=work, local_epochs=None) is not None
+
+
+def with_keys(algorithm: Algorithm, **keys: Any) -> Algorithm | None:
+    """The algorithm with other keys; None where these do not go together."""
+    other = dataclasses.replace(algorithm, **keys)
     try:
-        dataclasses.replace(algorithm, local_steps=work, local_epochs=None).check(CLIENTS)
+        other.check_solver()
+        other.check(CLIENTS)
     except InputError:
-        return False
-    return True
+        return None
+    return other
 
 
 def _clone(tensors: State) -> State:
